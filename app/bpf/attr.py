@@ -1,0 +1,135 @@
+"""The part of union bpf_attr that each command takes: one struct a command.
+
+The kernel demands that every byte behind a command's last field is zero (CHECK_ATTR), so none of these is shared by
+commands that end elsewhere. Pointers are u64.
+"""
+
+import struct
+from ctypes import Structure, c_char, c_uint32, c_uint64
+from typing import Final
+
+from app.bpf.uapi import BPF_OBJ_NAME_LEN
+
+
+class MapCreate(Structure):
+    """MAP_CREATE."""
+
+    _fields_ = (
+        ("map_type", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("numa_node", c_uint32),
+        ("map_name", c_char * BPF_OBJ_NAME_LEN),
+        ("map_ifindex", c_uint32),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+    )
+
+
+class MapElem(Structure):
+    """MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM."""
+
+    _fields_ = (("map_fd", c_uint32), ("key", c_uint64), ("value", c_uint64), ("flags", c_uint64))
+
+
+class MapKey(Structure):
+    """MAP_DELETE_ELEM: value and flags must be zero, so they are not there."""
+
+    _fields_ = (("map_fd", c_uint32), ("key", c_uint64))
+
+
+class MapFd(Structure):
+    """MAP_FREEZE."""
+
+    _fields_ = (("map_fd", c_uint32),)
+
+
+class ProgLoad(Structure):
+    """PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", c_uint32),
+        ("insn_cnt", c_uint32),
+        ("insns", c_uint64),
+        ("license", c_uint64),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_uint64),
+        ("kern_version", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_name", c_char * BPF_OBJ_NAME_LEN),
+        ("prog_ifindex", c_uint32),
+        ("expected_attach_type", c_uint32),
+    )
+
+
+class TestRun(Structure):
+    """PROG_TEST_RUN, up to `duration`: what runs on a packet needs no more."""
+
+    _fields_ = (
+        ("prog_fd", c_uint32),
+        ("retval", c_uint32),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("data_in", c_uint64),
+        ("data_out", c_uint64),
+        ("repeat", c_uint32),
+        ("duration", c_uint32),
+    )
+
+
+class Obj(Structure):
+    """OBJ_PIN and OBJ_GET."""
+
+    _fields_ = (("pathname", c_uint64), ("bpf_fd", c_uint32), ("file_flags", c_uint32))
+
+
+class GetId(Structure):
+    """PROG_GET_FD_BY_ID and MAP_GET_FD_BY_ID."""
+
+    _fields_ = (("id", c_uint32), ("next_id", c_uint32), ("open_flags", c_uint32))
+
+
+class Info(Structure):
+    """OBJ_GET_INFO_BY_FD."""
+
+    _fields_ = (("bpf_fd", c_uint32), ("info_len", c_uint32), ("info", c_uint64))
+
+
+class BtfLoad(Structure):
+    """BTF_LOAD."""
+
+    _fields_ = (
+        ("btf", c_uint64),
+        ("btf_log_buf", c_uint64),
+        ("btf_size", c_uint32),
+        ("btf_log_size", c_uint32),
+        ("btf_log_level", c_uint32),
+    )
+
+
+# struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, name.
+MAP_INFO: Final = struct.Struct("=6I16s")
+MAP_INFO_SIZE: Final = 104
+
+# struct bpf_prog_info: type, id, tag, load_time, created_by_uid, nr_map_ids, map_ids, name, gpl_compatible.
+PROG_INFO: Final = struct.Struct("=2I8s24xQ2IQ16s4xI")
+PROG_INFO_RUN: Final = struct.Struct("=2Q")  # run_time_ns, run_cnt (Linux 5.1)
+PROG_INFO_RUN_OFFSET: Final = 192
+PROG_INFO_MAP_IDS: Final = struct.Struct("=IQ")  # nr_map_ids, map_ids
+PROG_INFO_MAP_IDS_OFFSET: Final = 52
+PROG_INFO_SIZE: Final = 232
+
+# BTF (Documentation/bpf/btf.rst) with the one type `__u32` as number 1: with it for key and value, the pin of a
+# program array can be read as a file.
+_BTF_STRINGS = b"\0__u32\0"
+_BTF_TYPES = struct.pack("=4I", 1, 1 << 24, 4, 32)  # name offset, BTF_KIND_INT, bytes, bits
+BTF_U32: Final = (
+    struct.pack("=HBBI4I", 0xEB9F, 1, 0, 24, 0, len(_BTF_TYPES), len(_BTF_TYPES), len(_BTF_STRINGS))
+    + _BTF_TYPES
+    + _BTF_STRINGS
+)

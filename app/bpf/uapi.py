@@ -1,0 +1,101 @@
+"""Numbers of bpf(2), as in the kernel's include/uapi/linux/bpf.h, and the names people know them by."""
+
+import errno
+from enum import IntEnum
+from typing import Final
+
+
+class Cmd(IntEnum):
+    """enum bpf_cmd: the commands that are used here."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
+    OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
+    MAP_FREEZE = 22
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type: the types that are made here."""
+
+    HASH = 1
+    ARRAY = 2
+    PROG_ARRAY = 3
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type: the types whose results have a meaning that is told here."""
+
+    SOCKET_FILTER = 1
+    KPROBE = 2
+    SCHED_CLS = 3
+    XDP = 6
+
+
+# enum bpf_map_type in order, in lower case, as bpftool prints them.
+MAP_TYPE_NAMES: Final = (
+    "unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash", "percpu_array", "stack_trace",
+    "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie", "array_of_maps", "hash_of_maps", "devmap", "sockmap",
+    "cpumap", "xskmap", "sockhash", "cgroup_storage", "reuseport_sockarray", "percpu_cgroup_storage", "queue",
+    "stack", "sk_storage", "devmap_hash", "struct_ops", "ringbuf", "inode_storage", "task_storage", "bloom_filter",
+    "user_ringbuf", "cgrp_storage", "arena", "insn_array",
+)  # fmt: skip
+
+# enum bpf_prog_type in order.
+PROG_TYPE_NAMES: Final = (
+    "unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp", "perf_event", "cgroup_skb",
+    "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops", "sk_skb", "cgroup_device", "sk_msg", "raw_tracepoint",
+    "cgroup_sock_addr", "lwt_seg6local", "lirc_mode2", "sk_reuseport", "flow_dissector", "cgroup_sysctl",
+    "raw_tracepoint_writable", "cgroup_sockopt", "tracing", "struct_ops", "ext", "lsm", "sk_lookup", "syscall",
+    "netfilter",
+)  # fmt: skip
+
+# enum xdp_action and the TC_ACT_* of linux/pkt_cls.h: what a program's return value means.
+RETURN_NAMES: Final[dict[int, dict[int, str]]] = {
+    ProgType.XDP: {0: "XDP_ABORTED", 1: "XDP_DROP", 2: "XDP_PASS", 3: "XDP_TX", 4: "XDP_REDIRECT"},
+    ProgType.SCHED_CLS: {
+        0: "TC_ACT_OK", 1: "TC_ACT_RECLASSIFY", 2: "TC_ACT_SHOT", 3: "TC_ACT_PIPE", 4: "TC_ACT_STOLEN",
+        5: "TC_ACT_QUEUED", 6: "TC_ACT_REPEAT", 7: "TC_ACT_REDIRECT", 8: "TC_ACT_TRAP", 0xFFFFFFFF: "TC_ACT_UNSPEC",
+    },
+}  # fmt: skip
+
+BPF_ANY: Final = 0
+BPF_F_RDONLY: Final = 1 << 3  # of OBJ_GET: the fd refuses UPDATE and DELETE with EPERM
+BPF_F_XDP_HAS_FRAGS: Final = 1 << 5  # of PROG_LOAD
+BPF_OBJ_NAME_LEN: Final = 16  # with the closing NUL
+
+BPF_PSEUDO_MAP_FD: Final = 1  # src_reg of a 16-byte load: imm is a map's fd
+BPF_PSEUDO_MAP_VALUE: Final = 2  # the same, and the result is the address of the map's first value
+BPF_FUNC_TAIL_CALL: Final = 12
+
+MAX_TAIL_CALL_CNT: Final = 33
+MIN_PACKET: Final = 14  # ETH_HLEN: BPF_PROG_TEST_RUN refuses less
+MAX_INDEX: Final = 0xFFFFFFFF  # keys are u32
+
+# Internal to the kernel (include/linux/errno.h), yet it leaks out: no name in Python's errno.
+ENOTSUPP: Final = 524
+
+
+def map_type_name(number: int) -> str:
+    """`prog_array` for 3; the number itself, as text, where it is not known."""
+    return MAP_TYPE_NAMES[number] if number < len(MAP_TYPE_NAMES) else str(number)
+
+
+def prog_type_name(number: int) -> str:
+    """`xdp` for 6; the number itself, as text, where it is not known."""
+    return PROG_TYPE_NAMES[number] if number < len(PROG_TYPE_NAMES) else str(number)
+
+
+def errno_name(number: int) -> str:
+    """`EINVAL` for 22, also for the kernel's own ENOTSUPP; the number as text where it has no name."""
+    if number == ENOTSUPP:
+        return "ENOTSUPP"
+    return errno.errorcode.get(number, str(number))
