@@ -1,0 +1,1 @@
+"""The jump table in domain words: program arrays, programs, and the names they are held under."""

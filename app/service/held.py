@@ -1,0 +1,127 @@
+"""Maps and programs as they are held: under a name, opened from a source."""
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from typing import Final, Generic, Self, TypeVar
+
+from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
+from app.service.program import Program
+from app.service.program_array import ProgramArray
+
+# Lookups at a stretch in the event loop: about 3 ms, then others have their turn.
+_LOOKUPS_AT_A_STRETCH: Final = 1024
+
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
+def checked_name(name: str) -> str:
+    """The name, which maps and programs may have. ValueError where not."""
+    if not re.fullmatch(NAME_PATTERN, name) or name.endswith("\n"):
+        message = "a name has 1 to 64 characters of A-Z a-z 0-9 _ . -"
+        raise ValueError(message)
+    if name in {".", ".."}:
+        message = "clients take . and .. out of a path before they send it, so they are no names"
+        raise ValueError(message)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Opened from a path in bpffs."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ById:
+    """Opened by the kernel's number."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Made by the service itself, and pinned nowhere."""
+
+
+Source = Pinned | ById | Made
+T = TypeVar("T", ProgramArray, Program)
+
+
+@dataclass(eq=False)
+class Held(Generic[T]):
+    """Something under a name. `object` is None while it is unavailable; `reason` then says why.
+
+    `lock` puts in line whoever writes or runs it, and whoever lets its fd go: no thread uses an fd that is closed.
+    """
+
+    name: str
+    source: Source
+    object: T | None = None
+    reason: str = "not opened yet"
+    released: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def take(self, object_: T) -> Self:
+        """Hold this object from now on, instead of the one before."""
+        if self.object is not None:
+            self.object.close()
+        self.object = object_
+        return self
+
+    def release(self) -> None:
+        """Let go for good."""
+        self.released = True
+        if self.object is not None:
+            self.object.close()
+
+
+@dataclass(eq=False)
+class HeldMap(Held[ProgramArray]):
+    """A program array under a name.
+
+    `create_entries`: max_entries of the array that is made where the pin does not exist. `created_here`: it was.
+    """
+
+    create_entries: int | None = None
+    created_here: bool = False
+
+    @property
+    def pins(self) -> list[str]:
+        """The paths by which the service knows it."""
+        return [self.source.path] if isinstance(self.source, Pinned) else []
+
+    def opened(self) -> ProgramArray:
+        """The array. Errors: MapUnknown once released, MapUnavailable."""
+        if self.released:
+            raise MapUnknown(self.name)
+        if self.object is None:
+            raise MapUnavailable(self.name, self.reason)
+        return self.object
+
+    async def read(self) -> list[tuple[int, int]]:
+        """(index, program id) of every entry that points to a program, by rising index.
+
+        Lets others have their turn in between, so a large table may be seen half before, half after a change.
+        """
+        found: list[tuple[int, int]] = []
+        for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
+            if start:
+                await asyncio.sleep(0)
+            found.extend(self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH))
+        return found
+
+
+@dataclass(eq=False)
+class HeldProgram(Held[Program]):
+    """A program under a name."""
+
+    def opened(self) -> Program:
+        """The program. Errors: ProgramUnknown once released, ProgramUnavailable."""
+        if self.released:
+            raise ProgramUnknown(self.name)
+        if self.object is None:
+            raise ProgramUnavailable(self.name, self.reason)
+        return self.object

@@ -1,0 +1,122 @@
+"""The program arrays that are held under names."""
+
+from collections.abc import Iterator, Sequence
+
+from app.bpf.kernel import Kernel
+from app.service.errors import LastReference, MapUnknown, NameTaken, ServiceError
+from app.service.held import HeldMap, Made, Pinned, Source
+from app.service.opening import open_array, open_or_make_array
+from app.service.pins import allowed_source
+from app.service.program_array import ProgramArray
+from app.service.programs import Uses
+
+
+class Maps:
+    """Held program arrays by name; one array has one name. Thread rule: one event loop."""
+
+    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        self._kernel = kernel
+        self._pin_dirs = pin_dirs
+        self._held: dict[str, HeldMap] = {}
+
+    def __iter__(self) -> Iterator[HeldMap]:
+        return iter(list(self._held.values()))
+
+    def get(self, name: str) -> HeldMap:
+        """The map held under `name`. Errors: MapUnknown."""
+        if name not in self._held:
+            raise MapUnknown(name)
+        return self._held[name]
+
+    def add(self, held: HeldMap) -> HeldMap:
+        """Hold it from now on; it may still be unavailable."""
+        self._held[held.name] = held
+        return held
+
+    def adopt(self, name: str, array: ProgramArray) -> HeldMap:
+        """Hold an array that the caller has made."""
+        return self.add(HeldMap(name, Made(), array, created_here=True))
+
+    def open(self, held: HeldMap, *, pin: bool = True) -> None:
+        """Open, or make, what is held; `pin=False`: what is made is not pinned. Errors: as `hold`."""
+        array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
+        for other in self._held.values():
+            if other.object is not None and other.object.id == array.id and other.name != held.name:
+                array.close()
+                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}")
+        held.take(array)
+        held.created_here = created
+
+    async def hold(
+        self, name: str, source: Source, create_entries: int | None = None, *, dry_run: bool = False
+    ) -> tuple[HeldMap, bool]:
+        """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
+
+        `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `dry_run`:
+        what comes back is held by nobody, and is to be released once it was looked at. Errors: NameTaken,
+        LastReference, NotAProgramArray, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
+        """
+        fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
+        held = self._held.get(name)
+        if held is None:
+            self.open(fresh, pin=not dry_run)
+            return (fresh if dry_run else self.add(fresh)), True
+        async with held.lock:
+            if held.released:
+                raise MapUnknown(name)
+            self._open_again(held, fresh, pin=not dry_run)
+            if dry_run or fresh.object is None:
+                return fresh, False
+            held.source, held.create_entries = fresh.source, fresh.create_entries
+            held.created_here = fresh.created_here
+            held.take(fresh.object)
+        return held, False
+
+    def _open_again(self, held: HeldMap, fresh: HeldMap, *, pin: bool) -> None:
+        """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
+        old = held.object
+        in_use = old is not None and next(old.entries(), None) is not None
+        if in_use and fresh.source != held.source:
+            raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
+        self.open(fresh, pin=pin)
+        if old is None or fresh.object is None:
+            return
+        if fresh.object.id == old.id:
+            fresh.created_here = held.created_here
+        elif in_use:
+            # Another array was pinned over the path of ours, which nothing but this service may hold by now.
+            fresh.release()
+            raise LastReference(held.name, old.id)
+
+    async def release(self, name: str, *, force: bool = False, dry_run: bool = False) -> None:
+        """Let a map go. Errors: MapUnknown; LastReference unless `force`, where that may empty it for good."""
+        held = self.get(name)
+        async with held.lock:
+            if held.object is not None and not force and not self._is_pinned(held, held.object):
+                raise LastReference(name, held.object.id)
+            if not dry_run and self._held.pop(name, None) is not None:
+                held.release()
+
+    def _is_pinned(self, held: HeldMap, array: ProgramArray) -> bool:
+        if not isinstance(held.source, Pinned):
+            return False
+        try:
+            with open_array(self._kernel, held.source) as found:
+                return found.id == array.id
+        except ServiceError:
+            return False
+
+    async def uses(self) -> Uses:
+        """Which entries of held maps point to which program."""
+        found: Uses = {}
+        for held in self:
+            if held.object is not None:
+                for index, program_id in await held.read():
+                    found.setdefault(program_id, []).append((held.name, index))
+        return found
+
+    def close(self) -> None:
+        """Let everything go."""
+        for held in self._held.values():
+            held.release()
+        self._held.clear()

@@ -1,0 +1,147 @@
+"""The programs that are held under names, and how a request refers to one."""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from app.bpf.kernel import Kernel
+from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError
+from app.service.held import ById, HeldProgram, Made, Pinned, Source
+from app.service.opening import open_program
+from app.service.pins import allowed_source
+from app.service.program import Program, ProgramSummary
+
+_SUMMARIES_KEPT: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """A reference to a program by the name it is held under."""
+
+    name: str
+
+
+ProgramRef = ByName | ById | Pinned
+
+# The (map, index) of every entry that points to a program, by the program's id.
+Uses = dict[int, list[tuple[str, int]]]
+
+
+class Programs:
+    """Held programs by name; one program may have several. Thread rule: one event loop."""
+
+    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        self._kernel = kernel
+        self._pin_dirs = pin_dirs
+        self._held: dict[str, HeldProgram] = {}
+        self._by_id: dict[int, HeldProgram] = {}
+        self._summaries: dict[int, ProgramSummary] = {}
+
+    def __iter__(self) -> Iterator[HeldProgram]:
+        return iter(list(self._held.values()))
+
+    def get(self, name: str) -> HeldProgram:
+        """The program held under `name`. Errors: ProgramUnknown."""
+        if name not in self._held:
+            raise ProgramUnknown(name)
+        return self._held[name]
+
+    def add(self, held: HeldProgram) -> HeldProgram:
+        """Hold it from now on; it may still be unavailable."""
+        self._held[held.name] = held
+        self._index()
+        return held
+
+    def adopt(self, name: str, program: Program) -> HeldProgram:
+        """Hold a program that the caller has loaded."""
+        return self.add(HeldProgram(name, Made(), program))
+
+    def open(self, held: HeldProgram) -> None:
+        """Open, or open again, what is held. Errors: as `hold`."""
+        held.take(open_program(self._kernel, held.source))
+        self._index()
+
+    async def hold(
+        self, name: str, source: Source, uses: Callable[[], Awaitable[Uses]], *, dry_run: bool = False
+    ) -> tuple[HeldProgram, bool]:
+        """Hold a program at a caller's wish; True: the name was not held before. A name that is held is opened again.
+
+        `uses` tells which entries point to what; `dry_run`: what comes back is held by nobody, and is to be released
+        once it was looked at. Errors: NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable,
+        KernelPermission, KernelError.
+        """
+        fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
+        held = self._held.get(name)
+        if held is None:
+            fresh.take(open_program(self._kernel, fresh.source))
+            return (fresh if dry_run else self.add(fresh)), True
+        async with held.lock:
+            if held.released:
+                raise ProgramUnknown(name)
+            if held.object is not None and fresh.source != held.source and (await uses()).get(held.object.id):
+                raise NameTaken(name, "the name has another program that entries point to; release it first")
+            fresh.take(open_program(self._kernel, fresh.source))
+            if dry_run or fresh.object is None:
+                return fresh, False
+            held.source = fresh.source
+            held.take(fresh.object)
+            self._index()
+        return held, False
+
+    async def release(self, name: str, *, dry_run: bool = False) -> None:
+        """Let a program go; entries that point to it keep it alive. Errors: ProgramUnknown."""
+        held = self.get(name)
+        async with held.lock:
+            if not dry_run and self._held.pop(name, None) is not None:
+                held.release()
+                self._index()
+
+    @contextmanager
+    def resolve(self, ref: ProgramRef) -> Iterator[Program]:
+        """The program that a request refers to, open for as long as the context lasts.
+
+        Errors: ProgramNotFound, ProgramUnavailable, NotAProgram, PinNotAllowed, PinUnusable, KernelPermission.
+        """
+        if isinstance(ref, ByName):
+            if ref.name not in self._held:
+                raise ProgramNotFound(ref.name)
+            yield self._held[ref.name].opened()
+        elif isinstance(ref, ById) and ref.id in self._by_id:
+            yield self._by_id[ref.id].opened()
+        else:
+            with open_program(self._kernel, allowed_source(ref, self._pin_dirs)) as program:
+                yield program
+
+    def describe(self, program_id: int) -> ProgramSummary:
+        """What an entry tells of the program it points to."""
+        held = self._by_id.get(program_id)
+        if held is not None:
+            return held.opened().summary(held.name)
+        if program_id not in self._summaries:
+            try:
+                with open_program(self._kernel, ById(program_id)) as program:
+                    self._summaries[program_id] = program.summary()
+            except ServiceError:
+                return ProgramSummary(program_id)
+            while len(self._summaries) > _SUMMARIES_KEPT:
+                del self._summaries[next(iter(self._summaries))]
+        return self._summaries[program_id]
+
+    def caller_of(self, map_id: int) -> HeldProgram | None:
+        """A held program that refers to this map."""
+        for held in self._held.values():
+            if held.object is not None and map_id in held.object.info().map_ids:
+                return held
+        return None
+
+    def close(self) -> None:
+        """Let everything go."""
+        for held in self._held.values():
+            held.release()
+        self._held.clear()
+        self._by_id.clear()
+
+    def _index(self) -> None:
+        # In reverse, so that of several names the one held first counts.
+        self._by_id = {held.object.id: held for held in reversed(self._held.values()) if held.object is not None}

@@ -1,0 +1,52 @@
+"""All that the service holds."""
+
+from collections.abc import Sequence
+
+from app.bpf.kernel import Kernel
+from app.service.errors import ServiceError
+from app.service.held import ById, HeldMap, HeldProgram
+from app.service.maps import Maps
+from app.service.program_array import ProgramArray
+from app.service.programs import ByName, ProgramRef, Programs
+
+
+class Registry:
+    """Held maps and programs on one kernel. Thread rule: one event loop."""
+
+    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str] = ()) -> None:
+        """`pin_dirs`: the folders below which a request may name pins."""
+        self.kernel = kernel
+        self.maps = Maps(kernel, pin_dirs)
+        self.programs = Programs(kernel, pin_dirs)
+
+    def unavailable(self) -> list[HeldMap | HeldProgram]:
+        """What is held, but could not be opened."""
+        return [held for held in (*self.maps, *self.programs) if held.object is None]
+
+    def open_unavailable(self) -> list[str]:
+        """Try to open what is not; the names of what now is. The rest gets the reason."""
+        opened = []
+        for held in self.unavailable():
+            try:
+                if isinstance(held, HeldMap):
+                    self.maps.open(held)
+                else:
+                    self.programs.open(held)
+            except ServiceError as error:
+                held.reason = str(error)
+            else:
+                opened.append(held.name)
+        return opened
+
+    def seed_for(self, array: ProgramArray) -> ProgramRef | None:
+        """A program that is known to fit `array`: one that calls into it, or one that it holds."""
+        caller = self.programs.caller_of(array.id)
+        if caller is not None:
+            return ByName(caller.name)
+        entry = None if array.state().owner_type is None else next(array.entries(), None)
+        return None if entry is None else ById(entry[1])
+
+    def close(self) -> None:
+        """Let everything go."""
+        self.maps.close()
+        self.programs.close()
