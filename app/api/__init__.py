@@ -1,0 +1,1 @@
+"""HTTP. Knows FastAPI and pydantic, and no errno and no fd."""

@@ -1,0 +1,98 @@
+"""The service itself: health, version, what a problem means, and the documentation."""
+
+import importlib.resources
+import platform
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from app import __version__
+from app.api import models
+from app.api.documented import answers, problems
+from app.api.envelope import REQUEST_ID
+from app.api.problems import PROBLEMS, Refused, problem
+from app.api.state import registry_of
+from app.api.strict_route import StrictRoute
+from app.service.held import HeldMap
+
+router = APIRouter(route_class=StrictRoute, tags=["service"])
+
+# Swagger UI's files, as that package carries them: no page here needs the internet.
+assets = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static"))
+
+
+@router.get(
+    "/healthz",
+    operation_id="get_health",
+    summary="Tell whether the process answers",
+    response_model=models.Health,
+    responses=answers(models.Health, "It does.") | problems(),
+)
+async def get_health() -> Response:
+    """For a liveness probe. Tells nothing of maps and programs."""
+    return models.Json(models.Health())
+
+
+@router.get(
+    "/readyz",
+    operation_id="get_readiness",
+    summary="Tell whether all that is configured could be opened",
+    response_model=models.Readiness,
+    responses=answers(models.Readiness, "It could.") | problems("map-unavailable", "program-unavailable"),
+)
+async def get_readiness(request: Request) -> Response:
+    """503 with `reasons` while a configured map or program could not be opened, and while the service stops."""
+    if getattr(request.app.state, "draining", False):
+        reasons = ["the service is stopping"]
+        return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
+    unavailable = registry_of(request).unavailable()
+    reasons = [
+        f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
+    ]
+    if unavailable:
+        code = "map-unavailable" if isinstance(unavailable[0], HeldMap) else "program-unavailable"
+        return problem(code, "; ".join(reasons), request.scope[REQUEST_ID], facts={"reasons": reasons})
+    return models.Json(models.Readiness(reasons=[]))
+
+
+@router.get(
+    "/version",
+    operation_id="get_version",
+    summary="Tell what runs",
+    response_model=models.Version,
+    responses=answers(models.Version, "The versions.") | problems(),
+)
+async def get_version(request: Request) -> Response:
+    """The service's version, and the kernel that it works on."""
+    kernel = registry_of(request).kernel.name
+    return models.Json(models.Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+
+
+@router.get(
+    "/problems/{code}",
+    operation_id="explain_problem",
+    summary="Tell what a problem's code means",
+    response_model=models.Explanation,
+    responses=answers(models.Explanation, "What it means, and what to do.") | problems("not-found"),
+)
+async def explain_problem(code: str) -> Response:
+    """The page that the `type` of a problem leads to."""
+    if code not in PROBLEMS:
+        raise Refused("not-found", f"there is no problem {code[:64]!r}")
+    kind = PROBLEMS[code]
+    return models.Json(models.Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+
+
+@router.get("/docs", include_in_schema=False)
+async def get_docs() -> Response:
+    """Swagger UI."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="jumptable",
+        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="/docs/assets/swagger-ui.css",
+        swagger_favicon_url="/docs/assets/favicon.png",
+    )

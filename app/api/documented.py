@@ -1,0 +1,67 @@
+"""What the OpenAPI document tells of each route beyond what FastAPI finds out by itself."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.problems import MEDIA_TYPE, PROBLEMS
+
+Responses = dict[int | str, dict[str, Any]]
+
+ETAG: dict[str, Any] = {"ETag": {"description": "Changes with what the kernel holds.", "schema": {"type": "string"}}}
+DRY_RUN: dict[str, Any] = {"Dry-Run": {"description": "`true` after a dry run.", "schema": {"type": "string"}}}
+
+# What every route can answer, and what every route with a body can.
+_ALWAYS = ("validation", "internal", "draining")
+BODY = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
+KERNEL = ("kernel-permission", "kernel-error")
+
+
+class Problem(BaseModel):
+    """RFC 9457, with the facts of its code beside the standard members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["/problems/entry-empty"])
+    title: str = Field(examples=["The entry is empty"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["entry 3 is empty"])
+    code: str = Field(examples=["entry-empty"])
+    request_id: str = Field(examples=["9f1c2d3e4b5a69788796a5b4c3d2e1f0"])
+
+
+def problems(*codes: str) -> Responses:
+    """The `responses` of a route for these codes, by status, each with an example."""
+    responses: Responses = {}
+    for code in dict.fromkeys((*codes, *_ALWAYS)):
+        kind = PROBLEMS[code]
+        response = responses.setdefault(
+            kind.status,
+            {
+                "description": "",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        response["description"] += f"{'; ' if response['description'] else ''}{code}: {kind.title}"
+        response["content"][MEDIA_TYPE]["examples"][code] = {
+            "summary": kind.title,
+            "value": {
+                "type": f"/problems/{code}",
+                "title": kind.title,
+                "status": kind.status,
+                "detail": kind.remedy,
+                "code": code,
+                "request_id": "9f1c2d3e4b5a69788796a5b4c3d2e1f0",
+            },
+        }
+    return responses
+
+
+def no_content(description: str) -> Responses:
+    """The `responses` of a route for a success that answers nothing."""
+    return {204: {"description": description, "headers": DRY_RUN}}
+
+
+def answers(model: Any, description: str, status: int = 200, **headers: Any) -> Responses:
+    """The `responses` of a route for a success."""
+    return {status: {"model": model, "description": description, "headers": headers.get("headers", {})}}

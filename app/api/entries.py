@@ -1,0 +1,191 @@
+"""The entries of a map: /maps/{name}/entries."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import documented, models
+from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, entry_etag, table_etag
+from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.problems import Refused
+from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.strict_route import StrictRoute
+from app.bpf.uapi import MAX_INDEX
+from app.service.entries import Precondition, clear_entry, set_entry
+from app.service.errors import EntryEmpty
+from app.service.held import HeldMap
+from app.service.program import ProgramSummary
+from app.service.registry import Registry
+
+router = APIRouter(route_class=StrictRoute, tags=["entries"])
+
+_ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
+_HEADERS = documented.ETAG | documented.DRY_RUN
+_CHANGE = (*_ENTRY, "malformed-header", "map-frozen", "precondition-failed")
+_REFERENCE = (
+    "program-not-found",
+    "program-incompatible",
+    "program-busy",
+    "program-unavailable",
+    "not-a-program",
+    "unsupported-flags",
+    "pin-unusable",
+    "pin-not-allowed",
+)
+
+
+def _entry(registry: Registry, held: HeldMap, index: int, summary: ProgramSummary) -> models.Entry:
+    return models.Entry(
+        map=held.name,
+        index=index,
+        etag=entry_etag(registry.kernel.boot_id, held.opened().id, index, summary.id),
+        program=models.EntryProgram.of(summary),
+    )
+
+
+def _precondition(request: Request, registry: Registry, held: HeldMap, index: int) -> Precondition:
+    """Raises precondition-failed, with the current entry, where the headers forbid the change."""
+    conditions = Conditions.of(request)
+
+    def check(program_id: int | None) -> None:
+        current = None if program_id is None else _entry(registry, held, index, registry.programs.describe(program_id))
+        header = conditions.failed(None if current is None else current.etag)
+        if header is not None:
+            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
+            facts = {"current": None if current is None else current.model_dump(mode="json")}
+            raise Refused("precondition-failed", detail, facts=facts)
+
+    return check
+
+
+@router.get(
+    "/maps/{name}/entries",
+    operation_id="list_entries",
+    summary="List the populated entries",
+    response_model=models.Entries,
+    responses=answers(models.Entries, "The entries that point to a program.", headers=documented.ETAG)
+    | {304: {"description": "Unchanged since If-None-Match."}}
+    | problems("map-unknown", "map-unavailable", "malformed-header", *KERNEL),
+    openapi_extra=READ_PARAMETERS,
+)
+async def list_entries(
+    request: Request,
+    name: models.MapName,
+    start: Annotated[int, Query(ge=0, le=MAX_INDEX, description="The lowest index of the page.")] = 0,
+    limit: Annotated[int | None, Query(ge=1, description="The most entries a page has; all, if left out.")] = None,
+) -> Response:
+    """All entries that point to a program, by rising index; empty ones are left out.
+
+    Each entry is asked of the kernel by itself: in a table that changes meanwhile, some may be from before.
+    """
+    registry = registry_of(request)
+    held = registry.maps.get(name)
+    conditions = Conditions.of(request)
+    found = await held.read()
+    array = held.opened()
+    etag = table_etag(registry.kernel.boot_id, array.id, found)
+    if conditions.not_modified(etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    wanted = [(index, program_id) for index, program_id in found if index >= start]
+    page = wanted if limit is None else wanted[:limit]
+    entries = models.Entries(
+        map=name,
+        max_entries=array.max_entries,
+        etag=etag,
+        entries=[_entry(registry, held, index, registry.programs.describe(program_id)) for index, program_id in page],
+        next=wanted[len(page)][0] if len(page) < len(wanted) else None,
+    )
+    return models.Json(entries, headers={"ETag": etag})
+
+
+@router.get(
+    "/maps/{name}/entries/{index}",
+    operation_id="get_entry",
+    summary="Tell which program an entry points to",
+    response_model=models.Entry,
+    responses=answers(models.Entry, "The entry.", headers=documented.ETAG)
+    | {304: {"description": "Unchanged since If-None-Match."}}
+    | problems("entry-empty", "malformed-header", *_ENTRY),
+    openapi_extra=READ_PARAMETERS,
+)
+async def get_entry(request: Request, name: models.MapName, index: models.Index) -> Response:
+    """The kernel is asked anew each time, so this also shows what somebody else's tool has put there."""
+    registry = registry_of(request)
+    held = registry.maps.get(name)
+    conditions = Conditions.of(request)
+    program_id = held.opened().get(index)
+    if program_id is None:
+        raise EntryEmpty(index)
+    entry = _entry(registry, held, index, registry.programs.describe(program_id))
+    if conditions.not_modified(entry.etag):
+        return Response(status_code=304, headers={"ETag": entry.etag})
+    return models.Json(entry, headers={"ETag": entry.etag})
+
+
+@router.put(
+    "/maps/{name}/entries/{index}",
+    operation_id="set_entry",
+    summary="Point an entry to a program",
+    response_model=models.Entry | models.DryEntry,
+    responses=answers(models.Entry | models.DryEntry, "It pointed to a program before.", headers=_HEADERS)
+    | answers(models.Entry | models.DryEntry, "It was empty before.", 201, headers=_HEADERS)
+    | problems(*_CHANGE, *_REFERENCE, *BODY),
+    openapi_extra=PARAMETERS,
+)
+async def set_entry_route(
+    request: Request,
+    name: models.MapName,
+    index: models.Index,
+    body: models.SetEntry,
+    dry_run: DryRun = False,
+) -> Response:
+    """One overwrite: a packet sees the old program or the new one, and never an empty entry.
+
+    If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write by somebody else's
+    tool between the check and the write goes unseen. Setting what is there already is 200, with no write.
+    """
+    registry = registry_of(request)
+    held = registry.maps.get(name)
+    result = await set_entry(
+        registry,
+        held,
+        index,
+        models.program_ref(body.program),
+        flags=body.flags,
+        precondition=_precondition(request, registry, held, index),
+        dry_run=dry_run,
+    )
+    entry = _entry(registry, held, index, result.after)
+    if result.before != result.after.id:
+        log_change(request, "set_entry", dry_run=dry_run, map=name, index=index, before=result.before,
+                   after=result.after.id)  # fmt: skip
+    answer = entry if result.fit is None else models.DryEntry(**dict(entry), fit=result.fit)
+    headers = headers_of(dry_run=dry_run, ETag=entry.etag)
+    return models.Json(answer, 201 if result.before is None else 200, headers)
+
+
+@router.delete(
+    "/maps/{name}/entries/{index}",
+    operation_id="clear_entry",
+    summary="Empty an entry",
+    status_code=204,
+    responses=no_content("It is empty.") | problems("entry-empty", *_CHANGE),
+    openapi_extra=PARAMETERS,
+)
+async def clear_entry_route(
+    request: Request,
+    name: models.MapName,
+    index: models.Index,
+    allow_missing: Annotated[bool, Query(description="204 also where the entry is empty already.")] = False,
+    dry_run: DryRun = False,
+) -> Response:
+    """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
+    registry = registry_of(request)
+    held = registry.maps.get(name)
+    precondition = _precondition(request, registry, held, index)
+    before = await clear_entry(held, index, precondition=precondition, allow_missing=allow_missing, dry_run=dry_run)
+    if before is not None:
+        log_change(request, "clear_entry", dry_run=dry_run, map=name, index=index, before=before)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run))

@@ -1,0 +1,98 @@
+"""What goes around every request, as plain ASGI: its id, its path, HEAD, and the answer when all else fails."""
+
+import re
+import uuid
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import problem
+
+REQUEST_ID: Final = "jumptable.request_id"  # its key in the scope
+
+_HARMLESS_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+log = structlog.get_logger()
+
+
+class Envelope:
+    """The outermost layer of our own. `stopping()` tells whether the service is on its way out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        if getattr(scope["app"].state, "draining", False) and scope["path"] not in {"/healthz", "/readyz"}:
+            await problem("draining", "the service is stopping", exchange.request_id)(
+                exchange.scope, receive, exchange.send
+            )
+            return
+        try:
+            await self.app(exchange.scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            log.info("client went away", request_id=exchange.request_id, path=scope["path"])
+        except Exception:
+            log.exception("internal error", request_id=exchange.request_id, path=scope["path"])
+            if exchange.started:
+                raise
+            response = problem("internal", "the log tells what, under this request_id", exchange.request_id)
+            await response(exchange.scope, receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        self.request_id = given if _HARMLESS_ID.fullmatch(given) else uuid.uuid4().hex
+        self.is_head = scope["method"] == "HEAD"
+        self.started = False
+        self.body_is_open = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        # A copy: the server looks at its own to know that a HEAD has no body.
+        self.scope: Scope = {**scope, REQUEST_ID: self.request_id, "path": _path(scope)}
+        if self.is_head:
+            self.scope["method"] = "GET"
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.body_is_open = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            if self.body_is_open:
+                # What still comes of this body would be read as the next request.
+                headers["connection"] = "close"
+        elif self.is_head:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _path(scope: Scope) -> str:
+    """The path with only those characters decoded that may be encoded at will (RFC 3986, 2.3).
+
+    Everything else stays as it came, so that `%2F` or `%0A` in a name cannot become another path.
+    """
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+
+    def decoded(match: re.Match[bytes]) -> bytes:
+        byte = int(match[0][1:], 16)
+        return bytes([byte]) if byte in _UNRESERVED else match[0]
+
+    return _ENCODED.sub(decoded, raw).decode("latin-1")

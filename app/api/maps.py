@@ -1,0 +1,135 @@
+"""Held maps: /maps."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import documented, models
+from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.strict_route import StrictRoute
+from app.bpf.uapi import prog_type_name
+from app.service.held import ById, HeldMap, Made
+
+router = APIRouter(route_class=StrictRoute, tags=["maps"])
+
+_BY_ID = "held by id: not pinned, so emptied when the last holder goes, and gone with the boot"
+_MADE = "made by the service and pinned nowhere: gone when the service ends"
+
+
+async def _map(held: HeldMap) -> models.Map:
+    array = held.object
+    warnings = [_BY_ID] if isinstance(held.source, ById) else [_MADE] if isinstance(held.source, Made) else []
+    if array is None:
+        return models.Map(
+            name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
+            frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
+            reason=held.reason, drift=[], warnings=warnings,
+        )  # fmt: skip
+    state = array.state()
+    owner = None
+    if state.owner_type is not None:
+        owner = models.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
+    return models.Map(
+        name=held.name,
+        id=array.id,
+        kernel_name=array.info.name,
+        max_entries=array.max_entries,
+        used=len(await held.read()),
+        flags=array.info.flags,
+        memlock=state.memlock,
+        frozen=state.frozen,
+        owner=owner,
+        pins=held.pins,
+        created_here=held.created_here,
+        state="held",
+        reason=None,
+        drift=[],
+        warnings=warnings,
+    )
+
+
+@router.get(
+    "/maps",
+    operation_id="list_maps",
+    summary="List the held maps",
+    response_model=models.Maps,
+    responses=answers(models.Maps, "All of them, by name.") | problems(*KERNEL),
+)
+async def list_maps(request: Request) -> Response:
+    """Also those that could not be opened yet."""
+    held = sorted(registry_of(request).maps, key=lambda each: each.name)
+    return models.Json(models.Maps(maps=[await _map(each) for each in held]))
+
+
+@router.get(
+    "/maps/{name}",
+    operation_id="get_map",
+    summary="Tell all of one map",
+    response_model=models.Map,
+    responses=answers(models.Map, "The map.") | problems("map-unknown", *KERNEL),
+)
+async def get_map(request: Request, name: models.MapName) -> Response:
+    """Its size, what fits into it, by whom it is kept alive."""
+    return models.Json(await _map(registry_of(request).maps.get(name)))
+
+
+@router.put(
+    "/maps/{name}",
+    operation_id="hold_map",
+    summary="Hold a map under a name",
+    response_model=models.Map,
+    responses=answers(models.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(models.Map, "Held from now on.", 201, headers=documented.DRY_RUN)
+    | problems(
+        "map-unknown",
+        "name-taken",
+        "last-reference",
+        "not-a-program-array",
+        "pin-unusable",
+        "pin-not-allowed",
+        *KERNEL,
+        *BODY,
+    ),
+)
+async def hold_map(
+    request: Request,
+    name: models.MapName,
+    body: models.HoldMap,
+    dry_run: DryRun = False,
+) -> Response:
+    """Open a program array by its pin or its id, and keep it open until it is released or the service ends.
+
+    With `create`, make it and pin it there if the pin does not exist.
+    """
+    create_entries = None if body.create is None else body.create.max_entries
+    held, is_new = await registry_of(request).maps.hold(name, body.source(), create_entries, dry_run=dry_run)
+    try:
+        answer = await _map(held)
+    finally:
+        if dry_run:
+            held.release()
+    log_change(request, "hold_map", dry_run=dry_run, map=name, map_id=answer.id, created=answer.created_here)
+    headers = headers_of(dry_run=dry_run, Location=f"/maps/{name}")
+    return models.Json(answer, 201 if is_new else 200, headers)
+
+
+@router.delete(
+    "/maps/{name}",
+    operation_id="release_map",
+    summary="Release a map",
+    status_code=204,
+    responses=no_content("Released.") | problems("map-unknown", "last-reference", *KERNEL),
+)
+async def release_map(
+    request: Request,
+    name: models.MapName,
+    force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
+    dry_run: DryRun = False,
+) -> Response:
+    """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
+    await registry_of(request).maps.release(name, force=force, dry_run=dry_run)
+    log_change(request, "release_map", dry_run=dry_run, map=name, force=force)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run))

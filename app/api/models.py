@@ -1,0 +1,342 @@
+"""What goes in and out as JSON."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Self
+
+from fastapi import Path
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from starlette.responses import Response
+
+from app.bpf.uapi import MAX_INDEX
+from app.service.held import NAME_PATTERN, ById, Pinned, checked_name
+from app.service.program import ProgramSummary
+from app.service.programs import ByName, ProgramRef
+
+_DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+MAX_ENTRIES: Final = 1 << 24  # an array of 128 MiB; far more than any is known to have
+
+
+def _decimal(text: Any) -> Any:
+    if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
+        message = "an index is a decimal number without sign or leading zeros"
+        raise ValueError(message)
+    return int(text)
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN), AfterValidator(checked_name)]
+U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
+MapName = Annotated[Name, Path(description="The name the map is held under.", examples=["jump_table"])]
+ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
+Index = Annotated[
+    int,
+    BeforeValidator(_decimal),
+    Path(ge=0, le=MAX_INDEX, description="u32, below the map's max_entries; decimal.", examples=[3]),
+]
+PinPath = Annotated[
+    str, Field(min_length=1, max_length=4095, description="Absolute path in bpffs.", examples=["/sys/fs/bpf/drop"])
+]
+
+
+class Json(Response):
+    """An answer in JSON that ends in a newline, as a terminal likes it."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        super().__init__(content.model_dump_json().encode() + b"\n", status, headers)
+
+
+class Input(BaseModel):
+    """What a request brings: nothing unknown, nothing converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# Requests
+
+
+class ProgramObject(Input):
+    """A program by its held name, else by its id; or by its pin. What else GET answers is ignored."""
+
+    name: Name | None = None
+    id: U32 | None = None
+    pinned: PinPath | None = None
+    type: Any = Field(None, description="Ignored.")
+    tag: Any = Field(None, description="Ignored.")
+    kernel_name: Any = Field(None, description="Ignored.")
+    loaded_at: Any = Field(None, description="Ignored.")
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> Self:
+        if self.pinned is not None and (self.name is not None or self.id is not None):
+            message = "pinned goes alone, without name or id"
+            raise ValueError(message)
+        if self.pinned is None and self.name is None and self.id is None:
+            message = "one of name, id and pinned is needed"
+            raise ValueError(message)
+        return self
+
+
+def _form(value: Any) -> str | None:
+    return "name" if isinstance(value, str) else "object" if isinstance(value, dict | ProgramObject) else None
+
+
+# With a discriminator, so that an error speaks of the form that was meant, and not of both.
+ProgramReference = Annotated[
+    Annotated[Name, Tag("name")] | Annotated[ProgramObject, Tag("object")],
+    Discriminator(
+        _form,
+        custom_error_type="program_reference",
+        custom_error_message="a program is its held name, or an object with name, id or pinned",
+    ),
+]
+
+
+class SetEntry(Input):
+    """What an entry is to point to. An entry as GET answers it can be sent back."""
+
+    program: ProgramReference = Field(examples=["drop", {"id": 812}, {"pinned": "/sys/fs/bpf/drop"}])
+    flags: int = Field(0, ge=0, lt=1 << 64, description="Only 0 (BPF_ANY): the kernel knows no other here.")
+    map: Any = Field(None, description="Ignored.")
+    index: Any = Field(None, description="Ignored.")
+    etag: Any = Field(None, description="Ignored.")
+
+
+class CreateMap(Input):
+    """The array to make where the pin does not exist."""
+
+    max_entries: int = Field(ge=1, le=MAX_ENTRIES, examples=[64])
+
+
+class HoldProgram(Input):
+    """Where to open what is to be held: one of the two."""
+
+    pinned: PinPath | None = None
+    id: U32 | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.pinned is None) == (self.id is None):
+            message = "exactly one of pinned and id is needed"
+            raise ValueError(message)
+        return self
+
+    def source(self) -> Pinned | ById:
+        """The source that this names."""
+        return Pinned(self.pinned) if self.pinned is not None else ById(self.id or 0)
+
+
+class HoldMap(HoldProgram):
+    """Where to open the map, and whether to make it."""
+
+    create: CreateMap | None = None
+
+    @model_validator(mode="after")
+    def _created_at_a_pin(self) -> Self:
+        if self.create is not None and self.pinned is None:
+            message = "create goes with pinned: that is where the new array is pinned"
+            raise ValueError(message)
+        return self
+
+
+class RunProgram(Input):
+    """A packet to run the program on."""
+
+    packet: Annotated[
+        str,
+        Field(
+            pattern=r"^([0-9A-Fa-f]{2}){14,}$",
+            description="In hex; 14 bytes at least, at most what the kernel takes.",
+            examples=["0300000000000000000000000000"],
+        ),
+    ]
+    repeat: int = Field(1, ge=1, le=1_000_000)
+
+
+def program_ref(given: str | ProgramObject) -> ProgramRef:
+    """The reference that a body names: by name where it has one, else by id, else by pin."""
+    if isinstance(given, str):
+        return ByName(given)
+    if given.name is not None:
+        return ByName(given.name)
+    return ById(given.id) if given.id is not None else Pinned(given.pinned or "")
+
+
+# Answers
+
+
+class EntryProgram(BaseModel):
+    """The program that an entry points to. What is null the kernel tells only with CAP_SYS_ADMIN."""
+
+    name: str | None = Field(description="The name it is held under; null: the service does not hold it.")
+    id: int = Field(examples=[812])
+    type: str | None = Field(examples=["xdp"])
+    tag: str | None = Field(examples=["46728abc63e3a679"])
+    kernel_name: str | None = Field(examples=["xdp_drop"])
+    loaded_at: datetime | None
+
+    @classmethod
+    def of(cls, summary: ProgramSummary) -> "EntryProgram":
+        """From what the service tells."""
+        return cls(
+            name=summary.name,
+            id=summary.id,
+            type=summary.type,
+            tag=summary.tag,
+            kernel_name=summary.kernel_name,
+            loaded_at=summary.loaded_at,
+        )
+
+
+class Entry(BaseModel):
+    """One populated entry."""
+
+    map: str = Field(examples=["jump_table"])
+    index: int = Field(examples=[3])
+    etag: str = Field(examples=['"0f1e2d3c4b5a6978"'])
+    program: EntryProgram
+
+
+class DryEntry(Entry):
+    """The entry as it would be."""
+
+    fit: Literal["tried", "type-only"] = Field(
+        description="Whether the kernel was asked on a scratch array, or only the type could be compared.",
+    )
+
+
+class Entries(BaseModel):
+    """The populated entries of a map, by rising index."""
+
+    map: str = Field(examples=["jump_table"])
+    max_entries: int = Field(examples=[16])
+    etag: str = Field(description="Of the whole table, also on a page.", examples=['"0f1e2d3c4b5a6978"'])
+    entries: list[Entry]
+    next: int | None = Field(description="The start of the next page; null: this was the last.")
+
+
+class Owner(BaseModel):
+    """What the first program has fixed, for as long as the array exists."""
+
+    program_type: str = Field(examples=["xdp"])
+    jited: bool | None
+
+
+class Drift(BaseModel):
+    """An entry where the kernel differs from what is recorded."""
+
+    index: int
+    journal: EntryProgram | None
+    kernel: EntryProgram | None
+
+
+class Map(BaseModel):
+    """A held map. While it is unavailable, what only the kernel knows is null."""
+
+    name: str = Field(examples=["jump_table"])
+    id: int | None = Field(examples=[41])
+    kernel_name: str | None = Field(examples=["jump_table"])
+    type: Literal["prog_array"] = "prog_array"
+    max_entries: int | None = Field(examples=[16])
+    used: int | None = Field(description="How many entries point to a program.", examples=[1])
+    flags: int | None = Field(examples=[0])
+    memlock: int | None = Field(description="Bytes.", examples=[440])
+    frozen: bool | None
+    owner: Owner | None = Field(description="null: no program was put in or refers to it yet, so any type fits.")
+    pins: list[str] = Field(description="The paths it was opened or pinned by.")
+    created_here: bool
+    state: Literal["held", "unavailable"]
+    reason: str | None = Field(description="Why it is unavailable.")
+    drift: list[Drift] = Field(description="Where the kernel differs from what is recorded; nothing is recorded yet.")
+    warnings: list[str]
+
+
+class Maps(BaseModel):
+    """All held maps."""
+
+    maps: list[Map]
+
+
+class Use(BaseModel):
+    """An entry that points to the program."""
+
+    map: str = Field(examples=["jump_table"])
+    index: int = Field(examples=[3])
+
+
+class Program(BaseModel):
+    """A held program. While it is unavailable, what only the kernel knows is null."""
+
+    name: str = Field(examples=["drop"])
+    id: int | None = Field(examples=[812])
+    type: str | None = Field(examples=["xdp"])
+    tag: str | None = Field(examples=["46728abc63e3a679"])
+    kernel_name: str | None = Field(examples=["xdp_drop"])
+    loaded_at: datetime | None
+    uid: int | None = Field(description="Of the user who loaded it.")
+    map_ids: list[int]
+    gpl: bool | None
+    run_count: int | None = Field(description="Only counted while kernel.bpf_stats_enabled is 1.")
+    run_time_ns: int | None = Field(description="Only counted while kernel.bpf_stats_enabled is 1.")
+    state: Literal["held", "unavailable"]
+    reason: str | None = Field(description="Why it is unavailable.")
+    used_by: list[Use]
+
+
+class Programs(BaseModel):
+    """All held programs."""
+
+    programs: list[Program]
+
+
+class Run(BaseModel):
+    """What came out of a test run."""
+
+    returned: int = Field(description="u32.", examples=[2])
+    meaning: str | None = Field(
+        description="Its name, where the type gives it one. Null for other types.", examples=["XDP_PASS"]
+    )
+    duration_ns: int = Field(description="The mean of one run.")
+    packet: str = Field(description="The packet as the program left it, in hex.")
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """All that is configured could be opened."""
+
+    status: Literal["ready"] = "ready"
+    reasons: list[str]
+
+
+class Version(BaseModel):
+    """What runs."""
+
+    name: str = "jumptable"
+    version: str = Field(examples=["0.1.0"])
+    kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
+    kernel_release: str = Field(examples=["6.18.44"])
+
+
+class Explanation(BaseModel):
+    """What a problem's code means."""
+
+    code: str = Field(examples=["entry-empty"])
+    status: int = Field(examples=[404])
+    title: str
+    remedy: str

@@ -1,0 +1,111 @@
+"""The one table from what went wrong to its HTTP status, and its form: application/problem+json (RFC 9457)."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from app.service.errors import ServiceError
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One sort of problem: what it is called, what it means, and what to do."""
+
+    status: int
+    title: str
+    remedy: str
+
+
+PROBLEMS: Final[dict[str, Kind]] = {
+    "malformed-json": Kind(400, "The body is not JSON", "Send one JSON value in UTF-8; the detail says where it ends."),
+    "malformed-header": Kind(
+        400, "A header cannot be read", 'Entity tags are quoted: If-Match: "…", or *; copy them from an ETag.'
+    ),
+    "pin-not-allowed": Kind(
+        403, "This path may not be named", "Pin below one of the folders in pin_dirs, or widen pin_dirs and restart."
+    ),
+    "map-unknown": Kind(404, "No such map", "GET /maps lists the names; PUT /maps/{name} holds another."),
+    "program-unknown": Kind(404, "No such program", "GET /programs lists the names; PUT /programs/{name} holds one."),
+    "entry-empty": Kind(404, "The entry is empty", "PUT a program there; DELETE takes ?allow_missing=true."),
+    "index-out-of-range": Kind(404, "No such entry", "Indexes run from 0 to max_entries - 1."),
+    "not-found": Kind(404, "No such resource", "GET /openapi.json tells all paths."),
+    "method-not-allowed": Kind(405, "Not a method of this resource", "The Allow header lists the methods."),
+    "request-timeout": Kind(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
+    "name-taken": Kind(409, "The name, or the object, is held already", "Choose another name, or release that one."),
+    "last-reference": Kind(
+        409, "The array would be emptied for good", "Pin the array first, or say ?force=true if that is what you want."
+    ),
+    "program-busy": Kind(409, "The program is extended by another", "Detach the freplace program first."),
+    "map-frozen": Kind(409, "The array is frozen", "That is for good: make a new array."),
+    "precondition-failed": Kind(
+        412, "The entry is not as you thought", "Look at current, decide again, and send its etag."
+    ),
+    "body-too-large": Kind(413, "The body is too large", "A body of 64 KiB is the largest."),
+    "media-type-unsupported": Kind(
+        415, "The body is not declared as JSON", "Content-Type: application/json; with curl: --json instead of -d."
+    ),
+    "validation": Kind(422, "The request is not as it should be", "errors tells each place and what belongs there."),
+    "program-not-found": Kind(422, "No such program", "Name one that GET /programs lists, a live id, or a pin."),
+    "program-incompatible": Kind(
+        422, "The program does not fit the array", "The first program fixes what fits: see reason and remedy."
+    ),
+    "not-a-program-array": Kind(422, "Not a program array", "Give a map of type prog_array."),
+    "not-a-program": Kind(422, "Not a program", "Give a pin or an id of a loaded program."),
+    "program-not-runnable": Kind(
+        422, "The kernel cannot run such a program", "Types that run on a packet do: xdp, sched_cls, socket_filter …"
+    ),
+    "unsupported-flags": Kind(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
+    "pin-unusable": Kind(422, "The pin cannot be opened", "The detail tells the errno and what to do."),
+    "kernel-permission": Kind(
+        500, "The service lacks a right", "Give the service the capability that the detail names."
+    ),
+    "kernel-error": Kind(500, "The kernel refused", "errno tells why; the journal of the kernel may tell more."),
+    "internal": Kind(500, "An error of the service itself", "Report it with the request_id: the log has the rest."),
+    "map-unavailable": Kind(503, "The map could not be opened", "Mend what reason tells; it is tried again by itself."),
+    "program-unavailable": Kind(
+        503, "The program could not be opened", "Mend what reason tells; it is tried again by itself."
+    ),
+    "draining": Kind(503, "The service is stopping", "Ask again when it is back."),
+}
+
+
+class Refused(Exception):
+    """A request that is refused by what HTTP says of it; the codes are those of PROBLEMS."""
+
+    def __init__(
+        self, code: str, detail: str, *, headers: dict[str, str] | None = None, facts: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+        self.headers, self.facts = headers or {}, facts or {}
+
+
+def problem(
+    code: str,
+    detail: str,
+    request_id: str,
+    *,
+    facts: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The answer for a problem of this code, with its facts beside the standard members."""
+    kind = PROBLEMS[code]
+    standard = {
+        "type": f"/problems/{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
+    content = json.dumps(standard | {name: fact for name, fact in (facts or {}).items() if name not in standard})
+    return Response(content + "\n", kind.status, headers, MEDIA_TYPE)
+
+
+def service_problem(error: ServiceError, request_id: str) -> Response:
+    """The answer for an error of the service."""
+    return problem(error.code, str(error), request_id, facts=error.facts())

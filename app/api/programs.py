@@ -1,0 +1,152 @@
+"""Held programs: /programs."""
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import documented, models
+from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.strict_route import StrictRoute
+from app.service.held import HeldProgram
+from app.service.program import loaded_at
+from app.service.programs import Uses
+
+router = APIRouter(route_class=StrictRoute, tags=["programs"])
+
+
+def _program(held: HeldProgram, uses: Uses) -> models.Program:
+    if held.object is None:
+        return models.Program(
+            name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
+            gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
+        )  # fmt: skip
+    info = held.object.info()
+    return models.Program(
+        name=held.name,
+        id=info.id,
+        type=held.object.type,
+        tag=info.tag,
+        kernel_name=info.name,
+        loaded_at=loaded_at(info),
+        uid=info.uid,
+        map_ids=list(info.map_ids),
+        gpl=info.gpl,
+        run_count=info.run_count,
+        run_time_ns=info.run_time,
+        state="held",
+        reason=None,
+        used_by=[models.Use(map=name, index=index) for name, index in uses.get(info.id, [])],
+    )
+
+
+@router.get(
+    "/programs",
+    operation_id="list_programs",
+    summary="List the held programs",
+    response_model=models.Programs,
+    responses=answers(models.Programs, "All of them, by name.") | problems(*KERNEL),
+)
+async def list_programs(request: Request) -> Response:
+    """Also those that could not be opened yet."""
+    registry = registry_of(request)
+    uses = await registry.maps.uses()
+    held = sorted(registry.programs, key=lambda each: each.name)
+    return models.Json(models.Programs(programs=[_program(each, uses) for each in held]))
+
+
+@router.get(
+    "/programs/{name}",
+    operation_id="get_program",
+    summary="Tell all of one program",
+    response_model=models.Program,
+    responses=answers(models.Program, "The program.") | problems("program-unknown", *KERNEL),
+)
+async def get_program(request: Request, name: models.ProgramName) -> Response:
+    """Its type, its maps, and which entries point to it."""
+    registry = registry_of(request)
+    held = registry.programs.get(name)
+    return models.Json(_program(held, await registry.maps.uses()))
+
+
+@router.put(
+    "/programs/{name}",
+    operation_id="hold_program",
+    summary="Hold a program under a name",
+    response_model=models.Program,
+    responses=answers(models.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(models.Program, "Held from now on.", 201, headers=documented.DRY_RUN)
+    | problems(
+        "program-unknown",
+        "name-taken",
+        "not-a-program",
+        "program-not-found",
+        "pin-unusable",
+        "pin-not-allowed",
+        *KERNEL,
+        *BODY,
+    ),
+)
+async def hold_program(
+    request: Request,
+    name: models.ProgramName,
+    body: models.HoldProgram,
+    dry_run: DryRun = False,
+) -> Response:
+    """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
+    registry = registry_of(request)
+    held, is_new = await registry.programs.hold(name, body.source(), registry.maps.uses, dry_run=dry_run)
+    try:
+        answer = _program(held, await registry.maps.uses())
+    finally:
+        if dry_run:
+            held.release()
+    log_change(request, "hold_program", dry_run=dry_run, program=name, program_id=answer.id)
+    headers = headers_of(dry_run=dry_run, Location=f"/programs/{name}")
+    return models.Json(answer, 201 if is_new else 200, headers)
+
+
+@router.delete(
+    "/programs/{name}",
+    operation_id="release_program",
+    summary="Release a program",
+    status_code=204,
+    responses=no_content("Released.") | problems("program-unknown", *KERNEL),
+)
+async def release_program(
+    request: Request,
+    name: models.ProgramName,
+    dry_run: DryRun = False,
+) -> Response:
+    """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
+    await registry_of(request).programs.release(name, dry_run=dry_run)
+    log_change(request, "release_program", dry_run=dry_run, program=name)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run))
+
+
+@router.post(
+    "/programs/{name}/run",
+    operation_id="run_program",
+    summary="Run a program on a packet",
+    response_model=models.Run,
+    responses=answers(models.Run, "What came out.")
+    | problems("program-unknown", "program-unavailable", "program-not-runnable", *KERNEL, *BODY),
+)
+async def run_program(request: Request, name: models.ProgramName, body: models.RunProgram) -> Response:
+    """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.
+
+    So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
+    """
+    held = registry_of(request).programs.get(name)
+    async with held.lock:
+        result = await asyncio.to_thread(held.opened().run, bytes.fromhex(body.packet), body.repeat)
+    return models.Json(
+        models.Run(
+            returned=result.returned,
+            meaning=result.meaning,
+            duration_ns=result.duration,
+            packet=result.packet.hex(),
+        )
+    )

@@ -1,0 +1,136 @@
+"""The application: the parts put together, nothing opened."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Mount, Route
+
+from app import __version__
+from app.api import about, entries, maps, programs
+from app.api.documented import Problem
+from app.api.envelope import REQUEST_ID, Envelope
+from app.api.problems import Refused, problem, service_problem
+from app.service.errors import ServiceError
+from app.service.registry import Registry
+
+_RETRY_SECONDS: Final = 2.0
+
+_DESCRIPTION: Final = """
+An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables of `bpf_tail_call()`.
+
+* Every read asks the kernel; an ETag changes also when somebody else's tool has written.
+* A change of program is one overwrite: a packet sees the old or the new program, never an empty entry.
+* Errors are `application/problem+json`; `GET /problems/{code}` explains each. Every answer has an `X-Request-ID`,
+  the one of the request where it brought one.
+* HEAD works wherever GET does.
+"""
+
+log = structlog.get_logger()
+
+
+def create_app(registry: Registry) -> FastAPI:
+    """The application over what `registry` holds. Its lifespan tries what is unavailable again every 2 s."""
+    app = FastAPI(
+        title="jumptable",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+        exception_handlers={
+            ServiceError: _on_service_error,
+            Refused: _on_refused,
+            RequestValidationError: _on_invalid,
+            HTTPException: _on_http_exception,
+        },
+    )
+    app.state.registry = registry
+    app.add_middleware(Envelope)
+    for module in (entries, maps, programs, about):
+        # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
+        app.router.routes.extend(module.router.routes)
+    app.mount("/docs/assets", about.assets)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    task = asyncio.create_task(_open_unavailable(app.state.registry))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _open_unavailable(registry: Registry) -> None:
+    while True:
+        await asyncio.sleep(_RETRY_SECONDS)
+        for name in registry.open_unavailable():
+            log.info("opened", name=name)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description.strip(), routes=app.routes
+        )
+        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return service_problem(error, request.scope[REQUEST_ID])
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return problem(error.code, error.detail, request.scope[REQUEST_ID], facts=error.facts, headers=error.headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"loc": ".".join(map(str, each["loc"])), "message": each["msg"].removeprefix("Value error, ")}
+        for each in error.errors()
+    ]
+    detail = f"{errors[0]['loc']}: {errors[0]['message']}"
+    return problem("validation", detail, request.scope[REQUEST_ID], facts={"errors": errors})
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What routing says: 404 and 405. (Nothing else raises HTTPException.)"""
+    assert isinstance(error, HTTPException)
+    path, request_id = request.scope["path"], request.scope[REQUEST_ID]
+    if error.status_code == 404:
+        return problem("not-found", f"there is nothing at {path[:256]!r}", request_id)
+    if error.status_code == 405:
+        allow = ", ".join(_allow(request))
+        detail = f"{request.method} is not a method of this resource; there are: {allow}"
+        return problem("method-not-allowed", detail, request_id, headers={"Allow": allow})
+    log.error("unexpected", status=error.status_code, detail=error.detail, request_id=request_id)
+    return problem("internal", "the log tells what, under this request_id", request_id)
+
+
+def _allow(request: Request) -> list[str]:
+    """All methods of the path: FastAPI knows only those of the first route that matches."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Mount) and route.matches(request.scope)[0] is not Match.NONE:
+            methods.add("GET")
+        elif isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
