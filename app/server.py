@@ -1,0 +1,145 @@
+"""Listening, serving and ending: uvicorn, with its sockets and its end made ours."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import resource
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+_GRACE_SECONDS: Final = 10
+
+log = structlog.get_logger()
+
+
+class ListenError(Exception):
+    """Why the service cannot listen, in one line."""
+
+
+def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
+    """A listening unix socket with this owner and mode 0660 from its first moment; a stale file is replaced.
+
+    -1: the process's own uid or gid. ListenError where it cannot be.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            message = f"{path} is there already and is no socket: remove it, or set another socket"
+            raise ListenError(message)
+        if _answers(path):
+            message = f"{path}: another process is listening there: stop it, or set another socket"
+            raise ListenError(message)
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        umask = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(umask)
+        os.chown(path, uid, gid)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        message = f"cannot listen on {path}: {error.strerror or error}; make its folder writable, or set another socket"
+        raise ListenError(message) from error
+    return listener
+
+
+def listen_loopback(host: str, port: int) -> socket.socket:
+    """A listening TCP socket, and only where this machine alone can reach it. ListenError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not _is_loopback(str(address[0])):
+            message = f"{host} is {address[0]}, which others can reach: without authentication only loopback is served"
+            raise ListenError(message)
+        listener = socket.create_server(address, family=family, backlog=1024)
+    except OSError as error:
+        remedy = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}{remedy}"
+        raise ListenError(message) from error
+    return listener
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def raise_open_files() -> None:
+    """RLIMIT_NOFILE to its hard limit: every held object and every connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked for it (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.sendall(state.encode())
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    _Server(config, app).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        notify("READY=1")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In the place of uvicorn's, which raises the signal again at the end, so that the exit status is not 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        yield
+
+    def _stop(self, number: int) -> None:
+        if self.should_exit:
+            self.force_exit = number == signal.SIGINT  # Ctrl-C twice: without the grace
+            return
+        log.info("stopping", signal=signal.Signals(number).name)
+        notify("STOPPING=1")
+        self._app.state.draining = True
+        self.should_exit = True
