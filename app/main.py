@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Mount, Route
+from starlette.routing import Match, Mount
 
 from app import __version__
 from app.api import about, entries, maps, programs
@@ -127,10 +127,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _allow(request: Request) -> list[str]:
     """All methods of the path: FastAPI knows only those of the first route that matches."""
+    scope = {**request.scope, "root_path": ""}  # a mount has left its own there
     methods: set[str] = set()
     for route in request.app.routes:
-        if isinstance(route, Mount) and route.matches(request.scope)[0] is not Match.NONE:
-            methods.add("GET")
-        elif isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= {"GET"} if isinstance(route, Mount) else route.methods
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

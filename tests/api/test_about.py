@@ -1,0 +1,134 @@
+"""The service itself: health, version, problems, documentation, and what goes around every request."""
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app import __version__
+from app.api.problems import PROBLEMS
+from app.bpf.memory import MemoryKernel
+from app.main import create_app
+from app.service import errors
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, assert_problem
+
+pytestmark = pytest.mark.anyio
+
+
+class TestHealth:
+    async def test_the_process_answers(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+
+    async def test_ready(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
+
+    async def test_version(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        told = (await client.get("/version")).json()
+        assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)
+
+    async def test_stopping(self) -> None:
+        app = create_app(Registry(MemoryKernel()))
+        app.state.draining = True
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            assert_problem(await client.get("/maps"), 503, "draining")
+            ready = await client.get("/readyz")
+            assert_problem(ready, 503, "draining")
+            assert ready.json()["reasons"]
+            assert (await client.get("/healthz")).status_code == 200
+
+
+class TestProblems:
+    @pytest.mark.parametrize("code", sorted(PROBLEMS))
+    async def test_each_explains_itself(self, client: httpx.AsyncClient, code: str) -> None:
+        told = (await client.get(f"/problems/{code}")).json()
+        assert told == {
+            "code": code,
+            "status": PROBLEMS[code].status,
+            "title": PROBLEMS[code].title,
+            "remedy": PROBLEMS[code].remedy,
+        }
+
+    async def test_an_unknown_one(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.get("/problems/nope"), 404, "not-found")
+
+    def test_every_error_of_the_service_has_a_status(self) -> None:
+        def below(kind: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
+            return {kind}.union(*(below(each) for each in kind.__subclasses__()))
+
+        assert {kind.code for kind in below(errors.ServiceError)} <= set(PROBLEMS)
+
+
+class TestRequestId:
+    async def test_taken_from_the_request_where_it_is_harmless(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/maps", headers={"X-Request-ID": "deploy-2026.11:7"})
+        assert response.headers["x-request-id"] == "deploy-2026.11:7"
+
+    @pytest.mark.parametrize("given", ["", "a b", "x" * 129, 'a"b', "a;b", "<script>"])
+    async def test_made_anew_where_it_is_not(self, client: httpx.AsyncClient, given: str) -> None:
+        response = await client.get("/nope", headers={"X-Request-ID": given})
+        assert len(response.headers["x-request-id"]) == 32
+        assert_problem(response, 404, "not-found")
+
+    async def test_also_on_204_and_304(self, client: httpx.AsyncClient) -> None:
+        etag = (await client.put(ENTRY, json={"program": "drop"})).headers["etag"]
+        unchanged = await client.get(ENTRY, headers={"If-None-Match": etag, "X-Request-ID": "one"})
+        assert unchanged.headers["x-request-id"] == "one"
+        assert (await client.delete(ENTRY, headers={"X-Request-ID": "two"})).headers["x-request-id"] == "two"
+
+
+class TestInternalError:
+    async def test_it_tells_nothing_of_the_inside(self, registry: Registry) -> None:
+        app = create_app(registry)
+        _break(app)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            response = await client.get("/broken", headers={"X-Request-ID": "seven"})
+        assert_problem(response, 500, "internal")
+        assert response.json()["request_id"] == "seven"
+        assert "secret" not in response.text
+
+
+def _break(app: FastAPI) -> None:
+    @app.get("/broken")
+    async def broken() -> None:
+        message = "secret"
+        raise RuntimeError(message)
+
+
+class TestKernelErrors:
+    async def test_a_missing_capability_is_named(self) -> None:
+        class Unprivileged(MemoryKernel):
+            def prog_get_fd_by_id(self, id_: int) -> int:
+                raise PermissionError(1, "refused")
+
+        registry = Registry(Unprivileged())
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(registry)), base_url="http://x"
+        ) as client:
+            response = await client.put("/programs/other", json={"id": 1})
+        assert_problem(response, 500, "kernel-permission")
+        assert (response.json()["capability"], response.json()["errno"]) == ("CAP_SYS_ADMIN", "EPERM")
+
+    async def test_an_unforeseen_errno_is_named(self) -> None:
+        class Broken(MemoryKernel):
+            def prog_get_fd_by_id(self, id_: int) -> int:
+                raise OSError(524, "refused")
+
+        registry = Registry(Broken())
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(registry)), base_url="http://x"
+        ) as client:
+            response = await client.put("/programs/other", json={"id": 1})
+        assert_problem(response, 500, "kernel-error")
+        assert response.json()["errno"] == "ENOTSUPP"
+
+
+class TestDocs:
+    async def test_no_internet_is_needed(self, client: httpx.AsyncClient) -> None:
+        page = (await client.get("/docs")).text
+        assert "http://" not in page
+        assert "https://" not in page
+        for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
+            assert f"/docs/assets/{asset}" in page
+            assert (await client.get(f"/docs/assets/{asset}")).status_code == 200
+        assert_problem(await client.get("/docs/assets/nope"), 404, "not-found")
+        assert_problem(await client.get("/docs/assets/..%2f__init__.py"), 404, "not-found")

@@ -1,0 +1,259 @@
+"""What must be refused by name, change nothing, and never be a 500."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
+from app.bpf.uapi import MapType
+from app.demo import fill
+from app.main import create_app
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, assert_problem
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_changes(registry: Registry) -> Any:
+    yield
+    assert registry.maps.get("jump_table").opened().indices() == []
+    assert [held.name for held in registry.maps] == ["jump_table"]
+
+
+class TestBody:
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"{", b"nonsense", b"{'program': 'drop'}", b'{"program": "drop"', b'{"program": "drop"}x', b"\xff\xfe{}",
+         b'{"program": "\xff"}', b'{"program": "\\ud800"}', b'{"flags": NaN}', b"\xef\xbb\xbf{}", b"[" * 60_000,
+         b'{"program":' * 5000],
+    )  # fmt: skip
+    async def test_not_json(self, client: httpx.AsyncClient, content: bytes) -> None:
+        assert_problem(await client.put(ENTRY, content=content, headers=JSON), 400, "malformed-json")
+
+    async def test_no_body_at_all(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.put(ENTRY), 400, "malformed-json")
+
+    @pytest.mark.parametrize(
+        "body",
+        [None, True, 3, "drop", [], ["drop"], {}, {"program": None}, {"program": 3}, {"program": ["drop"]},
+         {"program": True}, {"program": ""}, {"program": "a/b"}, {"program": {}}, {"program": {"name": None}},
+         {"program": {"id": -1}}, {"program": {"id": "812"}}, {"program": {"id": 1.0}}, {"program": {"id": 1 << 32}},
+         {"program": {"id": True}}, {"program": {"pinned": ""}}, {"program": {"pinned": 3}},
+         {"program": {"name": "drop", "pinned": "/sys/fs/bpf/drop"}}, {"program": {"id": 1, "pinned": "/x"}},
+         {"program": {"name": "drop", "fd": 3}}, {"program": "drop", "flag": 0}, {"Program": "drop"},
+         {"program": "drop", "flags": "0"}, {"program": "drop", "flags": 1.5}, {"program": "drop", "flags": -1},
+         {"program": "drop", "flags": 1 << 64}, {"program": "drop", "flags": None}, {"program": "drop\n"}],
+    )  # fmt: skip
+    async def test_another_shape(self, client: httpx.AsyncClient, body: object) -> None:
+        response = await client.put(ENTRY, content=json.dumps(body), headers=JSON)
+        assert_problem(response, 422, "validation")
+        assert response.json()["errors"]
+
+    async def test_the_error_says_where(self, client: httpx.AsyncClient) -> None:
+        response = await client.put(ENTRY, json={"program": 3})
+        assert response.json()["errors"] == [
+            {"loc": "body.program", "message": "a program is its held name, or an object with name, id or pinned"}
+        ]
+        response = await client.put(ENTRY, json={"program": "drop", "flag": 0})
+        assert response.json()["errors"][0]["loc"] == "body.flag"
+
+    async def test_a_megabyte_of_nesting(self, client: httpx.AsyncClient) -> None:
+        response = await client.put(ENTRY, content=b"[" * (1 << 20), headers=JSON)
+        assert_problem(response, 413, "body-too-large")
+        assert response.json()["max_bytes"] == 65536
+
+    @pytest.mark.parametrize(
+        "media_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx", "application/xml"]
+    )
+    async def test_another_media_type(self, client: httpx.AsyncClient, media_type: str) -> None:
+        content = b'{"program": "drop"}'
+        response = await client.put(ENTRY, content=content, headers={"Content-Type": media_type})
+        assert_problem(response, 415, "media-type-unsupported")
+        assert "curl --json" in response.json()["detail"]
+
+    async def test_a_media_type_with_a_parameter_is_fine(self, client: httpx.AsyncClient) -> None:
+        headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+        response = await client.put(f"{ENTRY}?dry_run=true", content=b'{"program": "drop"}', headers=headers)
+        assert response.status_code == 201
+
+
+class TestIndex:
+    @pytest.mark.parametrize(
+        "index",
+        ["-1", "+3", "03", "3.0", "0x3", "4294967296", "18446744073709551616", "three", "3e0", "%203", "3%20", "3%0A",
+         "%D9%A3", "1_0", "9" * 5000, "--3", "%2B3"],
+    )  # fmt: skip
+    async def test_no_decimal_u32(self, client: httpx.AsyncClient, index: str) -> None:
+        url = f"/maps/jump_table/entries/{index}"
+        assert_problem(await client.get(url), 422, "validation")
+        assert_problem(await client.put(url, json={"program": "drop"}), 422, "validation")
+        assert_problem(await client.delete(url), 422, "validation")
+
+    @pytest.mark.parametrize("index", ["16", "17", "4294967295"])
+    async def test_beyond_the_end(self, client: httpx.AsyncClient, index: str) -> None:
+        url = f"/maps/jump_table/entries/{index}"
+        for response in (
+            await client.get(url),
+            await client.put(url, json={"program": "drop"}),
+            await client.delete(url),
+        ):
+            assert_problem(response, 404, "index-out-of-range")
+            assert (response.json()["index"], response.json()["max_entries"]) == (int(index), 16)
+
+
+class TestName:
+    @pytest.mark.parametrize(
+        "name", ["a%2Fb", "jump_table%2Fentries", "%2E%2E", "jump_table%0A", "%0Ajump_table", "x" * 10_000, "a%20b",
+                 "%00", "%C3%A4", "%ff", "a%25b", "a:b", "jump_table%"],
+    )  # fmt: skip
+    async def test_cannot_be_one(self, client: httpx.AsyncClient, name: str) -> None:
+        url = httpx.URL("http://jumptable/x").copy_with(raw_path=f"/maps/{name}".encode())
+        entry = httpx.URL("http://jumptable/x").copy_with(raw_path=f"/maps/{name}/entries/3".encode())
+        for response in (
+            await client.get(url),
+            await client.put(url, json={"id": 1}),
+            await client.delete(url),
+            await client.put(entry, json={"program": "drop"}),
+        ):
+            assert_problem(response, 422, "validation")
+
+    @pytest.mark.parametrize("path", ["//maps", "/maps/", "/maps//entries", "/Maps", "/maps/a/b"])
+    async def test_paths_that_lead_nowhere(self, client: httpx.AsyncClient, path: str) -> None:
+        url = httpx.URL("http://jumptable/x").copy_with(raw_path=path.encode())
+        assert_problem(await client.get(url), 404, "not-found")
+
+    async def test_a_name_may_be_percent_encoded_at_will(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/maps/jump%5Ftab%6Ce")).status_code == 200
+
+
+class TestQuery:
+    @pytest.mark.parametrize(
+        "query", ["dryrun=true", "dry_run=maybe", "dry_run=", "dry_run", "dry_run=true&dry_run=false"]
+    )
+    async def test_a_slip_is_no_silent_write(self, client: httpx.AsyncClient, query: str) -> None:
+        assert_problem(await client.put(f"{ENTRY}?{query}", json={"program": "drop"}), 422, "validation")
+        assert_problem(await client.delete(f"{ENTRY}?allow_missing=true&{query}"), 422, "validation")
+
+
+class TestMethod:
+    @pytest.mark.parametrize(
+        ("url", "allow"),
+        [("/maps", "GET, HEAD"), ("/maps/jump_table", "DELETE, GET, HEAD, PUT"), (ENTRY, "DELETE, GET, HEAD, PUT"),
+         ("/programs/entry/run", "POST"), ("/healthz", "GET, HEAD"), ("/docs", "GET, HEAD"),
+         ("/openapi.json", "GET, HEAD"), ("/docs/assets/swagger-ui.css", "GET, HEAD")],
+    )  # fmt: skip
+    async def test_a_405_lists_all_methods(self, client: httpx.AsyncClient, url: str, allow: str) -> None:
+        for method in ("PATCH", "OPTIONS", "TRACE", "BREW"):
+            response = await client.request(method, url)
+            assert_problem(response, 405, "method-not-allowed")
+            assert response.headers["allow"] == allow
+
+
+class TestObjects:
+    async def test_what_is_no_program_array(
+        self, client: httpx.AsyncClient, kernel: Kernel, pins: Path, registry: Registry
+    ) -> None:
+        hash_ = kernel.map_create(MapType.HASH, 4, 4, 8)
+        kernel.obj_pin(hash_, f"{pins}/hash")
+        id_ = kernel.map_info(hash_).id
+        kernel.close(hash_)
+        kernel.obj_pin(registry.programs.get("drop").opened().fd, f"{pins}/program")
+        kernel.obj_pin(registry.maps.get("jump_table").opened().fd, f"{pins}/table")
+        for url, body, status, code in (
+            ("/maps/bad", {"pinned": f"{pins}/hash"}, 422, "not-a-program-array"),
+            ("/maps/bad", {"id": id_}, 422, "not-a-program-array"),
+            ("/maps/bad", {"pinned": f"{pins}/program"}, 422, "not-a-program-array"),
+            ("/maps/bad", {"id": 0x7FFFFFFF}, 422, "not-a-program-array"),
+            ("/maps/bad", {"pinned": f"{pins}/none"}, 422, "pin-unusable"),
+            ("/maps/bad", {"pinned": "/etc/passwd"}, 403, "pin-not-allowed"),
+            ("/maps/bad", {"pinned": f"{pins}/../../../../etc/passwd"}, 403, "pin-not-allowed"),
+            ("/maps/bad", {"pinned": "etc"}, 422, "pin-unusable"),
+            ("/maps/bad", {"pinned": f"{pins}/a\0b"}, 422, "pin-unusable"),
+            ("/maps/bad", {"pinned": f"{pins}/table"}, 409, "name-taken"),
+            ("/maps/bad", {}, 422, "validation"),
+            ("/maps/bad", {"id": 1, "pinned": "/x"}, 422, "validation"),
+            ("/maps/bad", {"id": 1, "create": {"max_entries": 4}}, 422, "validation"),
+            ("/maps/bad", {"pinned": f"{pins}/new", "create": {"max_entries": 0}}, 422, "validation"),
+            ("/maps/bad", {"pinned": f"{pins}/new", "create": {"max_entries": 1 << 32}}, 422, "validation"),
+            ("/maps/bad", {"pinned": f"{pins}/new", "create": {}}, 422, "validation"),
+            ("/maps/bad", {"pinned": f"{pins}/new", "crate": {"max_entries": 4}}, 422, "validation"),
+            ("/maps/bad", {"pinned": f"{pins}/a.b", "create": {"max_entries": 4}}, 422, "pin-unusable"),
+            ("/programs/bad", {"pinned": f"{pins}/table"}, 422, "not-a-program"),
+            ("/programs/bad", {"pinned": f"{pins}/hash"}, 422, "not-a-program"),
+            ("/programs/bad", {"id": 0x7FFFFFFF}, 422, "program-not-found"),
+            ("/programs/bad", {"pinned": "/etc/passwd"}, 403, "pin-not-allowed"),
+            ("/programs/bad", {"id": 1, "create": None}, 422, "validation"),
+        ):
+            assert_problem(await client.put(url, json=body), status, code)
+        assert_problem(await client.get("/programs/bad"), 404, "program-unknown")
+
+
+class TestRun:
+    @pytest.mark.parametrize(
+        "body",
+        [{}, {"packet": ""}, {"packet": "00" * 13}, {"packet": "0" * 29}, {"packet": "zz" * 14}, {"packet": 3},
+         {"packet": "00" * 14, "repeat": 0}, {"packet": "00" * 14, "repeat": 1_000_001}, {"packet": "00" * 14 + "\n"},
+         {"packet": "00" * 14, "repeat": "1"}, {"packet": "00 " * 14}, {"packet": "00" * 14, "times": 1}],
+    )  # fmt: skip
+    async def test_another_shape(self, client: httpx.AsyncClient, body: dict[str, object]) -> None:
+        assert_problem(await client.post("/programs/drop/run", json=body), 422, "validation")
+
+
+class TestAnything:
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        method=st.sampled_from(["GET", "PUT", "DELETE", "POST", "PATCH", "HEAD"]),
+        path=st.lists(
+            st.one_of(
+                st.sampled_from(["maps", "programs", "jump_table", "entries", "3", "drop", "run", "problems"]),
+                st.text(string.printable, max_size=8),
+            ),
+            max_size=5,
+        ),
+        body=st.one_of(
+            st.binary(max_size=64),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["program", "id", "name", "pinned", "flags", "create"]), inner)
+                ),
+                max_leaves=6,
+            ).map(lambda value: json.dumps(value).encode()),
+        ),
+        header=st.sampled_from(
+            [{}, {"If-Match": "x"}, {"If-Match": "*"}, {"If-None-Match": '"a"'}, {"X-Request-ID": "ä"}]
+        ),
+    )
+    async def test_never_a_500(
+        self, registry: Registry, method: str, path: list[str], body: bytes, header: dict[str, str]
+    ) -> None:
+        """Whatever comes, the answer is no 5xx, and an error is a problem of a known form."""
+        fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])
+        fill(fresh)
+        url = httpx.URL("http://jumptable/x").copy_with(raw_path=("/" + "/".join(map(_quoted, path))).encode())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(fresh))) as client:
+            headers = {**JSON, **{name: value.encode("latin-1").decode("latin-1") for name, value in header.items()}}
+            response = await client.request(method, url, content=body, headers=list(_encoded(headers)))
+        fresh.close()
+        assert response.status_code < 500, response.text
+        if response.status_code >= 400 and method != "HEAD":
+            assert_problem(response, response.status_code, response.json()["code"])
+
+
+def _quoted(segment: str) -> str:
+    return "".join(each if each.isalnum() or each in "_-." else f"%{ord(each):02X}" for each in segment)
+
+
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]

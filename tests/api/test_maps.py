@@ -1,0 +1,148 @@
+"""/maps and /programs: what they tell, holding and releasing over HTTP."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.bpf.kernel import Kernel
+from app.service.held import HeldMap, HeldProgram, Pinned
+from app.service.opening import make_array
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, assert_problem
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+
+class TestGetMap:
+    async def test_all_of_it(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        told = (await client.get("/maps/jump_table")).json()
+        assert told == {
+            "name": "jump_table",
+            "id": registry.maps.get("jump_table").opened().id,
+            "kernel_name": "jump_table",
+            "type": "prog_array",
+            "max_entries": 16,
+            "used": 1,
+            "flags": 0,
+            "memlock": 440,
+            "frozen": False,
+            "owner": {"program_type": "xdp", "jited": True},
+            "pins": [],
+            "created_here": True,
+            "state": "held",
+            "reason": None,
+            "drift": [],
+            "warnings": ["made by the service and pinned nowhere: gone when the service ends"],
+        }
+        assert (await client.get("/maps")).json() == {"maps": [told]}
+
+    async def test_no_owner_yet(self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -> None:
+        registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
+        assert (await client.get("/maps/fresh")).json()["owner"] is None
+
+    async def test_unknown(self, client: httpx.AsyncClient) -> None:
+        for method in ("GET", "DELETE"):
+            assert_problem(await client.request(method, "/maps/nope"), 404, "map-unknown")
+        assert_problem(await client.get("/maps/nope/entries"), 404, "map-unknown")
+        assert_problem(await client.get("/maps/nope/entries/0"), 404, "map-unknown")
+        assert_problem(await client.delete("/maps/nope/entries/0"), 404, "map-unknown")
+
+
+class TestHoldMap:
+    async def test_round(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+        body = {"pinned": f"{pins}/table", "create": {"max_entries": 8}}
+        dry = await client.put("/maps/table?dry_run=true", json=body)
+        assert (dry.status_code, dry.headers["dry-run"], dry.json()["max_entries"]) == (201, "true", 8)
+        assert_problem(await client.get("/maps/table"), 404, "map-unknown")
+        made = await client.put("/maps/table", json=body)
+        assert (made.status_code, made.headers["location"]) == (201, "/maps/table")
+        assert (made.json()["pins"], made.json()["created_here"]) == ([f"{pins}/table"], True)
+        assert (await client.put("/maps/table", json={"pinned": f"{pins}/table"})).status_code == 200
+        await client.put("/maps/table/entries/0", json={"program": "drop"})
+        assert (await client.delete("/maps/table?dry_run=true")).status_code == 204
+        assert (await client.delete("/maps/table")).status_code == 204
+        assert_problem(await client.get("/maps/table/entries"), 404, "map-unknown")
+        again = await client.put("/maps/table", json={"pinned": f"{pins}/table"})
+        assert (again.status_code, again.json()["used"], again.json()["created_here"]) == (201, 1, False)
+
+    async def test_by_id_is_warned_of(self, kernel: Kernel, client: httpx.AsyncClient) -> None:
+        with make_array(kernel, "mortal", 8) as array:
+            held = await client.put("/maps/mortal", json={"id": array.id})
+            assert held.status_code == 201
+            assert "held by id" in held.json()["warnings"][0]
+            assert_problem(await client.delete("/maps/mortal"), 409, "last-reference")
+            assert (await client.delete("/maps/mortal?force=true")).status_code == 204
+
+    async def test_what_would_lose_entries(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        with make_array(kernel, "table", 8) as array:
+            kernel.obj_pin(array.fd, f"{pins}/table")
+        refused = await client.put("/maps/jump_table", json={"pinned": f"{pins}/table"})
+        assert_problem(refused, 409, "name-taken")
+        assert_problem(await client.delete("/maps/jump_table"), 409, "last-reference")
+        assert (await client.get(ENTRY)).status_code == 200
+
+
+class TestUnavailable:
+    async def test_it_is_told_and_readyz_is_red(
+        self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.add(HeldMap("late", Pinned(f"{pins}/late")))
+        registry.programs.add(HeldProgram("late", Pinned(f"{pins}/program")))
+        registry.open_unavailable()
+        told = (await client.get("/maps/late")).json()
+        assert (told["state"], told["id"], told["pins"]) == ("unavailable", None, [f"{pins}/late"])
+        assert "ENOENT" in told["reason"]
+        assert (await client.get("/programs/late")).json()["state"] == "unavailable"
+        assert_problem(await client.get("/maps/late/entries"), 503, "map-unavailable")
+        assert_problem(await client.put("/maps/late/entries/0", json={"program": "drop"}), 503, "map-unavailable")
+        assert_problem(await client.put(ENTRY, json={"program": "late"}), 503, "program-unavailable")
+        assert_problem(await client.post("/programs/late/run", json={"packet": "00" * 14}), 503, "program-unavailable")
+        ready = await client.get("/readyz")
+        assert_problem(ready, 503, "map-unavailable")
+        assert [reason.split(":")[0] for reason in ready.json()["reasons"]] == ["map 'late'", "program 'late'"]
+        assert (await client.get("/maps/jump_table")).status_code == 200
+        with make_array(kernel, "late", 8) as array, load(kernel) as program:
+            kernel.obj_pin(array.fd, f"{pins}/late")
+            kernel.obj_pin(program.fd, f"{pins}/program")
+        assert (await client.put("/maps/late", json={"pinned": f"{pins}/late"})).status_code == 200
+        assert (await client.put("/programs/late", json={"pinned": f"{pins}/program"})).status_code == 200
+        assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
+
+
+class TestPrograms:
+    async def test_all_of_one(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "entry"})
+        told = (await client.get("/programs/entry")).json()
+        assert (told["name"], told["type"], told["kernel_name"], told["state"]) == ("entry", "xdp", "entry", "held")
+        assert told["map_ids"] == [registry.maps.get("jump_table").opened().id]
+        assert told["used_by"] == [{"map": "jump_table", "index": 3}]
+        assert (told["gpl"], told["reason"]) == (True, None)
+        listed = (await client.get("/programs")).json()["programs"]
+        assert [each["name"] for each in listed] == ["count", "drop", "entry", "pass", "tx"]
+        assert listed[2] == told
+
+    async def test_hold_and_release(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+        with load(kernel) as program:
+            kernel.obj_pin(program.fd, f"{pins}/other")
+        dry = await client.put("/programs/other?dry_run=true", json={"pinned": f"{pins}/other"})
+        assert (dry.status_code, dry.headers["dry-run"]) == (201, "true")
+        assert_problem(await client.get("/programs/other"), 404, "program-unknown")
+        held = await client.put("/programs/other", json={"pinned": f"{pins}/other"})
+        assert (held.status_code, held.headers["location"]) == (201, "/programs/other")
+        await client.put(ENTRY, json={"program": "other"})
+        assert (await client.delete("/programs/other?dry_run=true")).status_code == 204
+        assert (await client.delete("/programs/other")).status_code == 204
+        assert_problem(await client.delete("/programs/other"), 404, "program-unknown")
+        assert (await client.get(ENTRY)).json()["program"]["name"] is None
+
+    async def test_unknown(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.post("/programs/nope/run", json={"packet": "00" * 14}), 404, "program-unknown")
+
+    async def test_run(self, client: httpx.AsyncClient) -> None:
+        run = (await client.post("/programs/drop/run", json={"packet": "ab" * 14, "repeat": 10})).json()
+        assert (run["returned"], run["meaning"], run["packet"]) == (1, "XDP_DROP", "ab" * 14)
+        assert run["duration_ns"] >= 0

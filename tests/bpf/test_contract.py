@@ -1,0 +1,333 @@
+"""One suite for both kernels: what is true of Linux must be true of the one in memory, errno by errno."""
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.bpf import asm
+from app.bpf.kernel import Kernel
+from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, ENOTSUPP, MAX_TAIL_CALL_CNT, MapType, ProgType
+from app.demo import count, entry
+
+PACKET = bytes([3]) + bytes(13)
+
+
+@pytest.fixture
+def opened(kernel: Kernel) -> Iterator[Callable[[int], int]]:
+    """Keeps an fd, and closes it when the test is over."""
+    fds: list[int] = []
+
+    def keep(fd: int) -> int:
+        fds.append(fd)
+        return fd
+
+    yield keep
+    for fd in fds:
+        kernel.close(fd)
+
+
+@pytest.fixture
+def array(kernel: Kernel, opened: Callable[[int], int]) -> int:
+    return opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8, "table"))
+
+
+@pytest.fixture
+def load(kernel: Kernel, opened: Callable[[int], int]) -> Callable[..., int]:
+    """Load an XDP program that returns a number."""
+
+    def loaded(value: int = 2, type_: int = ProgType.XDP, **more: int) -> int:
+        return opened(kernel.prog_load(type_, asm.returns(value), f"ret{value}", **more))
+
+    return loaded
+
+
+def refusal(call: Callable[[], object]) -> int | None:
+    """The errno of a call, None where it is not refused."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+class TestUpdate:
+    def test_a_program_can_be_looked_up_by_its_id(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_update(array, 3, program)
+        assert kernel.map_lookup(array, 3) == kernel.prog_info(program).id
+
+    def test_the_same_program_again_is_no_error(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_update(array, 3, program)
+        kernel.map_update(array, 3, program)
+
+    @pytest.mark.parametrize(
+        ("index", "flags", "number"),
+        [(8, 0, errno.E2BIG), (0xFFFFFFFF, 0, errno.E2BIG), (0, 1, errno.EINVAL), (0, 2, errno.EINVAL),
+         (8, 1, errno.EINVAL), (0, 1 << 40, errno.EINVAL)],
+    )  # fmt: skip
+    def test_refusals(
+        self, kernel: Kernel, array: int, load: Callable[..., int], index: int, flags: int, number: int
+    ) -> None:
+        program = load()
+        assert refusal(lambda: kernel.map_update(array, index, program, flags)) == number
+
+    def test_a_value_that_is_no_program(self, kernel: Kernel, array: int) -> None:
+        assert refusal(lambda: kernel.map_update(array, 0, array)) == errno.EINVAL
+        assert refusal(lambda: kernel.map_update(array, 0, 987654)) == errno.EBADF
+
+    def test_a_map_that_is_none(self, kernel: Kernel, load: Callable[..., int]) -> None:
+        program = load()
+        assert refusal(lambda: kernel.map_update(program, 0, program)) == errno.EINVAL
+        assert refusal(lambda: kernel.map_update(987654, 0, program)) == errno.EBADF
+
+
+class TestFit:
+    def test_the_first_program_fixes_the_type(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        assert kernel.map_state(array).owner_type is None
+        kernel.map_update(array, 0, load())
+        assert kernel.map_state(array).owner_type == ProgType.XDP
+        other = load(type_=ProgType.SOCKET_FILTER)
+        assert refusal(lambda: kernel.map_update(array, 1, other)) == errno.EINVAL
+
+    def test_clearing_every_entry_does_not_reset_it(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        kernel.map_update(array, 0, load())
+        kernel.map_delete(array, 0)
+        other = load(type_=ProgType.SOCKET_FILTER)
+        assert refusal(lambda: kernel.map_update(array, 0, other)) == errno.EINVAL
+
+    def test_loading_a_caller_fixes_it_as_well(
+        self, kernel: Kernel, array: int, load: Callable[..., int], opened: Callable[[int], int]
+    ) -> None:
+        opened(kernel.prog_load(ProgType.XDP, entry(array)))
+        assert kernel.map_state(array).owner_type == ProgType.XDP
+        other = load(type_=ProgType.SOCKET_FILTER)
+        assert refusal(lambda: kernel.map_update(array, 0, other)) == errno.EINVAL
+
+    def test_a_caller_that_does_not_fit_is_not_loaded(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
+        kernel.map_update(array, 0, load(type_=ProgType.SOCKET_FILTER))
+        assert refusal(lambda: kernel.prog_load(ProgType.XDP, entry(array))) == errno.EINVAL
+
+    def test_xdp_frags_must_be_alike(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        kernel.map_update(array, 0, load())
+        other = load(flags=BPF_F_XDP_HAS_FRAGS)
+        assert refusal(lambda: kernel.map_update(array, 1, other)) == errno.EINVAL
+
+    def test_a_refused_program_changes_nothing(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_update(array, 0, program)
+        refusal(lambda: kernel.map_update(array, 0, load(type_=ProgType.SOCKET_FILTER)))
+        assert kernel.map_lookup(array, 0) == kernel.prog_info(program).id
+
+
+class TestDelete:
+    def test_filled_then_empty(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        kernel.map_update(array, 3, load())
+        kernel.map_delete(array, 3)
+        assert refusal(lambda: kernel.map_lookup(array, 3)) == errno.ENOENT
+
+    def test_refusals(self, kernel: Kernel, array: int) -> None:
+        assert refusal(lambda: kernel.map_delete(array, 3)) == errno.ENOENT
+        assert refusal(lambda: kernel.map_delete(array, 8)) == errno.E2BIG
+        assert refusal(lambda: kernel.map_delete(987654, 3)) == errno.EBADF
+
+
+class TestLookup:
+    def test_out_of_range_is_the_same_as_empty(self, kernel: Kernel, array: int) -> None:
+        assert refusal(lambda: kernel.map_lookup(array, 3)) == errno.ENOENT
+        assert refusal(lambda: kernel.map_lookup(array, 8)) == errno.ENOENT
+        assert refusal(lambda: kernel.map_lookup(987654, 3)) == errno.EBADF
+
+
+class TestFreeze:
+    def test_writes_are_refused_for_good(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_update(array, 0, program)
+        kernel.map_freeze(array)
+        assert kernel.map_state(array).frozen
+        assert refusal(lambda: kernel.map_update(array, 0, program)) == errno.EPERM
+        assert refusal(lambda: kernel.map_delete(array, 0)) == errno.EPERM
+        assert refusal(lambda: kernel.map_freeze(array)) == errno.EPERM
+        assert kernel.map_lookup(array, 0) == kernel.prog_info(program).id
+
+
+class TestInfo:
+    def test_of_a_map(self, kernel: Kernel, array: int) -> None:
+        info = kernel.map_info(array)
+        assert (info.type, info.key_size, info.value_size, info.max_entries, info.flags, info.name) == (
+            MapType.PROG_ARRAY, 4, 4, 8, 0, "table",
+        )  # fmt: skip
+
+    def test_of_a_program(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
+        info = kernel.prog_info(opened(kernel.prog_load(ProgType.XDP, entry(array), "entry")))
+        assert (info.type, info.name, info.gpl, info.map_ids) == (
+            ProgType.XDP, "entry", True, (kernel.map_info(array).id,),
+        )  # fmt: skip
+        assert len(info.tag) == 16
+        assert info.load_time > 0
+
+    def test_the_kind_is_told_apart(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        assert (kernel.obj_kind(array), kernel.obj_kind(load())) == ("map", "prog")
+
+    def test_of_a_closed_fd(self, kernel: Kernel) -> None:
+        assert refusal(lambda: kernel.map_info(987654)) == errno.EBADFD
+        assert refusal(lambda: kernel.prog_info(987654)) == errno.EBADFD
+        assert refusal(lambda: kernel.map_state(987654)) == errno.ENOENT
+        assert refusal(lambda: kernel.obj_kind(987654)) == errno.ENOENT
+
+    @pytest.mark.parametrize("max_entries", [1, 16, 4096])
+    def test_memory_is_counted_alike(self, kernel: Kernel, opened: Callable[[int], int], max_entries: int) -> None:
+        fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, max_entries))
+        assert kernel.map_state(fd).memlock == 312 + 8 * max_entries
+
+
+class TestCreate:
+    @pytest.mark.parametrize(("key", "value", "entries"), [(8, 4, 1), (4, 8, 1), (4, 4, 0), (0, 4, 1)])
+    def test_a_program_array_has_u32_keys_and_values(self, kernel: Kernel, key: int, value: int, entries: int) -> None:
+        assert refusal(lambda: kernel.map_create(MapType.PROG_ARRAY, key, value, entries)) == errno.EINVAL
+
+    def test_a_long_name_is_cut(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
+        fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "a_name_of_more_than_15"))
+        assert kernel.map_info(fd).name == "a_name_of_more_"
+
+    def test_a_latin_1_name(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
+        fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "Tür"))
+        assert kernel.map_info(fd).name == "Tür"
+
+
+class TestIds:
+    def test_open_by_id(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        for get, info, fd in (
+            (kernel.map_get_fd_by_id, kernel.map_info, array),
+            (kernel.prog_get_fd_by_id, kernel.prog_info, program),
+        ):
+            again = get(info(fd).id)
+            assert info(again).id == info(fd).id
+            kernel.close(again)
+
+    def test_an_id_that_is_gone(self, kernel: Kernel) -> None:
+        fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
+        gone = kernel.prog_info(fd).id
+        kernel.close(fd)
+        assert refusal(lambda: kernel.prog_get_fd_by_id(gone)) == errno.ENOENT
+        assert refusal(lambda: kernel.map_get_fd_by_id(0x7FFFFFFF)) == errno.ENOENT
+
+    def test_an_entry_keeps_its_program_alive(self, kernel: Kernel, array: int) -> None:
+        fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
+        kernel.map_update(array, 0, fd)
+        kernel.close(fd)
+        again = kernel.prog_get_fd_by_id(kernel.map_lookup(array, 0))
+        kernel.close(again)
+
+
+class TestPins:
+    def test_a_pin_keeps_the_array_and_its_entries(self, kernel: Kernel, pins: Path, load: Callable[..., int]) -> None:
+        array, program = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8), load()
+        kernel.obj_pin(array, f"{pins}/table")
+        kernel.map_update(array, 0, program)
+        kernel.close(array)
+        again = kernel.obj_get(f"{pins}/table")
+        assert kernel.map_lookup(again, 0) == kernel.prog_info(program).id
+        kernel.close(again)
+
+    def test_a_caller_alone_does_not_keep_the_entries(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
+        """The last user reference empties an array, although a loaded program still jumps through it."""
+        mortal = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8)
+        caller = kernel.prog_load(ProgType.XDP, entry(mortal))
+        kernel.map_update(mortal, 3, load(1))
+        assert kernel.prog_test_run(caller, PACKET).returned == 1
+        kernel.close(mortal)
+        # Linux empties it a little later.
+        assert any(kernel.prog_test_run(caller, PACKET).returned == 0 for _ in range(1_000_000))
+        kernel.close(caller)
+
+    def test_refusals(self, kernel: Kernel, pins: Path, array: int) -> None:
+        kernel.obj_pin(array, f"{pins}/table")
+        assert refusal(lambda: kernel.obj_pin(array, f"{pins}/table")) == errno.EEXIST
+        assert refusal(lambda: kernel.obj_pin(array, f"{pins}/a.b")) == errno.EPERM
+        assert refusal(lambda: kernel.obj_pin(987654, f"{pins}/other")) == errno.EINVAL
+        assert refusal(lambda: kernel.obj_get(f"{pins}/other")) == errno.ENOENT
+
+    def test_read_only(self, kernel: Kernel, pins: Path, array: int, load: Callable[..., int]) -> None:
+        kernel.obj_pin(array, f"{pins}/table")
+        program = load()
+        fd = kernel.obj_get(f"{pins}/table", BPF_F_RDONLY)
+        assert refusal(lambda: kernel.map_update(fd, 0, program)) == errno.EPERM
+        assert refusal(lambda: kernel.map_delete(fd, 0)) == errno.EPERM
+        kernel.close(fd)
+
+
+class TestRun:
+    def test_the_jump_is_taken_at_once_after_each_change(
+        self, kernel: Kernel, array: int, load: Callable[..., int], opened: Callable[[int], int]
+    ) -> None:
+        caller = opened(kernel.prog_load(ProgType.XDP, entry(array)))
+        assert kernel.prog_test_run(caller, PACKET).returned == 0
+        for value in (1, 2, 3):
+            kernel.map_update(array, 3, load(value))
+            assert kernel.prog_test_run(caller, PACKET).returned == value
+        kernel.map_delete(array, 3)
+        assert kernel.prog_test_run(caller, PACKET).returned == 0
+
+    def test_out_of_range_falls_through(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
+        caller = opened(kernel.prog_load(ProgType.XDP, entry(array)))
+        assert kernel.prog_test_run(caller, bytes([200]) + bytes(13)).returned == 0
+
+    def test_the_limit_of_tail_calls(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
+        """A program that jumps to itself comes to an end, having run once more than the limit."""
+        counter = opened(kernel.map_create(MapType.ARRAY, 4, 8, 1))
+        step = asm.mov_reg(6, 1) + asm.map_value(1, counter) + asm.mov(2, 1) + asm.atomic_add(1, 2)
+        jump = asm.mov_reg(1, 6) + asm.map_fd(2, array) + asm.mov(3, 0) + asm.tail_call() + asm.returns(0)
+        looping = opened(kernel.prog_load(ProgType.XDP, step + jump))
+        kernel.map_update(array, 0, looping)
+        assert kernel.prog_test_run(looping, PACKET).returned == 0
+        assert kernel.map_lookup(counter, 0, 8) == MAX_TAIL_CALL_CNT + 1
+        kernel.map_delete(array, 0)  # or the two would keep each other alive
+
+    def test_the_counting_program_counts(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
+        counter = opened(kernel.map_create(MapType.ARRAY, 4, 8, 1))
+        program = opened(kernel.prog_load(ProgType.XDP, count(counter)))
+        assert kernel.prog_test_run(program, PACKET, 1000).returned == 2
+        assert kernel.map_lookup(counter, 0, 8) == 1000
+
+    def test_the_packet_comes_back(self, kernel: Kernel, load: Callable[..., int]) -> None:
+        assert kernel.prog_test_run(load(), PACKET).packet == PACKET
+
+    @pytest.mark.parametrize("type_", [ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP])
+    def test_what_runs_on_a_packet(self, kernel: Kernel, load: Callable[..., int], type_: int) -> None:
+        program = load(1, type_=type_)
+        assert kernel.prog_test_run(program, PACKET).returned == 1
+        assert refusal(lambda: kernel.prog_test_run(program, bytes(13))) == errno.EINVAL
+
+    def test_what_does_not(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load(type_=ProgType.KPROBE)
+        assert refusal(lambda: kernel.prog_test_run(program, PACKET)) == ENOTSUPP
+        assert refusal(lambda: kernel.prog_test_run(array, PACKET)) == errno.EINVAL
+        assert refusal(lambda: kernel.prog_test_run(987654, PACKET)) == errno.EBADF
+
+
+class TestLoad:
+    @pytest.mark.parametrize(
+        "instructions", [b"", asm.mov(0, 2), asm.returns(2)[:-1], b"\xff" * 16, asm.map_fd(1, 987654) + asm.returns(2)]
+    )
+    def test_what_is_no_program(self, kernel: Kernel, instructions: bytes) -> None:
+        assert refusal(lambda: kernel.prog_load(ProgType.XDP, instructions)) in {
+            errno.EINVAL, errno.E2BIG, errno.EBADF,
+        }  # fmt: skip
+
+
+class TestClose:
+    def test_twice(self, kernel: Kernel) -> None:
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1)
+        kernel.close(fd)
+        assert refusal(lambda: kernel.close(fd)) == errno.EBADF
+
+    def test_boot_id(self, kernel: Kernel) -> None:
+        assert len(kernel.boot_id) == 36

@@ -1,0 +1,116 @@
+"""What all tests share: the two kernels, a bpffs of their own, and the search for what was left open."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import demo
+from app.bpf import asm
+from app.bpf.kernel import Kernel
+from app.bpf.linux import LinuxKernel
+from app.bpf.memory import MemoryKernel
+from app.bpf.uapi import MapType, ProgType
+from app.service.program import Program
+from app.service.registry import Registry
+from tests import private_mounts
+
+REQUIRED = os.environ.get("KERNEL_TESTS") == "required"
+
+
+def _kernel_refuses() -> str | None:
+    """Why kernel tests cannot run here; None where they can."""
+    if os.geteuid() != 0:
+        return "kernel tests need root: sudo .venv/bin/pytest"
+    try:
+        kernel = LinuxKernel()
+        kernel.close(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1))
+        private_mounts.enter()
+    except OSError as error:
+        return f"this kernel refuses: {error}; run on Linux 5.2 or later with CAP_BPF and CAP_SYS_ADMIN"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip kernel tests where they cannot run; with KERNEL_TESTS=required they fail there instead."""
+    marked = [item for item in items if item.get_closest_marker("kernel")]
+    why = _kernel_refuses() if marked else None
+    if why is None:
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.usefixtures("kernel_is_missing") if REQUIRED else pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def kernel_is_missing() -> None:
+    pytest.fail(f"KERNEL_TESTS=required, but {_kernel_refuses()}")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_fd_is_left() -> Iterator[None]:
+    """Every test closes what it opens."""
+    before = _fds()
+    yield
+    assert _fds() == before, "file descriptors were left open"
+
+
+def _fds() -> dict[str, str]:
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found[link.name] = str(link.readlink())
+    return found
+
+
+@pytest.fixture(params=["memory", pytest.param("linux", marks=pytest.mark.kernel)])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Each test that asks for it runs on both kernels."""
+    return MemoryKernel() if request.param == "memory" else LinuxKernel()
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A bpffs that only this test sees."""
+    folder = tmp_path / "bpf"
+    folder.mkdir()
+    private_mounts.mount_bpffs(folder)
+    yield folder
+    private_mounts.unmount(folder)
+
+
+@pytest.fixture
+def pins(kernel: Kernel, request: pytest.FixtureRequest) -> Path:
+    """A folder to pin in: in a bpffs on Linux, in thought in memory."""
+    if kernel.name == "linux":
+        folder: Path = request.getfixturevalue("bpffs")
+        return folder
+    return Path("/sys/fs/bpf")
+
+
+@pytest.fixture
+def registry(kernel: Kernel, pins: Path) -> Iterator[Registry]:
+    """What the demo serves: `jump_table` of 16 entries, and entry, drop, pass, tx and count."""
+    registry = Registry(kernel, [str(pins)])
+    demo.fill(registry)
+    yield registry
+    registry.close()
+
+
+def load(kernel: Kernel, value: int = 2, type_: int = ProgType.XDP, *, name: str = "other", flags: int = 0) -> Program:
+    """A program that returns a number."""
+    return Program(kernel, kernel.prog_load(type_, asm.returns(value), name, flags=flags))
+
+
+def tool(name: str) -> bool:
+    """Whether a command is installed; with KERNEL_TESTS=required it has to be."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+    assert found or not REQUIRED, f"KERNEL_TESTS=required, but {name} is not installed: apt-get install {name}"
+    return found
