@@ -59,22 +59,20 @@ def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
 def listen_loopback(host: str, port: int) -> socket.socket:
     """A listening TCP socket, and only where this machine alone can reach it. ListenError."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not _is_loopback(str(address[0])):
-            message = f"{host} is {address[0]}, which others can reach: without authentication only loopback is served"
+        found = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+        address = ipaddress.ip_address(found.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        if not address.is_loopback:
+            message = f"{host} is {found}, which others can reach: without authentication only loopback is served"
             raise ListenError(message)
-        listener = socket.create_server(address, family=family, backlog=1024)
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        listener = socket.create_server((str(address), port), family=family, backlog=1024)
     except OSError as error:
         remedy = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
         message = f"cannot listen on {host} port {port}: {error.strerror or error}{remedy}"
         raise ListenError(message) from error
     return listener
-
-
-def _is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback
 
 
 def _answers(path: Path) -> bool:

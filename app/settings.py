@@ -172,7 +172,8 @@ def load(file: Path) -> Settings:
     try:
         settings = Settings(**content)
     except SettingsError as error:
-        message = f"environment {_PREFIX}…: {error.__cause__ or error}; lists are written as JSON, as in '[\"/a\"]'"
+        # The only key that is no plain text or number, so the only one that cannot be taken as it is.
+        message = f"environment {_PREFIX}PIN_DIRS: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'"
         raise ConfigurationError(message) from error
     except ValidationError as error:
         raise ConfigurationError(_told(file, error.errors())) from error
@@ -187,7 +188,7 @@ def load(file: Path) -> Settings:
 
 
 def _told(file: Path, errors: list[ErrorDetails]) -> str:
-    error = errors[0]
+    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")  # a slip in a key explains the rest
     location = error["loc"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -1,0 +1,127 @@
+"""The service as a process: started, asked, stopped, and never left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+_SECONDS = 30.0
+
+
+@dataclass
+class Service:
+    """A running `jumptable`. `url`: where it answers; `transport`: set for a unix socket."""
+
+    process: subprocess.Popen[str]
+    url: str = "http://jumptable"
+    socket: Path | None = None
+    lines: list[str] = field(default_factory=list)
+    ended: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def client(self) -> httpx.Client:
+        """An httpx client on it."""
+        transport = None if self.socket is None else httpx.HTTPTransport(uds=str(self.socket))
+        return httpx.Client(transport=transport, base_url=self.url, timeout=_SECONDS)
+
+    def curl(self) -> list[str]:
+        """The beginning of a curl command for it."""
+        return ["curl", "-s", *([] if self.socket is None else ["--unix-socket", str(self.socket)])]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal, wait for the end, return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(_SECONDS)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first line of its output that matches, waiting for it to come."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        with self.changed:
+            self.changed.wait_for(lambda: found() or self.ended, _SECONDS)
+            match = found()
+        assert match, f"no {pattern!r} in its output:\n{''.join(self.lines)}"
+        return match
+
+    def output(self) -> str:
+        """All it has said, once it has ended."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.ended, _SECONDS), "it has not ended"
+        return "".join(self.lines)
+
+
+@contextmanager
+def running(*arguments: str, env: dict[str, str] | None = None, first: str = "") -> Iterator[Service]:
+    """Run `jumptable ARGUMENTS`, after the Python statements `first`; whatever happens, it has ended afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{first}\nfrom app.__main__ import main\nmain(prog_name='jumptable')", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+    )
+    service = Service(process)
+    reader = threading.Thread(target=_read, args=(service,))
+    reader.start()
+    try:
+        yield service
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(_SECONDS)
+        reader.join(_SECONDS)
+
+
+def _read(service: Service) -> None:
+    assert service.process.stdout is not None
+    with service.process.stdout as output:
+        for line in output:
+            with service.changed:
+                service.lines.append(line)
+                service.changed.notify_all()
+    with service.changed:
+        service.ended = True
+        service.changed.notify_all()
+
+
+@contextmanager
+def demo(*arguments: str, first: str = "") -> Iterator[Service]:
+    """Run `jumptable demo` on a free port, until it answers."""
+    with running("demo", "--port", "0", *arguments, first=first) as service:
+        service.url = service.wait_for(r"(http://\S+)/docs")[1]
+        _until_it_answers(service)
+        yield service
+
+
+@contextmanager
+def serve(config: Path, socket: Path) -> Iterator[Service]:
+    """Run `jumptable serve`, until it answers."""
+    with running("serve", "--config", str(config)) as service:
+        service.socket = socket
+        service.wait_for("serving")
+        _until_it_answers(service)
+        yield service
+
+
+def _until_it_answers(service: Service) -> None:
+    deadline = time.monotonic() + _SECONDS
+    with service.client() as client:
+        while True:
+            try:
+                client.get("/healthz")
+            except httpx.TransportError:
+                assert service.process.poll() is None, "it ended"
+                assert time.monotonic() < deadline, "it does not answer"
+            else:
+                return

@@ -1,0 +1,130 @@
+"""The configuration: what it takes, and the one line it answers to a mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from app.service.held import ById, Pinned
+from app.settings import ConfigurationError, Settings, load
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "jumptable.toml"
+    file.write_text(text)
+    return load(file)
+
+
+class TestLoad:
+    def test_an_empty_file_is_the_defaults(self, tmp_path: Path) -> None:
+        settings = read(tmp_path, "")
+        assert settings.server.socket == Path("/run/jumptable/api.sock")
+        assert settings.server.pin_dirs == [Path("/sys/fs/bpf")]
+        assert (settings.server.kernel, settings.maps, settings.programs) == ("linux", {}, {})
+
+    def test_all_keys(self, tmp_path: Path) -> None:
+        settings = read(
+            tmp_path,
+            """
+            [server]
+            socket = "/tmp/api.sock"
+            socket_group = "adm"
+            state_dir = "/tmp/state"
+            kernel = "memory"
+            pin_dirs = ["/sys/fs/bpf", "/run/bpf"]
+            keep_dir = "/sys/fs/bpf/jumptable"
+            durability = "process"
+            user = "jumptable"
+
+            [maps.jump_table]
+            pinned = "/sys/fs/bpf/jump_table"
+            create = { max_entries = 64 }
+            protected = ["0-3", "60"]
+            on_start = "report"
+
+            [maps."by.id"]
+            id = 12
+
+            [programs.parse_v2]
+            pinned = "/sys/fs/bpf/parse_v2"
+            """,
+        )
+        assert settings.maps["jump_table"].source() == Pinned("/sys/fs/bpf/jump_table")
+        assert settings.maps["jump_table"].create is not None
+        assert settings.maps["by.id"].source() == ById(12)
+        assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
+        assert settings.without_effect() == [
+            "server.keep_dir", "server.durability", "maps.jump_table.protected", "maps.jump_table.on_start",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("[server", "is not TOML"),
+            ("[sever]", "sever: there is no such key; there are: server, maps, programs"),
+            ("[server]\nprot = 1", "server.prot: there is no such key; there are: socket, "),
+            ("[server]\nkernel = 'windows'", "server.kernel: input should be 'linux' or 'memory'"),
+            ("[server]\nsocket = 'api.sock'", "server.socket: must be an absolute path"),
+            ("[server]\nport = 8080", "server.port: serving on TCP needs authentication"),
+            ("[server]\nhost = '::1'", "server.host: serving on TCP needs authentication"),
+            ("[server]\nport = 'x'", "server.port: input should be a valid integer"),
+            ("[maps.a]", 'maps.a: needs exactly one of pinned = "/sys/fs/bpf/…" and id = …'),
+            ("[maps.a]\npinned = '/x'\nid = 3", "maps.a: needs exactly one of"),
+            ("[maps.a]\nid = 0", "maps.a.id: input should be greater than or equal to 1"),
+            ("[maps.a]\nid = 3\ncreate = { max_entries = 3 }", "maps.a: create goes with pinned"),
+            ("[maps.a]\npinned = '/x'\ncreate = { entries = 3 }",
+             "maps.a.create.entries: there is no such key; there are: max_"),
+            ("[maps.a]\npinned = '/x'\nprotected = ['3-1']",
+             "maps.a.protected.0: is a range that ends before it begins"),
+            ("[maps.a]\npinned = '/x'\nprotected = ['x']", 'is neither an index like "60" nor a range like "0-3"'),
+            ("[maps.'a/b']\npinned = '/x'", "a name has 1 to 64 characters"),
+            ("[programs.a]\npin = '/x'", "programs.a.pin: there is no such key; there are: pinned, id"),
+        ],
+    )  # fmt: skip
+    def test_a_mistake_is_one_line_with_file_key_and_remedy(self, tmp_path: Path, text: str, told: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, text)
+        message = str(caught.value)
+        assert message.startswith(str(tmp_path / "jumptable.toml"))
+        assert told.lower() in message.lower()
+        assert "\n" not in message
+
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+            load(tmp_path / "nope.toml")
+
+    def test_not_utf_8(self, tmp_path: Path) -> None:
+        (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
+        with pytest.raises(ConfigurationError, match="is not TOML"):
+            load(tmp_path / "latin.toml")
+
+
+class TestEnvironment:
+    def test_it_overrides_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("JUMPTABLE_SERVER__STATE_DIR", "/tmp/other")
+        monkeypatch.setenv("JUMPTABLE_SERVER__PIN_DIRS", '["/run/bpf"]')
+        settings = read(tmp_path, "[server]\nstate_dir = '/tmp/state'\nkernel = 'memory'")
+        assert (settings.server.state_dir, settings.server.kernel) == (Path("/tmp/other"), "memory")
+        assert settings.server.pin_dirs == [Path("/run/bpf")]
+
+    def test_what_kubernetes_makes_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("PORT", "SERVER", "SERVER_PORT", "MAPS", "SERVICE_HOST", "PORT_8080_TCP"):
+            monkeypatch.setenv(f"JUMPTABLE_{name}", "tcp://10.0.0.1:80")
+        assert read(tmp_path, "").server.port is None
+
+    @pytest.mark.parametrize(
+        ("name", "text", "told"),
+        [
+            ("PORT", "9000", "environment JUMPTABLE_SERVER__PORT: serving on TCP"),
+            ("KERNEL", "windows", "environment JUMPTABLE_SERVER__KERNEL: input should be"),
+            ("PROT", "1", "environment JUMPTABLE_SERVER__PROT: there is no such key"),
+            ("PIN_DIRS", "/run/bpf", "environment JUMPTABLE_SERVER__PIN_DIRS"),
+        ],
+    )
+    def test_a_mistake_names_the_variable(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, told: str
+    ) -> None:
+        monkeypatch.setenv(f"JUMPTABLE_SERVER__{name}", text)
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, "")
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
