@@ -81,7 +81,7 @@ def group_of(settings: Settings) -> int | None:
     try:
         return None if name is None else grp.getgrnam(name).gr_gid
     except KeyError as error:
-        message = f"server.socket_group: there is no group {name!r}: groupadd {name}, or set another"
+        message = f"there is no group {name!r}: groupadd {name}, or set another socket_group"
         raise StartError(message) from error
 
 

@@ -1,0 +1,74 @@
+"""The OpenAPI document: complete, and kept as a snapshot so that a change of it is seen."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.api.problems import PROBLEMS
+from app.bpf.memory import MemoryKernel
+from app.main import create_app
+from app.service.registry import Registry
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+
+OPERATIONS = {
+    "list_maps", "get_map", "hold_map", "release_map", "list_entries", "get_entry", "set_entry", "clear_entry",
+    "list_programs", "get_program", "hold_program", "release_program", "run_program", "explain_problem",
+    "get_health", "get_readiness", "get_version",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return create_app(Registry(MemoryKernel())).openapi()
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def test_it_is_the_snapshot(document: dict[str, Any]) -> None:
+    """A wanted change: UPDATE_SNAPSHOT=1 pytest tests/api/test_openapi.py, and a line in the changelog."""
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(text)
+    assert json.loads(SNAPSHOT.read_text()) == json.loads(text)
+
+
+def test_every_operation_has_an_id_a_summary_and_its_errors(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert {operation["operationId"] for operation in operations(document)} == OPERATIONS
+    for operation in operations(document):
+        assert operation["summary"]
+        assert operation["description"]
+        assert {"422", "500", "503"} <= set(operation["responses"])
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                media = response["content"]["application/problem+json"]
+                assert media["schema"] == {"$ref": "#/components/schemas/Problem"}
+                for code, example in media["examples"].items():
+                    assert PROBLEMS[code].status == int(status) == example["value"]["status"]
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for name in re.findall(r"#/components/schemas/([\w-]+)", json.dumps(document)):
+        assert name in document["components"]["schemas"]
+
+
+def test_no_default_error_of_the_framework_is_left(document: dict[str, Any]) -> None:
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+def test_every_problem_is_documented_by_some_route(document: dict[str, Any]) -> None:
+    documented = {
+        code
+        for operation in operations(document)
+        for response in operation["responses"].values()
+        for code in response.get("content", {}).get("application/problem+json", {}).get("examples", {})
+    }
+    # What routing itself answers belongs to no route.
+    assert set(PROBLEMS) - documented == {"method-not-allowed"}

@@ -1,0 +1,111 @@
+"""The command line: what it says, and its exit status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import __version__
+
+CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
+
+
+def jumptable(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "jumptable.toml"
+    file.write_text(CONFIG.format(tmp_path))
+    return file
+
+
+class TestUsage:
+    def test_version(self) -> None:
+        done = jumptable("--version")
+        assert (done.returncode, done.stdout) == (0, f"jumptable, version {__version__}\n")
+
+    @pytest.mark.parametrize("arguments", [["nope"], ["serve"], ["demo", "--port", "x"], ["demo", "--kernel", "bsd"]])
+    def test_a_slip_is_2_and_no_traceback(self, arguments: list[str]) -> None:
+        done = jumptable(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+    def test_demo_refuses_to_be_reached_from_outside(self) -> None:
+        done = jumptable("demo", "--host", "0.0.0.0")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "jumptable: 0.0.0.0 is 0.0.0.0, which others can reach: without authentication only loopback is served\n"
+        )
+
+
+class TestServe:
+    def test_a_configuration_error_is_one_line_and_2(self, config: Path) -> None:
+        config.write_text(config.read_text() + "prot = 1\n")
+        done = jumptable("serve", "--config", str(config))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"jumptable: {config}: server.prot: there is no such key; there are: ")
+        assert done.stderr.count("\n") == 1
+
+    def test_tcp_is_refused(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'host = "127.0.0.1"\nport = 8080\n')
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 2
+        assert "serving on TCP needs authentication" in done.stderr
+
+    def test_show_config(self, config: Path) -> None:
+        done = jumptable("serve", "--config", str(config), "--show-config")
+        assert done.returncode == 0
+        assert '"kernel": "memory"' in done.stdout
+
+    def test_a_socket_that_cannot_be(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "api.sock").write_text("mine")
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 1
+        assert "is no socket: remove it, or set another socket" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_an_unknown_group(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'socket_group = "no-such-group"\n')
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 1
+        assert "groupadd no-such-group" in done.stderr
+
+
+class TestCheck:
+    def test_all_is_well(self, config: Path, tmp_path: Path) -> None:
+        with config.open("a") as file:
+            file.write(f'[maps.made]\npinned = "{tmp_path}/made"\ncreate = {{ max_entries = 4 }}\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0, done.stdout
+        assert f"ok    map made: is not there yet; serve makes it and pins it at {tmp_path}/made" in done.stdout
+        assert not (tmp_path / "state").exists(), "it changes nothing"
+
+    def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
+        with config.open("a") as file:
+            file.write('socket_group = "no-such-group"\ndurability = "power"\n')
+            file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
+            file.write('[maps.nowhere]\npinned = "/nowhere/a"\ncreate = { max_entries = 4 }\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        for line in (
+            "warn  server.durability: is set, but has no effect in this version",
+            "WRONG server.socket_group: there is no group 'no-such-group'",
+            "WRONG map gone: cannot open the pin '/sys/fs/bpf/gone': ENOENT",
+            "WRONG map nowhere: cannot be made: /nowhere is no folder",
+            "WRONG program gone: there is no program 77",
+        ):
+            assert line in done.stdout
+
+    @pytest.mark.kernel
+    def test_on_the_real_kernel(self, config: Path, bpffs: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        with config.open("a") as file:
+            file.write(f'[maps.made]\npinned = "{bpffs}/made"\ncreate = {{ max_entries = 4 }}\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0, done.stdout
+        assert "capabilities: " in done.stdout
+        assert not (bpffs / "made").exists()
