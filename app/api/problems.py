@@ -102,7 +102,8 @@ def problem(
         "code": code,
         "request_id": request_id,
     }
-    content = json.dumps(standard | {name: fact for name, fact in (facts or {}).items() if name not in standard})
+    told = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
+    content = json.dumps(told, separators=(",", ":"))
     return Response(content + "\n", kind.status, headers, MEDIA_TYPE)
 
 
