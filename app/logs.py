@@ -8,10 +8,9 @@ import structlog
 
 
 def configure() -> None:
-    """Set up structlog, and pass what uvicorn and asyncio log through it too."""
+    """Set up structlog, and give what uvicorn and asyncio log the same form."""
     terminal = sys.stderr.isatty()
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -20,9 +19,11 @@ def configure() -> None:
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
+    # Our own lines go straight out: by way of logging each would cost a change a quarter of its time.
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -51,7 +50,6 @@ def create_app(registry: Registry) -> FastAPI:
         exception_handlers={
             ServiceError: _on_service_error,
             Refused: _on_refused,
-            RequestValidationError: _on_invalid,
             HTTPException: _on_http_exception,
         },
     )
@@ -99,16 +97,6 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 async def _on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return problem(error.code, error.detail, request.scope[REQUEST_ID], facts=error.facts, headers=error.headers)
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    errors = [
-        {"loc": ".".join(map(str, each["loc"])), "message": each["msg"].removeprefix("Value error, ")}
-        for each in error.errors()
-    ]
-    detail = f"{errors[0]['loc']}: {errors[0]['message']}"
-    return problem("validation", detail, request.scope[REQUEST_ID], facts={"errors": errors})
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

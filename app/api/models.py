@@ -1,5 +1,6 @@
 """What goes in and out as JSON."""
 
+import functools
 import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
@@ -186,10 +187,13 @@ class EntryProgram(BaseModel):
     kernel_name: str | None = Field(examples=["xdp_drop"])
     loaded_at: datetime | None
 
-    @classmethod
-    def of(cls, summary: ProgramSummary) -> "EntryProgram":
+    model_config = ConfigDict(frozen=True)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # one object for all entries that point to the same program
+    def of(summary: ProgramSummary) -> "EntryProgram":
         """From what the service tells."""
-        return cls(
+        return EntryProgram(
             name=summary.name,
             id=summary.id,
             type=summary.type,

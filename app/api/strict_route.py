@@ -1,8 +1,12 @@
-"""A route that takes nothing it does not know: query parameters, media types and bodies."""
+"""A route that takes nothing it does not know: query parameters, media types and bodies.
+
+FastAPI declares and documents it; what a request brings is taken apart here, as FastAPI's own way neither refuses what
+is unknown nor tells malformed JSON from a wrong shape, and takes longer than all the rest of a request.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
@@ -18,49 +22,83 @@ _BODY_SECONDS: Final = 10.0
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+class _Field(Protocol):
+    """FastAPI's declaration of one parameter."""
+
+    name: str
+
+    @property
+    def alias(self) -> str: ...
+
+    def validate(self, value: Any, *, loc: tuple[int | str, ...]) -> tuple[Any, list[dict[str, Any]]]: ...
+
+    def get_default(self) -> Any: ...
+
+
 class StrictRoute(APIRoute):
-    """FastAPI's route, with the checks that it leaves out made in front."""
+    """A route whose endpoint is async, takes path, query, one body and the request, and returns a Response."""
 
     def get_route_handler(self) -> Handler:
-        """The handler with the checks in front of it."""
-        handle = super().get_route_handler()
-        known = frozenset(field.alias for field in self.dependant.query_params)
-        takes_body = self.body_field is not None
+        """What handles a request; by its signature the endpoint says what it wants."""
+        wanted = self.dependant
+        if wanted.call is None or wanted.dependencies or wanted.header_params or wanted.cookie_params:
+            message = f"{self.path}: a strict route knows path, query and body parameters only"
+            raise TypeError(message)
+        endpoint: Callable[..., Coroutine[Any, Any, Response]] = wanted.call
+        body_field = wanted.body_params[0] if wanted.body_params else None
+        query_fields: dict[str, _Field] = {field.alias: field for field in wanted.query_params}
 
-        async def strict(request: Request) -> Response:
-            _check_query(request, known)
-            if takes_body:
-                request = _JsonRequest(request, await _read_json(request))
-            return await handle(request)
+        async def handle(request: Request) -> Response:
+            taken = _Taken()
+            if query_fields or request.scope["query_string"]:
+                taken.query(request, query_fields)
+            for field in wanted.path_params:
+                taken.field(field, request.path_params[field.alias], "path", field.alias)
+            if body_field is not None:
+                taken.field(body_field, await _read_json(request), "body")
+            taken.refuse()
+            if wanted.request_param_name is not None:
+                taken.values[wanted.request_param_name] = request
+            return await endpoint(**taken.values)
 
-        return strict
-
-
-class _JsonRequest(Request):
-    """A request whose body is parsed already."""
-
-    def __init__(self, request: Request, value: Any) -> None:
-        super().__init__(request.scope, request.receive)
-        self._value = value
-
-    async def body(self) -> bytes:
-        return b"parsed"
-
-    async def json(self) -> Any:
-        return self._value
+        return handle
 
 
-def _check_query(request: Request, known: frozenset[str]) -> None:
-    seen = [name for name, _ in request.query_params.multi_items()]
-    errors = [
-        {"loc": f"query.{name}", "message": f"no such parameter; there are: {', '.join(sorted(known)) or 'none'}"}
-        for name in seen
-        if name not in known
-    ]
-    errors += [{"loc": f"query.{name}", "message": "given twice"} for name in set(seen) if seen.count(name) > 1]
-    if errors:
-        detail = f"{errors[0]['loc']}: {errors[0]['message']}"
-        raise Refused("validation", detail, facts={"errors": errors})
+class _Taken:
+    """What was taken from a request: values by the endpoint's parameter, and what is wrong."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.errors: list[dict[str, str]] = []
+
+    def field(self, field: _Field, value: Any, *location: str) -> None:
+        """One value, checked against its declaration."""
+        self.values[field.name], errors = field.validate(value, loc=location)
+        for error in errors or ():
+            place = ".".join(map(str, error["loc"]))
+            self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
+
+    def query(self, request: Request, fields: dict[str, _Field]) -> None:
+        """All of the query: each parameter known, and given once."""
+        given = request.query_params.multi_items()
+        names = [name for name, _ in given]
+        for name, value in given:
+            if name not in fields:
+                known = ", ".join(sorted(fields)) or "none"
+                self.errors.append({"loc": f"query.{name}", "message": f"no such parameter; there are: {known}"})
+            elif names.count(name) > 1:
+                self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
+            else:
+                self.field(fields[name], value, "query", name)
+        for name, field in fields.items():
+            if name not in names:
+                self.values[field.name] = field.get_default()
+
+    def refuse(self) -> None:
+        """Refused where anything is wrong."""
+        if self.errors:
+            first = self.errors[0]
+            raise Refused("validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors})
 
 
 async def _read_json(request: Request) -> Any:

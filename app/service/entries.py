@@ -55,7 +55,7 @@ async def set_entry(
                     fit = _dry_set(registry, array, program)
                 else:
                     array.set(index, program, flags)
-            after = program.summary(registry.programs.describe(program.id).name)
+            after = registry.programs.describe(program.id, program)
     return SetResult(before, after, fit)
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -58,6 +58,7 @@ class Program:
             if kind != "prog":
                 raise NotAProgram(kind)
             self._info = kernel.prog_info(fd)
+            self._summary = _summary(self._info)
         except OSError as error:
             self.close()
             raise kernel_failure("OBJ_GET_INFO_BY_FD", error) from error
@@ -92,14 +93,7 @@ class Program:
 
     def summary(self, name: str | None = None) -> ProgramSummary:
         """What an entry tells of it, `name` being the one it is held under."""
-        return ProgramSummary(
-            id=self.id,
-            name=name,
-            type=self.type,
-            tag=self._info.tag,
-            kernel_name=self._info.name,
-            loaded_at=loaded_at(self._info),
-        )
+        return self._summary if name is None else replace(self._summary, name=name)
 
     def run(self, packet: bytes, repeat: int = 1) -> RunResult:
         """Run it on a packet (14 bytes and more), `repeat` times, with its real side effects on maps.
@@ -135,6 +129,16 @@ class Program:
 def loaded_at(info: ProgInfo) -> datetime:
     """When it was loaded, to the second."""
     return datetime.fromtimestamp(int(_BOOT_TIME + info.load_time / 1e9), UTC)
+
+
+def _summary(info: ProgInfo) -> ProgramSummary:
+    return ProgramSummary(
+        id=info.id,
+        type=prog_type_name(info.type),
+        tag=info.tag,
+        kernel_name=info.name,
+        loaded_at=loaded_at(info),
+    )
 
 
 def _told(type_: int, result: TestRun) -> RunResult:

@@ -36,7 +36,8 @@ class Programs:
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldProgram] = {}
         self._by_id: dict[int, HeldProgram] = {}
-        self._summaries: dict[int, ProgramSummary] = {}
+        self._named: dict[int, ProgramSummary] = {}  # of held programs
+        self._summaries: dict[int, ProgramSummary] = {}  # of others, as they were looked up
 
     def __iter__(self) -> Iterator[HeldProgram]:
         return iter(list(self._held.values()))
@@ -113,15 +114,16 @@ class Programs:
             with open_program(self._kernel, allowed_source(ref, self._pin_dirs)) as program:
                 yield program
 
-    def describe(self, program_id: int) -> ProgramSummary:
-        """What an entry tells of the program it points to."""
-        held = self._by_id.get(program_id)
-        if held is not None:
-            return held.opened().summary(held.name)
+    def describe(self, program_id: int, program: Program | None = None) -> ProgramSummary:
+        """What an entry tells of the program it points to; `program`: the same, where it is open already."""
+        if program_id in self._named:
+            return self._named[program_id]
         if program_id not in self._summaries:
+            if program is not None:
+                return program.summary()
             try:
-                with open_program(self._kernel, ById(program_id)) as program:
-                    self._summaries[program_id] = program.summary()
+                with open_program(self._kernel, ById(program_id)) as opened:
+                    self._summaries[program_id] = opened.summary()
             except ServiceError:
                 return ProgramSummary(program_id)
             while len(self._summaries) > _SUMMARIES_KEPT:
@@ -140,8 +142,9 @@ class Programs:
         for held in self._held.values():
             held.release()
         self._held.clear()
-        self._by_id.clear()
+        self._index()
 
     def _index(self) -> None:
         # In reverse, so that of several names the one held first counts.
         self._by_id = {held.object.id: held for held in reversed(self._held.values()) if held.object is not None}
+        self._named = {id_: held.opened().summary(held.name) for id_, held in self._by_id.items()}
