@@ -15,6 +15,15 @@ from pathlib import Path
 import httpx
 
 _SECONDS = 30.0
+_CONFIG = """
+[server]
+socket = "{folder}/run/api.sock"
+state_dir = "{folder}/state"
+kernel = "memory"
+[maps.jump_table]
+pinned = "/sys/fs/bpf/jump_table"
+create = {{ max_entries = 16 }}
+"""
 
 
 @dataclass
@@ -93,6 +102,13 @@ def _read(service: Service) -> None:
     with service.changed:
         service.ended = True
         service.changed.notify_all()
+
+
+def write_config(folder: Path) -> Path:
+    """A configuration for `serve` below `folder`, on the kernel in memory, with one map."""
+    file = folder / "jumptable.toml"
+    file.write_text(_CONFIG.format(folder=folder))
+    return file
 
 
 @contextmanager

@@ -15,17 +15,7 @@ from app.bpf.memory import MemoryKernel
 from app.main import create_app
 from app.service.registry import Registry
 from tests.conftest import tool
-from tests.running import Service, demo, serve
-
-CONFIG = """
-[server]
-socket = "{folder}/api.sock"
-state_dir = "{folder}/state"
-kernel = "memory"
-[maps.jump_table]
-pinned = "/sys/fs/bpf/jump_table"
-create = {{ max_entries = 16 }}
-"""
+from tests.running import Service, demo, serve, write_config
 
 
 class Client(Protocol):
@@ -141,9 +131,7 @@ def over_loopback() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def over_unix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("serve")
-    config = folder / "jumptable.toml"
-    config.write_text(CONFIG.format(folder=folder))
-    with serve(config, folder / "api.sock") as service:
+    with serve(write_config(folder), folder / "run/api.sock") as service:
         yield service
 
 

@@ -14,25 +14,14 @@ import pytest
 
 from app.server import ListenError, listen_loopback, listen_unix, notify
 from tests.api.conftest import assert_problem
-from tests.running import Service, demo, running, serve
+from tests.running import Service, demo, running, serve, write_config
 
 ENTRY = "/maps/jump_table/entries/3"
-CONFIG = """
-[server]
-socket = "{folder}/run/api.sock"
-state_dir = "{folder}/state"
-kernel = "memory"
-[maps.jump_table]
-pinned = "/sys/fs/bpf/jump_table"
-create = {{ max_entries = 16 }}
-"""
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    file = tmp_path / "jumptable.toml"
-    file.write_text(CONFIG.format(folder=tmp_path))
-    return file
+    return write_config(tmp_path)
 
 
 @pytest.fixture(scope="module", params=["memory", pytest.param("linux", marks=pytest.mark.kernel)])

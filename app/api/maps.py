@@ -1,5 +1,6 @@
 """Held maps: /maps."""
 
+import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -11,6 +12,7 @@ from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.state import DryRun, headers_of, log_change, registry_of
 from app.api.strict_route import StrictRoute
 from app.bpf.uapi import prog_type_name
+from app.service.errors import MapUnknown
 from app.service.held import ById, HeldMap, Made
 
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
@@ -20,6 +22,8 @@ _MADE = "made by the service and pinned nowhere: gone when the service ends"
 
 
 async def _map(held: HeldMap) -> models.Map:
+    if held.released:
+        raise MapUnknown(held.name)
     array = held.object
     warnings = [_BY_ID] if isinstance(held.source, ById) else [_MADE] if isinstance(held.source, Made) else []
     if array is None:
@@ -60,8 +64,11 @@ async def _map(held: HeldMap) -> models.Map:
 )
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
-    held = sorted(registry_of(request).maps, key=lambda each: each.name)
-    return models.Json(models.Maps(maps=[await _map(each) for each in held]))
+    told = []
+    for held in sorted(registry_of(request).maps, key=lambda each: each.name):
+        with contextlib.suppress(MapUnknown):  # released while others had their turn
+            told.append(await _map(held))
+    return models.Json(models.Maps(maps=told))
 
 
 @router.get(

@@ -67,8 +67,9 @@ async def list_programs(request: Request) -> Response:
 async def get_program(request: Request, name: models.ProgramName) -> Response:
     """Its type, its maps, and which entries point to it."""
     registry = registry_of(request)
-    held = registry.programs.get(name)
-    return models.Json(_program(held, await registry.maps.uses()))
+    registry.programs.get(name)
+    uses = await registry.maps.uses()
+    return models.Json(_program(registry.programs.get(name), uses))
 
 
 @router.put(
@@ -97,9 +98,10 @@ async def hold_program(
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
     registry = registry_of(request)
-    held, is_new = await registry.programs.hold(name, body.source(), registry.maps.uses, dry_run=dry_run)
+    uses = await registry.maps.uses()
+    held, is_new = await registry.programs.hold(name, body.source(), uses, dry_run=dry_run)
     try:
-        answer = _program(held, await registry.maps.uses())
+        answer = _program(held, uses)
     finally:
         if dry_run:
             held.release()

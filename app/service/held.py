@@ -76,6 +76,7 @@ class Held(Generic[T]):
         self.released = True
         if self.object is not None:
             self.object.close()
+            self.object = None
 
 
 @dataclass(eq=False)

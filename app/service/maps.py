@@ -1,9 +1,10 @@
 """The program arrays that are held under names."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
-from app.service.errors import LastReference, MapUnknown, NameTaken, ServiceError
+from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
 from app.service.held import HeldMap, Made, Pinned, Source
 from app.service.opening import open_array, open_or_make_array
 from app.service.pins import allowed_source
@@ -110,7 +111,7 @@ class Maps:
         """Which entries of held maps point to which program."""
         found: Uses = {}
         for held in self:
-            if held.object is not None:
+            with contextlib.suppress(MapUnavailable, MapUnknown):  # or released while others had their turn
                 for index, program_id in await held.read():
                     found.setdefault(program_id, []).append((held.name, index))
         return found

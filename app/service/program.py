@@ -4,11 +4,12 @@ import errno
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Final
 
 from app.bpf.kernel import Kernel, ProgInfo, TestRun
 from app.bpf.uapi import ENOTSUPP, MIN_PACKET, RETURN_NAMES, prog_type_name
 from app.service.errors import NotAProgram, PacketRefused, ProgramNotRunnable, kernel_failure
+from app.service.owned_fd import OwnedFd
 
 # The kernel stamps a load with the time since boot, which needs the time of the boot to be told as a date. Taken once,
 # so that one program's date never changes while the service runs.
@@ -43,16 +44,15 @@ class RunResult:
     packet: bytes
 
 
-class Program:
-    """A loaded program. Owns its fd until `close`. Thread rule: `run` from one thread at a time, the rest from any."""
+class Program(OwnedFd):
+    """A loaded program. Thread rule: `run` from one thread at a time, the rest from any."""
 
     def __init__(self, kernel: Kernel, fd: int) -> None:
         """Take over `fd`, and close it where it is no program: NotAProgram, KernelError.
 
         Kernel: OBJ_GET_INFO_BY_FD, Linux 4.13.
         """
-        self._kernel = kernel
-        self._fd: int | None = fd
+        super().__init__(kernel, fd)
         try:
             kind = kernel.obj_kind(fd)
             if kind != "prog":
@@ -65,14 +65,6 @@ class Program:
         except NotAProgram:
             self.close()
             raise
-
-    @property
-    def fd(self) -> int:
-        """The open fd. ValueError once closed."""
-        if self._fd is None:
-            message = f"program {self._info.id} is closed"
-            raise ValueError(message)
-        return self._fd
 
     @property
     def id(self) -> int:
@@ -112,18 +104,6 @@ class Program:
                 raise PacketRefused(self.type, len(packet)) from error
             raise kernel_failure("PROG_TEST_RUN", error) from error
         return _told(self._info.type, result)
-
-    def close(self) -> None:
-        """Let go of the fd. Twice is fine."""
-        if self._fd is not None:
-            self._kernel.close(self._fd)
-            self._fd = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def loaded_at(info: ProgInfo) -> datetime:

@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Iterator
-from typing import Self
 
 from app.bpf.kernel import Kernel, MapInfo, MapState
 from app.bpf.uapi import BPF_ANY, MapType, map_type_name, prog_type_name
@@ -21,15 +20,16 @@ from app.service.errors import (
     WrongValueSize,
     kernel_failure,
 )
+from app.service.owned_fd import OwnedFd
 from app.service.program import Program
 
 _U32 = 4
 
 
-class ProgramArray:
-    """A map of type BPF_MAP_TYPE_PROG_ARRAY (Linux 4.2). Owns its fd until `close`.
+class ProgramArray(OwnedFd):
+    """A map of type BPF_MAP_TYPE_PROG_ARRAY (Linux 4.2).
 
-    It holds the fd for as long as it lives, since the kernel empties an array whose last fd and last pin are gone.
+    It holds its fd for as long as it lives, since the kernel empties an array whose last fd and last pin are gone.
     Thread rule: any method from any thread; whoever needs an order among writes makes it.
     """
 
@@ -39,8 +39,7 @@ class ProgramArray:
         Errors: NotAMap, WrongMapType, WrongKeySize, WrongValueSize; KernelError.
         Kernel: OBJ_GET_INFO_BY_FD, Linux 4.13.
         """
-        self._kernel = kernel
-        self._fd: int | None = fd
+        super().__init__(kernel, fd)
         try:
             self._info = self._checked(fd)
         except OSError as error:
@@ -62,14 +61,6 @@ class ProgramArray:
         if info.value_size != _U32:
             raise WrongValueSize(info.value_size)
         return info
-
-    @property
-    def fd(self) -> int:
-        """The open fd. ValueError once closed."""
-        if self._fd is None:
-            message = f"program array {self._info.id} is closed"
-            raise ValueError(message)
-        return self._fd
 
     @property
     def id(self) -> int:
@@ -167,18 +158,6 @@ class ProgramArray:
     def indices(self) -> list[int]:
         """The indexes that point to a program, rising."""
         return [index for index, _ in self.entries()]
-
-    def close(self) -> None:
-        """Let go of the fd. Twice is fine. Without another fd or a pin the kernel then empties the array."""
-        if self._fd is not None:
-            self._kernel.close(self._fd)
-            self._fd = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def misfit(state: MapState, program: Program) -> ProgramIncompatible:

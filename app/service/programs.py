@@ -1,6 +1,6 @@
 """The programs that are held under names, and how a request refers to one."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -63,13 +63,11 @@ class Programs:
         held.take(open_program(self._kernel, held.source))
         self._index()
 
-    async def hold(
-        self, name: str, source: Source, uses: Callable[[], Awaitable[Uses]], *, dry_run: bool = False
-    ) -> tuple[HeldProgram, bool]:
+    async def hold(self, name: str, source: Source, uses: Uses, *, dry_run: bool = False) -> tuple[HeldProgram, bool]:
         """Hold a program at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
-        `uses` tells which entries point to what; `dry_run`: what comes back is held by nobody, and is to be released
-        once it was looked at. Errors: NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable,
+        `uses`: which entries point to what, as of now; `dry_run`: what comes back is held by nobody, and is to be
+        released once it was looked at. Errors: NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable,
         KernelPermission, KernelError.
         """
         fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
@@ -80,7 +78,7 @@ class Programs:
         async with held.lock:
             if held.released:
                 raise ProgramUnknown(name)
-            if held.object is not None and fresh.source != held.source and (await uses()).get(held.object.id):
+            if held.object is not None and fresh.source != held.source and uses.get(held.object.id):
                 raise NameTaken(name, "the name has another program that entries point to; release it first")
             fresh.take(open_program(self._kernel, fresh.source))
             if dry_run or fresh.object is None:

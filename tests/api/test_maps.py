@@ -1,5 +1,6 @@
 """/maps and /programs: what they tell, holding and releasing over HTTP."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -84,6 +85,22 @@ class TestHoldMap:
         assert_problem(refused, 409, "name-taken")
         assert_problem(await client.delete("/maps/jump_table"), 409, "last-reference")
         assert (await client.get(ENTRY)).status_code == 200
+
+
+class TestReleaseWhileOthersRead:
+    async def test_the_answer_is_from_before_or_after(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        """A large table is read in steps, and may be released between two of them."""
+        for _ in range(5):
+            registry.maps.adopt("large", make_array(kernel, "large", 10_000))
+            answers = await asyncio.gather(
+                *(client.get(url) for url in ("/maps", "/maps/large", "/maps/large/entries", "/programs")),
+                client.delete("/maps/large?force=true"),
+                *(client.get(url) for url in ("/maps", "/maps/large", "/maps/large/entries", "/programs/drop")),
+            )
+            assert {answer.status_code for answer in answers} <= {200, 204, 404}
+            assert answers[0].status_code == answers[3].status_code == 200
 
 
 class TestUnavailable:

@@ -199,14 +199,14 @@ class TestPrograms:
     def test_by_pin_then_again(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         with load(kernel) as program:
             kernel.obj_pin(program.fd, f"{pins}/other")
-            held, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), registry.maps.uses))
+            held, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), run(registry.maps.uses())))
             assert (is_new, held.opened().id) == (True, program.id)
-            again, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), registry.maps.uses))
+            again, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), run(registry.maps.uses())))
             assert (again, is_new) == (held, False)
 
     def test_one_program_under_two_names(self, registry: Registry) -> None:
         drop = registry.programs.get("drop").opened()
-        run(registry.programs.hold("deny", ById(drop.id), registry.maps.uses))
+        run(registry.programs.hold("deny", ById(drop.id), run(registry.maps.uses())))
         assert registry.programs.describe(drop.id).name == "drop"
         run(registry.programs.release("drop"))
         assert registry.programs.describe(registry.programs.get("deny").opened().id).name == "deny"
@@ -215,15 +215,15 @@ class TestPrograms:
         drop, other = registry.programs.get("drop").opened(), registry.programs.get("pass").opened()
         registry.maps.get("jump_table").opened().set(0, drop)
         with pytest.raises(NameTaken, match="entries point to"):
-            run(registry.programs.hold("drop", ById(other.id), registry.maps.uses))
+            run(registry.programs.hold("drop", ById(other.id), run(registry.maps.uses())))
         registry.maps.get("jump_table").opened().clear_index(0)
-        held, _ = run(registry.programs.hold("drop", ById(other.id), registry.maps.uses))
+        held, _ = run(registry.programs.hold("drop", ById(other.id), run(registry.maps.uses())))
         assert held.opened().id == other.id
 
     def test_what_is_no_program(self, registry: Registry, table: str) -> None:
         for source, error in ((Pinned(table), NotAProgram), (ById(0x7FFFFFFF), ProgramNotFound)):
             with pytest.raises(error):
-                run(registry.programs.hold("bad", source, registry.maps.uses))
+                run(registry.programs.hold("bad", source, run(registry.maps.uses())))
         with pytest.raises(ProgramUnknown):
             registry.programs.get("bad")
 
