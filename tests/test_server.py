@@ -79,8 +79,8 @@ class TestOverLoopback:
             answered.set()
             sender.join(20)
         assert answer.startswith(b"HTTP/1.1 413 "), answer
+        # Of the body nothing is promised: the connection is reset under a sender who does not stop.
         assert b"connection: close" in answer
-        assert b"body-too-large" in answer
 
     @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes its 10 s; once is enough
     def test_a_body_that_stops_coming(self, service: Service) -> None:
@@ -90,7 +90,7 @@ class TestOverLoopback:
                 b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 100\r\n\r\n{"
             )
-            answer = connection.recv(65536)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 408 "), answer
         assert b"request-timeout" in answer
 
