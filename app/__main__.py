@@ -1,156 +1,20 @@
-"""The command line: demo, serve, check."""
+"""The command `jumptable`."""
 
-import os
 import signal
 import sys
-from pathlib import Path
-from typing import NoReturn
-
-import click
-import structlog
-
-from app import __version__, demo, logs, server, start
-from app.bpf.memory import MemoryKernel
-from app.checks import findings
-from app.main import create_app
-from app.service.errors import ServiceError
-from app.service.registry import Registry
-from app.settings import ConfigurationError, Settings, load
-
-log = structlog.get_logger()
-
-CONFIG = click.option(
-    "--config", "file", type=click.Path(path_type=Path), required=True, help="The configuration, in TOML."
-)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="jumptable")
 def main() -> None:
-    """An HTTP API for eBPF program arrays: the jump tables of bpf_tail_call()."""
+    """Run the command line."""
+    # Before the imports, which take half a second: a signal meanwhile is to end the service as later, and as process 1
+    # of a container it would be lost without a handler.
+    if {"serve", "demo"} & set(sys.argv):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: sys.exit(0))
+    from app.commands import cli  # noqa: PLC0415
 
-
-@main.command("demo")
-@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
-@click.option("--kernel", type=click.Choice(["auto", "linux", "memory"]), default="auto", show_default=True)
-def demo_command(host: str, port: int, kernel: str) -> None:
-    """Serve a jump table with programs to try, with nothing prepared and without authentication."""
-    logs.configure()
-    server.raise_open_files()
-    try:
-        listener = server.listen_loopback(host, port)
-        registry, why = _demo_registry(kernel)
-    except (server.ListenError, start.StartError) as error:
-        _fail(str(error), 1)
-    address, number = listener.getsockname()[:2]
-    url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
-    click.echo(_demo_text(url, why))
-    server.serve(create_app(registry), listener)
-    registry.close()
-
-
-def _demo_registry(kernel: str) -> tuple[Registry, str]:
-    """What the demo serves, and on which kernel and why."""
-    if kernel != "memory":
-        registry = Registry(start.make_kernel("linux"), ["/sys/fs/bpf"])
-        try:
-            demo.fill(registry)
-        except (ServiceError, OSError) as error:
-            registry.close()
-            if kernel == "linux":
-                message = f"the kernel of this machine refuses: {error}; run as root, or with --kernel memory"
-                raise start.StartError(message) from error
-            why = f"a kernel in memory, as the real one refuses: {error} (as root it would not)"
-        else:
-            return registry, "the real kernel of this machine"
-    else:
-        why = "a kernel in memory, as you asked: nothing here is real"
-    registry = Registry(MemoryKernel(), ["/sys/fs/bpf"])
-    demo.fill(registry)
-    return registry, why
-
-
-def _demo_text(url: str, why: str) -> str:
-    return f"""jumptable {__version__} demo on {why}.
-
-The program `entry` reads a packet's first byte i and jumps to entry i of `jump_table`. Try, in another terminal:
-
-  curl --json '{{"program": "drop"}}' -X PUT {url}/maps/jump_table/entries/3
-  curl --json '{{"packet": "0300000000000000000000000000"}}' {url}/programs/entry/run
-  curl --json '{{"program": "pass"}}' -X PUT {url}/maps/jump_table/entries/3
-  curl {url}/maps/jump_table/entries
-  curl -X DELETE {url}/maps/jump_table/entries/3
-
-All of it: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
-
-
-@main.command("serve")
-@CONFIG
-@click.option("--show-config", is_flag=True, help="Print the configuration as it is in effect, and end.")
-def serve_command(file: Path, show_config: bool) -> None:
-    """Serve what the configuration names."""
-    settings = _load(file)
-    if show_config:
-        click.echo(settings.model_dump_json(indent=2, exclude_none=True))
-        return
-    logs.configure()
-    server.raise_open_files()
-    # Until the server takes over: end as asked, and not with a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-    try:
-        _serve(settings)
-    except (server.ListenError, start.StartError, OSError) as error:
-        _fail(str(error), 1)
-
-
-def _serve(settings: Settings) -> None:
-    for key in settings.without_effect():
-        log.warning("no effect in this version", key=key)
-    user, group = start.user_of(settings), start.group_of(settings)
-    lock = start.lock_state(settings.server.state_dir)
-    registry = Registry(start.make_kernel(settings.server.kernel), [str(each) for each in settings.server.pin_dirs])
-    start.configure(registry, settings)
-    path = settings.server.socket
-    own_group = -1 if user is None else user.pw_gid
-    listener = server.listen_unix(path, -1 if user is None else user.pw_uid, own_group if group is None else group)
-    inode = path.stat().st_ino
-    start.drop_privileges(settings)
-    log.info("serving", socket=str(path), kernel=registry.kernel.name, uid=os.geteuid())
-    try:
-        server.serve(create_app(registry), listener)
-    finally:
-        if path.exists() and path.stat().st_ino == inode:
-            path.unlink()
-        registry.close()
-        os.close(lock)
-    log.info("ended")
-
-
-@main.command("check")
-@CONFIG
-def check_command(file: Path) -> None:
-    """Open all that serve would, change nothing, and tell what is wrong and how to mend it."""
-    settings = _load(file)
-    wrong = False
-    for finding in findings(settings):
-        wrong |= finding.is_wrong
-        click.echo(finding.text)
-    sys.exit(1 if wrong else 0)
-
-
-def _load(file: Path) -> Settings:
-    try:
-        return load(file)
-    except ConfigurationError as error:
-        _fail(str(error), 2)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"jumptable: {message}", err=True)
-    sys.exit(status)
+    cli(prog_name="jumptable")
 
 
 if __name__ == "__main__":
-    main(prog_name="jumptable")
+    main()

@@ -51,12 +51,21 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 "warn", f"server.pin_dirs {folder}", "is no folder: mount bpffs (mount -t bpf bpf /sys/fs/bpf)"
             )
+    names: dict[int, str] = {}
     for name, map_ in settings.maps.items():
         try:
             with open_array(kernel, map_.source()) as array:
+                other = names.setdefault(array.id, name)
+                if other != name:
+                    yield Finding("WRONG", f"map {name}", f"is the same array as map {other}: remove one of the two")
+                    continue
                 used = len(array.indices())
                 yield Finding("ok", f"map {name}", f"id {array.id}, {used} of {array.max_entries} entries used")
                 yield from _by_id(f"map {name}", map_)
+                if map_.create is not None and map_.create.max_entries != array.max_entries:
+                    yield Finding(
+                        "warn", f"map {name}", f"create asks for {map_.create.max_entries} entries, but it is there"
+                    )
         except ServiceError as error:
             if map_.create is not None and isinstance(error, PinUnusable) and error.errno == "ENOENT":
                 yield _would_make(name, map_)
@@ -92,8 +101,10 @@ def _user(settings: Settings) -> Finding:
         return Finding("WRONG", "server.user", str(error))
     if user is None:
         return Finding("ok", "server.user", f"the service stays uid {os.geteuid()}, as it may not become another")
-    mark = "ok" if user.pw_name == settings.server.user else "warn"
-    return Finding(mark, "server.user", f"the service becomes {user.pw_name} (uid {user.pw_uid})")
+    told = f"the service becomes {user.pw_name} (uid {user.pw_uid})"
+    if user.pw_name == settings.server.user:
+        return Finding("ok", "server.user", told)
+    return Finding("warn", "server.user", f"there is no user {settings.server.user!r}, so {told}")
 
 
 def _socket(settings: Settings) -> Finding:
@@ -108,21 +119,21 @@ def _socket(settings: Settings) -> Finding:
 
 
 def _state(folder: Path) -> Finding:
-    lock = folder / "lock"
-    if lock.exists():
-        try:
-            with lock.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Finding("ok", "server.state_dir", f"{folder}; a jumptable runs with it just now")
-        except OSError as error:
-            return Finding("WRONG", "server.state_dir", f"{lock}: {error.strerror}")
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        return Finding("ok", "server.state_dir", f"{folder}; a jumptable runs with it just now")
+    except OSError as error:
+        return Finding("WRONG", "server.state_dir", f"{folder}: {error.strerror}: run check as the user that serves")
     return _writable("server.state_dir", folder, str(folder))
 
 
 def _writable(subject: str, folder: Path, told: str) -> Finding:
-    """A folder that is writable, or that can be made."""
-    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    """A folder that is writable, or that can be made in its parent."""
+    nearest = folder if os.path.lexists(folder) else folder.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         return Finding("WRONG", subject, f"{told}: {nearest} is no folder that this user may write in")
     return Finding("ok", subject, told if nearest == folder else f"{told} (is made)")

@@ -5,6 +5,7 @@ from typing import Final
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, ProgType
+from app.service.errors import kernel_failure
 from app.service.opening import make_array
 from app.service.program import Program
 from app.service.registry import Registry
@@ -37,7 +38,7 @@ def count(counter_fd: int) -> bytes:
 
 
 def fill(registry: Registry) -> None:
-    """Make the array and the programs, and hold them. OSError or KernelPermission where the kernel refuses."""
+    """Make the array and the programs, and hold them. KernelPermission, KernelError, or OSError for the counter."""
     kernel = registry.kernel
     array = make_array(kernel, NAME, MAX_ENTRIES)
     registry.maps.adopt(NAME, array)
@@ -57,4 +58,7 @@ def fill(registry: Registry) -> None:
 
 
 def _loaded(kernel: Kernel, name: str, instructions: bytes) -> Program:
-    return Program(kernel, kernel.prog_load(ProgType.XDP, instructions, name))
+    try:
+        return Program(kernel, kernel.prog_load(ProgType.XDP, instructions, name))
+    except OSError as error:
+        raise kernel_failure("PROG_LOAD", error) from error

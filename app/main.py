@@ -104,7 +104,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, request_id = request.scope["path"], request.scope[REQUEST_ID]
     if error.status_code == 404:
-        return problem("not-found", f"there is nothing at {path[:256]!r}", request_id)
+        return problem("not-found", f"there is nothing at {path[:256]!r}; /docs shows all there is", request_id)
     if error.status_code == 405:
         allow = ", ".join(_allow(request))
         detail = f"{request.method} is not a method of this resource; there are: {allow}"

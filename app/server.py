@@ -41,7 +41,7 @@ def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         umask = os.umask(0o117)
         try:
             listener.bind(str(path))
@@ -64,7 +64,8 @@ def listen_loopback(host: str, port: int) -> socket.socket:
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
         if not address.is_loopback:
-            message = f"{host} is {found}, which others can reach: without authentication only loopback is served"
+            told = host if host == found else f"{host} ({found})"
+            message = f"{told} can be reached by others: without authentication only loopback is served"
             raise ListenError(message)
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         listener = socket.create_server((str(address), port), family=family, backlog=1024)

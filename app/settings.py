@@ -1,5 +1,6 @@
 """The configuration file. Each field's comment is its manual."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.bpf.uapi import MAX_INDEX
 from app.service.held import ById, Pinned, checked_name
 
 _PREFIX = "JUMPTABLE_SERVER__"
+_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without the closing NUL
 
 
 class ConfigurationError(Exception):
@@ -28,6 +30,13 @@ class ConfigurationError(Exception):
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         message = "must be an absolute path"
+        raise ValueError(message)
+    return path
+
+
+def _short(path: Path) -> Path:
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        message = f"a unix socket's path has at most {_MAX_SOCKET_PATH} bytes; choose a shorter one"
         raise ValueError(message)
     return path
 
@@ -47,7 +56,8 @@ def _index_range(text: str) -> str:
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 IndexRange = Annotated[str, AfterValidator(_index_range)]
 Name = Annotated[str, AfterValidator(checked_name)]
-Id = Annotated[int, Field(ge=1, le=MAX_INDEX)]
+Id = Annotated[int, Field(ge=1, le=MAX_INDEX, strict=True)]
+SocketPath = Annotated[AbsolutePath, AfterValidator(_short)]
 
 
 class _Section(BaseModel):
@@ -58,7 +68,7 @@ class Server(_Section):
     """[server]"""
 
     # The unix socket to listen on: mode 0660; a stale one is replaced.
-    socket: AbsolutePath = Path("/run/jumptable/api.sock")
+    socket: SocketPath = Path("/run/jumptable/api.sock")
     # The group that may connect, beside root and the service's own user. Left out: the group the service starts with.
     socket_group: str | None = None
     # An address to listen on instead of the socket: needs authentication, so not in this version.
@@ -81,7 +91,7 @@ class Server(_Section):
 class Create(_Section):
     """create = { max_entries = 64 }"""
 
-    max_entries: int = Field(ge=1, le=1 << 24)
+    max_entries: int = Field(ge=1, le=1 << 24, strict=True)
 
 
 class _Held(_Section):
@@ -191,6 +201,8 @@ def _told(file: Path, errors: list[ErrorDetails]) -> str:
     error = min(errors, key=lambda each: each["type"] != "extra_forbidden")  # a slip in a key explains the rest
     location = error["loc"]
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "list_type":
+        message = f"must be a list, as in [{json.dumps(error['input'])}]"
     if error["type"] == "extra_forbidden":
         message = f"there is no such key; there are: {', '.join(_keys(location))}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -201,7 +213,7 @@ def _where(file: Path, location: tuple[int | str, ...]) -> str:
     variable = f"{_PREFIX}{location[1]}".upper() if len(location) > 1 and location[0] == "server" else ""
     if variable and any(variable == name.upper() for name in os.environ):
         return f"environment {variable}"
-    return f"{file}: {'.'.join(map(str, location))}"
+    return f"{file}: {'.'.join(str(part) for part in location if part != '[key]')}"
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:

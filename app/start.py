@@ -1,5 +1,6 @@
 """From the configuration to what is served: the kernel, the state folder, what is held, the user."""
 
+import contextlib
 import fcntl
 import grp
 import os
@@ -12,13 +13,13 @@ import structlog
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
-from app.bpf.privileges import become, effective
+from app.bpf.privileges import become, effective, keep_only
 from app.service.held import HeldMap, HeldProgram
 from app.service.registry import Registry
 from app.settings import Settings
 
 # What the service goes on needing as another user: MAP_CREATE; *_GET_FD_BY_ID; pins of mode 0600 that are root's.
-_KEPT: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
+KEPT: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ def make_kernel(name: str) -> Kernel:
 def lock_state(folder: Path) -> int:
     """Make the state folder and lock it, for as long as the fd that comes back is open. StartError."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"state_dir {folder}: {error.strerror}: make it writable, or set another"
@@ -67,10 +68,8 @@ def user_of(settings: Settings) -> pwd.struct_passwd | None:
     if os.geteuid() != 0 or not {"CAP_CHOWN", "CAP_SETGID", "CAP_SETUID"} <= set(effective()):
         return None
     for name in (settings.server.user, "nobody"):
-        try:
+        with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-        except KeyError:
-            continue
     message = f"neither the user {settings.server.user!r} nor nobody exists: make one, or set user"
     raise StartError(message)
 
@@ -85,11 +84,17 @@ def group_of(settings: Settings) -> int | None:
         raise StartError(message) from error
 
 
-def drop_privileges(settings: Settings) -> None:
-    """Become the configured user, where the service was started as root, having given it state_dir."""
-    user = user_of(settings)
-    if user is None or user.pw_uid == 0:
-        return
-    for path in (settings.server.state_dir, settings.server.state_dir / "lock"):
-        os.chown(path, user.pw_uid, user.pw_gid)
-    become(user.pw_uid, user.pw_gid, _KEPT)
+def drop_privileges(settings: Settings, user: pwd.struct_passwd | None, lock: int) -> None:
+    """Become `user`, having given it state_dir and the lock in it; keep three capabilities at the most. StartError."""
+    folder = settings.server.state_dir
+    try:
+        if user is not None and user.pw_uid != 0:
+            os.fchown(lock, user.pw_uid, user.pw_gid)
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            become(user.pw_uid, user.pw_gid)
+        elif os.geteuid() == 0:
+            log.warning("stays root", reason="CAP_CHOWN, CAP_SETGID or CAP_SETUID is missing, or user is root")
+        keep_only(KEPT)
+    except OSError as error:
+        message = f"state_dir {folder} cannot be given to the service's user: {error.strerror}; CAP_DAC_OVERRIDE helps"
+        raise StartError(message) from error

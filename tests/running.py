@@ -74,7 +74,7 @@ class Service:
 def running(*arguments: str, env: dict[str, str] | None = None, first: str = "") -> Iterator[Service]:
     """Run `jumptable ARGUMENTS`, after the Python statements `first`; whatever happens, it has ended afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{first}\nfrom app.__main__ import main\nmain(prog_name='jumptable')", *arguments],
+        [sys.executable, "-c", f"{first}\nfrom app.__main__ import main\nmain()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

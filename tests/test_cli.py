@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from app.bpf.linux import LinuxKernel
+from app.service.opening import make_array
 
 CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
 
@@ -38,7 +40,7 @@ class TestUsage:
         done = jumptable("demo", "--host", "0.0.0.0")
         assert done.returncode == 1
         assert done.stderr == (
-            "jumptable: 0.0.0.0 is 0.0.0.0, which others can reach: without authentication only loopback is served\n"
+            "jumptable: 0.0.0.0 can be reached by others: without authentication only loopback is served\n"
         )
 
 
@@ -88,17 +90,46 @@ class TestCheck:
         with config.open("a") as file:
             file.write('socket_group = "no-such-group"\ndurability = "power"\n')
             file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
-            file.write('[maps.nowhere]\npinned = "/nowhere/a"\ncreate = { max_entries = 4 }\n')
+            file.write(f'[maps.nowhere]\npinned = "{tmp_path}/nowhere/a"\ncreate = {{ max_entries = 4 }}\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
         for line in (
             "warn  server.durability: is set, but has no effect in this version",
             "WRONG server.socket_group: there is no group 'no-such-group'",
             "WRONG map gone: cannot open the pin '/sys/fs/bpf/gone': ENOENT",
-            "WRONG map nowhere: cannot be made: /nowhere is no folder",
+            f"WRONG map nowhere: cannot be made: {tmp_path}/nowhere is no folder",
             "WRONG program gone: there is no program 77",
         ):
             assert line in done.stdout
+
+    @pytest.mark.kernel
+    def test_two_names_for_one_array(self, config: Path, bpffs: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        kernel = LinuxKernel()
+        with make_array(kernel, "table", 8) as array:
+            kernel.obj_pin(array.fd, f"{bpffs}/table")
+        with config.open("a") as file:
+            file.write(f'[maps.a]\npinned = "{bpffs}/table"\ncreate = {{ max_entries = 4 }}\n')
+            file.write(f'[maps.b]\npinned = "{bpffs}/table"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        assert "warn  map a: create asks for 4 entries, but it is there" in done.stdout
+        assert "WRONG map b: is the same array as map a: remove one of the two" in done.stdout
+
+    @pytest.mark.kernel
+    def test_no_bpffs_is_said_so(self, config: Path, tmp_path: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        with config.open("a") as file:
+            file.write(f'[maps.a]\npinned = "{tmp_path}/table"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        assert "no bpffs is mounted there: mount -t bpf" in done.stdout
+
+    def test_a_user_that_does_not_exist(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'user = "no-such-user"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0
+        assert "there is no user 'no-such-user'" in done.stdout or "the service stays uid" in done.stdout
 
     @pytest.mark.kernel
     def test_on_the_real_kernel(self, config: Path, bpffs: Path) -> None:

@@ -167,6 +167,11 @@ def test_what_the_generated_client_is_given_is_typed(over_loopback: Service, gen
     assert isinstance(got, models.Entry)
     assert isinstance(got.program, models.EntryProgram)
     assert got.program.loaded_at.year >= 2026
+    again = importlib.import_module("jumptable_client.api.entries.set_entry").sync(
+        "jump_table", 6, client=client.client, body=models.SetEntry(program=got.program)
+    )
+    assert again.program == got.program, "what was answered can be sent back as it is"
+    client.delete(6)
     page = importlib.import_module("jumptable_client.api.entries.list_entries").sync("jump_table", client=client.client)
     assert [entry.index for entry in page.entries] == [5]
     client.close()

@@ -201,8 +201,32 @@ class TestEnd:
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nope"))
         notify("READY=1")
 
+    @pytest.mark.parametrize("command", ["demo", "serve"])
+    def test_a_signal_while_it_still_starts(self, config: Path, command: str) -> None:
+        arguments = ["--kernel", "memory", "--port", "0"] if command == "demo" else ["--config", str(config)]
+        # The signal comes when the imports begin: click is the first that is not the standard library's.
+        early = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Early())
+"""
+        with running(command, *arguments, first=early) as service:
+            assert service.process.wait(20) == 0
+            assert service.output() == ""
+
 
 class TestLog:
+    def test_without_a_reader_it_changes_no_answer_and_no_end(self) -> None:
+        """As when the program that the log was piped to has ended."""
+        blind = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 2); os.close(w)"
+        with demo("--kernel", "memory", first=blind) as service, service.client() as client:
+            assert client.put(ENTRY, json={"program": "drop"}).status_code == 201
+            assert client.delete(ENTRY).status_code == 204
+            assert service.stop() == 0
+
     def test_json_when_not_on_a_terminal(self) -> None:
         with demo("--kernel", "memory") as service:
             with service.client() as client:

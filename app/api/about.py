@@ -16,7 +16,7 @@ from app.api.envelope import REQUEST_ID
 from app.api.problems import PROBLEMS, Refused, problem
 from app.api.state import registry_of
 from app.api.strict_route import StrictRoute
-from app.service.held import HeldMap
+from app.service.held import HeldMap, HeldProgram
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -44,16 +44,20 @@ async def get_health() -> Response:
     responses=answers(models.Readiness, "It could.") | problems("map-unavailable", "program-unavailable"),
 )
 async def get_readiness(request: Request) -> Response:
-    """503 with `reasons` while a configured map or program could not be opened, and while the service stops."""
+    """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, or the
+    service stops."""
     if getattr(request.app.state, "draining", False):
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
-    unavailable = registry_of(request).unavailable()
+    registry = registry_of(request)
+    unavailable = registry.unavailable()
     reasons = [
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
-    if unavailable:
-        code = "map-unavailable" if isinstance(unavailable[0], HeldMap) else "program-unavailable"
+    reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
+    if reasons:
+        only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
+        code = "program-unavailable" if only_programs else "map-unavailable"
         return problem(code, "; ".join(reasons), request.scope[REQUEST_ID], facts={"reasons": reasons})
     return models.Json(models.Readiness(reasons=[]))
 

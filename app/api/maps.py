@@ -13,19 +13,17 @@ from app.api.state import DryRun, headers_of, log_change, registry_of
 from app.api.strict_route import StrictRoute
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown
-from app.service.held import ById, HeldMap, Made
+from app.service.held import HeldMap
+from app.service.registry import Registry
 
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
-_BY_ID = "held by id: not pinned, so emptied when the last holder goes, and gone with the boot"
-_MADE = "made by the service and pinned nowhere: gone when the service ends"
 
-
-async def _map(held: HeldMap) -> models.Map:
+async def _map(registry: Registry, held: HeldMap) -> models.Map:
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = [_BY_ID] if isinstance(held.source, ById) else [_MADE] if isinstance(held.source, Made) else []
+    warnings = registry.maps.warnings(held)
     if array is None:
         return models.Map(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
@@ -64,10 +62,10 @@ async def _map(held: HeldMap) -> models.Map:
 )
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
-    told = []
-    for held in sorted(registry_of(request).maps, key=lambda each: each.name):
+    registry, told = registry_of(request), []
+    for held in sorted(registry.maps, key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            told.append(await _map(held))
+            told.append(await _map(registry, held))
     return models.Json(models.Maps(maps=told))
 
 
@@ -80,7 +78,8 @@ async def list_maps(request: Request) -> Response:
 )
 async def get_map(request: Request, name: models.MapName) -> Response:
     """Its size, what fits into it, by whom it is kept alive."""
-    return models.Json(await _map(registry_of(request).maps.get(name)))
+    registry = registry_of(request)
+    return models.Json(await _map(registry, registry.maps.get(name)))
 
 
 @router.put(
@@ -105,16 +104,18 @@ async def hold_map(
     request: Request,
     name: models.MapName,
     body: models.HoldMap,
+    force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
     """Open a program array by its pin or its id, and keep it open until it is released or the service ends.
 
     With `create`, make it and pin it there if the pin does not exist.
     """
+    registry = registry_of(request)
     create_entries = None if body.create is None else body.create.max_entries
-    held, is_new = await registry_of(request).maps.hold(name, body.source(), create_entries, dry_run=dry_run)
+    held, is_new = await registry.maps.hold(name, body.source(), create_entries, force=force, dry_run=dry_run)
     try:
-        answer = await _map(held)
+        answer = await _map(registry, held)
     finally:
         if dry_run:
             held.release()

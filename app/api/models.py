@@ -13,13 +13,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    StringConstraints,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 from starlette.responses import Response
 
-from app.bpf.uapi import MAX_INDEX
+from app.bpf.uapi import MAX_INDEX, MIN_PACKET
 from app.service.held import NAME_PATTERN, ById, Pinned, checked_name
 from app.service.program import ProgramSummary
 from app.service.programs import ByName, ProgramRef
@@ -35,7 +35,21 @@ def _decimal(text: Any) -> Any:
     return int(text)
 
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN), AfterValidator(checked_name)]
+def _packet(text: str) -> str:
+    if not re.fullmatch(r"([0-9A-Fa-f]{2})*", text) or text.endswith("\n"):
+        message = "a packet is written in hex, two digits a byte, with nothing between them"
+        raise ValueError(message)
+    if len(text) // 2 < MIN_PACKET:
+        message = f"a packet has {MIN_PACKET} bytes at least; this one has {len(text) // 2}"
+        raise ValueError(message)
+    return text
+
+
+Name = Annotated[
+    str,
+    AfterValidator(checked_name),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+]
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
 MapName = Annotated[Name, Path(description="The name the map is held under.", examples=["jump_table"])]
 ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
@@ -89,17 +103,48 @@ class ProgramObject(Input):
         return self
 
 
+class EntryProgram(BaseModel):
+    """The program that an entry points to. What is null the kernel tells only with CAP_SYS_ADMIN."""
+
+    name: str | None = Field(description="The name it is held under; null: the service does not hold it.")
+    id: int = Field(ge=0, le=MAX_INDEX, strict=True, examples=[812])
+    type: str | None = Field(examples=["xdp"])
+    tag: str | None = Field(examples=["46728abc63e3a679"])
+    kernel_name: str | None = Field(examples=["xdp_drop"])
+    loaded_at: datetime | None
+
+    model_config = ConfigDict(frozen=True)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # one object for all entries that point to the same program
+    def of(summary: ProgramSummary) -> "EntryProgram":
+        """From what the service tells."""
+        return EntryProgram(
+            name=summary.name,
+            id=summary.id,
+            type=summary.type,
+            tag=summary.tag,
+            kernel_name=summary.kernel_name,
+            loaded_at=summary.loaded_at,
+        )
+
+
 def _form(value: Any) -> str | None:
-    return "name" if isinstance(value, str) else "object" if isinstance(value, dict | ProgramObject) else None
+    if isinstance(value, dict):
+        return "<entry>" if value.keys() == EntryProgram.model_fields.keys() else "<object>"
+    return "<name>" if isinstance(value, str) else None
 
 
-# With a discriminator, so that an error speaks of the form that was meant, and not of both.
+# With a discriminator, so that an error speaks of the form that was meant, and not of all. EntryProgram is among them
+# so that a typed client can send back what it was answered.
 ProgramReference = Annotated[
-    Annotated[Name, Tag("name")] | Annotated[ProgramObject, Tag("object")],
+    Annotated[Name, Tag("<name>")]
+    | Annotated[ProgramObject, Tag("<object>")]
+    | Annotated[EntryProgram, Tag("<entry>")],
     Discriminator(
         _form,
         custom_error_type="program_reference",
-        custom_error_message="a program is its held name, or an object with name, id or pinned",
+        custom_error_message='a program is its held name, or an object: {"name": …}, {"id": …} or {"pinned": …}',
     ),
 ]
 
@@ -156,51 +201,31 @@ class RunProgram(Input):
 
     packet: Annotated[
         str,
-        Field(
-            pattern=r"^([0-9A-Fa-f]{2}){14,}$",
-            description="In hex; 14 bytes at least, at most what the kernel takes.",
-            examples=["0300000000000000000000000000"],
+        AfterValidator(_packet),
+        WithJsonSchema(
+            {
+                "type": "string",
+                "pattern": "^([0-9A-Fa-f]{2}){14,}$",
+                "description": "In hex; 14 bytes at least, at most what the kernel takes.",
+                "examples": ["0300000000000000000000000000"],
+            }
         ),
     ]
     repeat: int = Field(1, ge=1, le=1_000_000)
 
 
-def program_ref(given: str | ProgramObject) -> ProgramRef:
+def program_ref(given: "str | ProgramObject | EntryProgram") -> ProgramRef:
     """The reference that a body names: by name where it has one, else by id, else by pin."""
     if isinstance(given, str):
         return ByName(given)
     if given.name is not None:
         return ByName(given.name)
-    return ById(given.id) if given.id is not None else Pinned(given.pinned or "")
+    if given.id is not None:
+        return ById(given.id)
+    return Pinned(given.pinned or "")
 
 
 # Answers
-
-
-class EntryProgram(BaseModel):
-    """The program that an entry points to. What is null the kernel tells only with CAP_SYS_ADMIN."""
-
-    name: str | None = Field(description="The name it is held under; null: the service does not hold it.")
-    id: int = Field(examples=[812])
-    type: str | None = Field(examples=["xdp"])
-    tag: str | None = Field(examples=["46728abc63e3a679"])
-    kernel_name: str | None = Field(examples=["xdp_drop"])
-    loaded_at: datetime | None
-
-    model_config = ConfigDict(frozen=True)
-
-    @staticmethod
-    @functools.lru_cache(maxsize=4096)  # one object for all entries that point to the same program
-    def of(summary: ProgramSummary) -> "EntryProgram":
-        """From what the service tells."""
-        return EntryProgram(
-            name=summary.name,
-            id=summary.id,
-            type=summary.type,
-            tag=summary.tag,
-            kernel_name=summary.kernel_name,
-            loaded_at=summary.loaded_at,
-        )
 
 
 class Entry(BaseModel):

@@ -75,7 +75,8 @@ class _Taken:
         """One value, checked against its declaration."""
         self.values[field.name], errors = field.validate(value, loc=location)
         for error in errors or ():
-            place = ".".join(map(str, error["loc"]))
+            # A part in angle brackets tells only which form of a value was taken to be meant.
+            place = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
             self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
 
     def query(self, request: Request, fields: dict[str, _Field]) -> None:

@@ -236,6 +236,11 @@ class MemoryKernel:
             self._objects.pins[path] = self._objects.fds[fd].object
             self._objects.pins[path].users += 1
 
+    def unlink(self, path: str) -> None:
+        """unlink(2) of a pin, which is no bpf command: for tests."""
+        with self._lock:
+            self._objects.drop(self._objects.pins.pop(path))
+
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET."""
         with self._lock:

@@ -39,20 +39,26 @@ def effective() -> list[str]:
     return [name for name, number in CAPABILITIES.items() if mask >> number & 1]
 
 
-def become(uid: int, gid: int, keep: list[str]) -> None:
-    """Become this user for good, with no other groups, and with no capability but those of `keep` that are there.
+def become(uid: int, gid: int) -> None:
+    """Become this user for good, with no other groups; capabilities stay permitted, for `keep_only` to choose from.
 
     PermissionError where the process may not (CAP_SETUID, CAP_SETGID).
     """
-    kept = [CAPABILITIES[name] for name in keep if name in effective()]
     _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+
+
+def keep_only(wanted: list[str]) -> None:
+    """Give up, for good, every capability but those of `wanted` that are permitted; and no_new_privs."""
+    status = Path("/proc/self/status").read_text("ascii")
+    permitted = int(status.split("CapPrm:")[1].split()[0], 16)
     data = (_Data * 2)()
-    for number in kept:
-        data[number // 32].effective |= 1 << number % 32
-        data[number // 32].permitted |= 1 << number % 32
+    for number in (CAPABILITIES[name] for name in wanted):
+        if permitted >> number & 1:
+            data[number // 32].effective |= 1 << number % 32
+            data[number // 32].permitted |= 1 << number % 32
     _check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), data))
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 

@@ -287,7 +287,7 @@ _CAPABILITIES: Final = {
     "MAP_CREATE": "CAP_BPF",
     "MAP_GET_FD_BY_ID": "CAP_SYS_ADMIN",
     "PROG_GET_FD_BY_ID": "CAP_SYS_ADMIN",
-    "PROG_LOAD": "CAP_BPF, CAP_PERFMON or CAP_NET_ADMIN",
+    "PROG_LOAD": "CAP_BPF and CAP_NET_ADMIN (xdp, sched_cls) or CAP_PERFMON (kprobe, tracepoint)",
     "OBJ_PIN": "write permission to that folder of bpffs, or CAP_DAC_OVERRIDE",
 }
 

@@ -19,7 +19,7 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 def checked_name(name: str) -> str:
     """The name, which maps and programs may have. ValueError where not."""
     if not re.fullmatch(NAME_PATTERN, name) or name.endswith("\n"):
-        message = "a name has 1 to 64 characters of A-Z a-z 0-9 _ . -"
+        message = "a name has 1 to 64 characters of A-Z a-z 0-9 _ . - (a pin or an id goes as an object)"
         raise ValueError(message)
     if name in {".", ".."}:
         message = "clients take . and .. out of a path before they send it, so they are no names"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
-from app.service.held import HeldMap, Made, Pinned, Source
+from app.service.held import ById, HeldMap, Made, Pinned, Source
 from app.service.opening import open_array, open_or_make_array
 from app.service.pins import allowed_source
 from app.service.program_array import ProgramArray
@@ -49,13 +49,20 @@ class Maps:
         held.created_here = created
 
     async def hold(
-        self, name: str, source: Source, create_entries: int | None = None, *, dry_run: bool = False
+        self,
+        name: str,
+        source: Source,
+        create_entries: int | None = None,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
     ) -> tuple[HeldMap, bool]:
         """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
-        `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `dry_run`:
-        what comes back is held by nobody, and is to be released once it was looked at. Errors: NameTaken,
-        LastReference, NotAProgramArray, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
+        `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `force`: also
+        where the array held so far may be emptied for good; `dry_run`: what comes back is held by nobody, and is to be
+        released once it was looked at. Errors: NameTaken, LastReference, NotAProgramArray, PinNotAllowed, PinUnusable,
+        KernelPermission, KernelError.
         """
         fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
         held = self._held.get(name)
@@ -65,7 +72,7 @@ class Maps:
         async with held.lock:
             if held.released:
                 raise MapUnknown(name)
-            self._open_again(held, fresh, pin=not dry_run)
+            self._open_again(held, fresh, force=force, pin=not dry_run)
             if dry_run or fresh.object is None:
                 return fresh, False
             held.source, held.create_entries = fresh.source, fresh.create_entries
@@ -73,39 +80,70 @@ class Maps:
             held.take(fresh.object)
         return held, False
 
-    def _open_again(self, held: HeldMap, fresh: HeldMap, *, pin: bool) -> None:
+    def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
         """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
         old = held.object
-        in_use = old is not None and next(old.entries(), None) is not None
-        if in_use and fresh.source != held.source:
-            raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
-        self.open(fresh, pin=pin)
-        if old is None or fresh.object is None:
-            return
-        if fresh.object.id == old.id:
+        if old is None or next(old.entries(), None) is None:
+            self.open(fresh, pin=pin)
+        else:
+            array = open_array(self._kernel, fresh.source)  # and never make one
+            if array.id != old.id and fresh.source != held.source:
+                array.close()
+                raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
+            if array.id != old.id and not force:
+                # Another array was pinned over the path of ours, which nothing but this service may hold by now.
+                array.close()
+                raise LastReference(held.name, old.id)
+            fresh.take(array)
+        if old is not None and fresh.object is not None and fresh.object.id == old.id:
             fresh.created_here = held.created_here
-        elif in_use:
-            # Another array was pinned over the path of ours, which nothing but this service may hold by now.
-            fresh.release()
-            raise LastReference(held.name, old.id)
 
     async def release(self, name: str, *, force: bool = False, dry_run: bool = False) -> None:
         """Let a map go. Errors: MapUnknown; LastReference unless `force`, where that may empty it for good."""
         held = self.get(name)
         async with held.lock:
-            if held.object is not None and not force and not self._is_pinned(held, held.object):
+            if held.object is not None and not force and self.pinned_id(held) != held.object.id:
                 raise LastReference(name, held.object.id)
             if not dry_run and self._held.pop(name, None) is not None:
                 held.release()
 
-    def _is_pinned(self, held: HeldMap, array: ProgramArray) -> bool:
+    def pinned_id(self, held: HeldMap) -> int | None:
+        """The id of the array that the map's pin leads to just now; None where there is no pin, or it leads nowhere."""
         if not isinstance(held.source, Pinned):
-            return False
+            return None
         try:
             with open_array(self._kernel, held.source) as found:
-                return found.id == array.id
+                return found.id
         except ServiceError:
-            return False
+            return None
+
+    def warnings(self, held: HeldMap) -> list[str]:
+        """What may cost the map its entries, or sends changes elsewhere than thought."""
+        if isinstance(held.source, ById):
+            return ["held by id: not pinned, so emptied when the last holder goes, and gone with the boot"]
+        if isinstance(held.source, Made):
+            return ["made by the service and pinned nowhere: gone when the service ends"]
+        if held.object is None:
+            return []
+        astray = self.astray(held)
+        if astray is not None:
+            return [astray]
+        told = []
+        if self.pinned_id(held) is None:
+            told.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
+        if held.create_entries not in {None, held.object.max_entries}:
+            told.append(f"create asks for {held.create_entries} entries, but the array was there, with another number")
+        return told
+
+    def astray(self, held: HeldMap) -> str | None:
+        """The sentence for a map whose pin leads to another array by now, as when its loader was run anew."""
+        found = self.pinned_id(held)
+        if held.object is None or found in {None, held.object.id}:
+            return None
+        return (
+            f"the pin of map {held.name!r} leads to another array by now (id {found}); id {held.object.id} is held still."
+            " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
+        )
 
     async def uses(self) -> Uses:
         """Which entries of held maps point to which program."""

@@ -40,7 +40,7 @@ def open_or_make_array(
             kernel.obj_pin(array.fd, source.path)
     except OSError as error:
         array.close()
-        raise pin_failure(source.path, "OBJ_PIN", error) from error
+        raise pin_failure(kernel, source.path, "OBJ_PIN", error) from error
     return array, True
 
 

@@ -14,7 +14,7 @@ from app.service.held import Pinned, Source
 _REMEDIES: Final = {
     errno.ENOENT: "nothing is pinned there, or the folder does not exist",
     errno.EACCES: "it is no pin in bpffs, or its mode or owner keeps the service out",
-    errno.EPERM: "that folder is not in bpffs (mount -t bpf), or the name has a dot in it",
+    errno.EPERM: "the name has a dot in it, or bpf(2) is denied (seccomp; no CAP_BPF before Linux 6.1)",
     errno.ENOTDIR: "a part of the path is no folder",
     errno.ELOOP: "its symbolic links go round in a circle",
     errno.ENAMETOOLONG: "the path is too long",
@@ -50,14 +50,30 @@ def open_pin(kernel: Kernel, path: str) -> int:
     try:
         return kernel.obj_get(path)
     except OSError as error:
-        raise pin_failure(path, "OBJ_GET", error) from error
+        raise pin_failure(kernel, path, "OBJ_GET", error) from error
 
 
-def pin_failure(path: str, command: str, error: OSError) -> ServiceError:
+def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> ServiceError:
     """The error for an errno of OBJ_GET or OBJ_PIN."""
-    if error.errno in _REMEDIES:
-        return _unusable(path, error.errno)
-    return kernel_failure(command, error)
+    if error.errno not in _REMEDIES:
+        return kernel_failure(command, error)
+    if kernel.name == "linux" and error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and not _is_in_bpffs(path):
+        remedy = "no bpffs is mounted there: mount -t bpf bpf /sys/fs/bpf"
+        return PinUnusable(path, errno_name(error.errno), remedy)
+    return _unusable(path, error.errno)
+
+
+def _is_in_bpffs(path: str) -> bool:
+    """Whether the mount that the path lies in, by /proc/self/mounts (proc(5)), is a bpffs; of two the later counts."""
+    kinds = {}
+    for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
+        _, place, kind, *_ = line.split(" ")
+        kinds[place.replace("\\040", " ")] = kind
+    return any(str(each) in kinds and kinds[str(each)] == "bpf" for each in _to_the_mount(Path(path), kinds))
+
+
+def _to_the_mount(path: Path, kinds: dict[str, str]) -> list[Path]:
+    return next(([each] for each in (path, *path.parents) if str(each) in kinds), [])
 
 
 def _unusable(path: str, number: int) -> PinUnusable:

@@ -62,10 +62,18 @@ class TestBody:
     async def test_the_error_says_where(self, client: httpx.AsyncClient) -> None:
         response = await client.put(ENTRY, json={"program": 3})
         assert response.json()["errors"] == [
-            {"loc": "body.program", "message": "a program is its held name, or an object with name, id or pinned"}
+            {
+                "loc": "body.program",
+                "message": 'a program is its held name, or an object: {"name": …}, {"id": …} or {"pinned": …}',
+            }
         ]
-        response = await client.put(ENTRY, json={"program": "drop", "flag": 0})
-        assert response.json()["errors"][0]["loc"] == "body.flag"
+        for body, place in (
+            ({"program": "drop", "flag": 0}, "body.flag"),
+            ({"program": {"id": "812"}}, "body.program.id"),
+            ({"program": "/sys/fs/bpf/drop"}, "body.program"),
+        ):
+            response = await client.put(ENTRY, json=body)
+            assert [error["loc"] for error in response.json()["errors"]] == [place]
 
     async def test_a_megabyte_of_nesting(self, client: httpx.AsyncClient) -> None:
         response = await client.put(ENTRY, content=b"[" * (1 << 20), headers=JSON)
@@ -207,6 +215,10 @@ class TestRun:
     )  # fmt: skip
     async def test_another_shape(self, client: httpx.AsyncClient, body: dict[str, object]) -> None:
         assert_problem(await client.post("/programs/drop/run", json=body), 422, "validation")
+
+    async def test_the_error_says_what_is_missing(self, client: httpx.AsyncClient) -> None:
+        response = await client.post("/programs/drop/run", json={"packet": "00" * 13})
+        assert response.json()["detail"] == "body.packet: a packet has 14 bytes at least; this one has 13"
 
 
 class TestAnything:

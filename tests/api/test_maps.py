@@ -11,7 +11,7 @@ from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem
-from tests.conftest import load
+from tests.conftest import load, unpin
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +85,39 @@ class TestHoldMap:
         assert_problem(refused, 409, "name-taken")
         assert_problem(await client.delete("/maps/jump_table"), 409, "last-reference")
         assert (await client.get(ENTRY)).status_code == 200
+
+
+class TestPinThatLeadsElsewhere:
+    """A loader that is run anew makes a new array, and pins it over the old one's path."""
+
+    async def test_it_is_told_and_opened_at_a_wish(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+        body = {"pinned": f"{pins}/table", "create": {"max_entries": 8}}
+        first = (await client.put("/maps/table", json=body)).json()
+        assert first["warnings"] == []
+        await client.put("/maps/table/entries/0", json={"program": "drop"})
+        unpin(kernel, f"{pins}/table")
+        assert "is gone" in (await client.get("/maps/table")).json()["warnings"][0]
+        assert (await client.get("/readyz")).status_code == 200
+        with make_array(kernel, "second", 4) as second:
+            kernel.obj_pin(second.fd, f"{pins}/table")
+            assert f"leads to another array by now (id {second.id})" in (await client.get("/maps/table")).text
+            ready = await client.get("/readyz")
+            assert_problem(ready, 503, "map-unavailable")
+            assert f"id {second.id}" in ready.json()["reasons"][0]
+            assert_problem(await client.put("/maps/table", json=body), 409, "last-reference")
+            dry = await client.put("/maps/table?force=true&dry_run=true", json=body)
+            assert (dry.status_code, dry.json()["id"]) == (200, second.id)
+            assert (await client.get("/maps/table")).json()["id"] == first["id"]
+            forced = await client.put("/maps/table?force=true", json=body)
+            assert (forced.status_code, forced.json()["id"], forced.json()["used"]) == (200, second.id, 0)
+            assert (await client.get("/readyz")).status_code == 200
+
+    async def test_the_same_array_by_another_way_is_no_other(
+        self, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        same = await client.put("/maps/jump_table", json={"id": registry.maps.get("jump_table").opened().id})
+        assert (same.status_code, same.json()["used"]) == (200, 1)
 
 
 class TestReleaseWhileOthersRead:

@@ -17,7 +17,7 @@ from tests.running import Service, demo, running, serve
 
 pytestmark = pytest.mark.kernel
 
-WITHOUT_CAPABILITIES = "from app.bpf.privileges import become; become(0, 0, [])"
+WITHOUT_CAPABILITIES = "from app.bpf.privileges import keep_only; keep_only([])"
 CONFIG = """
 [server]
 socket = "{folder}/run/api.sock"
@@ -154,7 +154,7 @@ class TestDemo:
 
     def test_when_told_to_take_the_real_one_it_ends_and_says_why(self) -> None:
         with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
-            assert "CAP_BPF; run as root, or with --kernel memory" in service.output()
+            assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
             assert service.process.wait(20) == 1
 
 

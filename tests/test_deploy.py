@@ -1,0 +1,39 @@
+"""What deploy/ ships agrees with the service that it is for."""
+
+import json
+import re
+from pathlib import Path
+
+from app.bpf.uapi import Cmd
+from app.settings import Settings, load
+from app.start import KEPT
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+def test_the_seccomp_profile_allows_the_bpf_commands_that_are_used_and_no_other() -> None:
+    profile = json.loads((DEPLOY / "seccomp.json").read_text())
+    rules = [rule for rule in profile["syscalls"] if "bpf" in rule["names"]]
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert {rule["action"] for rule in rules} == {"SCMP_ACT_ALLOW"}
+    assert {argument["value"] for rule in rules for argument in rule["args"]} == set(Cmd)
+
+
+def test_the_sample_configuration_is_the_defaults() -> None:
+    assert load(DEPLOY / "jumptable.toml") == Settings()
+
+
+def test_the_unit_and_the_compose_file_give_what_the_service_keeps_and_what_the_start_needs() -> None:
+    wanted = {*KEPT, "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"}
+    unit = re.search(r"^CapabilityBoundingSet=(.*)$", (DEPLOY / "jumptable.service").read_text(), re.MULTILINE)
+    assert unit is not None
+    assert set(unit[1].split()) == wanted
+    block = (DEPLOY / "compose.yaml").read_text().split("cap_add:")[1].split("security_opt:")[0]
+    assert {f"CAP_{name}" for name in re.findall(r"^ +- ([A-Z_]+)", block, re.MULTILINE)} == wanted
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", text, re.MULTILINE)
