@@ -141,7 +141,7 @@ class Maps:
         if held.object is None or found in {None, held.object.id}:
             return None
         return (
-            f"the pin of map {held.name!r} leads to another array by now (id {found}); id {held.object.id} is held still."
+            f"the pin of map {held.name!r} leads to another array by now (id {found}); still held is id {held.object.id}."
             " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
         )
 
