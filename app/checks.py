@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.bpf.kernel import Kernel
 from app.bpf.privileges import effective
 from app.service.errors import PinUnusable, ServiceError
 from app.service.held import ById
 from app.service.opening import open_array, open_program
+from app.service.pins import check_pinnable
 from app.settings import Map, Program, Settings
 from app.start import StartError, group_of, make_kernel, user_of
 
@@ -68,7 +70,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
                     )
         except ServiceError as error:
             if map_.create is not None and isinstance(error, PinUnusable) and error.errno == "ENOENT":
-                yield _would_make(name, map_)
+                yield _would_make(kernel, name, map_)
             else:
                 yield Finding("WRONG", f"map {name}", str(error))
     for name, held in settings.programs.items():
@@ -87,10 +89,11 @@ def _by_id(subject: str, held: Map | Program) -> Iterator[Finding]:
         )
 
 
-def _would_make(name: str, map_: Map) -> Finding:
-    folder = Path(str(map_.pinned)).parent
-    if not folder.is_dir():
-        return Finding("WRONG", f"map {name}", f"cannot be made: {folder} is no folder; make it in a mounted bpffs")
+def _would_make(kernel: Kernel, name: str, map_: Map) -> Finding:
+    try:
+        check_pinnable(kernel, str(map_.pinned))
+    except PinUnusable as error:
+        return Finding("WRONG", f"map {name}", f"is not there, and cannot be made: {error}")
     return Finding("ok", f"map {name}", f"is not there yet; serve makes it and pins it at {map_.pinned}")
 
 

@@ -75,8 +75,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _open_unavailable(registry: Registry) -> None:
     while True:
         await asyncio.sleep(_RETRY_SECONDS)
-        for name in registry.open_unavailable():
-            log.info("opened", name=name)
+        try:
+            for name in registry.open_unavailable():
+                log.info("opened", name=name)
+        except Exception:
+            log.exception("what is unavailable could not be tried again")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

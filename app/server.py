@@ -136,9 +136,9 @@ class _Server(uvicorn.Server):
 
     def _stop(self, number: int) -> None:
         if self.should_exit:
-            self.force_exit = number == signal.SIGINT  # Ctrl-C twice: without the grace
+            self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
             return
-        log.info("stopping", signal=signal.Signals(number).name)
-        notify("STOPPING=1")
         self._app.state.draining = True
         self.should_exit = True
+        notify("STOPPING=1")
+        log.info("stopping", signal=signal.Signals(number).name)

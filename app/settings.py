@@ -42,8 +42,8 @@ def _short(path: Path) -> Path:
 
 
 def _index_range(text: str) -> str:
-    first, _, last = text.partition("-")
-    numbers = [first, last or first]
+    first, dash, last = text.partition("-")
+    numbers = [first, last if dash else first]
     if not all(each.isascii() and each.isdigit() and int(each) <= MAX_INDEX for each in numbers):
         message = 'is neither an index like "60" nor a range like "0-3"'
         raise ValueError(message)
@@ -91,7 +91,7 @@ class Server(_Section):
 class Create(_Section):
     """create = { max_entries = 64 }"""
 
-    max_entries: int = Field(ge=1, le=1 << 24, strict=True)
+    max_entries: int = Field(ge=1, le=1 << 20, strict=True)
 
 
 class _Held(_Section):

@@ -185,6 +185,23 @@ class TestEnd:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 201")
             assert service.process.wait(20) == 0
 
+    def test_a_long_test_run_does_not_keep_it(self) -> None:
+        with demo("--kernel", "memory") as service:
+            url = httpx.URL(service.url)
+            body = json.dumps({"packet": "00" * 14, "repeat": 1_000_000}).encode()
+            with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+                connection.sendall(
+                    b"POST /programs/entry/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                )
+                with service.client() as client:
+                    assert client.delete("/programs/entry?dry_run=true").status_code == 204, "it waits for a slice only"
+                service.process.send_signal(signal.SIGTERM)
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert service.process.wait(5) == 0
+            assert answer.startswith(b"HTTP/1.1 503"), answer
+            assert b'"draining"' in answer
+
     def test_systemd_is_told(self, config: Path, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(tmp_path / "notify"))

@@ -8,6 +8,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.api import models
@@ -21,7 +22,13 @@ from app.service.held import HeldMap, HeldProgram
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
 # Swagger UI's files, as that package carries them: no page here needs the internet.
-assets = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static"))
+_files = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static"))
+
+
+async def assets(scope: Scope, receive: Receive, send: Send) -> None:
+    """Swagger UI's files; always whole, as StaticFiles answers a range that it cannot read in plain text."""
+    whole = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+    await _files(whole, receive, send)
 
 
 @router.get(

@@ -67,6 +67,11 @@ class Conditions:
         """Those of a request. Refused with malformed-header where one cannot be read."""
         return cls(_tags(request, "If-Match"), _tags(request, "If-None-Match"))
 
+    @classmethod
+    def for_reading(cls, request: Request) -> "Conditions":
+        """If-None-Match alone: If-Match says nothing of a GET here. Refused as `of`."""
+        return cls(None, _tags(request, "If-None-Match"))
+
     def not_modified(self, etag: str) -> bool:
         """Whether the answer to a GET is 304."""
         return self.if_none_match is not None and _weakly_among(etag, self.if_none_match)
@@ -90,7 +95,7 @@ def _tags(request: Request, header: str) -> list[str] | None:
     if not lines:
         return None
     text = ", ".join(lines)
-    if text.strip() == "*":
+    if text.strip(" \t") == "*":
         return ["*"]
     if not _TAGS.fullmatch(text):
         raise Refused("malformed-header", f'{header} is neither * nor a list of quoted tags like "0f1e2d3c4b5a6978"')

@@ -11,6 +11,8 @@ Responses = dict[int | str, dict[str, Any]]
 ETAG: dict[str, Any] = {"ETag": {"description": "Changes with what the kernel holds.", "schema": {"type": "string"}}}
 DRY_RUN: dict[str, Any] = {"Dry-Run": {"description": "`true` after a dry run.", "schema": {"type": "string"}}}
 
+LOCATION: dict[str, Any] = {"Location": {"description": "Where it is from now on.", "schema": {"type": "string"}}}
+
 # What every route can answer, and what every route with a body can.
 _ALWAYS = ("validation", "internal", "draining")
 BODY = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
@@ -62,6 +64,6 @@ def no_content(description: str) -> Responses:
     return {204: {"description": description, "headers": DRY_RUN}}
 
 
-def answers(model: Any, description: str, status: int = 200, **headers: Any) -> Responses:
+def answers(model: Any, description: str, status: int = 200, *, headers: dict[str, Any] | None = None) -> Responses:
     """The `responses` of a route for a success."""
-    return {status: {"model": model, "description": description, "headers": headers.get("headers", {})}}
+    return {status: {"model": model, "description": description, "headers": headers or {}}}

@@ -1,8 +1,10 @@
 """The entries of a map: /maps/{name}/entries."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from pydantic import Field, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +14,6 @@ from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import Refused
 from app.api.state import DryRun, headers_of, log_change, registry_of
 from app.api.strict_route import StrictRoute
-from app.bpf.uapi import MAX_INDEX
 from app.service.entries import Precondition, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.held import HeldMap
@@ -21,6 +22,8 @@ from app.service.registry import Registry
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
+_ENTRIES = TypeAdapter(list[models.Entry])
+_AT_A_STRETCH = 1024  # entries: about 5 ms, then others have their turn
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
 _HEADERS = documented.ETAG | documented.DRY_RUN
 _CHANGE = (*_ENTRY, "malformed-header", "map-frozen", "precondition-failed")
@@ -36,11 +39,11 @@ _REFERENCE = (
 )
 
 
-def _entry(registry: Registry, held: HeldMap, index: int, summary: ProgramSummary) -> models.Entry:
+def _entry(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> models.Entry:
     return models.Entry(
-        map=held.name,
+        map=map_,
         index=index,
-        etag=entry_etag(registry.kernel.boot_id, held.opened().id, index, summary.id),
+        etag=entry_etag(registry.kernel.boot_id, map_id, index, summary.id),
         program=models.EntryProgram.of(summary),
     )
 
@@ -50,7 +53,10 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
     conditions = Conditions.of(request)
 
     def check(program_id: int | None) -> None:
-        current = None if program_id is None else _entry(registry, held, index, registry.programs.describe(program_id))
+        current = None
+        if program_id is not None:
+            summary = registry.programs.describe(program_id)
+            current = _entry(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
             detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
@@ -66,15 +72,18 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
     summary="List the populated entries",
     response_model=models.Entries,
     responses=answers(models.Entries, "The entries that point to a program.", headers=documented.ETAG)
-    | {304: {"description": "Unchanged since If-None-Match."}}
+    | {304: {"description": "Unchanged since If-None-Match.", "headers": documented.ETAG}}
     | problems("map-unknown", "map-unavailable", "malformed-header", *KERNEL),
     openapi_extra=READ_PARAMETERS,
 )
 async def list_entries(
     request: Request,
     name: models.MapName,
-    start: Annotated[int, Query(ge=0, le=MAX_INDEX, description="The lowest index of the page.")] = 0,
-    limit: Annotated[int | None, Query(ge=1, description="The most entries a page has; all, if left out.")] = None,
+    start: Annotated[models.Decimal, Query(description="The lowest index of the page.")] = 0,
+    limit: Annotated[
+        Annotated[models.Decimal, Field(gt=0)] | None,
+        Query(description="The most entries a page has; all, if left out."),
+    ] = None,
 ) -> Response:
     """All entries that point to a program, by rising index; empty ones are left out.
 
@@ -82,7 +91,7 @@ async def list_entries(
     """
     registry = registry_of(request)
     held = registry.maps.get(name)
-    conditions = Conditions.of(request)
+    conditions = Conditions.for_reading(request)
     found = await held.read()
     array = held.opened()
     etag = table_etag(registry.kernel.boot_id, array.id, found)
@@ -90,14 +99,25 @@ async def list_entries(
         return Response(status_code=304, headers={"ETag": etag})
     wanted = [(index, program_id) for index, program_id in found if index >= start]
     page = wanted if limit is None else wanted[:limit]
-    entries = models.Entries(
-        map=name,
-        max_entries=array.max_entries,
-        etag=etag,
-        entries=[_entry(registry, held, index, registry.programs.describe(program_id)) for index, program_id in page],
-        next=wanted[len(page)][0] if len(page) < len(wanted) else None,
-    )
-    return models.Json(entries, headers={"ETag": etag})
+    following = wanted[len(page)][0] if len(page) < len(wanted) else None
+    table = models.Entries(map=name, max_entries=array.max_entries, etag=etag, entries=[], next=following)
+    entries = await _entries_json(registry, name, array.id, page)
+    content = table.model_dump_json().encode().replace(b'"entries":[]', b'"entries":[%b]' % entries, 1)
+    return Response(content + b"\n", headers={"ETag": etag}, media_type="application/json")
+
+
+async def _entries_json(registry: Registry, map_: str, map_id: int, page: list[tuple[int, int]]) -> bytes:
+    """The entries as JSON, without the brackets; in steps, as a large table takes long."""
+    parts = []
+    for start in range(0, len(page), _AT_A_STRETCH):
+        if start:
+            await asyncio.sleep(0)
+        entries = [
+            _entry(registry, map_, map_id, index, registry.programs.describe(program_id))
+            for index, program_id in page[start : start + _AT_A_STRETCH]
+        ]
+        parts.append(_ENTRIES.dump_json(entries)[1:-1])
+    return b",".join(parts)
 
 
 @router.get(
@@ -106,7 +126,7 @@ async def list_entries(
     summary="Tell which program an entry points to",
     response_model=models.Entry,
     responses=answers(models.Entry, "The entry.", headers=documented.ETAG)
-    | {304: {"description": "Unchanged since If-None-Match."}}
+    | {304: {"description": "Unchanged since If-None-Match.", "headers": documented.ETAG}}
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,
 )
@@ -114,11 +134,12 @@ async def get_entry(request: Request, name: models.MapName, index: models.Index)
     """The kernel is asked anew each time, so this also shows what somebody else's tool has put there."""
     registry = registry_of(request)
     held = registry.maps.get(name)
-    conditions = Conditions.of(request)
-    program_id = held.opened().get(index)
+    conditions = Conditions.for_reading(request)
+    array = held.opened()
+    program_id = array.get(index)
     if program_id is None:
         raise EntryEmpty(index)
-    entry = _entry(registry, held, index, registry.programs.describe(program_id))
+    entry = _entry(registry, name, array.id, index, registry.programs.describe(program_id))
     if conditions.not_modified(entry.etag):
         return Response(status_code=304, headers={"ETag": entry.etag})
     return models.Json(entry, headers={"ETag": entry.etag})
@@ -157,7 +178,7 @@ async def set_entry_route(
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
     )
-    entry = _entry(registry, held, index, result.after)
+    entry = _entry(registry, name, result.map_id, index, result.after)
     if result.before != result.after.id:
         log_change(request, "set_entry", dry_run=dry_run, map=name, index=index, before=result.before,
                    after=result.after.id)  # fmt: skip

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Envelope:
-    """The outermost layer of our own. `stopping()` tells whether the service is on its way out."""
+    """The outermost layer of our own. `app.state.draining`: the service is on its way out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

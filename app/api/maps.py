@@ -88,7 +88,7 @@ async def get_map(request: Request, name: models.MapName) -> Response:
     summary="Hold a map under a name",
     response_model=models.Map,
     responses=answers(models.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(models.Map, "Held from now on.", 201, headers=documented.DRY_RUN)
+    | answers(models.Map, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
     | problems(
         "map-unknown",
         "name-taken",
@@ -120,7 +120,7 @@ async def hold_map(
         if dry_run:
             held.release()
     log_change(request, "hold_map", dry_run=dry_run, map=name, map_id=answer.id, created=answer.created_here)
-    headers = headers_of(dry_run=dry_run, Location=f"/maps/{name}")
+    headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
     return models.Json(answer, 201 if is_new else 200, headers)
 
 

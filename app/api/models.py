@@ -9,10 +9,10 @@ from fastapi import Path
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    PlainValidator,
     Tag,
     WithJsonSchema,
     model_validator,
@@ -25,12 +25,12 @@ from app.service.program import ProgramSummary
 from app.service.programs import ByName, ProgramRef
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
-MAX_ENTRIES: Final = 1 << 24  # an array of 128 MiB; far more than any is known to have
+MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
 
 
-def _decimal(text: Any) -> Any:
-    if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
-        message = "an index is a decimal number without sign or leading zeros"
+def _decimal(text: Any) -> int:
+    if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or int(text) > MAX_INDEX:
+        message = f"must be a decimal number from 0 to {MAX_INDEX}, without sign or leading zeros"
         raise ValueError(message)
     return int(text)
 
@@ -53,11 +53,12 @@ Name = Annotated[
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
 MapName = Annotated[Name, Path(description="The name the map is held under.", examples=["jump_table"])]
 ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
-Index = Annotated[
+Decimal = Annotated[
     int,
-    BeforeValidator(_decimal),
-    Path(ge=0, le=MAX_INDEX, description="u32, below the map's max_entries; decimal.", examples=[3]),
+    PlainValidator(_decimal),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_INDEX}),
 ]
+Index = Annotated[Decimal, Path(description="u32, below the map's max_entries; decimal.", examples=[3])]
 PinPath = Annotated[
     str, Field(min_length=1, max_length=4095, description="Absolute path in bpffs.", examples=["/sys/fs/bpf/drop"])
 ]

@@ -1,18 +1,18 @@
 """Held programs: /programs."""
 
-import asyncio
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, models
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.problems import Refused
 from app.api.state import DryRun, headers_of, log_change, registry_of
 from app.api.strict_route import StrictRoute
 from app.service.held import HeldProgram
 from app.service.program import loaded_at
 from app.service.programs import Uses
+from app.service.running import run_program as run_held_program
 
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
@@ -78,7 +78,7 @@ async def get_program(request: Request, name: models.ProgramName) -> Response:
     summary="Hold a program under a name",
     response_model=models.Program,
     responses=answers(models.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(models.Program, "Held from now on.", 201, headers=documented.DRY_RUN)
+    | answers(models.Program, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
     | problems(
         "program-unknown",
         "name-taken",
@@ -106,7 +106,7 @@ async def hold_program(
         if dry_run:
             held.release()
     log_change(request, "hold_program", dry_run=dry_run, program=name, program_id=answer.id)
-    headers = headers_of(dry_run=dry_run, Location=f"/programs/{name}")
+    headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
     return models.Json(answer, 201 if is_new else 200, headers)
 
 
@@ -142,8 +142,12 @@ async def run_program(request: Request, name: models.ProgramName, body: models.R
     So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
     """
     held = registry_of(request).programs.get(name)
-    async with held.lock:
-        result = await asyncio.to_thread(held.opened().run, bytes.fromhex(body.packet), body.repeat)
+    state = request.app.state
+    result = await run_held_program(
+        held, bytes.fromhex(body.packet), body.repeat, lambda: getattr(state, "draining", False)
+    )
+    if result is None:
+        raise Refused("draining", "the service is stopping")
     return models.Json(
         models.Run(
             returned=result.returned,

@@ -5,6 +5,7 @@ is unknown nor tells malformed JSON from a wrong shape, and takes longer than al
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,7 @@ from app.api.problems import Refused
 MAX_BODY: Final = 64 * 1024  # bytes
 _DRAINED: Final = 4 * 1024 * 1024  # bytes of a too large body that are read, so that its sender hears the answer
 _BODY_SECONDS: Final = 10.0
+_ERRORS_TOLD: Final = 20
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -82,24 +84,25 @@ class _Taken:
     def query(self, request: Request, fields: dict[str, _Field]) -> None:
         """All of the query: each parameter known, and given once."""
         given = request.query_params.multi_items()
-        names = [name for name, _ in given]
-        for name, value in given:
-            if name not in fields:
-                known = ", ".join(sorted(fields)) or "none"
-                self.errors.append({"loc": f"query.{name}", "message": f"no such parameter; there are: {known}"})
-            elif names.count(name) > 1:
-                self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
-            else:
-                self.field(fields[name], value, "query", name)
+        counts = Counter(name for name, _ in given)
+        for name in counts.keys() - fields.keys():
+            known = ", ".join(sorted(fields)) or "none"
+            self.errors.append({"loc": f"query.{name[:64]}", "message": f"no such parameter; there are: {known}"})
         for name, field in fields.items():
-            if name not in names:
+            if counts[name] > 1:
+                self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
+            elif counts[name]:
+                self.field(field, request.query_params[name], "query", name)
+            else:
                 self.values[field.name] = field.get_default()
 
     def refuse(self) -> None:
         """Refused where anything is wrong."""
         if self.errors:
             first = self.errors[0]
-            raise Refused("validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors})
+            raise Refused(
+                "validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors[:_ERRORS_TOLD]}
+            )
 
 
 async def _read_json(request: Request) -> Any:
@@ -110,6 +113,10 @@ async def _read_json(request: Request) -> Any:
     if media_type.split(";", 1)[0].strip().lower() != "application/json":
         detail = f"Content-Type is {media_type!r}, not application/json (curl --json sends it)"
         raise Refused("media-type-unsupported", detail, headers={"Accept": "application/json"})
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
+        raise Refused("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -37,10 +37,10 @@ class Pointer(NamedTuple):
 
 def decode(instructions: bytes, map_of: Callable[[int], Any]) -> list[Instruction]:
     """Take assembled bytes apart; `map_of` gives the map behind an fd. EINVAL for what is not made by `asm`."""
-    if not instructions or len(instructions) % INSN.size:
-        raise OSError(errno.EINVAL, "PROG_LOAD: not a whole number of instructions")
+    if len(instructions) < INSN.size:
+        raise OSError(errno.E2BIG, "PROG_LOAD: no instructions")
     code: list[Instruction] = []
-    for opcode, registers, offset, imm in INSN.iter_unpack(instructions):
+    for opcode, registers, offset, imm in INSN.iter_unpack(instructions[: len(instructions) // 8 * 8]):
         dst, src = registers & 15, registers >> 4
         second_half = bool(code) and code[-1].opcode == _LOAD_64
         if second_half:

@@ -23,8 +23,8 @@ _long = ctypes.CDLL(None, use_errno=True).syscall
 _ATTEMPTS: Final = 32
 _AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 
-# PROG_TEST_RUN copies the packet out whole or says ENOSPC: room for what a program may put in front (XDP headroom).
-_PACKET_GROWTH: Final = 256
+# PROG_TEST_RUN copies the packet out whole or says ENOSPC: room for what a program may add to it.
+_PACKET_GROWTH: Final = 1 << 16
 
 
 class LinuxKernel:
@@ -84,7 +84,11 @@ class LinuxKernel:
         return int.from_bytes(value.raw, "little")
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
-        """MAP_UPDATE_ELEM."""
+        """MAP_UPDATE_ELEM.
+
+        Short, unless somebody else's tool just clears an entry of this map which loaded programs refer to by a
+        constant index: it then waits for that clear, on the map's poke mutex.
+        """
         key, new = ctypes.c_uint32(index), ctypes.c_uint32(value)
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(new), flags=flags)
         self._bpf(Cmd.MAP_UPDATE_ELEM, fields)

@@ -6,18 +6,19 @@ What it is held to stands in tests/bpf/test_contract.py, which runs on the real 
 import errno
 import hashlib
 import os
+import re
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Any, Final
 
-from app.bpf.interpreter import Instruction, Pointer, decode, run
+from app.bpf.interpreter import Pointer, decode, run
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.objects import Map, Objects, Program, claim, fail
 from app.bpf.uapi import (
     BPF_ANY,
     BPF_F_RDONLY,
+    BPF_F_WRONLY,
     BPF_F_XDP_HAS_FRAGS,
     BPF_OBJ_NAME_LEN,
     ENOTSUPP,
@@ -27,6 +28,9 @@ from app.bpf.uapi import (
     ProgType,
 )
 
+# What bpf_obj_name_cpy() takes: ASCII letters and digits, Latin-1 letters, _ and .
+_NAME: Final = re.compile("[A-Za-z0-9_.\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]*")
+_MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bpf_test_init()
 _RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
 
 
@@ -57,15 +61,12 @@ class MemoryKernel:
 
     def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
         """MAP_CREATE of a program array, a hash or an array."""
-        if type_ not in set(MapType) or not key_size or not value_size or not max_entries:
-            fail(Cmd.MAP_CREATE, errno.EINVAL)
-        if type_ == MapType.PROG_ARRAY and (key_size != 4 or value_size != 4):
+        name = name[: BPF_OBJ_NAME_LEN - 1]
+        sizes_are_right = key_size and value_size and (type_ != MapType.PROG_ARRAY or key_size == value_size == 4)
+        if type_ not in set(MapType) or not sizes_are_right or not max_entries or not _NAME.fullmatch(name):
             fail(Cmd.MAP_CREATE, errno.EINVAL)
         with self._lock:
-            map_ = Map(
-                type_, next(self._objects.next_id), key_size, value_size, max_entries, name[: BPF_OBJ_NAME_LEN - 1]
-            )
-            map_.value = bytearray(value_size)
+            map_ = Map(type_, next(self._objects.next_id), key_size, value_size, max_entries, name)
             self._objects.maps[map_.id] = map_
             return self._objects.open(map_)
 
@@ -117,7 +118,7 @@ class MemoryKernel:
         """MAP_FREEZE."""
         with self._lock:
             map_ = self._objects.map(Cmd.MAP_FREEZE, fd)
-            if map_.frozen:
+            if map_.frozen or not self._objects.fds[fd].writable:
                 fail(Cmd.MAP_FREEZE, errno.EPERM)
             map_.frozen = True
 
@@ -206,21 +207,16 @@ class MemoryKernel:
         program = self._objects.program(Cmd.PROG_TEST_RUN, fd)
         if program.type not in _RUNNABLE:
             fail(Cmd.PROG_TEST_RUN, ENOTSUPP)
-        if len(packet) < MIN_PACKET:
+        if len(packet) < MIN_PACKET or (program.type != ProgType.XDP and len(packet) > _MAX_SKB):
             fail(Cmd.PROG_TEST_RUN, errno.EINVAL)
         data = bytearray(packet)
         start, end = Pointer(data, 0), Pointer(data, len(data))
         xdp = program.type == ProgType.XDP
         context: dict[int, Any] = {0: start, 4: end} if xdp else {0: len(data), 76: start, 80: end}
         returned, began = 0, time.perf_counter_ns()
-        for _ in range(repeat or 1):
-            returned = run(program.code, context, self._tail_call, lambda map_: map_.value)
-        return TestRun(returned, (time.perf_counter_ns() - began) // (repeat or 1), bytes(data))
-
-    @staticmethod
-    def _tail_call(map_: Map, index: int) -> Sequence[Instruction] | None:
-        program = map_.entries.get(index)
-        return None if program is None else program.code
+        for _ in range(repeat):
+            returned = run(program.code, context, Map.code_at, lambda map_: map_.value)
+        return TestRun(returned, (time.perf_counter_ns() - began) // repeat, bytes(data))
 
     # Pins
 
@@ -244,6 +240,8 @@ class MemoryKernel:
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET."""
         with self._lock:
+            if flags & ~(BPF_F_RDONLY | BPF_F_WRONLY):
+                fail(Cmd.OBJ_GET, errno.EINVAL)
             if path not in self._objects.pins:
                 fail(Cmd.OBJ_GET, errno.ENOENT)
             return self._objects.open(self._objects.pins[path], writable=not flags & BPF_F_RDONLY)

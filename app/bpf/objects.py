@@ -21,11 +21,19 @@ class Map:
     max_entries: int
     name: str
     entries: dict[int, "Program"] = field(default_factory=dict)
-    value: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(init=False)
     owner: tuple[int, int, int] | None = None  # program type, frags, expected attach type
     frozen: bool = False
     users: int = 0  # fds and pins
     callers: int = 0  # programs that use it
+
+    def __post_init__(self) -> None:
+        self.value = bytearray(self.value_size)
+
+    def code_at(self, index: int) -> list[Instruction] | None:
+        """What a tail call to this entry runs; None where it falls through."""
+        program = self.entries.get(index)
+        return None if program is None else program.code
 
 
 @dataclass(eq=False)

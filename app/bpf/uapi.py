@@ -69,6 +69,7 @@ RETURN_NAMES: Final[dict[int, dict[int, str]]] = {
 
 BPF_ANY: Final = 0
 BPF_F_RDONLY: Final = 1 << 3  # of OBJ_GET: the fd refuses UPDATE and DELETE with EPERM
+BPF_F_WRONLY: Final = 1 << 4  # of OBJ_GET: the fd refuses LOOKUP with EPERM
 BPF_F_XDP_HAS_FRAGS: Final = 1 << 5  # of PROG_LOAD
 BPF_OBJ_NAME_LEN: Final = 16  # with the closing NUL
 

@@ -1,6 +1,7 @@
 """Changing one entry: checked, then written at once, or only checked."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ Precondition = Callable[[int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """`before`: the program's id that was there; `fit`: how surely a dry run knows that the new one fits."""
+    """`map_id`: of the array; `before`: the id of the program that was there; `fit`: how surely a dry run knows it."""
 
+    map_id: int
     before: int | None
     after: ProgramSummary
     fit: Fit | None = None
@@ -46,30 +48,28 @@ async def set_entry(
         array.check_index(index)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
-        with registry.programs.resolve(ref) as program:
+        seeds = await registry.seeds_for(held) if dry_run else []
+        with registry.programs.resolve(ref) as program:  # and no await in here: its name may be released meanwhile
             before = array.get(index)
             precondition(before)
             fit: Fit | None = "tried" if dry_run else None
             if before != program.id:
                 if dry_run:
-                    fit = _dry_set(registry, array, program)
+                    fit = _dry_set(registry, array, program, seeds)
                 else:
                     array.set(index, program, flags)
             after = registry.programs.describe(program.id, program)
-    return SetResult(before, after, fit)
+    return SetResult(array.id, before, after, fit)
 
 
-def _dry_set(registry: Registry, array: ProgramArray, program: Program) -> Fit:
+def _dry_set(registry: Registry, array: ProgramArray, program: Program, refs: list[ProgramRef]) -> Fit:
     _check_not_frozen(array)
-    seed_ref = registry.seed_for(array)
     with ExitStack() as stack:
-        seed = None
-        if seed_ref is not None:
-            try:
-                seed = stack.enter_context(registry.programs.resolve(seed_ref))
-            except ServiceError:
-                seed = None  # gone in the meantime, or no right to open it by id: the type alone is compared
-        return check_fit(registry.kernel, array, program, seed)
+        seeds = []
+        for ref in refs:
+            with contextlib.suppress(ServiceError):  # gone in the meantime, or no right to open it by id
+                seeds.append(stack.enter_context(registry.programs.resolve(ref)))
+        return check_fit(registry.kernel, array, program, seeds)
 
 
 async def clear_entry(
@@ -102,6 +102,7 @@ async def clear_entry(
             # Somebody else's tool was faster.
             if not allow_missing:
                 raise
+            return None
     return before
 
 

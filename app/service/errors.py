@@ -9,6 +9,7 @@ ServiceError
 ├── NotAProgram, ProgramNotFound            what a program is to be made from is none
 ├── ProgramIncompatible, ProgramBusy        the array does not take the program
 ├── ProgramNotRunnable, PacketRefused       of a test run
+├── ArrayTooLarge                           of making an array
 ├── UnsupportedFlags, MapFrozen             of a write
 ├── PinUnusable, PinNotAllowed              of a path in bpffs
 ├── LastReference, NameTaken                of holding and releasing
@@ -178,6 +179,15 @@ class PacketRefused(ServiceError):
     sentence = "the kernel refuses to run a program of type {program_type} on a packet of {packet_bytes} bytes"
     program_type: str
     packet_bytes: int
+
+
+@dataclass(eq=False)
+class ArrayTooLarge(ServiceError):
+    """The kernel has no memory for an array of so many entries."""
+
+    code = "validation"
+    sentence = "the kernel has no memory for an array of {max_entries} entries"
+    max_entries: int
 
 
 @dataclass(eq=False)

@@ -1,6 +1,8 @@
 """Whether a program would fit an array, found out without touching the array."""
 
+import contextlib
 import errno
+from collections.abc import Sequence
 from typing import Literal
 
 from app.bpf.kernel import Kernel
@@ -12,34 +14,38 @@ from app.service.program_array import ProgramArray, misfit
 Fit = Literal["tried", "type-only"]
 
 
-def check_fit(kernel: Kernel, array: ProgramArray, program: Program, seed: Program | None) -> Fit:
-    """Put `seed` into a scratch array of one entry, then `program`: the kernel answers as the real array would.
+def check_fit(kernel: Kernel, array: ProgramArray, program: Program, seeds: Sequence[Program]) -> Fit:
+    """Put a seed into a scratch array of one entry, then `program`: the kernel answers as the real array would.
 
-    `seed`: a program that `array` holds or that is called from one; None where there is none. Then, and where no
-    scratch array can be made (CAP_BPF), only the type is compared: `type-only`. Raises ProgramIncompatible.
+    `seeds`: programs that `array` holds or that call into it, the surest first. Where there is none, and where no
+    scratch array can be made (CAP_BPF), only the type is compared: `type-only`. Errors: ProgramIncompatible,
+    ProgramBusy.
     """
     state = array.state()
     if state.owner_type is not None and prog_type_name(state.owner_type) != program.type:
         raise misfit(state, program)
-    scratch = None if seed is None else _scratch(kernel)
-    if scratch is None or seed is None:
-        return "type-only"
-    try:
-        kernel.map_update(scratch, 0, seed.fd)
-        kernel.map_update(scratch, 0, program.fd)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise misfit(state, program) from error
-        if error.errno == errno.EBUSY:
-            raise ProgramBusy(program.id) from error
-        raise kernel_failure("MAP_UPDATE_ELEM", error) from error
-    finally:
-        kernel.close(scratch)
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "scratch")
+        except OSError:
+            return "type-only"
+        stack.callback(kernel.close, scratch)
+        if not any(_goes_in(kernel, scratch, seed) for seed in seeds if seed.type == program.type):
+            return "type-only"
+        try:
+            kernel.map_update(scratch, 0, program.fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise misfit(state, program) from error
+            if error.errno == errno.EBUSY:
+                raise ProgramBusy(program.id) from error
+            raise kernel_failure("MAP_UPDATE_ELEM", error) from error
     return "tried"
 
 
-def _scratch(kernel: Kernel) -> int | None:
+def _goes_in(kernel: Kernel, scratch: int, seed: Program) -> bool:
     try:
-        return kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "scratch")
+        kernel.map_update(scratch, 0, seed.fd)
     except OSError:
-        return None
+        return False  # such as one that an freplace program extends: it claims nothing that is known to be right
+    return True

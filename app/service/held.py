@@ -1,7 +1,9 @@
 """Maps and programs as they are held: under a name, opened from a source."""
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
@@ -13,12 +15,13 @@ from app.service.program_array import ProgramArray
 _LOOKUPS_AT_A_STRETCH: Final = 1024
 
 
-NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,64}$"
+_NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
+NAME_PATTERN: Final = f"^{_NAME}$"
 
 
 def checked_name(name: str) -> str:
     """The name, which maps and programs may have. ValueError where not."""
-    if not re.fullmatch(NAME_PATTERN, name) or name.endswith("\n"):
+    if not re.fullmatch(_NAME, name):
         message = "a name has 1 to 64 characters of A-Z a-z 0-9 _ . - (a pin or an id goes as an object)"
         raise ValueError(message)
     if name in {".", ".."}:
@@ -88,6 +91,8 @@ class HeldMap(Held[ProgramArray]):
 
     create_entries: int | None = None
     created_here: bool = False
+    _scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that runs
+    _next_scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that begins when that has ended
 
     @property
     def pins(self) -> list[str]:
@@ -105,14 +110,36 @@ class HeldMap(Held[ProgramArray]):
     async def read(self) -> list[tuple[int, int]]:
         """(index, program id) of every entry that points to a program, by rising index.
 
-        Lets others have their turn in between, so a large table may be seen half before, half after a change.
+        Lets others have their turn in between, so a large table may be seen half before, half after a change. However
+        many read at once, one scan runs and one waits: nobody is answered by a scan that began before they asked.
         """
-        found: list[tuple[int, int]] = []
+        array = self.opened()
+        if array.max_entries <= _LOOKUPS_AT_A_STRETCH:
+            return list(array.entries())
+        if self._next_scan is None:
+            self._next_scan = asyncio.create_task(self._scan_after(self._scan))
+        return await asyncio.shield(self._next_scan)
+
+    async def _scan_after(self, running: "asyncio.Task[list[tuple[int, int]]] | None") -> list[tuple[int, int]]:
+        if running is not None:
+            await asyncio.wait([running])
+        self._scan, self._next_scan = self._next_scan, None
+        return [entry async for entry in self.scan()]
+
+    async def scan(self) -> AsyncGenerator[tuple[int, int]]:
+        """(index, program id) of every entry that points to a program, with a turn for others now and then."""
         for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
             if start:
                 await asyncio.sleep(0)
-            found.extend(self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH))
-        return found
+            for entry in list(self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH)):
+                yield entry
+
+    async def first(self) -> int | None:
+        """The id of the first program that an entry points to; None where the array is empty."""
+        async with contextlib.aclosing(self.scan()) as entries:
+            async for _, program_id in entries:
+                return program_id
+        return None
 
 
 @dataclass(eq=False)

@@ -41,12 +41,15 @@ class Maps:
     def open(self, held: HeldMap, *, pin: bool = True) -> None:
         """Open, or make, what is held; `pin=False`: what is made is not pinned. Errors: as `hold`."""
         array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
+        self._take(held, array)
+        held.created_here = created
+
+    def _take(self, held: HeldMap, array: ProgramArray) -> None:
         for other in self._held.values():
             if other.object is not None and other.object.id == array.id and other.name != held.name:
                 array.close()
                 raise NameTaken(held.name, f"the same array is held under the name {other.name!r}")
         held.take(array)
-        held.created_here = created
 
     async def hold(
         self,
@@ -70,20 +73,21 @@ class Maps:
             self.open(fresh, pin=not dry_run)
             return (fresh if dry_run else self.add(fresh)), True
         async with held.lock:
-            if held.released:
-                raise MapUnknown(name)
-            self._open_again(held, fresh, force=force, pin=not dry_run)
-            if dry_run or fresh.object is None:
-                return fresh, False
-            held.source, held.create_entries = fresh.source, fresh.create_entries
-            held.created_here = fresh.created_here
-            held.take(fresh.object)
-        return held, False
+            if not held.released:
+                await self._open_again(held, fresh, force=force, pin=not dry_run)
+                if dry_run or fresh.object is None:
+                    return fresh, False
+                held.source, held.create_entries = fresh.source, fresh.create_entries
+                held.created_here = fresh.created_here
+                held.take(fresh.object)
+                return held, False
+        # Released while this waited for the lock: so the name is free.
+        return await self.hold(name, source, create_entries, force=force, dry_run=dry_run)
 
-    def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
+    async def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
         """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
         old = held.object
-        if old is None or next(old.entries(), None) is None:
+        if old is None or await held.first() is None:
             self.open(fresh, pin=pin)
         else:
             array = open_array(self._kernel, fresh.source)  # and never make one
@@ -94,7 +98,7 @@ class Maps:
                 # Another array was pinned over the path of ours, which nothing but this service may hold by now.
                 array.close()
                 raise LastReference(held.name, old.id)
-            fresh.take(array)
+            self._take(fresh, array)
         if old is not None and fresh.object is not None and fresh.object.id == old.id:
             fresh.created_here = held.created_here
 
@@ -102,9 +106,12 @@ class Maps:
         """Let a map go. Errors: MapUnknown; LastReference unless `force`, where that may empty it for good."""
         held = self.get(name)
         async with held.lock:
+            if held.released:
+                raise MapUnknown(name)
             if held.object is not None and not force and self.pinned_id(held) != held.object.id:
                 raise LastReference(name, held.object.id)
-            if not dry_run and self._held.pop(name, None) is not None:
+            if not dry_run:
+                del self._held[name]
                 held.release()
 
     def pinned_id(self, held: HeldMap) -> int | None:
@@ -141,7 +148,7 @@ class Maps:
         if held.object is None or found in {None, held.object.id}:
             return None
         return (
-            f"the pin of map {held.name!r} leads to another array by now (id {found}); still held is id {held.object.id}."
+            f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.object.id} is held;"
             " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
         )
 

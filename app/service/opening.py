@@ -5,9 +5,9 @@ import re
 
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType
-from app.service.errors import MapGone, PinUnusable, ProgramNotFound, kernel_failure
+from app.service.errors import ArrayTooLarge, MapGone, PinUnusable, ProgramNotFound, kernel_failure
 from app.service.held import ById, Pinned, Source
-from app.service.pins import open_pin, pin_failure
+from app.service.pins import check_pinnable, open_pin, pin_failure
 from app.service.program import Program
 from app.service.program_array import ProgramArray
 
@@ -34,10 +34,12 @@ def open_or_make_array(
     except PinUnusable as error:
         if max_entries is None or error.errno != "ENOENT" or not isinstance(source, Pinned):
             raise
+    if not pin:
+        check_pinnable(kernel, source.path)
+        return make_array(kernel, name, max_entries), True
     array = make_array(kernel, name, max_entries)
     try:
-        if pin:
-            kernel.obj_pin(array.fd, source.path)
+        kernel.obj_pin(array.fd, source.path)
     except OSError as error:
         array.close()
         raise pin_failure(kernel, source.path, "OBJ_PIN", error) from error
@@ -50,6 +52,8 @@ def make_array(kernel: Kernel, name: str, max_entries: int) -> ProgramArray:
     try:
         return ProgramArray(kernel, kernel.map_create(MapType.PROG_ARRAY, 4, 4, max_entries, kernel_name))
     except OSError as error:
+        if error.errno in {errno.ENOMEM, errno.E2BIG}:
+            raise ArrayTooLarge(max_entries) from error
         raise kernel_failure("MAP_CREATE", error) from error
 
 

@@ -19,6 +19,7 @@ _REMEDIES: Final = {
     errno.ELOOP: "its symbolic links go round in a circle",
     errno.ENAMETOOLONG: "the path is too long",
     errno.EEXIST: "something else was pinned there just now",
+    errno.EROFS: "that bpffs is mounted read-only",
     errno.EINVAL: "it must be an absolute path, and a name in bpffs has no dot",
 }
 
@@ -53,6 +54,25 @@ def open_pin(kernel: Kernel, path: str) -> int:
         raise pin_failure(kernel, path, "OBJ_GET", error) from error
 
 
+def check_pinnable(kernel: Kernel, path: str) -> None:
+    """What OBJ_PIN would refuse a new pin at `path` for, without making one. Errors: PinUnusable."""
+    folder = Path(path).parent
+    number = 0
+    if "." in Path(path).name:
+        number = errno.EPERM
+    elif kernel.name == "linux":
+        if not folder.is_dir():
+            number = errno.ENOENT
+        elif not _is_in_bpffs(path):
+            number = errno.EPERM
+        elif os.statvfs(folder).f_flag & os.ST_RDONLY:
+            number = errno.EROFS
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            number = errno.EACCES
+    if number:
+        raise pin_failure(kernel, path, "OBJ_PIN", OSError(number, os.strerror(number)))
+
+
 def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> ServiceError:
     """The error for an errno of OBJ_GET or OBJ_PIN."""
     if error.errno not in _REMEDIES:
@@ -69,11 +89,7 @@ def _is_in_bpffs(path: str) -> bool:
     for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
         _, place, kind, *_ = line.split(" ")
         kinds[place.replace("\\040", " ")] = kind
-    return any(str(each) in kinds and kinds[str(each)] == "bpf" for each in _to_the_mount(Path(path), kinds))
-
-
-def _to_the_mount(path: Path, kinds: dict[str, str]) -> list[Path]:
-    return next(([each] for each in (path, *path.parents) if str(each) in kinds), [])
+    return next((kinds[str(each)] for each in (Path(path), *Path(path).parents) if str(each) in kinds), "") == "bpf"
 
 
 def _unusable(path: str, number: int) -> PinUnusable:

@@ -18,7 +18,7 @@ _BOOT_TIME: Final = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 # What runs on a packet from user space: net/bpf/test_run.c.
 _PACKET_TYPES: Final = {
     "socket_filter", "sched_cls", "sched_act", "xdp", "cgroup_skb", "lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local",
-    "flow_dissector",
+    "flow_dissector", "netfilter",
 }  # fmt: skip
 
 

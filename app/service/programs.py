@@ -76,23 +76,34 @@ class Programs:
             fresh.take(open_program(self._kernel, fresh.source))
             return (fresh if dry_run else self.add(fresh)), True
         async with held.lock:
-            if held.released:
-                raise ProgramUnknown(name)
-            if held.object is not None and fresh.source != held.source and uses.get(held.object.id):
-                raise NameTaken(name, "the name has another program that entries point to; release it first")
-            fresh.take(open_program(self._kernel, fresh.source))
-            if dry_run or fresh.object is None:
-                return fresh, False
-            held.source = fresh.source
-            held.take(fresh.object)
-            self._index()
-        return held, False
+            if not held.released:
+                fresh.take(open_program(self._kernel, fresh.source))
+                self._check_replaceable(held, fresh, uses)
+                if dry_run or fresh.object is None:
+                    return fresh, False
+                held.source = fresh.source
+                held.take(fresh.object)
+                self._index()
+                return held, False
+        # Released while this waited for the lock: so the name is free.
+        return await self.hold(name, source, uses, dry_run=dry_run)
+
+    @staticmethod
+    def _check_replaceable(held: HeldProgram, fresh: HeldProgram, uses: Uses) -> None:
+        if held.object is None or fresh.object is None or fresh.source == held.source:
+            return
+        if fresh.object.id != held.object.id and uses.get(held.object.id):
+            fresh.release()
+            raise NameTaken(held.name, "the name has another program that entries point to; release it first")
 
     async def release(self, name: str, *, dry_run: bool = False) -> None:
         """Let a program go; entries that point to it keep it alive. Errors: ProgramUnknown."""
         held = self.get(name)
         async with held.lock:
-            if not dry_run and self._held.pop(name, None) is not None:
+            if held.released:
+                raise ProgramUnknown(name)
+            if not dry_run:
+                del self._held[name]
                 held.release()
                 self._index()
 

@@ -6,7 +6,6 @@ from app.bpf.kernel import Kernel
 from app.service.errors import ServiceError
 from app.service.held import ById, HeldMap, HeldProgram
 from app.service.maps import Maps
-from app.service.program_array import ProgramArray
 from app.service.programs import ByName, ProgramRef, Programs
 
 
@@ -38,13 +37,13 @@ class Registry:
                 opened.append(held.name)
         return opened
 
-    def seed_for(self, array: ProgramArray) -> ProgramRef | None:
-        """A program that is known to fit `array`: one that calls into it, or one that it holds."""
+    async def seeds_for(self, held: HeldMap) -> list[ProgramRef]:
+        """Programs that are known to fit the map's array: one that it holds, and one that calls into it."""
+        array = held.opened()
+        entry = None if array.state().owner_type is None else await held.first()
         caller = self.programs.caller_of(array.id)
-        if caller is not None:
-            return ByName(caller.name)
-        entry = None if array.state().owner_type is None else next(array.entries(), None)
-        return None if entry is None else ById(entry[1])
+        found: list[ProgramRef] = [] if entry is None else [ById(entry)]
+        return found if caller is None else [*found, ByName(caller.name)]
 
     def close(self) -> None:
         """Let everything go."""

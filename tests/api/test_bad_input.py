@@ -89,6 +89,11 @@ class TestBody:
         assert_problem(response, 415, "media-type-unsupported")
         assert "curl --json" in response.json()["detail"]
 
+    async def test_a_content_encoding(self, client: httpx.AsyncClient) -> None:
+        headers = {**JSON, "Content-Encoding": "gzip"}
+        response = await client.put(ENTRY, content=b'{"program": "drop"}', headers=headers)
+        assert_problem(response, 415, "media-type-unsupported")
+
     async def test_a_media_type_with_a_parameter_is_fine(self, client: httpx.AsyncClient) -> None:
         headers = {"Content-Type": "Application/JSON; charset=utf-8"}
         response = await client.put(f"{ENTRY}?dry_run=true", content=b'{"program": "drop"}', headers=headers)
@@ -151,6 +156,12 @@ class TestQuery:
     async def test_a_slip_is_no_silent_write(self, client: httpx.AsyncClient, query: str) -> None:
         assert_problem(await client.put(f"{ENTRY}?{query}", json={"program": "drop"}), 422, "validation")
         assert_problem(await client.delete(f"{ENTRY}?allow_missing=true&{query}"), 422, "validation")
+
+    async def test_a_thousand_slips_get_a_short_answer(self, client: httpx.AsyncClient) -> None:
+        query = "&".join(f"slip{number}" for number in range(5000))
+        response = await client.get(f"/maps/jump_table/entries?{query}")
+        assert_problem(response, 422, "validation")
+        assert len(response.content) < 5000
 
 
 class TestMethod:

@@ -1,12 +1,14 @@
 """/maps/{name}/entries: what the table tells, and how it is changed."""
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app import demo
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
@@ -152,6 +154,28 @@ class TestDryRun:
         await client.put("/maps/fresh/entries/1", json={"program": "pass"})
         assert (await client.put(url, json={"program": "drop"})).json()["fit"] == "tried"
 
+    async def test_a_seed_that_the_kernel_refuses_says_nothing_of_the_program(self) -> None:
+        """Such as a caller that an freplace program extends."""
+
+        class Extended(MemoryKernel):
+            def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
+                if self.prog_info(value).name == "entry":
+                    raise OSError(errno.EBUSY, "extended")
+                super().map_update(fd, index, value, flags)
+
+        registry = Registry(Extended())
+        demo.fill(registry)
+        transport = httpx.ASGITransport(create_app(registry))
+        async with httpx.AsyncClient(transport=transport, base_url="http://jumptable") as client:
+            dry = await client.put(f"{ENTRY}?dry_run=true", json={"program": "drop"})
+            assert (dry.status_code, dry.json()["fit"]) == (201, "type-only")
+            await client.put(ENTRY, json={"program": "drop"})
+            dry = await client.put(f"{ENTRY}?dry_run=true", json={"program": "pass"})
+            assert dry.json()["fit"] == "tried"
+            busy = await client.put(f"{ENTRY}?dry_run=true", json={"program": "entry"})
+            assert_problem(busy, 409, "program-busy")
+        registry.close()
+
     async def test_the_scratch_array_is_not_the_real_one(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
@@ -256,6 +280,10 @@ class TestConditions:
             assert_problem(await client.delete(ENTRY, headers={header: tag}), 400, "malformed-header")
         assert_problem(await client.get(ENTRY), 404, "entry-empty")
 
+    async def test_if_match_says_nothing_of_a_get(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        assert (await client.get(ENTRY, headers={"If-Match": "abc"})).status_code == 200
+
     async def test_a_dry_run_keeps_them_too(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         refused = await client.put(f"{ENTRY}?dry_run=true", json={"program": "pass"}, headers={"If-Match": '"x"'})
@@ -295,7 +323,22 @@ class TestListEntries:
         beyond = await client.get("/maps/jump_table/entries?start=16")
         assert (beyond.json()["entries"], beyond.json()["next"]) == ([], None)
 
-    @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "start=-1", "start=4294967296", "offset=3"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "limit=0",
+            "limit=-1",
+            "limit=x",
+            "start=-1",
+            "start=4294967296",
+            "offset=3",
+            "start=+3",
+            "start=03",
+            "start=3.0",
+            "start=%203",
+            "limit=1_0",
+        ],
+    )
     async def test_bad_pages(self, client: httpx.AsyncClient, query: str) -> None:
         assert_problem(await client.get(f"/maps/jump_table/entries?{query}"), 422, "validation")
 

@@ -100,7 +100,7 @@ class TestPinThatLeadsElsewhere:
         assert (await client.get("/readyz")).status_code == 200
         with make_array(kernel, "second", 4) as second:
             kernel.obj_pin(second.fd, f"{pins}/table")
-            assert f"leads to another array by now (id {second.id})" in (await client.get("/maps/table")).text
+            assert f"leads to another array now (id {second.id})" in (await client.get("/maps/table")).text
             ready = await client.get("/readyz")
             assert_problem(ready, 503, "map-unavailable")
             assert f"id {second.id}" in ready.json()["reasons"][0]

@@ -194,6 +194,10 @@ class TestCreate:
         fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "a_name_of_more_than_15"))
         assert kernel.map_info(fd).name == "a_name_of_more_"
 
+    @pytest.mark.parametrize("name", ["a-b", "a b", "a/b", "\u00d7"])
+    def test_what_is_no_name(self, kernel: Kernel, name: str) -> None:
+        assert refusal(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, name)) == errno.EINVAL
+
     def test_a_latin_1_name(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
         fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "Tür"))
         assert kernel.map_info(fd).name == "Tür"
@@ -261,7 +265,9 @@ class TestPins:
         fd = kernel.obj_get(f"{pins}/table", BPF_F_RDONLY)
         assert refusal(lambda: kernel.map_update(fd, 0, program)) == errno.EPERM
         assert refusal(lambda: kernel.map_delete(fd, 0)) == errno.EPERM
+        assert refusal(lambda: kernel.map_freeze(fd)) == errno.EPERM
         kernel.close(fd)
+        assert refusal(lambda: kernel.obj_get(f"{pins}/table", 1)) == errno.EINVAL
 
 
 class TestRun:
@@ -305,6 +311,9 @@ class TestRun:
         program = load(1, type_=type_)
         assert kernel.prog_test_run(program, PACKET).returned == 1
         assert refusal(lambda: kernel.prog_test_run(program, bytes(13))) == errno.EINVAL
+        assert kernel.prog_test_run(program, bytes(3500)).returned == 1
+        too_long = refusal(lambda: kernel.prog_test_run(program, bytes(4000)))
+        assert too_long == (None if type_ == ProgType.XDP else errno.EINVAL)
 
     def test_what_does_not(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load(type_=ProgType.KPROBE)
@@ -315,12 +324,12 @@ class TestRun:
 
 class TestLoad:
     @pytest.mark.parametrize(
-        "instructions", [b"", asm.mov(0, 2), asm.returns(2)[:-1], b"\xff" * 16, asm.map_fd(1, 987654) + asm.returns(2)]
-    )
-    def test_what_is_no_program(self, kernel: Kernel, instructions: bytes) -> None:
-        assert refusal(lambda: kernel.prog_load(ProgType.XDP, instructions)) in {
-            errno.EINVAL, errno.E2BIG, errno.EBADF,
-        }  # fmt: skip
+        ("instructions", "number"),
+        [(b"", errno.E2BIG), (asm.mov(0, 2), errno.EINVAL), (b"\xff" * 16, errno.EINVAL),
+         (asm.map_fd(1, 987654) + asm.returns(2), errno.EBADF)],
+    )  # fmt: skip
+    def test_what_is_no_program(self, kernel: Kernel, instructions: bytes, number: int) -> None:
+        assert refusal(lambda: kernel.prog_load(ProgType.XDP, instructions)) == number
 
 
 class TestClose:

@@ -1,6 +1,7 @@
 """Holding and releasing: names, sources, and what must not be lost by it."""
 
 import asyncio
+import errno
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TypeVar
@@ -8,8 +9,10 @@ from typing import TypeVar
 import pytest
 
 from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.errors import (
+    ArrayTooLarge,
     LastReference,
     MapGone,
     MapUnavailable,
@@ -25,9 +28,10 @@ from app.service.errors import (
 )
 from app.service.held import ById, HeldMap, HeldProgram, Pinned, checked_name
 from app.service.opening import make_array
+from app.service.program import Program
 from app.service.programs import ByName
 from app.service.registry import Registry
-from tests.conftest import load
+from tests.conftest import load, unpin
 
 T = TypeVar("T")
 
@@ -136,6 +140,58 @@ class TestHoldMap:
         with pytest.raises(MapUnknown):
             registry.maps.get("bad")
 
+    def test_a_map_held_by_id_can_be_saved_by_a_pin(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+        array = make_array(kernel, "mortal", 8)
+        with load(kernel) as program:
+            array.set(0, program)
+        run(registry.maps.hold("by_id", ById(array.id)))
+        kernel.obj_pin(array.fd, f"{pins}/saved")
+        array.close()
+        held, _ = run(registry.maps.hold("by_id", Pinned(f"{pins}/saved")))
+        assert held.pins == [f"{pins}/saved"]
+        run(registry.maps.release("by_id"))
+
+    def test_a_refused_hold_makes_no_array(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+        held, _ = run(registry.maps.hold("new", Pinned(f"{pins}/new"), 8))
+        with load(kernel) as program:
+            held.opened().set(0, program)
+        unpin(kernel, f"{pins}/new")
+        with pytest.raises(PinUnusable):
+            run(registry.maps.hold("new", Pinned(f"{pins}/new"), 8))
+        with pytest.raises(FileNotFoundError):
+            kernel.obj_get(f"{pins}/new")
+
+    def test_force_does_not_give_one_array_two_names(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+        first, _ = run(registry.maps.hold("a", Pinned(f"{pins}/a"), 8))
+        second, _ = run(registry.maps.hold("b", Pinned(f"{pins}/b"), 8))
+        with load(kernel) as program:
+            first.opened().set(0, program)
+        unpin(kernel, f"{pins}/a")
+        kernel.obj_pin(second.opened().fd, f"{pins}/a")
+        with pytest.raises(NameTaken, match="held under the name 'b'"):
+            run(registry.maps.hold("a", Pinned(f"{pins}/a"), force=True))
+        assert first.opened().indices() == [0]
+
+    def test_an_array_that_memory_does_not_hold(self, pins: Path) -> None:
+        class Full(MemoryKernel):
+            def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
+                raise OSError(errno.ENOMEM, "no memory")
+
+        registry = Registry(Full(), ["/sys/fs/bpf"])
+        with pytest.raises(ArrayTooLarge, match="8 entries"):
+            run(registry.maps.hold("a", Pinned("/sys/fs/bpf/a"), 8))
+
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
+    @pytest.mark.parametrize("path", ["none/new", "a.b", "../new"])
+    def test_a_dry_run_refuses_a_pin_that_could_not_be(
+        self, kernel: Kernel, pins: Path, tmp_path: Path, path: str
+    ) -> None:
+        registry = Registry(kernel, [str(tmp_path)])  # also beside the bpffs
+        for dry_run in (True, False):
+            with pytest.raises(PinUnusable):
+                run(registry.maps.hold("new", Pinned(f"{pins}/{path}"), 8, dry_run=dry_run))
+
 
 class TestPinPaths:
     @pytest.mark.parametrize("path", ["/etc/passwd", "{pins}/../../etc/passwd", "{pins}", "{pins}/a/../.."])
@@ -185,14 +241,78 @@ class TestReleaseMap:
         run(registry.maps.release("table", dry_run=True))
         assert registry.maps.get("table").opened().max_entries == 8
 
-    def test_what_waited_for_the_lock_finds_it_gone(self, registry: Registry) -> None:
-        async def race() -> HeldMap:
-            held = registry.maps.get("jump_table")
-            await asyncio.gather(registry.maps.release("jump_table", force=True), asyncio.sleep(0))
-            return held
+    def test_a_second_release_does_not_take_the_next_hold(self, registry: Registry, table: str) -> None:
+        """Two releases wait in line, and a hold comes between them."""
 
-        with pytest.raises(MapUnknown):
-            run(race()).opened()
+        async def race() -> list[object]:
+            await registry.maps.hold("table", Pinned(table))
+            async with registry.maps.get("table").lock:
+                releases = [asyncio.create_task(registry.maps.release("table")) for _ in range(2)]
+                await asyncio.sleep(0)
+                hold = asyncio.create_task(registry.maps.hold("table", Pinned(table)))
+                await asyncio.sleep(0)
+            return list(await asyncio.gather(*releases, hold, return_exceptions=True))
+
+        first, second, held = run(race())
+        assert first is None
+        assert isinstance(second, MapUnknown)
+        assert isinstance(held, tuple)
+        assert registry.maps.get("table") is held[0]
+        assert registry.maps.get("table").opened().max_entries == 8
+
+    def test_the_same_for_programs(self, registry: Registry) -> None:
+        drop = registry.programs.get("drop").opened()
+
+        async def race() -> list[object]:
+            await registry.programs.hold("deny", ById(drop.id), {})
+            async with registry.programs.get("deny").lock:
+                releases = [asyncio.create_task(registry.programs.release("deny")) for _ in range(2)]
+                await asyncio.sleep(0)
+                hold = asyncio.create_task(registry.programs.hold("deny", ById(drop.id), {}))
+                await asyncio.sleep(0)
+            return list(await asyncio.gather(*releases, hold, return_exceptions=True))
+
+        first, second, _ = run(race())
+        assert first is None
+        assert isinstance(second, ProgramUnknown)
+        assert registry.programs.get("deny").opened().id == drop.id
+
+
+class TestLargeTables:
+    def test_many_readers_share_a_scan_that_begins_after_they_asked(self, kernel: Kernel) -> None:
+        registry = Registry(kernel)
+        array = make_array(kernel, "large", 5000)
+        held = registry.maps.adopt("large", array)
+
+        async def race(program: Program) -> tuple[list[object], list[object]]:
+            early = [asyncio.create_task(held.read()) for _ in range(3)]
+            for _ in range(3):
+                await asyncio.sleep(0)  # the scan is under way by now
+            array.set(0, program)
+            late = [asyncio.create_task(held.read()) for _ in range(50)]
+            return list(await asyncio.gather(*early)), list(await asyncio.gather(*late))
+
+        with load(kernel) as program:
+            early, late = run(race(program))
+            assert early == [[]] * 3
+            assert late == [[(0, program.id)]] * 50
+            assert all(each is late[0] for each in late), "one scan for all of them"
+        registry.close()
+
+    def test_the_loop_goes_on_meanwhile(self, kernel: Kernel) -> None:
+        registry = Registry(kernel)
+        held = registry.maps.adopt("large", make_array(kernel, "large", 20_000))
+
+        async def turns() -> int:
+            reading = asyncio.create_task(held.read())
+            count = 0
+            while not reading.done():
+                await asyncio.sleep(0)
+                count += 1
+            return count
+
+        assert run(turns()) >= 20_000 // 1024
+        registry.close()
 
 
 class TestPrograms:

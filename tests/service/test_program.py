@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.errors import NotAProgram, PacketRefused, ProgramNotRunnable
@@ -46,6 +47,14 @@ class TestRun:
     def test_a_packet_that_is_too_short(self, kernel: Kernel) -> None:
         with load(kernel) as program, pytest.raises(PacketRefused, match="13 bytes"):
             program.run(bytes(13))
+
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
+    def test_a_program_that_makes_its_packet_longer(self, kernel: Kernel) -> None:
+        """bpf_xdp_adjust_tail(ctx, 400), helper 65: the packet comes back whole."""
+        grow = asm.mov(2, 400) + asm.INSN.pack(0x85, 0, 0, 65) + asm.returns(2)
+        with Program(kernel, kernel.prog_load(ProgType.XDP, grow)) as program:
+            assert len(program.run(PACKET).packet) == 14 + 400
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
