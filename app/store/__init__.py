@@ -1,0 +1,1 @@
+"""The journal. Knows SQL, and nothing of the kernel."""

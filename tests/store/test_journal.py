@@ -1,0 +1,185 @@
+"""The journal: what is in it, what survives, and what it says when it cannot go on."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from app.store.journal import Journal, JournalDamaged, JournalFailed, check
+from app.store.records import Change, EntryChange, ProgramRecord
+
+DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
+
+
+def change(map_: str = "jump_table", request_id: str = "one", reverts: int | None = None) -> Change:
+    entries = (EntryChange(3, None, DROP), EntryChange(4, DROP, None))
+    return Change(map_, "update", entries, 1_800_000_000.25, "unix", request_id, "why", reverts=reverts)
+
+
+@pytest.fixture(params=["power", "process"])
+def durability(request: pytest.FixtureRequest) -> Literal["power", "process"]:
+    found: Literal["power", "process"] = request.param
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(file: Path, durability: Literal["power", "process"]) -> Iterator[Journal]:
+    journal = Journal(file, durability)
+    yield journal
+    journal.close()
+
+
+class TestAppend:
+    def test_it_comes_back_as_it_went_in_with_the_next_id(self, journal: Journal) -> None:
+        first, second = (asyncio.run(journal.append(change())) for _ in range(2))
+        assert (first.id, second.id) == (1, 2)
+        assert journal.change(2) == second
+        assert second.entries == change().entries
+        assert journal.change(3) is None
+
+    def test_it_is_there_after_opening_again(
+        self, journal: Journal, file: Path, durability: Literal["power", "process"]
+    ) -> None:
+        asyncio.run(journal.append(change()))
+        again = Journal(file, durability)
+        assert again.change(1) == journal.change(1)
+        assert asyncio.run(again.append(change())).id == 2
+        again.close()
+
+    def test_many_at_once_have_ids_that_rise_by_one(self, journal: Journal) -> None:
+        async def all_at_once() -> list[Change]:
+            return await asyncio.gather(*(journal.append(change(request_id=str(number))) for number in range(200)))
+
+        ids = [each.id for each in asyncio.run(all_at_once())]
+        assert ids == list(range(1, 201)), "in the order in which they came"
+
+    def test_a_revert_marks_what_it_reverts(self, journal: Journal) -> None:
+        asyncio.run(journal.append(change()))
+        asyncio.run(journal.append(change(reverts=1)))
+        states = [each.state for each in journal.changes()]
+        assert states == ["reverted", "applied"]
+
+
+class TestChanges:
+    def test_filters_and_pages(self, journal: Journal) -> None:
+        for number in range(6):
+            asyncio.run(journal.append(change("a" if number % 2 else "b", request_id=str(number))))
+        assert [each.id for each in journal.changes()] == [1, 2, 3, 4, 5, 6]
+        assert [each.id for each in journal.changes(map_="a")] == [2, 4, 6]
+        assert [each.id for each in journal.changes(map_="a", after=2, before=6)] == [4]
+        assert [each.id for each in journal.changes(request_id="4")] == [5]
+        assert [each.id for each in journal.changes(limit=2)] == [1, 2]
+        assert journal.changes(after=6) == []
+
+
+class TestFaults:
+    def test_a_locked_database(self, journal: Journal, file: Path) -> None:
+        """Somebody looks at it with a tool that locks it: a clear error, and once they are gone all is well again."""
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalFailed, match="cannot be written: database is locked"):
+            asyncio.run(journal.append(change()))
+        other.execute("ROLLBACK")
+        other.close()
+        assert asyncio.run(journal.append(change())).id == 1
+
+    def test_a_full_disk(self, journal: Journal) -> None:
+        """SQLite says the same of its own limit of pages as of a full disk."""
+        asyncio.run(journal.append(change()))
+        journal._writer.execute("PRAGMA max_page_count = 1")
+        large = change(request_id="x" * 1_000_000)
+        with pytest.raises(JournalFailed, match="full"):
+            asyncio.run(journal.append(large))
+        journal._writer.execute("PRAGMA max_page_count = 1000000")
+        assert asyncio.run(journal.append(change())).id == 2, "no id is lost to what was not written"
+
+    def test_of_a_batch_that_fails_nobody_is_told_it_is_in(self, file: Path) -> None:
+        journal = Journal(file, "power")
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+
+        async def all_at_once() -> list[object]:
+            return await asyncio.gather(*(journal.append(change()) for _ in range(5)), return_exceptions=True)
+
+        assert all(isinstance(each, JournalFailed) for each in asyncio.run(all_at_once()))
+        other.close()
+        assert journal.changes() == []
+        journal.close()
+
+    @pytest.mark.parametrize("content", [b"nonsense" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+    def test_a_damaged_file_is_refused_and_kept(self, file: Path, content: bytes) -> None:
+        file.write_bytes(content)
+        with pytest.raises(JournalDamaged, match="put back a copy, or, to go on without its history, move it"):
+            Journal(file)
+        assert file.read_bytes() == content
+
+    def test_another_programs_database_is_refused(self, file: Path) -> None:
+        other = sqlite3.connect(file)
+        other.execute("CREATE TABLE mine (id)")
+        other.close()
+        with pytest.raises(JournalDamaged, match="another program's"):
+            Journal(file)
+
+    def test_a_newer_one_is_refused(self, file: Path) -> None:
+        Journal(file, "process").close()
+        other = sqlite3.connect(file)
+        other.execute("PRAGMA user_version = 99")
+        other.close()
+        with pytest.raises(JournalDamaged, match="a newer jumptable"):
+            Journal(file)
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(JournalFailed, match="cannot be opened"):
+            Journal(tmp_path / "none" / "journal.db")
+
+
+class TestCheck:
+    def test_it_finds_the_same_and_changes_nothing(self, file: Path, tmp_path: Path) -> None:
+        Journal(file, "process").close()
+        before = sorted(tmp_path.iterdir()), file.read_bytes()
+        check(file)
+        assert (sorted(tmp_path.iterdir()), file.read_bytes()) == before
+        file.write_bytes(b"nonsense" * 1000)
+        with pytest.raises(JournalDamaged):
+            check(file)
+        with pytest.raises(JournalFailed):
+            check(tmp_path / "none")
+
+
+class TestKill:
+    @pytest.mark.parametrize("round_", range(5))
+    def test_what_was_told_to_be_in_is_in(self, file: Path, durability: str, round_: int) -> None:
+        """A process that appends, and prints each id that it was given, is killed in the middle."""
+        code = f"""
+import asyncio, sys
+from pathlib import Path
+from tests.store.test_journal import change
+from app.store.journal import Journal
+async def main():
+    journal = Journal(Path({str(file)!r}), {durability!r})
+    while True:
+        print((await journal.append(change())).id, flush=True)
+asyncio.run(main())
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        with process.stdout as output:
+            told = [int(next(output)) for _ in range(20 + round_ * 7)]
+            os.kill(process.pid, signal.SIGKILL)
+            told += [int(line) for line in output if line.endswith("\n")]
+        process.wait(20)
+        journal = Journal(file, "process")
+        assert [each.id for each in journal.changes(limit=1_000_000)][: len(told)] == told
+        journal.close()
