@@ -14,6 +14,7 @@ from app.service.opening import open_array, open_program
 from app.service.pins import check_pinnable
 from app.settings import Map, Program, Settings
 from app.start import StartError, group_of, make_kernel, user_of
+from app.store import journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _user(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)
+    yield from _journal(settings.server.state_dir / "journal.db")
     try:
         kernel = make_kernel(settings.server.kernel)
     except OSError as error:
@@ -132,6 +134,15 @@ def _state(folder: Path) -> Finding:
     except OSError as error:
         return Finding("WRONG", "server.state_dir", f"{folder}: {error.strerror}: run check as the user that serves")
     return _writable("server.state_dir", folder, str(folder))
+
+
+def _journal(file: Path) -> Iterator[Finding]:
+    if os.access(file, os.R_OK):
+        try:
+            journal.check(file)
+            yield Finding("ok", "journal", str(file))
+        except (journal.JournalDamaged, journal.JournalFailed) as error:
+            yield Finding("WRONG", "journal", str(error))
 
 
 def _writable(subject: str, folder: Path, told: str) -> Finding:

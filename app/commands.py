@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from app.main import create_app
 from app.service.errors import ServiceError
 from app.service.registry import Registry
 from app.settings import ConfigurationError, Settings, load
+from app.store.journal import Journal, JournalDamaged, JournalFailed
 
 log = structlog.get_logger()
 
@@ -45,7 +47,10 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     address, number = listener.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
     click.echo(_demo_text(url, why))
-    server.serve(create_app(registry), listener)
+    with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
+        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
+        server.serve(app, listener)
+        app.state.changes.close()
     registry.close()
 
 
@@ -97,7 +102,7 @@ def serve_command(file: Path, show_config: bool) -> None:
     server.raise_open_files()
     try:
         _serve(settings)
-    except (server.ListenError, start.StartError, OSError) as error:
+    except (server.ListenError, start.StartError, JournalDamaged, JournalFailed, OSError) as error:
         _fail(str(error), 1)
 
 
@@ -115,7 +120,10 @@ def _serve(settings: Settings) -> None:
     try:
         start.drop_privileges(settings, user, lock)
         log.info("serving", socket=str(path), kernel=registry.kernel.name, uid=os.geteuid())
-        server.serve(create_app(registry), listener)
+        journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
+        app = create_app(registry, journal)
+        server.serve(app, listener)
+        app.state.changes.close()
     finally:
         if path.exists() and path.stat().st_ino == inode:
             path.unlink()

@@ -14,12 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from app import __version__
-from app.api import about, entries, maps, programs
+from app.api import about, changes, entries, maps, programs, tables
 from app.api.documented import Problem
 from app.api.envelope import REQUEST_ID, Envelope
 from app.api.problems import Refused, problem, service_problem
+from app.service.changes import Changes
 from app.service.errors import ServiceError
 from app.service.registry import Registry
+from app.store.journal import Journal
 
 _RETRY_SECONDS: Final = 2.0
 
@@ -36,8 +38,11 @@ An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables
 log = structlog.get_logger()
 
 
-def create_app(registry: Registry) -> FastAPI:
-    """The application over what `registry` holds. Its lifespan tries what is unavailable again every 2 s."""
+def create_app(registry: Registry, journal: Journal) -> FastAPI:
+    """The application over what `registry` holds; `journal`: for what is changed.
+
+    Its lifespan tries what is unavailable again every 2 s.
+    """
     app = FastAPI(
         title="jumptable",
         version=__version__,
@@ -53,9 +58,9 @@ def create_app(registry: Registry) -> FastAPI:
             HTTPException: _on_http_exception,
         },
     )
-    app.state.registry = registry
+    app.state.changes = Changes(registry, journal)
     app.add_middleware(Envelope)
-    for module in (entries, maps, programs, about):
+    for module in (entries, tables, changes, maps, programs, about):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
     app.mount("/docs/assets", about.assets)
@@ -65,7 +70,7 @@ def create_app(registry: Registry) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    task = asyncio.create_task(_open_unavailable(app.state.registry))
+    task = asyncio.create_task(_open_unavailable(app.state.changes.registry))
     try:
         yield
     finally:

@@ -74,15 +74,15 @@ class Server(_Section):
     # An address to listen on instead of the socket: needs authentication, so not in this version.
     host: str | None = None
     port: int | None = Field(default=None, ge=0, le=65535)
-    # Where the service keeps what must outlive it. Only one service at a time may hold it.
+    # The journal's folder. Only one service at a time may hold it.
     state_dir: AbsolutePath = Path("/var/lib/jumptable")
     # "linux"; or "memory": a kernel in the service's own memory, to try things out without any privilege.
     kernel: Literal["linux", "memory"] = "linux"
     # Requests may name pins only below these folders.
     pin_dirs: list[AbsolutePath] = [Path("/sys/fs/bpf")]
-    # Where the service itself is to pin programs that an undo will need. Of no effect yet: nothing is undone.
+    # Where the service itself is to pin programs that an undo will need. Of no effect yet.
     keep_dir: AbsolutePath | None = None
-    # What a recorded change survives: "power" cut, or the end of the "process". Of no effect yet: nothing is recorded.
+    # What a journalled change survives: "power" cuts too, or only the end of the "process", which is faster.
     durability: Literal["power", "process"] = "power"
     # Started as root, the service becomes this user; "nobody" where there is no such user.
     user: str = "jumptable"
@@ -119,7 +119,7 @@ class Map(_Held):
     create: Create | None = None
     # Entries that only an admin may change. Of no effect yet: whoever may connect is admin.
     protected: list[IndexRange] = []
-    # What to do where the kernel differs from what is recorded. Of no effect yet: nothing is recorded.
+    # What to do where the kernel differs from the journal. Of no effect yet: it is not compared.
     on_start: Literal["report", "restore"] = "report"
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
 
     def without_effect(self) -> list[str]:
         """The keys that are set, yet do nothing in this version."""
-        keys = [f"server.{key}" for key in ("keep_dir", "durability") if key in self.server.model_fields_set]
+        keys = ["server.keep_dir"] if "keep_dir" in self.server.model_fields_set else []
         for name, held in self.maps.items():
             keys += [f"maps.{name}.{key}" for key in ("protected", "on_start") if key in held.model_fields_set]
         return keys

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from app import demo
 from app.bpf import asm
@@ -14,8 +15,10 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
+from app.main import create_app
 from app.service.program import Program
 from app.service.registry import Registry
+from app.store.journal import Journal
 from tests import private_mounts
 
 REQUIRED = os.environ.get("KERNEL_TESTS") == "required"
@@ -102,6 +105,14 @@ def registry(kernel: Kernel, pins: Path) -> Iterator[Registry]:
     demo.fill(registry)
     yield registry
     registry.close()
+
+
+@contextlib.contextmanager
+def application(registry: Registry) -> Iterator[FastAPI]:
+    """The application over it, with a journal in memory."""
+    app = create_app(registry, Journal(Path(":memory:"), "process"))
+    yield app
+    app.state.changes.close()
 
 
 def load(kernel: Kernel, value: int = 2, type_: int = ProgType.XDP, *, name: str = "other", flags: int = 0) -> Program:

@@ -88,17 +88,27 @@ class TestCheck:
 
     def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
         with config.open("a") as file:
-            file.write('socket_group = "no-such-group"\ndurability = "power"\n')
+            file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf/keep"\n')
             file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
         for line in (
-            "warn  server.durability: is set, but has no effect in this version",
+            "warn  server.keep_dir: is set, but has no effect in this version",
             "WRONG server.socket_group: there is no group 'no-such-group'",
             "WRONG map gone: cannot open the pin '/sys/fs/bpf/gone': ENOENT",
             "WRONG program gone: there is no program 77",
         ):
             assert line in done.stdout
+
+    def test_a_damaged_journal(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/journal.db").write_bytes(b"nonsense" * 1000)
+        for command in ("check", "serve"):
+            done = jumptable(command, "--config", str(config))
+            assert done.returncode == 1
+            assert "move it and its -wal and -shm away" in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+        assert (tmp_path / "state/journal.db").read_bytes() == b"nonsense" * 1000
 
     @pytest.mark.kernel
     def test_two_names_for_one_array(self, config: Path, bpffs: Path) -> None:

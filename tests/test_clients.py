@@ -12,9 +12,8 @@ import httpx
 import pytest
 
 from app.bpf.memory import MemoryKernel
-from app.main import create_app
 from app.service.registry import Registry
-from tests.conftest import tool
+from tests.conftest import application, tool
 from tests.running import Service, demo, serve, write_config
 
 
@@ -112,7 +111,8 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The client that openapi-python-client makes of the document, with no hand work and no warning."""
     folder = tmp_path_factory.mktemp("client")
     document = folder / "openapi.json"
-    document.write_text(json.dumps(create_app(Registry(MemoryKernel())).openapi()))
+    with application(Registry(MemoryKernel())) as app:
+        document.write_text(json.dumps(app.openapi()))
     config = folder / "config.json"
     config.write_text('{"post_hooks": []}')  # no formatting: the formatter need not be on the PATH
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", str(document),

@@ -53,7 +53,7 @@ class TestLoad:
         assert settings.maps["by.id"].source() == ById(12)
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
         assert settings.without_effect() == [
-            "server.keep_dir", "server.durability", "maps.jump_table.protected", "maps.jump_table.on_start",
+            "server.keep_dir", "maps.jump_table.protected", "maps.jump_table.on_start",
         ]  # fmt: skip
 
     @pytest.mark.parametrize(

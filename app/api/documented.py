@@ -11,6 +11,7 @@ Responses = dict[int | str, dict[str, Any]]
 ETAG: dict[str, Any] = {"ETag": {"description": "Changes with what the kernel holds.", "schema": {"type": "string"}}}
 DRY_RUN: dict[str, Any] = {"Dry-Run": {"description": "`true` after a dry run.", "schema": {"type": "string"}}}
 
+CHANGE_ID: dict[str, Any] = {"Change-Id": {"description": "Of what was applied.", "schema": {"type": "string"}}}
 LOCATION: dict[str, Any] = {"Location": {"description": "Where it is from now on.", "schema": {"type": "string"}}}
 
 # What every route can answer, and what every route with a body can.
@@ -32,13 +33,14 @@ class Problem(BaseModel):
     request_id: str = Field(examples=["9f1c2d3e4b5a69788796a5b4c3d2e1f0"])
 
 
-def problems(*codes: str) -> Responses:
-    """The `responses` of a route for these codes, by status, each with an example."""
+def problems(*codes: str, in_body: str | None = None) -> Responses:
+    """The `responses` of a route for these codes, by status, each with an example; `in_body`: one that is 422 here."""
     responses: Responses = {}
     for code in dict.fromkeys((*codes, *_ALWAYS)):
         kind = PROBLEMS[code]
+        status = 422 if in_body == code else kind.status
         response = responses.setdefault(
-            kind.status,
+            status,
             {
                 "description": "",
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
@@ -50,7 +52,7 @@ def problems(*codes: str) -> Responses:
             "value": {
                 "type": f"/problems/{code}",
                 "title": kind.title,
-                "status": kind.status,
+                "status": status,
                 "detail": kind.remedy,
                 "code": code,
                 "request_id": "9f1c2d3e4b5a69788796a5b4c3d2e1f0",
@@ -61,7 +63,7 @@ def problems(*codes: str) -> Responses:
 
 def no_content(description: str) -> Responses:
     """The `responses` of a route for a success that answers nothing."""
-    return {204: {"description": description, "headers": DRY_RUN}}
+    return {204: {"description": description, "headers": DRY_RUN | CHANGE_ID}}
 
 
 def answers(model: Any, description: str, status: int = 200, *, headers: dict[str, Any] | None = None) -> Responses:

@@ -12,7 +12,7 @@ from app.api import documented, models
 from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, entry_etag, table_etag
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import Refused
-from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of, registry_of
 from app.api.strict_route import StrictRoute
 from app.service.entries import Precondition, clear_entry, set_entry
 from app.service.errors import EntryEmpty
@@ -25,9 +25,9 @@ router = APIRouter(route_class=StrictRoute, tags=["entries"])
 _ENTRIES = TypeAdapter(list[models.Entry])
 _AT_A_STRETCH = 1024  # entries: about 5 ms, then others have their turn
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
-_HEADERS = documented.ETAG | documented.DRY_RUN
-_CHANGE = (*_ENTRY, "malformed-header", "map-frozen", "precondition-failed")
-_REFERENCE = (
+_HEADERS = documented.ETAG | documented.DRY_RUN | documented.CHANGE_ID
+_CHANGE = (*_ENTRY, "malformed-header", "map-frozen", "precondition-failed", "journal-unavailable")
+REFERENCE = (
     "program-not-found",
     "program-incompatible",
     "program-busy",
@@ -53,6 +53,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
     conditions = Conditions.of(request)
 
     def check(program_id: int | None) -> None:
+        if conditions.if_match is None and conditions.if_none_match is None:
+            return
         current = None
         if program_id is not None:
             summary = registry.programs.describe(program_id)
@@ -152,7 +154,7 @@ async def get_entry(request: Request, name: models.MapName, index: models.Index)
     response_model=models.Entry | models.DryEntry,
     responses=answers(models.Entry | models.DryEntry, "It pointed to a program before.", headers=_HEADERS)
     | answers(models.Entry | models.DryEntry, "It was empty before.", 201, headers=_HEADERS)
-    | problems(*_CHANGE, *_REFERENCE, *BODY),
+    | problems(*_CHANGE, *REFERENCE, *BODY),
     openapi_extra=PARAMETERS,
 )
 async def set_entry_route(
@@ -160,6 +162,7 @@ async def set_entry_route(
     name: models.MapName,
     index: models.Index,
     body: models.SetEntry,
+    note: Note = None,
     dry_run: DryRun = False,
 ) -> Response:
     """One overwrite: a packet sees the old program or the new one, and never an empty entry.
@@ -170,20 +173,21 @@ async def set_entry_route(
     registry = registry_of(request)
     held = registry.maps.get(name)
     result = await set_entry(
-        registry,
+        changes_of(request),
         held,
         index,
         models.program_ref(body.program),
+        origin_of(request, note),
         flags=body.flags,
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
     )
     entry = _entry(registry, name, result.map_id, index, result.after)
-    if result.before != result.after.id:
-        log_change(request, "set_entry", dry_run=dry_run, map=name, index=index, before=result.before,
-                   after=result.after.id)  # fmt: skip
+    if result.change is not None:
+        log_change(request, "set_entry", dry_run=False, change=result.change.id, map=name, index=index,
+                   before=result.before, after=result.after.id)  # fmt: skip
     answer = entry if result.fit is None else models.DryEntry(**dict(entry), fit=result.fit)
-    headers = headers_of(dry_run=dry_run, ETag=entry.etag)
+    headers = headers_of(dry_run=dry_run, change=result.change, ETag=entry.etag)
     return models.Json(answer, 201 if result.before is None else 200, headers)
 
 
@@ -200,13 +204,21 @@ async def clear_entry_route(
     name: models.MapName,
     index: models.Index,
     allow_missing: Annotated[bool, Query(description="204 also where the entry is empty already.")] = False,
+    note: Note = None,
     dry_run: DryRun = False,
 ) -> Response:
     """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
     registry = registry_of(request)
     held = registry.maps.get(name)
-    precondition = _precondition(request, registry, held, index)
-    before = await clear_entry(held, index, precondition=precondition, allow_missing=allow_missing, dry_run=dry_run)
-    if before is not None:
-        log_change(request, "clear_entry", dry_run=dry_run, map=name, index=index, before=before)
-    return Response(status_code=204, headers=headers_of(dry_run=dry_run))
+    change = await clear_entry(
+        changes_of(request),
+        held,
+        index,
+        origin_of(request, note),
+        precondition=_precondition(request, registry, held, index),
+        allow_missing=allow_missing,
+        dry_run=dry_run,
+    )
+    if change is not None:
+        log_change(request, "clear_entry", dry_run=False, change=change.id, map=name, index=index)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))

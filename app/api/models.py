@@ -23,6 +23,7 @@ from app.bpf.uapi import MAX_INDEX, MIN_PACKET
 from app.service.held import NAME_PATTERN, ById, Pinned, checked_name
 from app.service.program import ProgramSummary
 from app.service.programs import ByName, ProgramRef
+from app.store.records import Change as ChangeRecord
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
@@ -160,6 +161,43 @@ class SetEntry(Input):
     etag: Any = Field(None, description="Ignored.")
 
 
+class ListedEntry(Input):
+    """One entry of a table. An entry as GET answers it can be sent back."""
+
+    index: U32 = Field(examples=[3])
+    program: ProgramReference | None = Field(description="null: empty.", examples=["drop", None])
+    map: Any = Field(None, description="Ignored.")
+    etag: Any = Field(None, description="Ignored.")
+
+
+class UpdateEntries(Input):
+    """The entries to change, in this order. What GET answers can be sent back."""
+
+    entries: list[ListedEntry]
+    map: Any = Field(None, description="Ignored.")
+    max_entries: Any = Field(None, description="Ignored.")
+    etag: Any = Field(None, description="Ignored.")
+    next: None = Field(None, description="A page is not the whole table: only null is taken.")
+
+
+class ReplaceEntries(Input):
+    """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
+
+    entries: list[ListedEntry] | None = None
+    programs: list[ProgramReference | None] | None = Field(None, examples=[["pass", None, "drop"]])
+    map: Any = Field(None, description="Ignored.")
+    max_entries: Any = Field(None, description="Ignored.")
+    etag: Any = Field(None, description="Ignored.")
+    next: None = Field(None, description="A page is not the whole table: only null is taken.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.entries is None) == (self.programs is None):
+            message = "exactly one of entries and programs is needed"
+            raise ValueError(message)
+        return self
+
+
 class CreateMap(Input):
     """The array to make where the pin does not exist."""
 
@@ -254,6 +292,67 @@ class Entries(BaseModel):
     etag: str = Field(description="Of the whole table, also on a page.", examples=['"0f1e2d3c4b5a6978"'])
     entries: list[Entry]
     next: int | None = Field(description="The start of the next page; null: this was the last.")
+
+
+class ChangedProgram(BaseModel):
+    """A program as it was when it was recorded."""
+
+    name: str | None
+    id: int = Field(examples=[812])
+    tag: str | None
+    pinned: str | None
+
+
+class ChangedEntry(BaseModel):
+    """One entry of a change. null: empty."""
+
+    index: int = Field(examples=[3])
+    before: ChangedProgram | None
+    after: ChangedProgram | None
+
+
+class Change(BaseModel):
+    """A change of entries, as it is journalled."""
+
+    id: int = Field(examples=[17])
+    at: datetime
+    actor: str = Field(description="unix, or tcp: and an address.", examples=["unix"])
+    request_id: str
+    note: str | None
+    map: str = Field(examples=["jump_table"])
+    kind: Literal["set", "clear", "replace", "update", "revert"]
+    entries: list[ChangedEntry]
+    state: Literal["applied", "reverted"]
+    reverts: int | None = Field(description="The change that this one undoes.")
+
+    @staticmethod
+    def of(record: ChangeRecord) -> "Change":
+        """From the journal's record."""
+        return Change.model_validate(record, from_attributes=True)
+
+
+class Changes(BaseModel):
+    """Changes by rising id."""
+
+    changes: list[Change]
+    next: int | None = Field(description="What `after` is for the next page; null: this was the last.")
+
+
+class Applied(BaseModel):
+    """What was done."""
+
+    change: Change | None = Field(description="null: nothing had to be written, or it was a dry run.")
+    set: int
+    cleared: int
+    unchanged: int
+
+
+class DryApplied(Applied):
+    """What would be done."""
+
+    fit: Literal["tried", "type-only"] = Field(
+        description="Whether the kernel was asked on a scratch array, or only the type could be compared."
+    )
 
 
 class Owner(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from app.service.errors import ServiceError
+from app.service.errors import BodyIndexOutOfRange, ServiceError, WriteRefused
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -30,11 +30,16 @@ PROBLEMS: Final[dict[str, Kind]] = {
     ),
     "map-unknown": Kind(404, "No such map", "GET /maps lists the names; PUT /maps/{name} holds another."),
     "program-unknown": Kind(404, "No such program", "GET /programs lists the names; PUT /programs/{name} holds one."),
+    "change-unknown": Kind(404, "No such change", "GET /changes lists those that are kept."),
     "entry-empty": Kind(404, "The entry is empty", "PUT a program there; DELETE takes ?allow_missing=true."),
     "index-out-of-range": Kind(404, "No such entry", "Indexes run from 0 to max_entries - 1."),
     "not-found": Kind(404, "No such resource", "GET /openapi.json tells all paths."),
     "method-not-allowed": Kind(405, "Not a method of this resource", "The Allow header lists the methods."),
     "request-timeout": Kind(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
+    "change-conflict": Kind(
+        409, "The entries were changed since", "Look at entries: revert the later changes first, or set what you want."
+    ),
+    "change-not-revertible": Kind(409, "The change cannot be undone", "Set the entries to what you want."),
     "name-taken": Kind(409, "The name, or the object, is held already", "Choose another name, or release that one."),
     "last-reference": Kind(
         409, "The array would be emptied for good", "Pin the array first, or say ?force=true if that is what you want."
@@ -44,7 +49,9 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "precondition-failed": Kind(
         412, "The entry is not as you thought", "Look at current, decide again, and send its etag."
     ),
-    "body-too-large": Kind(413, "The body is too large", "A body of 64 KiB is the largest."),
+    "body-too-large": Kind(
+        413, "The body is too large", "64 KiB are the most; for a table 512 bytes more for each of max_entries."
+    ),
     "media-type-unsupported": Kind(
         415, "The body is not declared as JSON", "Content-Type: application/json; with curl: --json instead of -d."
     ),
@@ -59,6 +66,7 @@ PROBLEMS: Final[dict[str, Kind]] = {
         422, "The kernel cannot run such a program", "Types that run on a packet do: xdp, sched_cls, socket_filter …"
     ),
     "unsupported-flags": Kind(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
+    "duplicate-index": Kind(422, "An index is listed twice", "List each index once."),
     "pin-unusable": Kind(422, "The pin cannot be opened", "The detail tells the errno and what to do."),
     "kernel-permission": Kind(
         500, "The service lacks a right", "Give the service the capability that the detail names."
@@ -68,6 +76,9 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "map-unavailable": Kind(503, "The map could not be opened", "Mend what reason tells; it is tried again by itself."),
     "program-unavailable": Kind(
         503, "The program could not be opened", "Mend what reason tells; it is tried again by itself."
+    ),
+    "journal-unavailable": Kind(
+        503, "The change could not be journalled", "It was undone. Mend what the detail tells; no restart is needed."
     ),
     "draining": Kind(503, "The service is stopping", "Ask again when it is back."),
 }
@@ -91,22 +102,29 @@ def problem(
     *,
     facts: dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
+    in_body: bool = False,
 ) -> Response:
-    """The answer for a problem of this code, with its facts beside the standard members."""
+    """The answer for a problem of this code, with its facts beside the standard members.
+
+    `in_body`: what a path would be 404 for is 422 there.
+    """
     kind = PROBLEMS[code]
+    status = 422 if in_body else kind.status
     standard = {
         "type": f"/problems/{code}",
         "title": kind.title,
-        "status": kind.status,
+        "status": status,
         "detail": detail,
         "code": code,
         "request_id": request_id,
     }
     told = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
     content = json.dumps(told, separators=(",", ":"))
-    return Response(content + "\n", kind.status, headers, MEDIA_TYPE)
+    return Response(content + "\n", status, headers, MEDIA_TYPE)
 
 
 def service_problem(error: ServiceError, request_id: str) -> Response:
     """The answer for an error of the service."""
-    return problem(error.code, str(error), request_id, facts=error.facts())
+    in_body = isinstance(error, BodyIndexOutOfRange)
+    code = error.cause.code if isinstance(error, WriteRefused) else error.code
+    return problem(code, str(error), request_id, facts=error.facts(), in_body=in_body)

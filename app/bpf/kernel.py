@@ -121,5 +121,8 @@ class Kernel(Protocol):
     def obj_kind(self, fd: int) -> str:
         """`map`, `prog`, or whatever else the fd is."""
 
+    def dup(self, fd: int) -> int:
+        """fcntl(F_DUPFD_CLOEXEC): another fd for the same."""
+
     def close(self, fd: int) -> None:
         """close(2)."""

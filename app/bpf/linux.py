@@ -207,6 +207,10 @@ class LinuxKernel:
         """`map` or `prog`: by /proc, as one's info can be read as if it were the other's."""
         return str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix("anon_inode:").removeprefix("bpf-")
 
+    def dup(self, fd: int) -> int:
+        """fcntl(F_DUPFD_CLOEXEC)."""
+        return os.dup(fd)
+
     def close(self, fd: int) -> None:
         """close(2)."""
         os.close(fd)

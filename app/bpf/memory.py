@@ -51,6 +51,11 @@ class MemoryKernel:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._objects.drop(self._objects.fds.pop(fd).object)
 
+    def dup(self, fd: int) -> int:
+        """fcntl(F_DUPFD_CLOEXEC)."""
+        with self._lock:
+            return self._objects.dup(fd)
+
     def obj_kind(self, fd: int) -> str:
         """`map` or `prog`."""
         if fd not in self._objects.fds:
@@ -145,9 +150,7 @@ class MemoryKernel:
     def map_get_fd_by_id(self, id_: int) -> int:
         """MAP_GET_FD_BY_ID."""
         with self._lock:
-            if id_ not in self._objects.maps:
-                fail(Cmd.MAP_GET_FD_BY_ID, errno.ENOENT)
-            return self._objects.open(self._objects.maps[id_])
+            return self._objects.open_by_id(Cmd.MAP_GET_FD_BY_ID, self._objects.maps.get(id_))
 
     # Programs
 
@@ -198,9 +201,7 @@ class MemoryKernel:
     def prog_get_fd_by_id(self, id_: int) -> int:
         """PROG_GET_FD_BY_ID."""
         with self._lock:
-            if id_ not in self._objects.programs:
-                fail(Cmd.PROG_GET_FD_BY_ID, errno.ENOENT)
-            return self._objects.open(self._objects.programs[id_])
+            return self._objects.open_by_id(Cmd.PROG_GET_FD_BY_ID, self._objects.programs.get(id_))
 
     def prog_test_run(self, fd: int, packet: bytes, repeat: int = 1) -> TestRun:
         """PROG_TEST_RUN by the interpreter."""

@@ -82,6 +82,18 @@ class Objects:
         object_.users += 1
         return fd
 
+    def open_by_id(self, cmd: Cmd, object_: Map | Program | None) -> int:
+        """A new fd for what an id has found: ENOENT where that is nothing."""
+        if object_ is None:
+            fail(cmd, errno.ENOENT)
+        return self.open(object_)
+
+    def dup(self, fd: int) -> int:
+        """Another fd for the same: EBADF."""
+        if fd not in self.fds:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self.open(self.fds[fd].object, writable=self.fds[fd].writable)
+
     def map(self, cmd: Cmd, fd: int) -> Map:
         """The map behind an fd: EBADF, EINVAL."""
         if fd not in self.fds:

@@ -1,22 +1,33 @@
-"""Changing one entry: checked, then written at once, or only checked."""
+"""Changing entries, one or a whole table: checked first, then written, or only checked."""
 
-import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from app.bpf.uapi import BPF_ANY
-from app.service.errors import EntryEmpty, MapFrozen, ServiceError, UnsupportedFlags
+from app.service.changes import Changes, Origin
+from app.service.errors import (
+    BodyIndexOutOfRange,
+    DuplicateIndex,
+    EntryEmpty,
+    MapFrozen,
+    ServiceError,
+    UnsupportedFlags,
+)
 from app.service.fit import Fit, check_fit
 from app.service.held import HeldMap
 from app.service.program import Program, ProgramSummary
 from app.service.program_array import ProgramArray
 from app.service.programs import ProgramRef
 from app.service.registry import Registry
+from app.service.writing import Step
+from app.store.records import Change
 
 # Called with the id of the entry's program (None: empty), under the map's lock, and raises what forbids the change.
 Precondition = Callable[[int | None], None]
+# The same with the whole table: (map id, (index, program id) of every populated entry).
+TablePrecondition = Callable[[int, list[tuple[int, int]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +38,26 @@ class SetResult:
     before: int | None
     after: ProgramSummary
     fit: Fit | None = None
+    change: Change | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """How many entries were set, cleared and left as they were; `change`: None where none was, and after a dry run."""
+
+    change: Change | None
+    set: int
+    cleared: int
+    unchanged: int
+    fit: Fit | None = None
 
 
 async def set_entry(
-    registry: Registry,
+    changes: Changes,
     held: HeldMap,
     index: int,
     ref: ProgramRef,
+    origin: Origin,
     *,
     flags: int = 0,
     precondition: Precondition,
@@ -41,48 +65,42 @@ async def set_entry(
 ) -> SetResult:
     """Point an entry to a program, by one overwrite. What is there already is not written again.
 
-    Errors: those of ProgramArray.set, Programs.resolve and `precondition`; MapUnavailable.
+    Errors: those of Changes.apply, Programs.resolve and `precondition`; IndexOutOfRange, MapUnavailable.
     """
+    registry = changes.registry
     async with held.lock:
         array = held.opened()
         array.check_index(index)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
         seeds = await registry.seeds_for(held) if dry_run else []
-        with registry.programs.resolve(ref) as program:  # and no await in here: its name may be released meanwhile
+        # No copy of its own: its fd is used before anything can be awaited, so nobody can release it meanwhile.
+        with registry.programs.resolve(ref) as program:
             before = array.get(index)
             precondition(before)
-            fit: Fit | None = "tried" if dry_run else None
-            if before != program.id:
-                if dry_run:
-                    fit = _dry_set(registry, array, program, seeds)
-                else:
-                    array.set(index, program, flags)
             after = registry.programs.describe(program.id, program)
-    return SetResult(array.id, before, after, fit)
-
-
-def _dry_set(registry: Registry, array: ProgramArray, program: Program, refs: list[ProgramRef]) -> Fit:
-    _check_not_frozen(array)
-    with ExitStack() as stack:
-        seeds = []
-        for ref in refs:
-            with contextlib.suppress(ServiceError):  # gone in the meantime, or no right to open it by id
-                seeds.append(stack.enter_context(registry.programs.resolve(ref)))
-        return check_fit(registry.kernel, array, program, seeds)
+            if before == program.id:
+                return SetResult(array.id, before, after, "tried" if dry_run else None)
+            if dry_run:
+                _check_not_frozen(array)
+                return SetResult(array.id, before, after, _fit(registry, array, [program], seeds))
+            change = await changes.apply(held, "set", [Step(index, before, program)], origin)
+    return SetResult(array.id, before, after, change=change)
 
 
 async def clear_entry(
+    changes: Changes,
     held: HeldMap,
     index: int,
+    origin: Origin,
     *,
     precondition: Precondition,
     allow_missing: bool = False,
     dry_run: bool = False,
-) -> int | None:
-    """Empty an entry; the id of the program that was there, None where it was empty (`allow_missing`).
+) -> Change | None:
+    """Empty an entry; None where it was empty (`allow_missing`), and after a dry run.
 
-    Errors: EntryEmpty unless `allow_missing`; those of ProgramArray.clear_index and `precondition`; MapUnavailable.
+    Errors: EntryEmpty unless `allow_missing`; those of Changes.apply and `precondition`; MapUnavailable.
     """
     async with held.lock:
         array = held.opened()
@@ -94,16 +112,75 @@ async def clear_entry(
             return None
         if dry_run:
             _check_not_frozen(array)
-            return before
-        try:
-            # In a thread: it may wait for an RCU grace period, and holds nobody up but this map's own writers.
-            await asyncio.to_thread(array.clear_index, index)
-        except EntryEmpty:
-            # Somebody else's tool was faster.
-            if not allow_missing:
-                raise
             return None
-    return before
+        return await changes.apply(held, "clear", [Step(index, before, None)], origin)
+
+
+async def change_table(
+    changes: Changes,
+    held: HeldMap,
+    wanted: Sequence[tuple[int, ProgramRef | None]],
+    origin: Origin,
+    *,
+    replace: bool,
+    precondition: TablePrecondition,
+    dry_run: bool = False,
+) -> TableResult:
+    """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
+
+    Everything that can be known is checked first: bounds, programs, fit, preconditions. Each entry changes at once,
+    the table does not. Errors: BodyIndexOutOfRange, DuplicateIndex; those of Changes.apply, Programs.resolve and
+    `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
+    """
+    registry = changes.registry
+    async with held.lock:
+        array = held.opened()
+        _check_indexes(array, [index for index, _ in wanted])
+        found = await held.read()
+        seeds = await registry.seeds_for(held)
+        current = dict(found)
+        with ExitStack() as stack:
+            programs = {
+                ref: stack.enter_context(registry.programs.opened_copy(ref))
+                for ref in dict.fromkeys(ref for _, ref in wanted if ref is not None)
+            }
+            steps = [Step(index, current.get(index), None if ref is None else programs[ref]) for index, ref in wanted]
+            if replace:
+                listed = {index for index, _ in wanted}
+                steps += [Step(index, current[index], None) for index in sorted(current.keys() - listed, reverse=True)]
+            precondition(array.id, found)
+            unchanged = sum(step.before == step.after for step in steps)
+            steps = [step for step in steps if step.before != step.after]
+            fit: Fit | None = "tried"
+            if steps:
+                _check_not_frozen(array)
+                there = set(current.values())
+                new = [program for program in programs.values() if program.id not in there]
+                fit = _fit(registry, array, new, seeds)
+            change = None
+            if steps and not dry_run:
+                change = await changes.apply(held, "replace" if replace else "update", steps, origin)
+    cleared = sum(step.program is None for step in steps)
+    return TableResult(change, len(steps) - cleared, cleared, unchanged, fit if dry_run else None)
+
+
+def _check_indexes(array: ProgramArray, indexes: Iterable[int]) -> None:
+    seen: set[int] = set()
+    for index in indexes:
+        if index >= array.max_entries:
+            raise BodyIndexOutOfRange(index, array.max_entries)
+        if index in seen:
+            raise DuplicateIndex(index)
+        seen.add(index)
+
+
+def _fit(registry: Registry, array: ProgramArray, programs: Sequence[Program], refs: list[ProgramRef]) -> Fit:
+    with ExitStack() as stack:
+        seeds = []
+        for ref in refs:
+            with contextlib.suppress(ServiceError):  # gone in the meantime, or no right to open it by id
+                seeds.append(stack.enter_context(registry.programs.resolve(ref)))
+        return check_fit(registry.kernel, array, programs, seeds)
 
 
 def _check_not_frozen(array: ProgramArray) -> None:

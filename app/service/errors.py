@@ -13,6 +13,8 @@ ServiceError
 ├── UnsupportedFlags, MapFrozen             of a write
 ├── PinUnusable, PinNotAllowed              of a path in bpffs
 ├── LastReference, NameTaken                of holding and releasing
+├── DuplicateIndex, WriteRefused            of a whole table
+├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, JournalUnavailable
 ├── MapUnavailable, ProgramUnavailable      held, but it could not be opened
 └── KernelPermission, KernelError           any other errno
 """
@@ -74,6 +76,11 @@ class IndexOutOfRange(ServiceError):
     sentence = "index {index} is out of range: the array has {max_entries} entries, 0 is the first"
     index: int
     max_entries: int
+
+
+@dataclass(eq=False)
+class BodyIndexOutOfRange(IndexOutOfRange):
+    """The same, of an index in a request's body."""
 
 
 @dataclass(eq=False)
@@ -249,6 +256,75 @@ class NameTaken(ServiceError):
     sentence = "{name!r} cannot be held so: {reason}"
     name: str
     reason: str
+
+
+@dataclass(eq=False)
+class DuplicateIndex(ServiceError):
+    """A table names an index twice."""
+
+    code = "duplicate-index"
+    sentence = "index {index} is listed more than once"
+    index: int
+
+
+@dataclass(eq=False)
+class ChangeUnknown(ServiceError):
+    """No change has this id, or it was pruned."""
+
+    code = "change-unknown"
+    sentence = "there is no change {id}, or it is too old and was pruned"
+    id: int
+
+
+@dataclass(eq=False)
+class ChangeConflict(ServiceError):
+    """Entries no longer hold what the change put there. `entries`: which, and what they hold."""
+
+    code = "change-conflict"
+    sentence = "change {id} cannot be undone: since then other changes were made to its entries"
+    id: int
+    entries: list[dict[str, Any]]
+
+
+@dataclass(eq=False)
+class ChangeNotRevertible(ServiceError):
+    """The change cannot be undone at all."""
+
+    code = "change-not-revertible"
+    sentence = "change {id} cannot be undone: {reason}"
+    id: int
+    reason: str
+
+
+@dataclass(eq=False)
+class JournalUnavailable(ServiceError):
+    """The change could not be journalled, so it was undone. `left`: the indexes where that failed."""
+
+    code = "journal-unavailable"
+    sentence = "{reason}; the change was undone"
+    reason: str
+    put_back: bool
+    left: list[int]
+
+
+@dataclass(eq=False)
+class WriteRefused(ServiceError):
+    """The kernel refused one entry of several; its code is that of `cause`. `left`: what could not be put back."""
+
+    sentence = "entry {index}: {cause}; put back: {put_back}"
+    cause: ServiceError
+    index: int
+    put_back: bool
+    left: list[int]
+
+    def facts(self) -> dict[str, Any]:
+        """Those of the cause beside its own."""
+        return self.cause.facts() | {
+            "index": self.index,
+            "cause": str(self.cause),
+            "put_back": self.put_back,
+            "left": self.left,
+        }
 
 
 @dataclass(eq=False)

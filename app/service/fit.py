@@ -14,33 +14,35 @@ from app.service.program_array import ProgramArray, misfit
 Fit = Literal["tried", "type-only"]
 
 
-def check_fit(kernel: Kernel, array: ProgramArray, program: Program, seeds: Sequence[Program]) -> Fit:
-    """Put a seed into a scratch array of one entry, then `program`: the kernel answers as the real array would.
+def check_fit(kernel: Kernel, array: ProgramArray, programs: Sequence[Program], seeds: Sequence[Program]) -> Fit:
+    """Put a seed into a scratch array of one entry, then each program: the kernel answers as the real array would.
 
-    `seeds`: programs that `array` holds or that call into it, the surest first. Where there is none, and where no
-    scratch array can be made (CAP_BPF), only the type is compared: `type-only`. Errors: ProgramIncompatible,
-    ProgramBusy.
+    `seeds`: programs that `array` holds or that call into it, the surest first. Where there is none, the first of the
+    programs stands in for it, and where no scratch array can be made (CAP_BPF), only the types are compared:
+    `type-only`. Errors: ProgramIncompatible, ProgramBusy.
     """
     state = array.state()
-    if state.owner_type is not None and prog_type_name(state.owner_type) != program.type:
-        raise misfit(state, program)
+    for program in programs:
+        if state.owner_type is not None and prog_type_name(state.owner_type) != program.type:
+            raise misfit(state, program)
     with contextlib.ExitStack() as stack:
         try:
             scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "scratch")
         except OSError:
             return "type-only"
         stack.callback(kernel.close, scratch)
-        if not any(_goes_in(kernel, scratch, seed) for seed in seeds if seed.type == program.type):
-            return "type-only"
-        try:
-            kernel.map_update(scratch, 0, program.fd)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise misfit(state, program) from error
-            if error.errno == errno.EBUSY:
-                raise ProgramBusy(program.id) from error
-            raise kernel_failure("MAP_UPDATE_ELEM", error) from error
-    return "tried"
+        types = {program.type for program in programs}
+        seeded = any(_goes_in(kernel, scratch, seed) for seed in seeds if not types or seed.type in types)
+        for program in programs:
+            try:
+                kernel.map_update(scratch, 0, program.fd)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    raise misfit(kernel.map_state(scratch), program) from error
+                if error.errno == errno.EBUSY:
+                    raise ProgramBusy(program.id) from error
+                raise kernel_failure("MAP_UPDATE_ELEM", error) from error
+    return "tried" if seeded else "type-only"
 
 
 def _goes_in(kernel: Kernel, scratch: int, seed: Program) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.bpf.kernel import Kernel
-from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError
+from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError, kernel_failure
 from app.service.held import ById, HeldProgram, Made, Pinned, Source
 from app.service.opening import open_program
 from app.service.pins import allowed_source
@@ -123,6 +123,14 @@ class Programs:
             with open_program(self._kernel, allowed_source(ref, self._pin_dirs)) as program:
                 yield program
 
+    def opened_copy(self, ref: ProgramRef) -> Program:
+        """The program, with an fd of its own that is the caller's to close. Errors: as `resolve`."""
+        with self.resolve(ref) as program:
+            try:
+                return Program(self._kernel, self._kernel.dup(program.fd))
+            except OSError as error:
+                raise kernel_failure("dup", error) from error
+
     def describe(self, program_id: int, program: Program | None = None) -> ProgramSummary:
         """What an entry tells of the program it points to; `program`: the same, where it is open already."""
         if program_id in self._named:
@@ -138,6 +146,10 @@ class Programs:
             while len(self._summaries) > _SUMMARIES_KEPT:
                 del self._summaries[next(iter(self._summaries))]
         return self._summaries[program_id]
+
+    def held_as(self, program_id: int) -> HeldProgram | None:
+        """The first of the names under which this program is held."""
+        return self._by_id.get(program_id)
 
     def caller_of(self, map_id: int) -> HeldProgram | None:
         """A held program that refers to this map."""

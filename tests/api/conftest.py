@@ -1,21 +1,29 @@
 """An httpx client on the application, in process, over what the demo serves; on both kernels."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
-from app.main import create_app
 from app.service.registry import Registry
+from tests.conftest import application
 
 ENTRY = "/maps/jump_table/entries/3"
 
 
 @pytest.fixture
 async def client(registry: Registry, anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(registry))
-    async with httpx.AsyncClient(transport=transport, base_url="http://jumptable") as client:
+    async with asking(registry) as client:
         yield client
+
+
+@asynccontextmanager
+async def asking(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
+    """A client on the application over this registry."""
+    with application(registry) as app:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable") as client:
+            yield client
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> None:

@@ -7,10 +7,10 @@ from fastapi import FastAPI
 from app import __version__
 from app.api.problems import PROBLEMS
 from app.bpf.memory import MemoryKernel
-from app.main import create_app
 from app.service import errors
 from app.service.registry import Registry
-from tests.api.conftest import ENTRY, assert_problem
+from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.conftest import application
 
 pytestmark = pytest.mark.anyio
 
@@ -27,9 +27,9 @@ class TestHealth:
         assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)
 
     async def test_stopping(self) -> None:
-        app = create_app(Registry(MemoryKernel()))
-        app.state.draining = True
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        with application(Registry(MemoryKernel())) as app:
+            app.state.draining = True
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
             assert_problem(await client.get("/maps"), 503, "draining")
             ready = await client.get("/readyz")
             assert_problem(ready, 503, "draining")
@@ -78,9 +78,9 @@ class TestRequestId:
 
 class TestInternalError:
     async def test_it_tells_nothing_of_the_inside(self, registry: Registry) -> None:
-        app = create_app(registry)
-        _break(app)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        with application(registry) as app:
+            _break(app)
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
             response = await client.get("/broken", headers={"X-Request-ID": "seven"})
         assert_problem(response, 500, "internal")
         assert response.json()["request_id"] == "seven"
@@ -101,9 +101,7 @@ class TestKernelErrors:
                 raise PermissionError(1, "refused")
 
         registry = Registry(Unprivileged())
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(registry)), base_url="http://x"
-        ) as client:
+        async with asking(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-permission")
         assert (response.json()["capability"], response.json()["errno"]) == ("CAP_SYS_ADMIN", "EPERM")
@@ -114,9 +112,7 @@ class TestKernelErrors:
                 raise OSError(524, "refused")
 
         registry = Registry(Broken())
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(registry)), base_url="http://x"
-        ) as client:
+        async with asking(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-error")
         assert response.json()["errno"] == "ENOTSUPP"

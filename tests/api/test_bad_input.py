@@ -14,9 +14,8 @@ from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import MapType
 from app.demo import fill
-from app.main import create_app
 from app.service.registry import Registry
-from tests.api.conftest import ENTRY, assert_problem
+from tests.api.conftest import ENTRY, asking, assert_problem
 
 pytestmark = pytest.mark.anyio
 
@@ -265,7 +264,7 @@ class TestAnything:
         fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])
         fill(fresh)
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=("/" + "/".join(map(_quoted, path))).encode())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(fresh))) as client:
+        async with asking(fresh) as client:
             headers = {**JSON, **{name: value.encode("latin-1").decode("latin-1") for name, value in header.items()}}
             response = await client.request(method, url, content=body, headers=list(_encoded(headers)))
         fresh.close()

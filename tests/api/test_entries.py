@@ -12,11 +12,10 @@ from app import demo
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
-from app.main import create_app
 from app.service.held import Made
 from app.service.opening import make_array
 from app.service.registry import Registry
-from tests.api.conftest import ENTRY, assert_problem
+from tests.api.conftest import ENTRY, asking, assert_problem
 from tests.conftest import load
 
 pytestmark = pytest.mark.anyio
@@ -165,8 +164,7 @@ class TestDryRun:
 
         registry = Registry(Extended())
         demo.fill(registry)
-        transport = httpx.ASGITransport(create_app(registry))
-        async with httpx.AsyncClient(transport=transport, base_url="http://jumptable") as client:
+        async with asking(registry) as client:
             dry = await client.put(f"{ENTRY}?dry_run=true", json={"program": "drop"})
             assert (dry.status_code, dry.json()["fit"]) == (201, "type-only")
             await client.put(ENTRY, json={"program": "drop"})
@@ -213,8 +211,7 @@ class TestClearEntry:
         for name in ("slow", "quick"):
             registry.maps.adopt(name, make_array(registry.kernel, name, 4))
         registry.programs.adopt("drop", load(registry.kernel))
-        transport = httpx.ASGITransport(create_app(registry))
-        async with httpx.AsyncClient(transport=transport, base_url="http://jumptable") as client:
+        async with asking(registry) as client:
             await client.put("/maps/slow/entries/0", json={"program": "drop"})
             clear = asyncio.create_task(client.delete("/maps/slow/entries/0"))
             await asyncio.wait_for(began.wait(), 10)

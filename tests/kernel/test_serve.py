@@ -1,7 +1,9 @@
 """`serve` and `demo` on the real kernel, with somebody else's tool at work beside them."""
 
+import itertools
 import os
 import signal
+import threading
 from pathlib import Path
 
 import httpx
@@ -98,6 +100,38 @@ class TestBesideAnotherTool:
             assert _run(client) == "XDP_DROP"
 
 
+class TestKill:
+    @pytest.mark.parametrize("durability", ["power", "process"])
+    def test_every_answered_change_is_in_the_journal(
+        self, prepared: tuple[Path, Path], tmp_path: Path, durability: str
+    ) -> None:
+        """kill -9 while a loop of PUTs runs; and each entry holds what was there before or after the last one."""
+        _, config = prepared
+        config.write_text(config.read_text().replace("[server]", f'[server]\ndurability = "{durability}"'))
+        answered: list[int] = []
+        for round_ in range(4):
+            with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+                killer = threading.Timer(0.1 + 0.05 * round_, service.process.kill)
+                killer.start()
+                with pytest.raises(httpx.TransportError):
+                    _put_until_it_dies(client, answered)
+                killer.join()
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            found: list[int] = []
+            while page := client.get("/changes", params={"after": found[-1] if found else 0, "limit": 1000}).json():
+                found += [change["id"] for change in page["changes"]]
+                if page["next"] is None:
+                    break
+            assert set(answered) <= set(found)
+            assert found == list(range(1, len(found) + 1))
+            last = client.get(f"/changes/{found[-1]}").json()["entries"][0]
+            holds = client.get("/maps/jump_table/entries/3").json()["program"]["name"]
+            assert holds in {"drop", "pass"}
+            # The kernel is at most the one change ahead that was under way.
+            if holds != last["after"]["name"]:
+                assert found[-1] == answered[-1]
+
+
 class TestLeastPrivilege:
     def test_root_becomes_another_user_with_three_capabilities(
         self, prepared: tuple[Path, Path], tmp_path: Path
@@ -156,6 +190,14 @@ class TestDemo:
         with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
             assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
             assert service.process.wait(20) == 1
+
+
+def _put_until_it_dies(client: httpx.Client, answered: list[int]) -> None:
+    for number in itertools.count():
+        put = client.put("/maps/jump_table/entries/3", json={"program": ("drop", "pass")[number % 2]})
+        assert put.is_success
+        if "change-id" in put.headers:
+            answered.append(int(put.headers["change-id"]))
 
 
 def _ids(service: Service) -> tuple[int, int]:

@@ -1,0 +1,95 @@
+"""What was changed: /changes."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import documented, models
+from app.api.documented import KERNEL, answers, problems
+from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of
+from app.api.strict_route import StrictRoute
+from app.api.tables import applied
+from app.service.entries import TableResult
+
+router = APIRouter(route_class=StrictRoute, tags=["changes"])
+
+ChangeId = Annotated[models.Decimal, Path(description="As the Change-Id header tells it.", examples=[17])]
+
+
+@router.get(
+    "/changes",
+    operation_id="list_changes",
+    summary="List the changes",
+    response_model=models.Changes,
+    responses=answers(models.Changes, "By rising id.") | problems(),
+)
+async def list_changes(
+    request: Request,
+    map: Annotated[models.Name | None, Query(description="Of this map only.")] = None,  # noqa: A002
+    after: Annotated[models.Decimal, Query(description="With a higher id only.")] = 0,
+    before: Annotated[models.Decimal | None, Query(description="With a lower id only.")] = None,
+    request_id: Annotated[str | None, Query(description="Of this request only.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The most that are answered.")] = 100,
+) -> Response:
+    """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
+    journal = changes_of(request).journal
+    found = journal.changes(map_=map, after=after, before=before, request_id=request_id, limit=limit + 1)
+    page = found[:limit]
+    answer = models.Changes(
+        changes=[models.Change.of(change) for change in page], next=page[-1].id if len(found) > limit else None
+    )
+    return models.Json(answer)
+
+
+@router.get(
+    "/changes/{id}",
+    operation_id="get_change",
+    summary="Tell one change",
+    response_model=models.Change,
+    responses=answers(models.Change, "The change.") | problems("change-unknown"),
+)
+async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
+    """What each of its entries held before, and after."""
+    return models.Json(models.Change.of(changes_of(request).get(id)))
+
+
+@router.post(
+    "/changes/{id}/revert",
+    operation_id="revert_change",
+    summary="Undo a change",
+    response_model=models.Applied | models.DryApplied,
+    responses=answers(
+        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+    )
+    | problems(
+        "change-unknown",
+        "change-conflict",
+        "change-not-revertible",
+        "map-unknown",
+        "map-unavailable",
+        "map-frozen",
+        "program-incompatible",
+        "program-busy",
+        "journal-unavailable",
+        *KERNEL,
+    ),
+)
+async def revert_change(
+    request: Request,
+    id: ChangeId,  # noqa: A002
+    note: Note = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
+
+    The service keeps the programs that the last 10,000 changes replaced; after a restart those that live by other means
+    are found again by id, name or pin, if their tag is the same. A revert is itself a change, and can be reverted.
+    """
+    change, steps = await changes_of(request).revert(id, origin_of(request, note), dry_run=dry_run)
+    cleared = sum(step.program is None for step in steps)
+    if change is not None:
+        log_change(request, "revert_change", dry_run=False, change=change.id, reverts=id, map=change.map)
+    result = TableResult(change, len(steps) - cleared, cleared, 0, "tried" if dry_run else None)
+    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=change))

@@ -1,0 +1,134 @@
+"""A whole table, or several of its entries: PUT and PATCH of /maps/{name}/entries."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import documented, models
+from app.api.conditions import PARAMETERS, Conditions, table_etag
+from app.api.documented import BODY, KERNEL, answers, problems
+from app.api.entries import REFERENCE
+from app.api.problems import Refused
+from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of
+from app.api.strict_route import TableRoute
+from app.service.entries import TablePrecondition, TableResult, change_table
+from app.service.programs import ProgramRef
+
+router = APIRouter(route_class=TableRoute, tags=["entries"])
+
+Wanted = list[tuple[int, ProgramRef | None]]
+
+_RESPONSES = (
+    answers(
+        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+    )
+    | problems(
+        "map-unknown",
+        "map-unavailable",
+        "map-frozen",
+        "malformed-header",
+        "precondition-failed",
+        "journal-unavailable",
+        "duplicate-index",
+        "index-out-of-range",
+        *REFERENCE,
+        *BODY,
+        *KERNEL,
+        in_body="index-out-of-range",
+    )
+)  # fmt: skip
+
+
+def _ref(given: "str | models.ProgramObject | models.EntryProgram | None") -> ProgramRef | None:
+    return None if given is None else models.program_ref(given)
+
+
+def _precondition(request: Request) -> TablePrecondition:
+    conditions = Conditions.of(request)
+    boot_id = changes_of(request).registry.kernel.boot_id
+
+    def check(map_id: int, entries: list[tuple[int, int]]) -> None:
+        etag = table_etag(boot_id, map_id, entries)
+        header = conditions.failed(etag)
+        if header is not None:
+            detail = f"{header} does not hold: the table's tag is {etag}"
+            raise Refused("precondition-failed", detail, facts={"current": {"etag": etag}})
+
+    return check
+
+
+def applied(result: TableResult) -> models.Applied:
+    """The answer to a change of several entries."""
+    counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
+    change = None if result.change is None else models.Change.of(result.change)
+    if result.fit is not None:
+        return models.DryApplied(change=change, **counts, fit=result.fit)
+    return models.Applied(change=change, **counts)
+
+
+async def _change(
+    request: Request, name: str, wanted: Wanted, note: str | None, *, replace: bool, dry_run: bool
+) -> Response:
+    changes = changes_of(request)
+    result = await change_table(
+        changes,
+        changes.registry.maps.get(name),
+        wanted,
+        origin_of(request, note),
+        replace=replace,
+        precondition=_precondition(request),
+        dry_run=dry_run,
+    )
+    if result.change is not None:
+        log_change(request, "replace_entries" if replace else "update_entries", dry_run=False, change=result.change.id,
+                   map=name, set=result.set, cleared=result.cleared)  # fmt: skip
+    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+
+
+@router.put(
+    "/maps/{name}/entries",
+    operation_id="replace_entries",
+    summary="Replace the whole table",
+    response_model=models.Applied | models.DryApplied,
+    responses=_RESPONSES,
+    openapi_extra=PARAMETERS,
+)
+async def replace_entries(
+    request: Request,
+    name: models.MapName,
+    body: models.ReplaceEntries,
+    note: Note = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """Entries that are not listed are cleared. What GET answers can be PUT back.
+
+    Everything that can be known is checked first, then the sets are written in the order listed, then the clears by
+    falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
+    table does not: list callees before the entries that lead to them.
+    """
+    wanted: Wanted
+    if body.entries is not None:
+        wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
+    else:
+        wanted = [(index, _ref(program)) for index, program in enumerate(body.programs or ())]
+    return await _change(request, name, wanted, note, replace=True, dry_run=dry_run)
+
+
+@router.patch(
+    "/maps/{name}/entries",
+    operation_id="update_entries",
+    summary="Change several entries",
+    response_model=models.Applied | models.DryApplied,
+    responses=_RESPONSES,
+    openapi_extra=PARAMETERS,
+)
+async def update_entries(
+    request: Request,
+    name: models.MapName,
+    body: models.UpdateEntries,
+    note: Note = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
+    wanted: Wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
+    return await _change(request, name, wanted, note, replace=False, dry_run=dry_run)

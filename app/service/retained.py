@@ -1,0 +1,71 @@
+"""Programs that changes replaced, kept open so that they can be put back."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from app.bpf.kernel import Kernel
+from app.service.errors import ServiceError
+from app.service.held import ById
+from app.service.program import Program
+from app.service.programs import Programs
+
+# So many changes can be undone with certainty; older ones only while their programs live by other means.
+_CHANGES: Final = 10_000
+
+
+class Retained:
+    """An fd for every program that a change which can be undone has replaced. Thread rule: one event loop."""
+
+    def __init__(self, kernel: Kernel, programs: Programs) -> None:
+        self._kernel = kernel
+        self._programs = programs
+        self._open: dict[int, Program] = {}
+        self._uses: Counter[int] = Counter()
+        self._by_change: OrderedDict[int, frozenset[int]] = OrderedDict()
+
+    def hold(self, ids: Iterable[int]) -> dict[int, Program]:
+        """Open these programs, once more each; those that cannot be opened (gone, or no right to) are left out."""
+        found = {}
+        for id_ in set(ids):
+            if id_ not in self._open:
+                program = self._opened(id_)
+                if program is None:
+                    continue
+                self._open[id_] = program
+            self._uses[id_] += 1
+            found[id_] = self._open[id_]
+        return found
+
+    def release(self, ids: Iterable[int]) -> None:
+        """The opposite of `hold`."""
+        for id_ in ids:
+            self._uses[id_] -= 1
+            if not self._uses[id_]:
+                del self._uses[id_]
+                self._open.pop(id_).close()
+
+    def keep(self, change_id: int, ids: Iterable[int]) -> None:
+        """What was held is for this change from now on; the oldest change beyond the limit lets go."""
+        self._by_change[change_id] = frozenset(ids)
+        while len(self._by_change) > _CHANGES:
+            self.release(self._by_change.popitem(last=False)[1])
+
+    def copy_of(self, id_: int) -> Program | None:
+        """The program, opened once more, where it is kept."""
+        kept = self._open.get(id_)
+        return None if kept is None else Program(self._kernel, self._kernel.dup(kept.fd))
+
+    def close(self) -> None:
+        """Let everything go."""
+        for program in self._open.values():
+            program.close()
+        self._open.clear()
+        self._uses.clear()
+        self._by_change.clear()
+
+    def _opened(self, id_: int) -> Program | None:
+        try:
+            return self._programs.opened_copy(ById(id_))
+        except ServiceError:
+            return None

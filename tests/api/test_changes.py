@@ -1,0 +1,169 @@
+"""/changes: who changed what, and the way back."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.bpf.kernel import Kernel
+from app.service.changes import Changes, Origin
+from app.service.entries import set_entry
+from app.service.errors import ChangeNotRevertible
+from app.service.held import ById
+from app.service.programs import ByName
+from app.service.registry import Registry
+from app.store.journal import Journal
+from tests.api.conftest import ENTRY, assert_problem
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+
+
+class TestChangeId:
+    async def test_on_every_applied_change_also_204(self, client: httpx.AsyncClient) -> None:
+        ids = [
+            (await client.put(ENTRY, json={"program": "drop"})).headers["change-id"],
+            (await client.put(ENTRY, json={"program": "pass"})).headers["change-id"],
+            (await client.delete(ENTRY)).headers["change-id"],
+        ]
+        assert ids == ["1", "2", "3"]
+
+    async def test_on_nothing_else(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        for response in (
+            await client.put(ENTRY, json={"program": "drop"}),
+            await client.put(f"{ENTRY}?dry_run=true", json={"program": "pass"}),
+            await client.delete(f"{TABLE}/9?allow_missing=true"),
+            await client.delete(f"{ENTRY}?dry_run=true"),
+        ):
+            assert response.is_success
+            assert "change-id" not in response.headers
+
+
+class TestGetChange:
+    async def test_who_what_when_and_why(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        headers = {"X-Request-ID": "deploy-7"}
+        await client.put(f"{ENTRY}?note=because", json={"program": "pass"}, headers=headers)
+        told = (await client.get("/changes/2")).json()
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(told.pop("at"))) < timedelta(seconds=10)
+        drop, pass_ = (registry.programs.get(name).opened().summary() for name in ("drop", "pass"))
+        assert told == {
+            "id": 2,
+            "actor": "tcp:127.0.0.1",
+            "request_id": "deploy-7",
+            "note": "because",
+            "map": "jump_table",
+            "kind": "set",
+            "entries": [
+                {
+                    "index": 3,
+                    "before": {"name": "drop", "id": drop.id, "tag": drop.tag, "pinned": None},
+                    "after": {"name": "pass", "id": pass_.id, "tag": pass_.tag, "pinned": None},
+                }
+            ],
+            "state": "applied",
+            "reverts": None,
+        }
+        assert_problem(await client.get("/changes/3"), 404, "change-unknown")
+        for bad in ("0x1", "-1", "01", "x", "99999999999"):
+            assert_problem(await client.get(f"/changes/{bad}"), 422, "validation")
+
+    async def test_the_list(self, client: httpx.AsyncClient) -> None:
+        for index in range(5):
+            headers = {"X-Request-ID": f"r{index}"}
+            await client.put(f"{TABLE}/{index}", json={"program": "drop"}, headers=headers)
+        page = (await client.get("/changes?limit=2")).json()
+        assert ([each["id"] for each in page["changes"]], page["next"]) == ([1, 2], 2)
+        page = (await client.get("/changes?limit=2&after=2")).json()
+        assert ([each["id"] for each in page["changes"]], page["next"]) == ([3, 4], 4)
+        page = (await client.get("/changes?limit=2&after=4")).json()
+        assert ([each["id"] for each in page["changes"]], page["next"]) == ([5], None)
+        assert [each["id"] for each in (await client.get("/changes?request_id=r3")).json()["changes"]] == [4]
+        assert (await client.get("/changes?map=other")).json() == {"changes": [], "next": None}
+        for query in ("limit=0", "limit=1001", "after=x", "map=a/b", "since=3"):
+            assert_problem(await client.get(f"/changes?{query}"), 422, "validation")
+
+
+class TestRevert:
+    async def test_a_set_a_clear_and_a_table(self, client: httpx.AsyncClient) -> None:
+        await client.put(TABLE, json={"programs": ["drop", "pass"]})
+        before = (await client.get(TABLE)).json()
+        for method, url, body in (
+            ("PUT", f"{TABLE}/0", {"program": "tx"}),
+            ("DELETE", f"{TABLE}/1", None),
+            ("PUT", TABLE, {"programs": [None, "tx", "tx"]}),
+        ):
+            change = await client.request(method, url, json=body)
+            reverted = await client.post(f"/changes/{change.headers['change-id']}/revert?note=back")
+            assert reverted.status_code == 200
+            record = reverted.json()["change"]
+            assert (record["kind"], str(record["reverts"]), record["note"]) == (
+                "revert",
+                change.headers["change-id"],
+                "back",
+            )
+            assert reverted.headers["change-id"] == str(record["id"])
+            assert (await client.get(f"/changes/{record['reverts']}")).json()["state"] == "reverted"
+            assert (await client.get(TABLE)).json() == before
+
+    async def test_a_revert_can_be_reverted(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.post("/changes/1/revert")
+        assert (await client.get(ENTRY)).status_code == 404
+        await client.post("/changes/2/revert")
+        assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
+
+    async def test_not_what_was_changed_since(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.put(ENTRY, json={"program": "pass"})
+        refused = await client.post("/changes/1/revert")
+        assert_problem(refused, 409, "change-conflict")
+        assert refused.json()["entries"][0]["index"] == 3
+        assert refused.json()["entries"][0]["holds"]["name"] == "pass"
+        assert (await client.get(ENTRY)).json()["program"]["name"] == "pass"
+
+    async def test_once(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.post("/changes/1/revert")
+        assert_problem(await client.post("/changes/1/revert"), 409, "change-not-revertible")
+        assert_problem(await client.post("/changes/9/revert"), 404, "change-unknown")
+
+    async def test_a_dry_run(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        dry = await client.post("/changes/1/revert?dry_run=true")
+        assert (dry.status_code, dry.headers["dry-run"], dry.json()["cleared"]) == (200, "true", 1)
+        assert (await client.get(ENTRY)).status_code == 200
+        assert (await client.get("/changes/1")).json()["state"] == "applied"
+
+    async def test_to_a_program_that_nobody_else_keeps(self, kernel: Kernel, client: httpx.AsyncClient) -> None:
+        """Overwritten, unheld and unpinned, it would be gone: the service keeps it for the way back."""
+        with load(kernel, 3, name="foreign") as foreign:
+            id_ = foreign.id
+            await client.put(ENTRY, json={"program": {"id": id_}})
+        await client.put(ENTRY, json={"program": "drop"})
+        assert (await client.post("/changes/2/revert")).status_code == 200
+        assert (await client.get(ENTRY)).json()["program"]["id"] == id_
+        run = await client.post("/programs/entry/run", json={"packet": "03" + "00" * 13})
+        assert run.json()["meaning"] == "XDP_TX"
+
+    async def test_after_a_restart(self, registry: Registry, kernel: Kernel, tmp_path: Path) -> None:
+        """What lives by other means is found again; what does not is said to be gone."""
+        journal = Journal(tmp_path / "journal.db", "process")
+        changes = Changes(registry, journal)
+        origin = Origin("unix", "one")
+        held = registry.maps.get("jump_table")
+        with load(kernel, name="foreign") as foreign:
+            for index, ref in ((0, ByName("pass")), (0, ByName("drop")), (1, ById(foreign.id)), (1, ByName("drop"))):
+                await set_entry(changes, held, index, ref, origin, precondition=lambda _: None)
+        changes.close()
+        again = Changes(registry, Journal(tmp_path / "journal.db", "process"))
+        done, _ = await again.revert(2, origin)
+        assert done is not None
+        assert held.opened().get(0) == registry.programs.get("pass").opened().id
+        with pytest.raises(ChangeNotRevertible, match="is gone"):
+            await again.revert(4, origin)
+        again.close()

@@ -1,0 +1,261 @@
+"""PUT and PATCH of a whole table, and what is journalled of it."""
+
+import errno
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from app import demo
+from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
+from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
+from app.service.opening import make_array
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+
+
+async def names(client: httpx.AsyncClient, url: str = TABLE) -> dict[int, str]:
+    """The held name by index."""
+    return {each["index"]: each["program"]["name"] for each in (await client.get(url)).json()["entries"]}
+
+
+def listed(**programs: str | None) -> dict[str, Any]:
+    """A body: `_3="drop"`."""
+    return {"entries": [{"index": int(index[1:]), "program": program} for index, program in programs.items()]}
+
+
+class TestUpdateEntries:
+    async def test_the_listed_ones_alone(self, client: httpx.AsyncClient) -> None:
+        await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
+        response = await client.patch(TABLE, json=listed(_0="pass", _1=None, _5="count", _2="tx", _7=None))
+        assert response.status_code == 200
+        counts = {name: response.json()[name] for name in ("set", "cleared", "unchanged")}
+        assert counts == {"set": 2, "cleared": 1, "unchanged": 2}
+        assert await names(client) == {0: "pass", 2: "tx", 5: "count"}
+        assert response.headers["change-id"] == str(response.json()["change"]["id"])
+
+    async def test_written_in_the_order_given(self) -> None:
+        """Callees go before the entries that lead to them."""
+        writes: list[int] = []
+
+        class Watched(MemoryKernel):
+            def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
+                if self.map_info(fd).name == "jump_table":
+                    writes.append(index)
+                super().map_update(fd, index, value, flags)
+
+            def map_delete(self, fd: int, index: int) -> None:
+                writes.append(-index)
+                super().map_delete(fd, index)
+
+        registry = Registry(Watched())
+        demo.fill(registry)
+        async with asking(registry) as client:
+            await client.patch(TABLE, json=listed(_9="drop", _2="pass", _5="tx"))
+            await client.put(TABLE, json=listed(_7="drop", _1="pass"))
+        registry.close()
+        assert writes == [9, 2, 5, 7, 1, -9, -5, -2], "sets as listed, then clears by falling index"
+
+    async def test_nothing_to_do_is_no_change(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        response = await client.patch(TABLE, json=listed(_3="drop", _4=None))
+        assert response.json() == {"change": None, "set": 0, "cleared": 0, "unchanged": 2}
+        assert "change-id" not in response.headers
+        assert len((await client.get("/changes")).json()["changes"]) == 1
+
+
+class TestReplaceEntries:
+    async def test_what_is_not_listed_is_cleared(self, client: httpx.AsyncClient) -> None:
+        await client.put(TABLE, json={"programs": ["drop", None, "pass"]})
+        response = await client.put(TABLE, json=listed(_2="tx", _3="drop"))
+        assert (response.json()["set"], response.json()["cleared"]) == (2, 1)
+        assert await names(client) == {2: "tx", 3: "drop"}
+        assert (await client.put(TABLE, json={"entries": []})).json()["cleared"] == 2
+        assert await names(client) == {}
+
+    async def test_what_get_answers_can_be_put_to_another_table(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.adopt("other", make_array(kernel, "other", 16))
+        with load(kernel, name="foreign") as foreign:
+            await client.put(TABLE, json={"programs": ["drop", None, {"id": foreign.id}]})
+        got = (await client.get(TABLE)).json()
+        await client.put("/maps/other/entries/9", json={"program": "tx"})
+        response = await client.put("/maps/other/entries", json=got)
+        assert (response.status_code, response.json()["set"], response.json()["cleared"]) == (200, 2, 1)
+        copied = (await client.get("/maps/other/entries")).json()["entries"]
+        assert [(each["index"], each["program"]) for each in copied] == [
+            (each["index"], each["program"]) for each in got["entries"]
+        ]
+
+    async def test_a_page_is_not_the_whole_table(self, client: httpx.AsyncClient) -> None:
+        await client.put(TABLE, json={"programs": ["drop", "pass"]})
+        page = (await client.get(f"{TABLE}?limit=1")).json()
+        assert_problem(await client.put(TABLE, json=page), 422, "validation")
+        assert await names(client) == {0: "drop", 1: "pass"}
+
+    async def test_a_large_table(self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -> None:
+        """Replaced in one PUT, read back, and reverted."""
+        registry.maps.adopt("large", make_array(kernel, "large", 65_536))
+        programs = [("drop", "pass", "tx")[number % 3] for number in range(65_536)]
+        put = await client.put("/maps/large/entries", json={"programs": programs})
+        assert (put.status_code, put.json()["set"]) == (200, 65_536)
+        back = (await client.get("/maps/large/entries")).json()["entries"]
+        assert [each["program"]["name"] for each in back] == programs
+        reverted = await client.post(f"/changes/{put.headers['change-id']}/revert")
+        assert (reverted.status_code, reverted.json()["cleared"]) == (200, 65_536)
+        assert (await client.get("/maps/large/entries")).json()["entries"] == []
+
+
+class TestChecks:
+    @pytest.mark.parametrize("method", ["PUT", "PATCH"])
+    async def test_everything_is_checked_before_the_first_write(
+        self, kernel: Kernel, client: httpx.AsyncClient, method: str
+    ) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        with load(kernel, type_=ProgType.SOCKET_FILTER) as other, load(kernel, flags=BPF_F_XDP_HAS_FRAGS) as frags:
+            for entry, status, code in (
+                ({"index": 16, "program": "drop"}, 422, "index-out-of-range"),
+                ({"index": 0, "program": "pass"}, 422, "duplicate-index"),
+                ({"index": 1, "program": "nope"}, 422, "program-not-found"),
+                ({"index": 1, "program": {"id": other.id}}, 422, "program-incompatible"),
+                ({"index": 1, "program": {"id": frags.id}}, 422, "program-incompatible"),
+                ({"index": 1, "program": {"pinned": "/etc/passwd"}}, 403, "pin-not-allowed"),
+                ({"index": 1}, 422, "validation"),
+                ({"index": -1, "program": "drop"}, 422, "validation"),
+                ({"index": "1", "program": "drop"}, 422, "validation"),
+                ({"index": 1, "program": "drop", "flags": 0}, 422, "validation"),
+            ):
+                body = {"entries": [{"index": 0, "program": "pass"}, entry]}
+                for url in (TABLE, f"{TABLE}?dry_run=true"):
+                    assert_problem(await client.request(method, url, json=body), status, code)
+        assert await names(client) == {3: "drop"}
+        assert len((await client.get("/changes")).json()["changes"]) == 1
+
+    @pytest.mark.parametrize(
+        "body", [{}, {"programs": ["drop"], "entries": []}, {"entries": None}, [], {"entries": {}}]
+    )
+    async def test_another_shape(self, client: httpx.AsyncClient, body: object) -> None:
+        assert_problem(await client.put(TABLE, json=body), 422, "validation")
+
+    async def test_two_types_into_a_fresh_array(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        """The first fixes what fits: that the second does not is known before either is written."""
+        registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
+        with load(kernel, type_=ProgType.SOCKET_FILTER) as other:
+            response = await client.put("/maps/fresh/entries", json={"programs": ["drop", {"id": other.id}]})
+        assert_problem(response, 422, "program-incompatible")
+        assert (await client.get("/maps/fresh")).json()["owner"] is None
+
+    async def test_the_body_may_grow_with_the_table(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        large = json.dumps({"programs": []}).encode() + b" " * (64 * 1024 + 512 * 16)
+        headers = {"Content-Type": "application/json"}
+        refused = await client.put(TABLE, content=large, headers=headers)
+        assert_problem(refused, 413, "body-too-large")
+        assert refused.json()["max_bytes"] == 64 * 1024 + 512 * 16
+        assert (await client.put(TABLE, content=large[:-100], headers=headers)).status_code == 200
+
+    async def test_conditions_are_the_whole_tables(self, client: httpx.AsyncClient) -> None:
+        etag = (await client.get(TABLE)).headers["etag"]
+        assert (await client.put(TABLE, json=listed(_1="drop"), headers={"If-Match": etag})).status_code == 200
+        late = await client.patch(TABLE, json=listed(_1="pass"), headers={"If-Match": etag})
+        assert_problem(late, 412, "precondition-failed")
+        assert late.json()["current"]["etag"] == (await client.get(TABLE)).headers["etag"]
+        assert await names(client) == {1: "drop"}
+
+    async def test_a_dry_run_tells_what_would_be_done(self, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        dry = await client.put(f"{TABLE}?dry_run=true", json=listed(_1="pass"))
+        assert dry.json() == {"change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried"}
+        assert (dry.headers["dry-run"], "change-id" in dry.headers) == ("true", False)
+        assert await names(client) == {3: "drop"}
+
+    async def test_frozen(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        registry.kernel.map_freeze(registry.maps.get("jump_table").opened().fd)
+        assert_problem(await client.put(TABLE, json=listed(_1="pass")), 409, "map-frozen")
+        assert (await client.put(TABLE, json={"entries": []})).status_code == 200
+
+
+class Refusing(MemoryKernel):
+    """Refuses the write to one index, once it is told to."""
+
+    refused: int | None = None
+
+    def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
+        if index == self.refused and self.map_info(fd).name == "jump_table":
+            raise OSError(errno.ENOMEM, "refused")
+        super().map_update(fd, index, value, flags)
+
+
+class TestPutBack:
+    async def test_refused_midway(self) -> None:
+        kernel = Refusing()
+        registry = Registry(kernel)
+        demo.fill(registry)
+        async with asking(registry) as client:
+            await client.put(TABLE, json={"programs": ["drop", "drop", None, "drop"]})
+            before = (await client.get(TABLE)).json()
+            kernel.refused = 2
+            response = await client.put(TABLE, json={"programs": ["pass", None, "pass", "pass"]})
+            # The clear of 1 comes last, so it was never begun.
+            assert_problem(response, 500, "kernel-error")
+            facts = response.json()
+            assert (facts["index"], facts["put_back"], facts["left"], facts["errno"]) == (2, True, [], "ENOMEM")
+            assert (await client.get(TABLE)).json() == before
+            assert len((await client.get("/changes")).json()["changes"]) == 1
+        registry.close()
+
+    async def test_what_cannot_be_put_back_is_said(self) -> None:
+        kernel = Refusing()
+        registry = Registry(kernel)
+        demo.fill(registry)
+
+        class Twice(Exception):
+            pass
+
+        async with asking(registry) as client:
+            await client.put(TABLE, json={"programs": ["drop", "drop"]})
+            update = kernel.map_update
+
+            def then_nothing(fd: int, index: int, value: int, flags: int = 0) -> None:
+                if kernel.refused is not None and kernel.map_info(fd).name == "jump_table":
+                    raise OSError(errno.ENOMEM, "refused")
+                update(fd, index, value, flags)
+                if index == 0 and kernel.map_info(fd).name == "jump_table":
+                    kernel.refused = 99
+
+            kernel.map_update = then_nothing  # type: ignore[method-assign]
+            response = await client.put(TABLE, json={"programs": ["pass", "pass"]})
+            assert_problem(response, 500, "kernel-error")
+            assert (response.json()["put_back"], response.json()["left"]) == (False, [0])
+        registry.close()
+
+
+class TestJournalUnavailable:
+    async def test_the_kernel_is_put_back_and_nothing_is_told_to_be_done(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
+    ) -> None:
+        await client.put(TABLE, json={"programs": ["drop", None, "drop"]})
+        before = (await client.get(TABLE)).json()
+        journal = client._transport.app.state.changes.journal  # type: ignore[attr-defined]
+        journal._writer.execute("PRAGMA query_only = 1")
+        for response in (
+            await client.put("/maps/jump_table/entries/0", json={"program": "pass"}),
+            await client.delete("/maps/jump_table/entries/0"),
+            await client.put("/maps/jump_table/entries/5", json={"program": "pass"}),
+            await client.put(TABLE, json={"programs": ["tx", "tx"]}),
+            await client.post("/changes/1/revert"),
+        ):
+            assert_problem(response, 503, "journal-unavailable")
+            assert response.json()["put_back"] is True
+            assert (await client.get(TABLE)).json() == before
+        journal._writer.execute("PRAGMA query_only = 0")
+        assert (await client.put(TABLE, json={"programs": ["tx", "tx"]})).headers["change-id"] == "2"
