@@ -86,10 +86,12 @@ def running(*arguments: str, env: dict[str, str] | None = None, first: str = "")
     try:
         yield service
     finally:
-        if process.poll() is None:
+        process.terminate()  # so that it can clear up
+        try:
+            process.wait(_SECONDS)
+        finally:
             process.kill()
-        process.wait(_SECONDS)
-        reader.join(_SECONDS)
+            reader.join(_SECONDS)
 
 
 def _read(service: Service) -> None:
@@ -112,9 +114,9 @@ def write_config(folder: Path) -> Path:
 
 
 @contextmanager
-def demo(*arguments: str, first: str = "") -> Iterator[Service]:
+def demo(*arguments: str, env: dict[str, str] | None = None, first: str = "") -> Iterator[Service]:
     """Run `jumptable demo` on a free port, until it answers."""
-    with running("demo", "--port", "0", *arguments, first=first) as service:
+    with running("demo", "--port", "0", *arguments, env=env, first=first) as service:
         service.url = service.wait_for(r"(http://\S+)/docs")[1]
         _until_it_answers(service)
         yield service

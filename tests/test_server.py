@@ -161,6 +161,13 @@ class TestLoopback:
 
 
 class TestEnd:
+    def test_the_demo_leaves_no_file_behind(self, tmp_path: Path) -> None:
+        with demo("--kernel", "memory", env={"TMPDIR": str(tmp_path)}) as service, service.client() as client:
+            client.put(ENTRY, json={"program": "drop"})
+            assert [file.name for file in tmp_path.glob("*/journal.db")] == ["journal.db"]
+            assert service.stop() == 0
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_with_0_and_no_traceback(self, number: signal.Signals) -> None:
         with demo("--kernel", "memory") as service:

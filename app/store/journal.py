@@ -58,6 +58,7 @@ class Journal:
         stack.callback(connection.close)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA temp_store = MEMORY")  # a container may have no folder for temporary files
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
         return connection
 
