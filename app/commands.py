@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,8 +50,10 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     click.echo(_demo_text(url, why))
     with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
         app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
-        server.serve(app, listener)
-        app.state.changes.close()
+        try:
+            server.serve(app, listener)
+        finally:
+            app.state.changes.close()
     registry.close()
 
 
@@ -121,9 +124,8 @@ def _serve(settings: Settings) -> None:
         start.drop_privileges(settings, user, lock)
         log.info("serving", socket=str(path), kernel=registry.kernel.name, uid=os.geteuid())
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
-        app = create_app(registry, journal)
-        server.serve(app, listener)
-        app.state.changes.close()
+        with closing(journal):
+            server.serve(create_app(registry, journal), listener)
     finally:
         if path.exists() and path.stat().st_ino == inode:
             path.unlink()

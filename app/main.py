@@ -75,6 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+        await app.state.changes.finish()
 
 
 async def _open_unavailable(registry: Registry) -> None:

@@ -12,6 +12,8 @@ from app.api.state import DryRun, Note, changes_of, headers_of, log_change, orig
 from app.api.strict_route import StrictRoute
 from app.api.tables import applied
 from app.service.entries import TableResult
+from app.service.errors import JournalUnreadable
+from app.store.journal import JournalFailed
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
@@ -23,7 +25,7 @@ ChangeId = Annotated[models.Decimal, Path(description="As the Change-Id header t
     operation_id="list_changes",
     summary="List the changes",
     response_model=models.Changes,
-    responses=answers(models.Changes, "By rising id.") | problems(),
+    responses=answers(models.Changes, "By rising id.") | problems("journal-unavailable"),
 )
 async def list_changes(
     request: Request,
@@ -31,15 +33,17 @@ async def list_changes(
     after: Annotated[models.Decimal, Query(description="With a higher id only.")] = 0,
     before: Annotated[models.Decimal | None, Query(description="With a lower id only.")] = None,
     request_id: Annotated[str | None, Query(description="Of this request only.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="The most that are answered.")] = 100,
+    limit: Annotated[
+        int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
+    ] = 100,
 ) -> Response:
     """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
     journal = changes_of(request).journal
-    found = journal.changes(map_=map, after=after, before=before, request_id=request_id, limit=limit + 1)
-    page = found[:limit]
-    answer = models.Changes(
-        changes=[models.Change.of(change) for change in page], next=page[-1].id if len(found) > limit else None
-    )
+    try:
+        page, more = journal.changes(map_=map, after=after, before=before, request_id=request_id, limit=limit)
+    except JournalFailed as error:
+        raise JournalUnreadable(str(error)) from error
+    answer = models.Changes(changes=[models.Change.of(change) for change in page], next=page[-1].id if more else None)
     return models.Json(answer)
 
 
@@ -48,7 +52,7 @@ async def list_changes(
     operation_id="get_change",
     summary="Tell one change",
     response_model=models.Change,
-    responses=answers(models.Change, "The change.") | problems("change-unknown"),
+    responses=answers(models.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
@@ -84,12 +88,13 @@ async def revert_change(
 ) -> Response:
     """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
 
-    The service keeps the programs that the last 10,000 changes replaced; after a restart those that live by other means
-    are found again by id, name or pin, if their tag is the same. A revert is itself a change, and can be reverted.
+    The service keeps the programs that the last 10,000 changes replaced (4,096 at the most); after a restart those that
+    live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
+    revert is itself a change, and can be reverted.
     """
-    change, steps = await changes_of(request).revert(id, origin_of(request, note), dry_run=dry_run)
+    change, steps, fit = await changes_of(request).revert(id, origin_of(request, note), dry_run=dry_run)
     cleared = sum(step.program is None for step in steps)
     if change is not None:
         log_change(request, "revert_change", dry_run=False, change=change.id, reverts=id, map=change.map)
-    result = TableResult(change, len(steps) - cleared, cleared, 0, "tried" if dry_run else None)
+    result = TableResult(change, len(steps) - cleared, cleared, 0, fit)
     return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=change))

@@ -1,5 +1,6 @@
 """What goes around every request, as plain ASGI: its id, its path, HEAD, and the answer when all else fails."""
 
+import asyncio
 import re
 import uuid
 from typing import Final
@@ -40,6 +41,11 @@ class Envelope:
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             log.info("client went away", request_id=exchange.request_id, path=scope["path"])
+        except asyncio.CancelledError:
+            # The service ends, and the grace is over.
+            if not exchange.started:
+                stopping = problem("draining", "the service is stopping", exchange.request_id)
+                await stopping(exchange.scope, receive, exchange.send)
         except Exception:
             log.exception("internal error", request_id=exchange.request_id, path=scope["path"])
             if exchange.started:

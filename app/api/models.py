@@ -173,7 +173,7 @@ class ListedEntry(Input):
 class UpdateEntries(Input):
     """The entries to change, in this order. What GET answers can be sent back."""
 
-    entries: list[ListedEntry]
+    entries: Annotated[list[ListedEntry], Field(fail_fast=True)]
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
@@ -183,8 +183,10 @@ class UpdateEntries(Input):
 class ReplaceEntries(Input):
     """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
 
-    entries: list[ListedEntry] | None = None
-    programs: list[ProgramReference | None] | None = Field(None, examples=[["pass", None, "drop"]])
+    entries: Annotated[list[ListedEntry], Field(fail_fast=True)] | None = None
+    programs: Annotated[list[ProgramReference | None], Field(fail_fast=True)] | None = Field(
+        None, examples=[["pass", None, "drop"]]
+    )
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")

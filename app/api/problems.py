@@ -78,7 +78,7 @@ PROBLEMS: Final[dict[str, Kind]] = {
         503, "The program could not be opened", "Mend what reason tells; it is tried again by itself."
     ),
     "journal-unavailable": Kind(
-        503, "The change could not be journalled", "It was undone. Mend what the detail tells; no restart is needed."
+        503, "The journal cannot be used", "put_back tells whether a change was undone. Mend what the detail tells."
     ),
     "draining": Kind(503, "The service is stopping", "Ask again when it is back."),
 }

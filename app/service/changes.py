@@ -1,5 +1,6 @@
 """Changes: applied whole or not at all, journalled before they are answered, and undone."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -11,9 +12,11 @@ from app.service.errors import (
     ChangeNotRevertible,
     ChangeUnknown,
     JournalUnavailable,
+    JournalUnreadable,
     ServiceError,
     WriteRefused,
 )
+from app.service.fit import Fit, check_not_frozen, fit_of
 from app.service.held import ById, HeldMap, Pinned
 from app.service.program import Program
 from app.service.programs import ByName, ProgramRef
@@ -43,10 +46,15 @@ class Changes:
         self.journal = journal
         self._retained = Retained(registry.kernel, registry.programs)
         self._clock = clock
+        self._running: set[asyncio.Task[Change]] = set()
+        self._stopping = False
 
     def get(self, id_: int) -> Change:
         """The change with this id. Errors: ChangeUnknown."""
-        change = self.journal.change(id_)
+        try:
+            change = self.journal.change(id_)
+        except JournalFailed as error:
+            raise JournalUnreadable(str(error)) from error
         if change is None:
             raise ChangeUnknown(id_)
         return change
@@ -58,22 +66,39 @@ class Changes:
 
         Errors: WriteRefused, or for a single step what the kernel refused it for; JournalUnavailable.
         """
+        if len(steps) == 1:
+            return await self._apply(held, kind, steps, origin, reverts)
+        # A task of its own: a request that is given up (the service ends) must not leave a change half done.
+        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.wait([task])
+        return task.result()
+
+    def _ended(self, task: "asyncio.Task[Change]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
+
+    async def finish(self) -> None:
+        """Wait for the changes that are under way, which put back what they have written and end."""
+        self._stopping = True
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _apply(
+        self, held: HeldMap, kind: str, steps: Sequence[Step], origin: Origin, reverts: int | None
+    ) -> Change:
         array = held.opened()
-        records = {id_: self._record(id_) for step in steps for id_ in (step.before, step.after) if id_ is not None}
         replaced = self._retained.hold(step.before for step in steps if step.before is not None)
         try:
-            await write(array, steps, replaced)
+            await write(array, steps, replaced, lambda: self._stopping)
             change = Change(
                 map=held.name,
+                map_id=array.id,
+                boot_id=self.registry.kernel.boot_id,
                 kind=kind,
-                entries=tuple(
-                    EntryChange(
-                        step.index,
-                        None if step.before is None else records[step.before],
-                        None if step.after is None else records[step.after],
-                    )
-                    for step in steps
-                ),
+                entries=self._entries(steps),
                 at=self._clock(),
                 actor=origin.actor,
                 request_id=origin.request_id,
@@ -95,40 +120,55 @@ class Changes:
         self._retained.keep(change.id, replaced)
         return change
 
-    async def revert(self, id_: int, origin: Origin, *, dry_run: bool = False) -> tuple[Change | None, list[Step]]:
-        """Undo a change, if its entries still hold what it put there; the change that this is, and its steps.
+    def _entries(self, steps: Sequence[Step]) -> tuple[EntryChange, ...]:
+        ids = {id_ for step in steps for id_ in (step.before, step.after)}
+        records = {id_: None if id_ is None else self._record(id_) for id_ in ids}
+        return tuple(EntryChange(step.index, records[step.before], records[step.after]) for step in steps)
+
+    async def revert(
+        self, id_: int, origin: Origin, *, dry_run: bool = False
+    ) -> tuple[Change | None, list[Step], Fit | None]:
+        """Undo a change, if its entries still hold what it put there: the change that this is, its steps, and the fit.
 
         Errors: ChangeUnknown; ChangeConflict with what the entries hold; ChangeNotRevertible; those of `apply`.
         """
-        change = self.get(id_)
-        if change.state != "applied":
-            raise ChangeNotRevertible(id_, f"it is {change.state} already")
-        held = self.registry.maps.get(change.map)
+        held = self.registry.maps.get(self.get(id_).map)
         async with held.lock:
+            change = self.get(id_)  # as it is now: others may have waited for the lock too
             array = held.opened()
-            if len(change.entries) > _LOOKED_UP_AT_ONCE:
-                now: dict[int, int | None] = dict(await held.read())
-            else:
-                now = {entry.index: array.get(entry.index) for entry in change.entries}
-            other = [
-                {"index": entry.index, "holds": None if holds is None else asdict(self._record(holds))}
-                for entry in change.entries
-                if (holds := now.get(entry.index)) != (None if entry.after is None else entry.after.id)
-            ]
-            if other:
-                raise ChangeConflict(id_, other)
+            if change.state != "applied":
+                raise ChangeNotRevertible(id_, f"it is {change.state} already")
+            if (change.map_id, change.boot_id) != (array.id, self.registry.kernel.boot_id):
+                raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
+            now = await self._holds(held, change)
+            seeds = await self.registry.seeds_for(held) if dry_run else []
             with ExitStack() as stack:
-                programs = {
-                    entry.before.id: stack.enter_context(self._find(change, entry.before))
-                    for entry in change.entries
-                    if entry.before is not None
-                }
+                programs: dict[int, Program] = {}
+                for record in {entry.before for entry in change.entries if entry.before is not None}:
+                    programs[record.id] = stack.enter_context(self._find(change, record))
                 steps = [
                     Step(entry.index, now.get(entry.index), None if entry.before is None else programs[entry.before.id])
                     for entry in reversed(change.entries)
                 ]
-                done = None if dry_run else await self.apply(held, "revert", steps, origin, reverts=id_)
-                return done, steps
+                if dry_run:
+                    check_not_frozen(array)
+                    return None, steps, fit_of(self.registry, array, list(programs.values()), seeds)
+                return await self.apply(held, "revert", steps, origin, reverts=id_), steps, None
+
+    async def _holds(self, held: HeldMap, change: Change) -> dict[int, int | None]:
+        """What the change's entries hold now: what it put there, or else ChangeConflict."""
+        if len(change.entries) > _LOOKED_UP_AT_ONCE:
+            now: dict[int, int | None] = dict(await held.read())
+        else:
+            now = {entry.index: held.opened().get(entry.index) for entry in change.entries}
+        other = [
+            {"index": entry.index, "holds": None if holds is None else asdict(self._record(holds))}
+            for entry in change.entries
+            if (holds := now.get(entry.index)) != (None if entry.after is None else entry.after.id)
+        ]
+        if other:
+            raise ChangeConflict(change.id, other)
+        return now
 
     def close(self) -> None:
         """Let go of all programs and of the journal."""
@@ -143,9 +183,9 @@ class Changes:
         return ProgramRecord(summary.name, program_id, summary.tag, pinned)
 
     def _find(self, change: Change, record: ProgramRecord) -> Program:
-        """The recorded program, opened anew: kept since it was replaced, or found by id, name or pin with its tag.
+        """The recorded program, opened anew: kept since it was replaced, or found by id, name or pin.
 
-        An id alone proves nothing after a reboot. Errors: ChangeNotRevertible.
+        The very same one: another with the same tag may use other maps. Errors: ChangeNotRevertible.
         """
         kept = self._retained.copy_of(record.id)
         if kept is not None:
@@ -156,7 +196,7 @@ class Changes:
         for ref in refs:
             with suppress(ServiceError):
                 program = self.registry.programs.opened_copy(ref)
-                if program.summary().tag == record.tag:
+                if program.id == record.id and program.summary().tag == record.tag:
                     return program
                 program.close()
         raise ChangeNotRevertible(change.id, f"program {record.name or record.id!r} is gone")

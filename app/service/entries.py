@@ -1,6 +1,5 @@
 """Changing entries, one or a whole table: checked first, then written, or only checked."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,16 +10,13 @@ from app.service.errors import (
     BodyIndexOutOfRange,
     DuplicateIndex,
     EntryEmpty,
-    MapFrozen,
-    ServiceError,
     UnsupportedFlags,
 )
-from app.service.fit import Fit, check_fit
+from app.service.fit import Fit, check_not_frozen, fit_of
 from app.service.held import HeldMap
-from app.service.program import Program, ProgramSummary
+from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
 from app.service.programs import ProgramRef
-from app.service.registry import Registry
 from app.service.writing import Step
 from app.store.records import Change
 
@@ -82,8 +78,8 @@ async def set_entry(
             if before == program.id:
                 return SetResult(array.id, before, after, "tried" if dry_run else None)
             if dry_run:
-                _check_not_frozen(array)
-                return SetResult(array.id, before, after, _fit(registry, array, [program], seeds))
+                check_not_frozen(array)
+                return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
             change = await changes.apply(held, "set", [Step(index, before, program)], origin)
     return SetResult(array.id, before, after, change=change)
 
@@ -111,7 +107,7 @@ async def clear_entry(
         if before is None:
             return None
         if dry_run:
-            _check_not_frozen(array)
+            check_not_frozen(array)
             return None
         return await changes.apply(held, "clear", [Step(index, before, None)], origin)
 
@@ -153,10 +149,10 @@ async def change_table(
             steps = [step for step in steps if step.before != step.after]
             fit: Fit | None = "tried"
             if steps:
-                _check_not_frozen(array)
+                check_not_frozen(array)
                 there = set(current.values())
                 new = [program for program in programs.values() if program.id not in there]
-                fit = _fit(registry, array, new, seeds)
+                fit = fit_of(registry, array, new, seeds)
             change = None
             if steps and not dry_run:
                 change = await changes.apply(held, "replace" if replace else "update", steps, origin)
@@ -172,17 +168,3 @@ def _check_indexes(array: ProgramArray, indexes: Iterable[int]) -> None:
         if index in seen:
             raise DuplicateIndex(index)
         seen.add(index)
-
-
-def _fit(registry: Registry, array: ProgramArray, programs: Sequence[Program], refs: list[ProgramRef]) -> Fit:
-    with ExitStack() as stack:
-        seeds = []
-        for ref in refs:
-            with contextlib.suppress(ServiceError):  # gone in the meantime, or no right to open it by id
-                seeds.append(stack.enter_context(registry.programs.resolve(ref)))
-        return check_fit(registry.kernel, array, programs, seeds)
-
-
-def _check_not_frozen(array: ProgramArray) -> None:
-    if array.state().frozen:
-        raise MapFrozen

@@ -14,7 +14,8 @@ ServiceError
 ├── PinUnusable, PinNotAllowed              of a path in bpffs
 ├── LastReference, NameTaken                of holding and releasing
 ├── DuplicateIndex, WriteRefused            of a whole table
-├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, JournalUnavailable
+├── ChangeUnknown, ChangeConflict, ChangeNotRevertible
+├── JournalUnavailable, JournalUnreadable, Stopping
 ├── MapUnavailable, ProgramUnavailable      held, but it could not be opened
 └── KernelPermission, KernelError           any other errno
 """
@@ -301,10 +302,27 @@ class JournalUnavailable(ServiceError):
     """The change could not be journalled, so it was undone. `left`: the indexes where that failed."""
 
     code = "journal-unavailable"
-    sentence = "{reason}; the change was undone"
+    sentence = "{reason}; put back: {put_back}"
     reason: str
     put_back: bool
     left: list[int]
+
+
+@dataclass(eq=False)
+class JournalUnreadable(ServiceError):
+    """The journal cannot be read."""
+
+    code = "journal-unavailable"
+    sentence = "{reason}"
+    reason: str
+
+
+@dataclass(eq=False)
+class Stopping(ServiceError):
+    """The service ends before the change was whole."""
+
+    code = "draining"
+    sentence = "the service is stopping"
 
 
 @dataclass(eq=False)

@@ -7,9 +7,11 @@ from typing import Literal
 
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, prog_type_name
-from app.service.errors import ProgramBusy, kernel_failure
+from app.service.errors import MapFrozen, ProgramBusy, ServiceError, kernel_failure
 from app.service.program import Program
 from app.service.program_array import ProgramArray, misfit
+from app.service.programs import ProgramRef
+from app.service.registry import Registry
 
 Fit = Literal["tried", "type-only"]
 
@@ -51,3 +53,19 @@ def _goes_in(kernel: Kernel, scratch: int, seed: Program) -> bool:
     except OSError:
         return False  # such as one that an freplace program extends: it claims nothing that is known to be right
     return True
+
+
+def fit_of(registry: Registry, array: ProgramArray, programs: Sequence[Program], refs: Sequence[ProgramRef]) -> Fit:
+    """The same, with the seeds that `refs` lead to. Errors: as `check_fit`."""
+    with contextlib.ExitStack() as stack:
+        seeds = []
+        for ref in refs:
+            with contextlib.suppress(ServiceError):  # gone in the meantime, or no right to open it by id
+                seeds.append(stack.enter_context(registry.programs.resolve(ref)))
+        return check_fit(registry.kernel, array, programs, seeds)
+
+
+def check_not_frozen(array: ProgramArray) -> None:
+    """MapFrozen where it is."""
+    if array.state().frozen:
+        raise MapFrozen

@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from app.bpf.kernel import Kernel
-from app.service.errors import ServiceError
+from app.service.errors import ServiceError, kernel_failure
 from app.service.held import ById
 from app.service.program import Program
 from app.service.programs import Programs
 
 # So many changes can be undone with certainty; older ones only while their programs live by other means.
 _CHANGES: Final = 10_000
+# And so many fds it takes at the most.
+_PROGRAMS: Final = 4_096
 
 
 class Retained:
@@ -29,6 +31,8 @@ class Retained:
         found = {}
         for id_ in set(ids):
             if id_ not in self._open:
+                while len(self._open) >= _PROGRAMS and self._by_change:
+                    self.release(self._by_change.popitem(last=False)[1])
                 program = self._opened(id_)
                 if program is None:
                     continue
@@ -54,7 +58,10 @@ class Retained:
     def copy_of(self, id_: int) -> Program | None:
         """The program, opened once more, where it is kept."""
         kept = self._open.get(id_)
-        return None if kept is None else Program(self._kernel, self._kernel.dup(kept.fd))
+        try:
+            return None if kept is None else Program(self._kernel, self._kernel.dup(kept.fd))
+        except OSError as error:
+            raise kernel_failure("dup", error) from error
 
     def close(self) -> None:
         """Let everything go."""

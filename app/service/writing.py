@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from app.service.errors import EntryEmpty, ServiceError
+from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.program import Program
 from app.service.program_array import ProgramArray
 
@@ -36,15 +36,20 @@ class WriteFailed(Exception):
         self.index, self.cause, self.left = index, cause, left
 
 
-async def write(array: ProgramArray, steps: Sequence[Step], replaced: dict[int, Program]) -> None:
+async def write(
+    array: ProgramArray, steps: Sequence[Step], replaced: dict[int, Program], stopping: Callable[[], bool]
+) -> None:
     """Write the steps in order; where the kernel refuses one, put back what was written, and raise WriteFailed.
 
-    `replaced`: the programs that the steps replace, by id. Call it under the map's lock.
+    The same, with the cause Stopping, once `stopping()` is true. `replaced`: the programs that the steps replace, by
+    id. Call it under the map's lock.
     """
     done = 0
 
     def do(step: Step) -> None:
         nonlocal done
+        if stopping():
+            raise Stopping
         _write_one(array, step.index, step.program)
         done += 1
 

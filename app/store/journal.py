@@ -16,7 +16,9 @@ from app.store.schema import VERSIONS
 _ENTRIES: Final = TypeAdapter(tuple[EntryChange, ...])
 _APPLICATION_ID: Final = 0x6A74626C  # "jtbl": so that another program's database is told apart
 _KEPT: Final = 100_000  # changes
-_PRUNED_EVERY: Final = 1_000  # changes
+_MAX_PAGES: Final = 1 << 16  # of 4 KiB
+_PRUNED_EVERY: Final = 64  # changes
+_ENTRIES_A_PAGE: Final = 4096
 
 
 class JournalDamaged(Exception):
@@ -54,7 +56,9 @@ class Journal:
             self._open = stack.pop_all()
 
     def _connect(self, stack: ExitStack) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._file, timeout=1.0, isolation_level=None, check_same_thread=False)
+        # A lock that somebody else holds is waited for only where that holds nobody up.
+        timeout = 1.0 if self._power else 0.0
+        connection = sqlite3.connect(self._file, timeout=timeout, isolation_level=None, check_same_thread=False)
         stack.callback(connection.close)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
@@ -127,15 +131,20 @@ class Journal:
         return journalled
 
     def _prune(self, newest: int) -> None:
-        if newest % _PRUNED_EVERY == 0:
-            self._writer.execute("DELETE FROM changes WHERE id <= ?", (newest - _KEPT,))
+        """Drop the oldest tenth where the file has become too large."""
+        if newest % _PRUNED_EVERY:
+            return
+        execute = self._writer.execute
+        pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        oldest = execute("SELECT min(id) FROM changes").fetchone()[0]
+        if pages - free > _MAX_PAGES or newest - oldest > _KEPT:
+            execute("DELETE FROM changes WHERE id <= ?", (oldest + (newest - oldest) // 10,))
 
     def _insert(self, change: Change) -> Change:
         cursor = self._writer.execute(
-            "INSERT INTO changes VALUES ((SELECT coalesce(max(id), 0) + 1 FROM changes), ?,?,?,?,?,?,?,?,?)",
-            (change.at, change.map, change.kind, change.actor, change.request_id, change.note,
-             _ENTRIES.dump_json(change.entries).decode(),
-             change.state, change.reverts),
+            "INSERT INTO changes VALUES ((SELECT coalesce(max(id), 0) + 1 FROM changes), ?,?,?,?,?,?,?,?,?,?,?)",
+            (change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor, change.request_id,
+             change.note, _ENTRIES.dump_json(change.entries).decode(), change.state, change.reverts),
         )  # fmt: skip
         if change.reverts is not None:
             self._writer.execute("UPDATE changes SET state = 'reverted' WHERE id = ?", (change.reverts,))
@@ -144,9 +153,9 @@ class Journal:
     # Reading
 
     def change(self, id_: int) -> Change | None:
-        """The change with this id."""
-        row = self._reader.execute("SELECT * FROM changes WHERE id = ?", (id_,)).fetchone()
-        return None if row is None else _change(row)
+        """The change with this id. JournalFailed."""
+        found = self._read("SELECT * FROM changes WHERE id = ?", [id_])
+        return found[0] if found else None
 
     def changes(
         self,
@@ -156,8 +165,11 @@ class Journal:
         before: int | None = None,
         request_id: str | None = None,
         limit: int = 100,
-    ) -> list[Change]:
-        """At most `limit` changes with `after` < id < `before`, by rising id."""
+    ) -> tuple[list[Change], bool]:
+        """At most `limit` changes with `after` < id < `before`, by rising id; fewer where they have many entries.
+
+        True: there may be more. JournalFailed.
+        """
         where: list[str] = ["id > ?"]
         values: list[int | str] = [after]
         for condition, value in (("map = ?", map_), ("id < ?", before), ("request_id = ?", request_id)):
@@ -165,7 +177,22 @@ class Journal:
                 where.append(condition)
                 values.append(value)
         query = f"SELECT * FROM changes WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
-        return [_change(row) for row in self._reader.execute(query, (*values, limit))]
+        found = self._read(query, [*values, limit + 1])
+        return found[:limit], len(found) > limit or sum(len(change.entries) for change in found) > _ENTRIES_A_PAGE
+
+    def _read(self, query: str, values: Sequence[int | str]) -> list[Change]:
+        """The changes that the query finds, up to the one with which they have too many entries for one answer."""
+        found, entries = [], 0
+        try:
+            for row in self._reader.execute(query, values):
+                found.append(_change(row))
+                entries += len(found[-1].entries)
+                if entries > _ENTRIES_A_PAGE:
+                    break
+        except sqlite3.Error as error:
+            message = f"the journal {self._file} cannot be read: {error}"
+            raise JournalFailed(message) from error
+        return found
 
     def close(self) -> None:
         """Close the file."""
@@ -174,9 +201,10 @@ class Journal:
 
 def check(file: Path) -> None:
     """Look whether `file` is a journal that can be used, and change nothing. JournalDamaged, JournalFailed."""
+    # immutable: not even a -shm beside it is made. But where a -wal is there, the file without it is only half of it.
+    mode = "ro" if file.with_name(f"{file.name}-wal").exists() else "ro&immutable=1"
     try:
-        # immutable: not even a -shm beside it is made; what is in the -wal still is not looked at.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as connection:
             why = _why_unusable(connection)
     except sqlite3.OperationalError as error:
         message = f"the journal {file} cannot be opened: {error}"

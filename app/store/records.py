@@ -27,9 +27,14 @@ class EntryChange:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of entries. `at`: seconds since 1970; `reverts`: what it undoes; `id`: 0 until it is journalled."""
+    """A change of entries. `at`: seconds since 1970; `reverts`: what it undoes; `id`: 0 until it is journalled.
+
+    `map_id` and `boot_id` tell which array it was: ids, also those of programs, mean nothing beyond their boot.
+    """
 
     map: str
+    map_id: int
+    boot_id: str
     kind: str
     entries: tuple[EntryChange, ...]
     at: float

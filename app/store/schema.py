@@ -8,6 +8,8 @@ VERSIONS: Final = (
         id INTEGER PRIMARY KEY,            -- rises by one
         at REAL NOT NULL,                  -- seconds since 1970
         map TEXT NOT NULL,
+        map_id INTEGER NOT NULL,
+        boot_id TEXT NOT NULL,             -- of the boot in which map_id and the programs' ids mean something
         kind TEXT NOT NULL,                -- set, clear, replace, update, revert
         actor TEXT NOT NULL,
         request_id TEXT NOT NULL,

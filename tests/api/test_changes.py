@@ -1,16 +1,21 @@
 """/changes: who changed what, and the way back."""
 
+import asyncio
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app import demo
 from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
 from app.service.changes import Changes, Origin
-from app.service.entries import set_entry
+from app.service.entries import change_table, set_entry
 from app.service.errors import ChangeNotRevertible
 from app.service.held import ById
+from app.service.opening import make_array
 from app.service.programs import ByName
 from app.service.registry import Registry
 from app.store.journal import Journal
@@ -88,6 +93,23 @@ class TestGetChange:
             assert_problem(await client.get(f"/changes?{query}"), 422, "validation")
 
 
+class TestLargeChanges:
+    async def test_a_page_ends_where_it_has_many_entries(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.adopt("large", make_array(kernel, "large", 3000))
+        for program in ("drop", "pass", "tx"):
+            await client.put("/maps/large/entries", json={"programs": [program] * 3000})
+        seen: list[list[int]] = []
+        after: int | None = 0
+        while after is not None:
+            page = (await client.get(f"/changes?after={after}")).json()
+            seen.append([each["id"] for each in page["changes"]])
+            after = page["next"]
+        assert [id_ for page in seen for id_ in page] == [1, 2, 3]
+        assert len(seen[0]) == 2
+
+
 class TestRevert:
     async def test_a_set_a_clear_and_a_table(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
@@ -150,6 +172,70 @@ class TestRevert:
         run = await client.post("/programs/entry/run", json={"packet": "03" + "00" * 13})
         assert run.json()["meaning"] == "XDP_TX"
 
+    async def test_a_dry_run_makes_the_same_checks(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        assert (await client.post("/changes/1/revert?dry_run=true")).json()["fit"] == "tried"
+        registry.kernel.map_freeze(registry.maps.get("jump_table").opened().fd)
+        for query in ("?dry_run=true", ""):
+            assert_problem(await client.post(f"/changes/1/revert{query}"), 409, "map-frozen")
+
+    async def test_not_on_another_array_of_that_name(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.delete("/maps/jump_table?force=true")
+        registry.maps.adopt("jump_table", make_array(kernel, "other", 16))
+        await client.put(ENTRY, json={"program": "drop"})
+        refused = await client.post("/changes/1/revert")
+        assert_problem(refused, 409, "change-not-revertible")
+        assert "another array" in refused.json()["detail"]
+
+    async def test_not_beyond_a_reboot(self, tmp_path: Path) -> None:
+        """The same ids mean other arrays and programs then."""
+        for boot in range(2):
+            registry = Registry(MemoryKernel())
+            demo.fill(registry)
+            changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
+            held, origin = registry.maps.get("jump_table"), Origin("unix", "one")
+            await set_entry(changes, held, 3, ByName("drop"), origin, precondition=lambda _: None)
+            if boot:
+                with pytest.raises(ChangeNotRevertible, match="another array"):
+                    await changes.revert(1, origin)
+            changes.close()
+            registry.close()
+
+    async def test_one_change_is_undone_once_however_many_ask(self, registry: Registry, tmp_path: Path) -> None:
+        """Two ask at once, and in between the entry is set to the same again: that is another's, and stays."""
+        changes = Changes(registry, Journal(tmp_path / "journal.db", "power"))
+        held, origin = registry.maps.get("jump_table"), Origin("unix", "one")
+        for name in ("drop", "pass"):
+            await set_entry(changes, held, 0, ByName(name), origin, precondition=lambda _: None)
+        results = await asyncio.gather(
+            changes.revert(2, origin),
+            set_entry(changes, held, 0, ByName("pass"), origin, precondition=lambda _: None),
+            changes.revert(2, origin),
+            return_exceptions=True,
+        )
+        assert isinstance(results[2], ChangeNotRevertible)
+        assert held.opened().get(0) == registry.programs.get("pass").opened().id
+        changes.close()
+
+    async def test_a_large_one_needs_few_fds(self, kernel: Kernel, registry: Registry, tmp_path: Path) -> None:
+        registry.maps.adopt("large", make_array(kernel, "large", 2048))
+        changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
+        held, origin = registry.maps.get("large"), Origin("unix", "one")
+        for name in ("drop", "pass"):
+            wanted = [(index, ByName(name)) for index in range(2048)]
+            await change_table(changes, held, wanted, origin, replace=True, precondition=lambda *_: None)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        try:
+            await changes.revert(2, origin)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert held.opened().get(2047) == registry.programs.get("drop").opened().id
+        changes.close()
+
     async def test_after_a_restart(self, registry: Registry, kernel: Kernel, tmp_path: Path) -> None:
         """What lives by other means is found again; what does not is said to be gone."""
         journal = Journal(tmp_path / "journal.db", "process")
@@ -161,7 +247,7 @@ class TestRevert:
                 await set_entry(changes, held, index, ref, origin, precondition=lambda _: None)
         changes.close()
         again = Changes(registry, Journal(tmp_path / "journal.db", "process"))
-        done, _ = await again.revert(2, origin)
+        done, *_ = await again.revert(2, origin)
         assert done is not None
         assert held.opened().get(0) == registry.programs.get("pass").opened().id
         with pytest.raises(ChangeNotRevertible, match="is gone"):

@@ -1,7 +1,9 @@
 """PUT and PATCH of a whole table, and what is journalled of it."""
 
+import asyncio
 import errno
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
 from app.service.opening import make_array
 from app.service.registry import Registry
 from tests.api.conftest import ENTRY, asking, assert_problem
-from tests.conftest import load
+from tests.conftest import application, load
 
 pytestmark = pytest.mark.anyio
 
@@ -236,6 +238,34 @@ class TestPutBack:
             response = await client.put(TABLE, json={"programs": ["pass", "pass"]})
             assert_problem(response, 500, "kernel-error")
             assert (response.json()["put_back"], response.json()["left"]) == (False, [0])
+        registry.close()
+
+
+class TestGivenUp:
+    async def test_a_change_that_the_end_of_the_service_cuts_off_is_put_back(self) -> None:
+        began = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        class Slow(MemoryKernel):
+            def map_delete(self, fd: int, index: int) -> None:
+                loop.call_soon_threadsafe(began.set)
+                threading.Event().wait(0.005)
+                super().map_delete(fd, index)
+
+        registry = Registry(Slow())
+        demo.fill(registry)
+        registry.maps.adopt("large", make_array(registry.kernel, "large", 2000))
+        with application(registry) as app:
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable")
+            await client.put("/maps/large/entries", json={"programs": ["drop"] * 2000})
+            clearing = asyncio.create_task(client.put("/maps/large/entries", json={"programs": []}))
+            await asyncio.wait_for(began.wait(), 10)
+            clearing.cancel()
+            await app.state.changes.finish()
+            answer = await clearing
+            assert_problem(answer, 503, "draining")
+            assert len(registry.maps.get("large").opened().indices()) == 2000
+            assert [change.id for change in app.state.changes.journal.changes()[0]] == [1]
         registry.close()
 
 

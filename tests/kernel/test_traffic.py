@@ -67,7 +67,7 @@ def test_no_packet_falls_through_while_programs_are_changed() -> None:
         done.set()
         thread.join()
     fell_through = kernel.map_lookup(counter, 0, 8)
-    applied = changes.journal.changes(after=CHANGES - 10, limit=20)[-1].id
+    applied = changes.journal.changes(after=CHANGES - 10, limit=20)[0][-1].id
     entry.close()
     kernel.close(counter)
     changes.close()
