@@ -220,9 +220,6 @@ class TestPutBack:
         registry = Registry(kernel)
         demo.fill(registry)
 
-        class Twice(Exception):
-            pass
-
         async with asking(registry) as client:
             await client.put(TABLE, json={"programs": ["drop", "drop"]})
             update = kernel.map_update
