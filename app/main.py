@@ -59,6 +59,7 @@ def create_app(registry: Registry, journal: Journal) -> FastAPI:
         },
     )
     app.state.changes = Changes(registry, journal)
+    app.state.draining = False  # the server sets it once the service is on its way out
     app.add_middleware(Envelope)
     for module in (entries, tables, changes, maps, programs, about):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.

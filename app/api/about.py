@@ -53,7 +53,7 @@ async def get_health() -> Response:
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, or the
     service stops."""
-    if getattr(request.app.state, "draining", False):
+    if request.app.state.draining:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
     registry = registry_of(request)

@@ -95,6 +95,6 @@ async def revert_change(
     change, steps, fit = await changes_of(request).revert(id, origin_of(request, note), dry_run=dry_run)
     cleared = sum(step.program is None for step in steps)
     if change is not None:
-        log_change(request, "revert_change", dry_run=False, change=change.id, reverts=id, map=change.map)
+        log_change(request, "revert_change", change=change.id, reverts=id, map=change.map)
     result = TableResult(change, len(steps) - cleared, cleared, 0, fit)
     return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=change))

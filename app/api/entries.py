@@ -184,7 +184,7 @@ async def set_entry_route(
     )
     entry = _entry(registry, name, result.map_id, index, result.after)
     if result.change is not None:
-        log_change(request, "set_entry", dry_run=False, change=result.change.id, map=name, index=index,
+        log_change(request, "set_entry", change=result.change.id, map=name, index=index,
                    before=result.before, after=result.after.id)  # fmt: skip
     answer = entry if result.fit is None else models.DryEntry(**dict(entry), fit=result.fit)
     headers = headers_of(dry_run=dry_run, change=result.change, ETag=entry.etag)
@@ -220,5 +220,5 @@ async def clear_entry_route(
         dry_run=dry_run,
     )
     if change is not None:
-        log_change(request, "clear_entry", dry_run=False, change=change.id, map=name, index=index)
+        log_change(request, "clear_entry", change=change.id, map=name, index=index)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))

@@ -32,7 +32,7 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
-        if getattr(scope["app"].state, "draining", False) and scope["path"] not in {"/healthz", "/readyz"}:
+        if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
             await problem("draining", "the service is stopping", exchange.request_id)(
                 exchange.scope, receive, exchange.send
             )

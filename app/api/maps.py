@@ -119,7 +119,8 @@ async def hold_map(
     finally:
         if dry_run:
             held.release()
-    log_change(request, "hold_map", dry_run=dry_run, map=name, map_id=answer.id, created=answer.created_here)
+    if not dry_run:
+        log_change(request, "hold_map", map=name, map_id=answer.id, created=answer.created_here)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
     return models.Json(answer, 201 if is_new else 200, headers)
 
@@ -139,5 +140,6 @@ async def release_map(
 ) -> Response:
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
     await registry_of(request).maps.release(name, force=force, dry_run=dry_run)
-    log_change(request, "release_map", dry_run=dry_run, map=name, force=force)
+    if not dry_run:
+        log_change(request, "release_map", map=name, force=force)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))

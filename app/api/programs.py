@@ -105,7 +105,8 @@ async def hold_program(
     finally:
         if dry_run:
             held.release()
-    log_change(request, "hold_program", dry_run=dry_run, program=name, program_id=answer.id)
+    if not dry_run:
+        log_change(request, "hold_program", program=name, program_id=answer.id)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
     return models.Json(answer, 201 if is_new else 200, headers)
 
@@ -124,7 +125,8 @@ async def release_program(
 ) -> Response:
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
     await registry_of(request).programs.release(name, dry_run=dry_run)
-    log_change(request, "release_program", dry_run=dry_run, program=name)
+    if not dry_run:
+        log_change(request, "release_program", program=name)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))
 
 
@@ -143,9 +145,7 @@ async def run_program(request: Request, name: models.ProgramName, body: models.R
     """
     held = registry_of(request).programs.get(name)
     state = request.app.state
-    result = await run_held_program(
-        held, bytes.fromhex(body.packet), body.repeat, lambda: getattr(state, "draining", False)
-    )
+    result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: state.draining)
     if result is None:
         raise Refused("draining", "the service is stopping")
     return models.Json(

@@ -43,7 +43,6 @@ def headers_of(*, dry_run: bool, change: Change | None = None, **headers: str) -
     return headers | ({"Dry-Run": "true"} if dry_run else {})
 
 
-def log_change(request: Request, event: str, *, dry_run: bool, **facts: object) -> None:
-    """One line a change: what was asked, and by which request. None for a dry run."""
-    if not dry_run:
-        log.info(event, request_id=request.scope[REQUEST_ID], **facts)
+def log_change(request: Request, event: str, **facts: object) -> None:
+    """One line a change: what was done, and by which request."""
+    log.info(event, request_id=request.scope[REQUEST_ID], **facts)

@@ -69,15 +69,12 @@ class StrictRoute(APIRoute):
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = wanted.call
         body_field = wanted.body_params[0] if wanted.body_params else None
         query_fields: dict[str, _Field] = {field.alias: field for field in wanted.query_params}
-
         defaults = {field.name: field.get_default() for field in wanted.query_params}
 
         async def handle(request: Request) -> Response:
-            taken = _Taken()
+            taken = _Taken(defaults)
             if request.scope["query_string"]:
                 taken.query(request, query_fields)
-            else:
-                taken.values |= defaults
             for field in wanted.path_params:
                 taken.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
@@ -104,8 +101,8 @@ class TableRoute(StrictRoute):
 class _Taken:
     """What was taken from a request: values by the endpoint's parameter, and what is wrong."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self.values = dict(defaults)
         self.errors: list[dict[str, str]] = []
 
     def field(self, field: _Field, value: Any, *location: str) -> None:
@@ -128,8 +125,6 @@ class _Taken:
                 self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
             elif counts[name]:
                 self.field(field, request.query_params[name], "query", name)
-            else:
-                self.values[field.name] = field.get_default()
 
     def refuse(self) -> None:
         """Refused where anything is wrong."""

@@ -80,7 +80,7 @@ async def _change(
         dry_run=dry_run,
     )
     if result.change is not None:
-        log_change(request, "replace_entries" if replace else "update_entries", dry_run=False, change=result.change.id,
+        log_change(request, "replace_entries" if replace else "update_entries", change=result.change.id,
                    map=name, set=result.set, cleared=result.cleared)  # fmt: skip
     return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 

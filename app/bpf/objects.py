@@ -4,7 +4,7 @@ import errno
 import itertools
 import os
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from app.bpf.interpreter import Instruction
 from app.bpf.uapi import Cmd
@@ -59,6 +59,9 @@ class Open:
     writable: bool
 
 
+T = TypeVar("T")
+
+
 def fail(cmd: Cmd, number: int) -> NoReturn:
     """Refuse a command with this errno."""
     raise OSError(number, f"{cmd.name}: {os.strerror(number)}")
@@ -96,19 +99,17 @@ class Objects:
 
     def map(self, cmd: Cmd, fd: int) -> Map:
         """The map behind an fd: EBADF, EINVAL."""
-        if fd not in self.fds:
-            fail(cmd, errno.EBADF)
-        object_ = self.fds[fd].object
-        if not isinstance(object_, Map):
-            fail(cmd, errno.EINVAL)
-        return object_
+        return self._behind(cmd, fd, Map)
 
     def program(self, cmd: Cmd, fd: int) -> Program:
         """The program behind an fd: EBADF, EINVAL."""
+        return self._behind(cmd, fd, Program)
+
+    def _behind(self, cmd: Cmd, fd: int, kind: type[T]) -> T:
         if fd not in self.fds:
             fail(cmd, errno.EBADF)
         object_ = self.fds[fd].object
-        if not isinstance(object_, Program):
+        if not isinstance(object_, kind):
             fail(cmd, errno.EINVAL)
         return object_
 

@@ -132,11 +132,11 @@ class Maps:
             return ["made by the service and pinned nowhere: gone when the service ends"]
         if held.object is None:
             return []
-        astray = self.astray(held)
-        if astray is not None:
-            return [astray]
+        found = self.pinned_id(held)
+        if found not in {None, held.object.id}:
+            return [_astray(held, found)]
         told = []
-        if self.pinned_id(held) is None:
+        if found is None:
             told.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
         if held.create_entries not in {None, held.object.max_entries}:
             told.append(f"create asks for {held.create_entries} entries, but the array was there, with another number")
@@ -145,12 +145,7 @@ class Maps:
     def astray(self, held: HeldMap) -> str | None:
         """The sentence for a map whose pin leads to another array by now, as when its loader was run anew."""
         found = self.pinned_id(held)
-        if held.object is None or found in {None, held.object.id}:
-            return None
-        return (
-            f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.object.id} is held;"
-            " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
-        )
+        return None if held.object is None or found in {None, held.object.id} else _astray(held, found)
 
     async def uses(self) -> Uses:
         """Which entries of held maps point to which program."""
@@ -166,3 +161,10 @@ class Maps:
         for held in self._held.values():
             held.release()
         self._held.clear()
+
+
+def _astray(held: HeldMap, found: int | None) -> str:
+    return (
+        f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.opened().id} is held;"
+        " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
+    )

@@ -36,10 +36,10 @@ def open_or_make_array(
             raise
     if not pin:
         check_pinnable(kernel, source.path)
-        return make_array(kernel, name, max_entries), True
     array = make_array(kernel, name, max_entries)
     try:
-        kernel.obj_pin(array.fd, source.path)
+        if pin:
+            kernel.obj_pin(array.fd, source.path)
     except OSError as error:
         array.close()
         raise pin_failure(kernel, source.path, "OBJ_PIN", error) from error

@@ -32,7 +32,7 @@ class Retained:
         for id_ in set(ids):
             if id_ not in self._open:
                 while len(self._open) >= _PROGRAMS and self._by_change:
-                    self.release(self._by_change.popitem(last=False)[1])
+                    self._let_oldest_go()
                 program = self._opened(id_)
                 if program is None:
                     continue
@@ -53,7 +53,7 @@ class Retained:
         """What was held is for this change from now on; the oldest change beyond the limit lets go."""
         self._by_change[change_id] = frozenset(ids)
         while len(self._by_change) > _CHANGES:
-            self.release(self._by_change.popitem(last=False)[1])
+            self._let_oldest_go()
 
     def copy_of(self, id_: int) -> Program | None:
         """The program, opened once more, where it is kept."""
@@ -70,6 +70,10 @@ class Retained:
         self._open.clear()
         self._uses.clear()
         self._by_change.clear()
+
+    def _let_oldest_go(self) -> None:
+        _, ids = self._by_change.popitem(last=False)
+        self.release(ids)
 
     def _opened(self, id_: int) -> Program | None:
         try:
