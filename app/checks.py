@@ -9,12 +9,15 @@ from pathlib import Path
 from app.bpf.kernel import Kernel
 from app.bpf.privileges import effective
 from app.service.errors import PinUnusable, ServiceError
-from app.service.held import ById
+from app.service.held import ById, Source
+from app.service.keep_dir import check_keep_dir
 from app.service.opening import open_array, open_program
 from app.service.pins import check_pinnable
-from app.settings import Map, Program, Settings
+from app.service.upkeep import source_of
+from app.settings import Settings
 from app.start import StartError, group_of, make_kernel, user_of
 from app.store import journal
+from app.store.records import Hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _user(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)
-    yield from _journal(settings.server.state_dir / "journal.db")
+    holds: list[Hold] = []
+    yield from _journal(settings.server.state_dir / "journal.db", holds)
     try:
         kernel = make_kernel(settings.server.kernel)
     except OSError as error:
@@ -55,48 +59,80 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 "warn", f"server.pin_dirs {folder}", "is no folder: mount bpffs (mount -t bpf bpf /sys/fs/bpf)"
             )
+    yield from _keep_dir(kernel, settings)
+    # What requests had held: the configuration has precedence.
+    held = [hold for hold in holds if hold.name not in (settings.maps if hold.kind == "map" else settings.programs)]
+    held = [hold for hold in held if hold.pinned is not None or hold.boot_id == kernel.boot_id]
     names: dict[int, str] = {}
     for name, map_ in settings.maps.items():
-        try:
-            with open_array(kernel, map_.source()) as array:
-                other = names.setdefault(array.id, name)
-                if other != name:
-                    yield Finding("WRONG", f"map {name}", f"is the same array as map {other}: remove one of the two")
-                    continue
-                used = len(array.indices())
-                yield Finding("ok", f"map {name}", f"id {array.id}, {used} of {array.max_entries} entries used")
-                yield from _by_id(f"map {name}", map_)
-                if map_.create is not None and map_.create.max_entries != array.max_entries:
-                    yield Finding(
-                        "warn", f"map {name}", f"create asks for {map_.create.max_entries} entries, but it is there"
-                    )
-        except ServiceError as error:
-            if map_.create is not None and isinstance(error, PinUnusable) and error.errno == "ENOENT":
-                yield _would_make(kernel, name, map_)
-            else:
-                yield Finding("WRONG", f"map {name}", str(error))
-    for name, held in settings.programs.items():
-        try:
-            with open_program(kernel, held.source()) as program:
-                yield Finding("ok", f"program {name}", f"id {program.id}, type {program.type}")
-                yield from _by_id(f"program {name}", held)
-        except ServiceError as error:
-            yield Finding("WRONG", f"program {name}", str(error))
+        yield from _map(kernel, name, map_.source(), None if map_.create is None else map_.create.max_entries, names)
+    for hold in held:
+        if hold.kind == "map":
+            yield from _map(kernel, hold.name, source_of(hold), hold.create_entries, names)
+    for name, program in settings.programs.items():
+        yield from _program(kernel, name, program.source())
+    for hold in held:
+        if hold.kind == "program":
+            yield from _program(kernel, hold.name, source_of(hold))
 
 
-def _by_id(subject: str, held: Map | Program) -> Iterator[Finding]:
-    if isinstance(held.source(), ById):
+def _map(
+    kernel: Kernel, name: str, source: Source, create_entries: int | None, names: dict[int, str]
+) -> Iterator[Finding]:
+    try:
+        with open_array(kernel, source) as array:
+            other = names.setdefault(array.id, name)
+            if other != name:
+                yield Finding("WRONG", f"map {name}", f"is the same array as map {other}: remove one of the two")
+                return
+            used = len(array.indices())
+            yield Finding("ok", f"map {name}", f"id {array.id}, {used} of {array.max_entries} entries used")
+            yield from _by_id(f"map {name}", source)
+            if create_entries not in {None, array.max_entries}:
+                yield Finding("warn", f"map {name}", f"create asks for {create_entries} entries, but it is there")
+    except ServiceError as error:
+        if create_entries is not None and isinstance(error, PinUnusable) and error.errno == "ENOENT":
+            yield _would_make(kernel, name, error.pinned)
+        else:
+            yield Finding("WRONG", f"map {name}", str(error))
+
+
+def _program(kernel: Kernel, name: str, source: Source) -> Iterator[Finding]:
+    try:
+        with open_program(kernel, source) as program:
+            yield Finding("ok", f"program {name}", f"id {program.id}, type {program.type}")
+            yield from _by_id(f"program {name}", source)
+    except ServiceError as error:
+        yield Finding("WRONG", f"program {name}", str(error))
+
+
+def _keep_dir(kernel: Kernel, settings: Settings) -> Iterator[Finding]:
+    folder = settings.server.keep_dir
+    if folder is None:
+        yield Finding(
+            "ok", "server.keep_dir", "is not set: confirm_within takes only changes that replace pinned programs"
+        )
+        return
+    try:
+        check_keep_dir(kernel, str(folder))
+        yield Finding("ok", "server.keep_dir", str(folder))
+    except PinUnusable as error:
+        yield Finding("WRONG", "server.keep_dir", str(error))
+
+
+def _by_id(subject: str, source: Source) -> Iterator[Finding]:
+    if isinstance(source, ById):
         yield Finding(
             "warn", subject, "is held by id: gone with the boot, and an array is emptied with its last holder"
         )
 
 
-def _would_make(kernel: Kernel, name: str, map_: Map) -> Finding:
+def _would_make(kernel: Kernel, name: str, path: str) -> Finding:
     try:
-        check_pinnable(kernel, str(map_.pinned))
+        check_pinnable(kernel, path)
     except PinUnusable as error:
         return Finding("WRONG", f"map {name}", f"is not there, and cannot be made: {error}")
-    return Finding("ok", f"map {name}", f"is not there yet; serve makes it and pins it at {map_.pinned}")
+    return Finding("ok", f"map {name}", f"is not there yet; serve makes it and pins it at {path}")
 
 
 def _user(settings: Settings) -> Finding:
@@ -136,10 +172,11 @@ def _state(folder: Path) -> Finding:
     return _writable("server.state_dir", folder, str(folder))
 
 
-def _journal(file: Path) -> Iterator[Finding]:
+def _journal(file: Path, holds: list[Hold]) -> Iterator[Finding]:
+    """`holds`: gets what requests had held."""
     if os.access(file, os.R_OK):
         try:
-            journal.check(file)
+            holds += journal.check(file)
             yield Finding("ok", "journal", str(file))
         except (journal.JournalDamaged, journal.JournalFailed) as error:
             yield Finding("WRONG", "journal", str(error))

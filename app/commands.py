@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
@@ -124,8 +123,17 @@ def _serve(settings: Settings) -> None:
         start.drop_privileges(settings, user, lock)
         log.info("serving", socket=str(path), kernel=registry.kernel.name, uid=os.geteuid())
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
-        with closing(journal):
-            server.serve(create_app(registry, journal), listener)
+        keep_dir = settings.server.keep_dir
+        app = create_app(
+            registry,
+            journal,
+            keep_dir=None if keep_dir is None else str(keep_dir),
+            drift_interval=settings.server.drift_interval,
+        )
+        try:
+            server.serve(app, listener)
+        finally:
+            app.state.changes.close()
     finally:
         if path.exists() and path.stat().st_ino == inode:
             path.unlink()

@@ -1,6 +1,5 @@
 """The application: the parts put together, nothing opened."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -14,16 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from app import __version__
-from app.api import about, changes, entries, maps, programs, tables
+from app.api import about, changes, entries, events, maps, metrics, programs, tables
 from app.api.documented import Problem
 from app.api.envelope import REQUEST_ID, Envelope
 from app.api.problems import Refused, problem, service_problem
 from app.service.changes import Changes
 from app.service.errors import ServiceError
+from app.service.figures import Figures
+from app.service.holding import Holding
 from app.service.registry import Registry
+from app.service.upkeep import Upkeep
 from app.store.journal import Journal
-
-_RETRY_SECONDS: Final = 2.0
 
 _DESCRIPTION: Final = """
 An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables of `bpf_tail_call()`.
@@ -38,10 +38,12 @@ An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables
 log = structlog.get_logger()
 
 
-def create_app(registry: Registry, journal: Journal) -> FastAPI:
-    """The application over what `registry` holds; `journal`: for what is changed.
+def create_app(
+    registry: Registry, journal: Journal, *, keep_dir: str | None = None, drift_interval: float = 5.0
+) -> FastAPI:
+    """The application over what `registry` holds; `journal`: for what is changed; `drift_interval`: in seconds.
 
-    Its lifespan tries what is unavailable again every 2 s.
+    Its lifespan undoes what is overdue before the first request, and goes on with what is done beside requests.
     """
     app = FastAPI(
         title="jumptable",
@@ -58,10 +60,17 @@ def create_app(registry: Registry, journal: Journal) -> FastAPI:
             HTTPException: _on_http_exception,
         },
     )
-    app.state.changes = Changes(registry, journal)
+    figures = Figures()
+    figures.time_calls(registry.kernel)
+    journal.on_commit = figures.journal.add
+    app.state.figures = figures
+    app.state.changes = Changes(registry, journal, keep_dir=keep_dir, figures=figures)
+    app.state.upkeep = Upkeep(app.state.changes, drift_interval)
+    app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)
+    app.state.metrics = metrics.collectors(figures, app.state.changes)
     app.state.draining = False  # the server sets it once the service is on its way out
     app.add_middleware(Envelope)
-    for module in (entries, tables, changes, maps, programs, about):
+    for module in (entries, tables, changes, events, maps, programs, about, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
     app.mount("/docs/assets", about.assets)
@@ -71,22 +80,13 @@ def create_app(registry: Registry, journal: Journal) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    task = asyncio.create_task(_open_unavailable(app.state.changes.registry))
+    upkeep: Upkeep = app.state.upkeep
+    await upkeep.start()
+    upkeep.run()
     try:
         yield
     finally:
-        task.cancel()
-        await app.state.changes.finish()
-
-
-async def _open_unavailable(registry: Registry) -> None:
-    while True:
-        await asyncio.sleep(_RETRY_SECONDS)
-        try:
-            for name in registry.open_unavailable():
-                log.info("opened", name=name)
-        except Exception:
-            log.exception("what is unavailable could not be tried again")
+        await upkeep.finish()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -117,7 +117,11 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     )
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
     gc.freeze()
-    _Server(config, app).run(sockets=[listener])
+    server = _Server(config, app)
+    server.run(sockets=[listener])
+    if not server.started:
+        message = "the service could not start; the log tells why"
+        raise ListenError(message)
 
 
 class _Server(uvicorn.Server):
@@ -127,7 +131,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        notify("READY=1")
+        if not self.should_exit:
+            notify("READY=1")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -142,6 +147,7 @@ class _Server(uvicorn.Server):
             self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
             return
         self._app.state.draining = True
+        self._app.state.changes.feed.stop()
         self.should_exit = True
         notify("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)

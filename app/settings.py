@@ -80,8 +80,10 @@ class Server(_Section):
     kernel: Literal["linux", "memory"] = "linux"
     # Requests may name pins only below these folders.
     pin_dirs: list[AbsolutePath] = [Path("/sys/fs/bpf")]
-    # Where the service itself is to pin programs that an undo will need. Of no effect yet.
+    # The folder in bpffs where the service pins programs that the undo of a change will need. It is made.
     keep_dir: AbsolutePath | None = None
+    # Seconds between two looks for entries that somebody else has changed.
+    drift_interval: float = Field(default=5.0, ge=0.1, le=86_400)
     # What a journalled change survives: "power" cuts too, or only the end of the "process", which is faster.
     durability: Literal["power", "process"] = "power"
     # Started as root, the service becomes this user; "nobody" where there is no such user.
@@ -119,7 +121,7 @@ class Map(_Held):
     create: Create | None = None
     # Entries that only an admin may change. Of no effect yet: whoever may connect is admin.
     protected: list[IndexRange] = []
-    # What to do where the kernel differs from the journal. Of no effect yet: it is not compared.
+    # What to do at the start with entries that are not as the journal says: tell, or put back what it says.
     on_start: Literal["report", "restore"] = "report"
 
     @model_validator(mode="after")
@@ -163,10 +165,7 @@ class Settings(BaseSettings):
 
     def without_effect(self) -> list[str]:
         """The keys that are set, yet do nothing in this version."""
-        keys = ["server.keep_dir"] if "keep_dir" in self.server.model_fields_set else []
-        for name, held in self.maps.items():
-            keys += [f"maps.{name}.{key}" for key in ("protected", "on_start") if key in held.model_fields_set]
-        return keys
+        return [f"maps.{name}.protected" for name, held in self.maps.items() if "protected" in held.model_fields_set]
 
 
 def load(file: Path) -> Settings:

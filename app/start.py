@@ -54,13 +54,10 @@ def configure(registry: Registry, settings: Settings) -> None:
     """Hold what the configuration names; what cannot be opened is held as unavailable."""
     for name, map_ in settings.maps.items():
         entries = None if map_.create is None else map_.create.max_entries
-        registry.maps.add(HeldMap(name, map_.source(), create_entries=entries))
+        registry.maps.add(HeldMap(name, map_.source(), create_entries=entries, restore=map_.on_start == "restore"))
     for name, program in settings.programs.items():
         registry.programs.add(HeldProgram(name, program.source()))
     registry.open_unavailable()
-    for held in registry.unavailable():
-        kind = "map" if isinstance(held, HeldMap) else "program"
-        log.warning("unavailable", kind=kind, name=held.name, reason=held.reason)
 
 
 def user_of(settings: Settings) -> pwd.struct_passwd | None:

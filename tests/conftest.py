@@ -120,14 +120,6 @@ def load(kernel: Kernel, value: int = 2, type_: int = ProgType.XDP, *, name: str
     return Program(kernel, kernel.prog_load(type_, asm.returns(value), name, flags=flags))
 
 
-def unpin(kernel: Kernel, path: str) -> None:
-    """Remove a pin, as rm(1) would."""
-    if isinstance(kernel, MemoryKernel):
-        kernel.unlink(path)
-    else:
-        Path(path).unlink()
-
-
 def tool(name: str) -> bool:
     """Whether a command is installed; with KERNEL_TESTS=required it has to be."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None

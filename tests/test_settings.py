@@ -52,9 +52,7 @@ class TestLoad:
         assert settings.maps["jump_table"].create is not None
         assert settings.maps["by.id"].source() == ById(12)
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
-        assert settings.without_effect() == [
-            "server.keep_dir", "maps.jump_table.protected", "maps.jump_table.on_start",
-        ]  # fmt: skip
+        assert settings.without_effect() == ["maps.jump_table.protected"]
 
     @pytest.mark.parametrize(
         ("text", "told"),

@@ -7,12 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, models
-from app.api.documented import KERNEL, answers, problems
-from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of
+from app.api.documented import BODY, KERNEL, answers, problems
+from app.api.entries import CHANGE
+from app.api.problems import Refused
+from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, log_change, origin_of, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.api.tables import applied
-from app.service.entries import TableResult
 from app.service.errors import JournalUnreadable
+from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
+from app.service.revert import revert_change
 from app.store.journal import JournalFailed
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
@@ -60,6 +63,22 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
 
 
 @router.post(
+    "/changes/{id}/confirm",
+    operation_id="confirm_change",
+    summary="Let a change stand",
+    response_model=models.Change,
+    responses=answers(models.Change, "It stands.")
+    | problems("change-unknown", "already-confirmed", "change-conflict", "map-unknown", "journal-unavailable"),
+)
+async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
+    """It was made with `confirm_within`, and is undone no more."""
+    changes = changes_of(request)
+    confirmed = await changes.confirmations.confirm(changes.get(id))
+    log_change(request, "confirm_change", change=id, map=confirmed.map, actor=origin_of(request).actor)
+    return models.Json(models.Change.of(confirmed))
+
+
+@router.post(
     "/changes/{id}/revert",
     operation_id="revert_change",
     summary="Undo a change",
@@ -80,10 +99,11 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
         *KERNEL,
     ),
 )
-async def revert_change(
+async def revert_change_route(
     request: Request,
     id: ChangeId,  # noqa: A002
     note: Note = None,
+    confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
@@ -92,9 +112,50 @@ async def revert_change(
     live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
     revert is itself a change, and can be reverted.
     """
-    change, steps, fit = await changes_of(request).revert(id, origin_of(request, note), dry_run=dry_run)
-    cleared = sum(step.program is None for step in steps)
-    if change is not None:
-        log_change(request, "revert_change", change=change.id, reverts=id, map=change.map)
-    result = TableResult(change, len(steps) - cleared, cleared, 0, fit)
-    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=change))
+    origin = origin_of(request, note, confirm_within)
+    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run)
+    if result.change is not None:
+        log_change(request, "revert_change", change=result.change.id, reverts=id, map=result.change.map)
+    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+
+
+@router.post(
+    "/maps/{name}/reconcile",
+    operation_id="reconcile_map",
+    summary="End the drift of a map",
+    response_model=models.Applied | models.DryApplied,
+    responses=answers(
+        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+    )
+    | problems(
+        "map-unknown",
+        "map-unavailable",
+        *CHANGE,
+        "program-incompatible",
+        "program-busy",
+        *BODY,
+        *KERNEL,
+    ),
+)
+async def reconcile_map(
+    request: Request,
+    name: models.MapName,
+    body: models.Reconcile,
+    note: Note = None,
+    confirm_within: ConfirmWithin = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """To the journal: every entry that has drifted gets back what is recorded, or none does. To the kernel: what it has
+    is recorded, and nothing is written; `unchanged` counts these entries."""
+    changes, drift = changes_of(request), upkeep_of(request).drift
+    held = changes.registry.maps.get(name)
+    origin = origin_of(request, note, confirm_within)
+    if body.to == "journal":
+        result = await reconcile_to_journal(changes, drift, held, origin, dry_run=dry_run)
+    elif confirm_within is None:
+        result = await reconcile_to_kernel(changes, drift, held, origin, dry_run=dry_run)
+    else:
+        raise Refused("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+    if result.change is not None:
+        log_change(request, "reconcile_map", change=result.change.id, map=name, to=body.to)
+    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))

@@ -12,7 +12,17 @@ from app.api import documented, models
 from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, entry_etag, table_etag
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import Refused
-from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of, registry_of
+from app.api.state import (
+    ConfirmWithin,
+    DryRun,
+    Note,
+    changes_of,
+    headers_of,
+    log_change,
+    origin_of,
+    registry_of,
+    upkeep_of,
+)
 from app.api.strict_route import StrictRoute
 from app.service.entries import Precondition, clear_entry, set_entry
 from app.service.errors import EntryEmpty
@@ -26,7 +36,8 @@ _ENTRIES = TypeAdapter(list[models.Entry])
 _AT_A_STRETCH = 1024  # entries: about 5 ms, then others have their turn
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
 _HEADERS = documented.ETAG | documented.DRY_RUN | documented.CHANGE_ID
-_CHANGE = (*_ENTRY, "malformed-header", "map-frozen", "precondition-failed", "journal-unavailable")
+CHANGE = ("map-frozen", "change-conflict", "change-not-revertible", "journal-unavailable")
+_CHANGE = (*_ENTRY, *CHANGE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
     "program-incompatible",
@@ -95,6 +106,7 @@ async def list_entries(
     held = registry.maps.get(name)
     conditions = Conditions.for_reading(request)
     found = await held.read()
+    upkeep_of(request).drift.seen(held, found)
     array = held.opened()
     etag = table_etag(registry.kernel.boot_id, array.id, found)
     if conditions.not_modified(etag):
@@ -139,6 +151,7 @@ async def get_entry(request: Request, name: models.MapName, index: models.Index)
     conditions = Conditions.for_reading(request)
     array = held.opened()
     program_id = array.get(index)
+    upkeep_of(request).drift.seen_one(held, index, program_id)
     if program_id is None:
         raise EntryEmpty(index)
     entry = _entry(registry, name, array.id, index, registry.programs.describe(program_id))
@@ -163,6 +176,7 @@ async def set_entry_route(
     index: models.Index,
     body: models.SetEntry,
     note: Note = None,
+    confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """One overwrite: a packet sees the old program or the new one, and never an empty entry.
@@ -177,7 +191,7 @@ async def set_entry_route(
         held,
         index,
         models.program_ref(body.program),
-        origin_of(request, note),
+        origin_of(request, note, confirm_within),
         flags=body.flags,
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
@@ -205,6 +219,7 @@ async def clear_entry_route(
     index: models.Index,
     allow_missing: Annotated[bool, Query(description="204 also where the entry is empty already.")] = False,
     note: Note = None,
+    confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
@@ -214,7 +229,7 @@ async def clear_entry_route(
         changes_of(request),
         held,
         index,
-        origin_of(request, note),
+        origin_of(request, note, confirm_within),
         precondition=_precondition(request, registry, held, index),
         allow_missing=allow_missing,
         dry_run=dry_run,

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 import uuid
 from typing import Final
 
@@ -11,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem
 
-REQUEST_ID: Final = "jumptable.request_id"  # its key in the scope
+# Keys in the scope.
+REQUEST_ID: Final = "jumptable.request_id"
+IS_HEAD: Final = "jumptable.is_head"
 
 _HARMLESS_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
@@ -31,6 +34,7 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        began = time.perf_counter()
         exchange = _Exchange(scope, receive, send)
         if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
             await problem("draining", "the service is stopping", exchange.request_id)(
@@ -43,15 +47,19 @@ class Envelope:
             log.info("client went away", request_id=exchange.request_id, path=scope["path"])
         except asyncio.CancelledError:
             # The service ends, and the grace is over.
-            if not exchange.started:
+            if not exchange.status:
                 stopping = problem("draining", "the service is stopping", exchange.request_id)
                 await stopping(exchange.scope, receive, exchange.send)
         except Exception:
             log.exception("internal error", request_id=exchange.request_id, path=scope["path"])
-            if exchange.started:
+            if exchange.status:
                 raise
             response = problem("internal", "the log tells what, under this request_id", exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
+        finally:
+            operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
+            if operation != "watch_events":
+                scope["app"].state.figures.request(operation, exchange.status, time.perf_counter() - began)
 
 
 class _Exchange:
@@ -63,10 +71,10 @@ class _Exchange:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if _HARMLESS_ID.fullmatch(given) else uuid.uuid4().hex
         self.is_head = scope["method"] == "HEAD"
-        self.started = False
+        self.status = 0  # until the answer begins
         self.body_is_open = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         # A copy: the server looks at its own to know that a HEAD has no body.
-        self.scope: Scope = {**scope, REQUEST_ID: self.request_id, "path": _path(scope)}
+        self.scope: Scope = {**scope, REQUEST_ID: self.request_id, IS_HEAD: self.is_head, "path": _path(scope)}
         if self.is_head:
             self.scope["method"] = "GET"
         self._receive, self._send = receive, send
@@ -79,7 +87,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
             if self.body_is_open:
                 # What still comes of this body would be read as the next request.

@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from app.api import documented, models
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
-from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.bpf.uapi import prog_type_name
+from app.service.drift import Drift
 from app.service.errors import MapUnknown
 from app.service.held import HeldMap
 from app.service.registry import Registry
@@ -19,11 +20,13 @@ from app.service.registry import Registry
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(registry: Registry, held: HeldMap) -> models.Map:
+async def _map(registry: Registry, drift: Drift, held: HeldMap) -> models.Map:
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
     warnings = registry.maps.warnings(held)
+    if held.recorded is not None:
+        warnings += [f"entry {index} is not restored: {why}" for index, why in held.recorded.lost.items()]
     if array is None:
         return models.Map(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
@@ -40,6 +43,7 @@ async def _map(registry: Registry, held: HeldMap) -> models.Map:
         kernel_name=array.info.name,
         max_entries=array.max_entries,
         used=len(await held.read()),
+        drift=[models.Drift.model_validate(each, from_attributes=True) for each in await drift.look(held)],
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -48,7 +52,6 @@ async def _map(registry: Registry, held: HeldMap) -> models.Map:
         created_here=held.created_here,
         state="held",
         reason=None,
-        drift=[],
         warnings=warnings,
     )
 
@@ -65,7 +68,7 @@ async def list_maps(request: Request) -> Response:
     registry, told = registry_of(request), []
     for held in sorted(registry.maps, key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            told.append(await _map(registry, held))
+            told.append(await _map(registry, upkeep_of(request).drift, held))
     return models.Json(models.Maps(maps=told))
 
 
@@ -79,7 +82,7 @@ async def list_maps(request: Request) -> Response:
 async def get_map(request: Request, name: models.MapName) -> Response:
     """Its size, what fits into it, by whom it is kept alive."""
     registry = registry_of(request)
-    return models.Json(await _map(registry, registry.maps.get(name)))
+    return models.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
 
 
 @router.put(
@@ -96,6 +99,8 @@ async def get_map(request: Request, name: models.MapName) -> Response:
         "not-a-program-array",
         "pin-unusable",
         "pin-not-allowed",
+        "in-use",
+        "journal-unavailable",
         *KERNEL,
         *BODY,
     ),
@@ -107,15 +112,16 @@ async def hold_map(
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
-    """Open a program array by its pin or its id, and keep it open until it is released or the service ends.
+    """Open a program array by its pin or its id, and keep it open until it is released, also over a restart.
 
     With `create`, make it and pin it there if the pin does not exist.
     """
-    registry = registry_of(request)
     create_entries = None if body.create is None else body.create.max_entries
-    held, is_new = await registry.maps.hold(name, body.source(), create_entries, force=force, dry_run=dry_run)
+    held, is_new = await holding_of(request).hold_map(
+        name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
+    )
     try:
-        answer = await _map(registry, held)
+        answer = await _map(registry_of(request), upkeep_of(request).drift, held)
     finally:
         if dry_run:
             held.release()
@@ -130,7 +136,8 @@ async def hold_map(
     operation_id="release_map",
     summary="Release a map",
     status_code=204,
-    responses=no_content("Released.") | problems("map-unknown", "last-reference", *KERNEL),
+    responses=no_content("Released.")
+    | problems("map-unknown", "last-reference", "in-use", "journal-unavailable", *KERNEL),
 )
 async def release_map(
     request: Request,
@@ -139,7 +146,7 @@ async def release_map(
     dry_run: DryRun = False,
 ) -> Response:
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
-    await registry_of(request).maps.release(name, force=force, dry_run=dry_run)
+    await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
     if not dry_run:
         log_change(request, "release_map", map=name, force=force)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))

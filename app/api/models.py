@@ -15,6 +15,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from starlette.responses import Response
@@ -24,6 +25,7 @@ from app.service.held import NAME_PATTERN, ById, Pinned, checked_name
 from app.service.program import ProgramSummary
 from app.service.programs import ByName, ProgramRef
 from app.store.records import Change as ChangeRecord
+from app.store.records import Kind, State
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
@@ -237,6 +239,14 @@ class HoldMap(HoldProgram):
         return self
 
 
+class Reconcile(Input):
+    """How drift is to end."""
+
+    to: Literal["journal", "kernel"] = Field(
+        description="`journal`: what is recorded is put back. `kernel`: what the kernel has is recorded."
+    )
+
+
 class RunProgram(Input):
     """A packet to run the program on."""
 
@@ -297,12 +307,19 @@ class Entries(BaseModel):
 
 
 class ChangedProgram(BaseModel):
-    """A program as it was when it was recorded."""
+    """A program as it was when it was recorded. It means nothing beyond its boot that `id` tells."""
 
     name: str | None
-    id: int = Field(examples=[812])
+    id: int | None = Field(
+        description="In a drift null for a program of an earlier boot that is not found again.", examples=[812]
+    )
     tag: str | None
     pinned: str | None
+
+    @field_validator("id")
+    @classmethod
+    def _known(cls, id_: int | None) -> int | None:
+        return id_ or None
 
 
 class ChangedEntry(BaseModel):
@@ -322,9 +339,13 @@ class Change(BaseModel):
     request_id: str
     note: str | None
     map: str = Field(examples=["jump_table"])
-    kind: Literal["set", "clear", "replace", "update", "revert"]
+    kind: Kind = Field(
+        description="`expire`: undone, as nobody confirmed it; `reconcile`, `restore`: what was recorded was put back, "
+        "at a caller's wish or at the start; `adopt`: what the kernel had was recorded, and nothing was written."
+    )
     entries: list[ChangedEntry]
-    state: Literal["applied", "reverted"]
+    confirm_by: datetime | None = Field(description="When it is undone, unless it is confirmed before.")
+    state: State
     reverts: int | None = Field(description="The change that this one undoes.")
 
     @staticmethod
@@ -365,11 +386,11 @@ class Owner(BaseModel):
 
 
 class Drift(BaseModel):
-    """An entry where the kernel differs from what is recorded."""
+    """An entry where the kernel differs from what is recorded. null: empty."""
 
-    index: int
-    journal: EntryProgram | None
-    kernel: EntryProgram | None
+    index: int = Field(examples=[3])
+    journal: ChangedProgram | None = Field(description="What it is to hold, by all that was changed here.")
+    kernel: ChangedProgram | None = Field(description="What it holds.")
 
 
 class Map(BaseModel):
@@ -389,7 +410,7 @@ class Map(BaseModel):
     created_here: bool
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description="Why it is unavailable.")
-    drift: list[Drift] = Field(description="Where the kernel differs from what is recorded; nothing is recorded yet.")
+    drift: list[Drift] = Field(description="Where the kernel differs from what is recorded.")
     warnings: list[str]
 
 

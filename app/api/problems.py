@@ -37,15 +37,26 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "method-not-allowed": Kind(405, "Not a method of this resource", "The Allow header lists the methods."),
     "request-timeout": Kind(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
     "change-conflict": Kind(
-        409, "The entries were changed since", "Look at entries: revert the later changes first, or set what you want."
+        409,
+        "Another change is in the way",
+        "Of the same entries: confirm or revert the one that waits, revert later ones first, or set what you want.",
     ),
-    "change-not-revertible": Kind(409, "The change cannot be undone", "Set the entries to what you want."),
+    "change-not-revertible": Kind(
+        409,
+        "What was there cannot be put back",
+        "Pin the programs, or set keep_dir; or set the entries to what you want.",
+    ),
+    "already-confirmed": Kind(409, "The change waits for no confirmation", "It stands; POST …/revert undoes it."),
+    "in-use": Kind(409, "A change that waits would need it", "Confirm or revert the change first."),
     "name-taken": Kind(409, "The name, or the object, is held already", "Choose another name, or release that one."),
     "last-reference": Kind(
         409, "The array would be emptied for good", "Pin the array first, or say ?force=true if that is what you want."
     ),
     "program-busy": Kind(409, "The program is extended by another", "Detach the freplace program first."),
     "map-frozen": Kind(409, "The array is frozen", "That is for good: make a new array."),
+    "events-expired": Kind(
+        410, "The journal goes back not that far", "Read the tables anew, then follow without Last-Event-ID."
+    ),
     "precondition-failed": Kind(
         412, "The entry is not as you thought", "Look at current, decide again, and send its etag."
     ),

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from app.api import documented, models
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import Refused
-from app.api.state import DryRun, headers_of, log_change, registry_of
+from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of
 from app.api.strict_route import StrictRoute
 from app.service.held import HeldProgram
 from app.service.program import loaded_at
@@ -86,6 +86,7 @@ async def get_program(request: Request, name: models.ProgramName) -> Response:
         "program-not-found",
         "pin-unusable",
         "pin-not-allowed",
+        "journal-unavailable",
         *KERNEL,
         *BODY,
     ),
@@ -97,11 +98,9 @@ async def hold_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
-    registry = registry_of(request)
-    uses = await registry.maps.uses()
-    held, is_new = await registry.programs.hold(name, body.source(), uses, dry_run=dry_run)
+    held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
     try:
-        answer = _program(held, uses)
+        answer = _program(held, await registry_of(request).maps.uses())
     finally:
         if dry_run:
             held.release()
@@ -116,7 +115,7 @@ async def hold_program(
     operation_id="release_program",
     summary="Release a program",
     status_code=204,
-    responses=no_content("Released.") | problems("program-unknown", *KERNEL),
+    responses=no_content("Released.") | problems("program-unknown", "in-use", "journal-unavailable", *KERNEL),
 )
 async def release_program(
     request: Request,
@@ -124,7 +123,7 @@ async def release_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
-    await registry_of(request).programs.release(name, dry_run=dry_run)
+    await holding_of(request).release_program(name, origin_of(request), dry_run=dry_run)
     if not dry_run:
         log_change(request, "release_program", program=name)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))

@@ -8,14 +8,24 @@ from starlette.requests import Request
 
 from app.api.envelope import REQUEST_ID
 from app.service.changes import Changes, Origin
+from app.service.holding import Holding
 from app.service.registry import Registry
+from app.service.upkeep import Upkeep
 from app.store.records import Change
 
 DryRun = Annotated[bool, Query(description="Check everything and answer as if, but change nothing.")]
 
 log = structlog.get_logger()
 
-
+ConfirmWithin = Annotated[
+    int | None,
+    Query(
+        ge=1,
+        le=86_400,
+        description="Seconds: undone then, also by a service that was restarted in between, unless POST "
+        "/changes/{id}/confirm comes before.",
+    ),
+]
 Note = Annotated[str | None, Query(max_length=1000, description="Kept with the change: why it was made.")]
 
 
@@ -24,11 +34,21 @@ def changes_of(request: Request) -> Changes:
     return cast("Changes", request.app.state.changes)
 
 
-def origin_of(request: Request, note: str | None) -> Origin:
+def upkeep_of(request: Request) -> Upkeep:
+    """What goes on beside requests."""
+    return cast("Upkeep", request.app.state.upkeep)
+
+
+def holding_of(request: Request) -> Holding:
+    """What holds and releases."""
+    return cast("Holding", request.app.state.holding)
+
+
+def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> Origin:
     """Who asks. Without authentication only the way is known: the unix socket, or an address."""
     client = request.client
     actor = f"tcp:{client.host}" if client is not None and client.host else "unix"
-    return Origin(actor, request.scope[REQUEST_ID], note)
+    return Origin(actor, request.scope[REQUEST_ID], note, confirm_within)
 
 
 def registry_of(request: Request) -> Registry:

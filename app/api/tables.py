@@ -7,10 +7,11 @@ from starlette.responses import Response
 from app.api import documented, models
 from app.api.conditions import PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
-from app.api.entries import REFERENCE
+from app.api.entries import CHANGE, REFERENCE
 from app.api.problems import Refused
-from app.api.state import DryRun, Note, changes_of, headers_of, log_change, origin_of
+from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, log_change, origin_of
 from app.api.strict_route import TableRoute
+from app.service.changes import Origin
 from app.service.entries import TablePrecondition, TableResult, change_table
 from app.service.programs import ProgramRef
 
@@ -25,10 +26,9 @@ _RESPONSES = (
     | problems(
         "map-unknown",
         "map-unavailable",
-        "map-frozen",
+        *CHANGE,
         "malformed-header",
         "precondition-failed",
-        "journal-unavailable",
         "duplicate-index",
         "index-out-of-range",
         *REFERENCE,
@@ -67,14 +67,14 @@ def applied(result: TableResult) -> models.Applied:
 
 
 async def _change(
-    request: Request, name: str, wanted: Wanted, note: str | None, *, replace: bool, dry_run: bool
+    request: Request, name: str, wanted: Wanted, origin: Origin, *, replace: bool, dry_run: bool
 ) -> Response:
     changes = changes_of(request)
     result = await change_table(
         changes,
         changes.registry.maps.get(name),
         wanted,
-        origin_of(request, note),
+        origin,
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
@@ -98,6 +98,7 @@ async def replace_entries(
     name: models.MapName,
     body: models.ReplaceEntries,
     note: Note = None,
+    confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """Entries that are not listed are cleared. What GET answers can be PUT back.
@@ -111,7 +112,8 @@ async def replace_entries(
         wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
     else:
         wanted = [(index, _ref(program)) for index, program in enumerate(body.programs or ())]
-    return await _change(request, name, wanted, note, replace=True, dry_run=dry_run)
+    origin = origin_of(request, note, confirm_within)
+    return await _change(request, name, wanted, origin, replace=True, dry_run=dry_run)
 
 
 @router.patch(
@@ -127,8 +129,10 @@ async def update_entries(
     name: models.MapName,
     body: models.UpdateEntries,
     note: Note = None,
+    confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
     wanted: Wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
-    return await _change(request, name, wanted, note, replace=False, dry_run=dry_run)
+    origin = origin_of(request, note, confirm_within)
+    return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)

@@ -115,3 +115,13 @@ def _atomic_add(pointer: Pointer, offset: int, value: int) -> None:
     assert isinstance(pointer.memory, bytearray)
     total = int.from_bytes(pointer.memory[start : start + 8], "little") + value
     pointer.memory[start : start + 8] = (total % (1 << 64)).to_bytes(8, "little")
+
+
+def xdp_md(data: bytearray) -> dict[int, Any]:
+    """The context of an XDP program, by offset: data, data_end."""
+    return {0: Pointer(data, 0), 4: Pointer(data, len(data))}
+
+
+def sk_buff(data: bytearray) -> dict[int, Any]:
+    """That of a program on packets of the stack: len, data, data_end."""
+    return {0: len(data), 76: Pointer(data, 0), 80: Pointer(data, len(data))}

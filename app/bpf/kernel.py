@@ -80,6 +80,9 @@ class Kernel(Protocol):
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
         """MAP_LOOKUP_ELEM: the value at a u32 key, as a number. In a program array it is the program's id."""
 
+    def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """MAP_LOOKUP_ELEM of each index from `start` up to `stop`: (index, value) of those that are not empty."""
+
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
         """MAP_UPDATE_ELEM with a u32 key and value. In a program array the value is a program's fd."""
 
@@ -114,6 +117,9 @@ class Kernel(Protocol):
 
     def obj_pin(self, fd: int, path: str) -> None:
         """OBJ_PIN: give a map or a program a path in bpffs."""
+
+    def unpin(self, path: str) -> None:
+        """unlink(2) of a pin."""
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET: open what is pinned at a path."""

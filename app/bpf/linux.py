@@ -83,6 +83,20 @@ class LinuxKernel:
         self._bpf(Cmd.MAP_LOOKUP_ELEM, fields)
         return int.from_bytes(value.raw, "little")
 
+    def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """MAP_LOOKUP_ELEM of many, with one key and one value for all."""
+        key, value = ctypes.c_uint32(), ctypes.c_uint32()
+        fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
+        call, number, reference, size = _short, self._number, ctypes.byref(fields), ctypes.sizeof(fields)
+        command, found = int(Cmd.MAP_LOOKUP_ELEM), []
+        for index in range(start, stop):
+            key.value = index
+            if call(number, command, reference, size) == 0:
+                found.append((index, value.value))
+            elif (error := ctypes.get_errno()) != errno.ENOENT:
+                raise OSError(error, f"MAP_LOOKUP_ELEM: {os.strerror(error)}")
+        return found
+
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
         """MAP_UPDATE_ELEM.
 
@@ -197,6 +211,10 @@ class LinuxKernel:
         """OBJ_PIN (Linux 4.4)."""
         name = ctypes.create_string_buffer(os.fsencode(path))
         self._bpf(Cmd.OBJ_PIN, attr.Obj(pathname=ctypes.addressof(name), bpf_fd=fd))
+
+    def unpin(self, path: str) -> None:
+        """unlink(2)."""
+        Path(path).unlink()
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET (Linux 4.4)."""

@@ -10,9 +10,9 @@ import re
 import threading
 import time
 import uuid
-from typing import Any, Final
+from typing import Final
 
-from app.bpf.interpreter import Pointer, decode, run
+from app.bpf.interpreter import decode, run, sk_buff, xdp_md
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.objects import Map, Objects, Program, claim, fail
 from app.bpf.uapi import (
@@ -84,6 +84,12 @@ class MemoryKernel:
             if index not in map_.entries:
                 fail(Cmd.MAP_LOOKUP_ELEM, errno.ENOENT)
             return map_.entries[index].id
+
+    def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """MAP_LOOKUP_ELEM of many."""
+        with self._lock:
+            entries = self._objects.map(Cmd.MAP_LOOKUP_ELEM, fd).entries
+            return [(index, entries[index].id) for index in range(start, stop) if index in entries]
 
     def _writable(self, cmd: Cmd, fd: int) -> Map:
         map_ = self._objects.map(cmd, fd)
@@ -210,12 +216,9 @@ class MemoryKernel:
             fail(Cmd.PROG_TEST_RUN, ENOTSUPP)
         if len(packet) < MIN_PACKET or (program.type != ProgType.XDP and len(packet) > _MAX_SKB):
             fail(Cmd.PROG_TEST_RUN, errno.EINVAL)
-        data = bytearray(packet)
-        start, end = Pointer(data, 0), Pointer(data, len(data))
-        xdp = program.type == ProgType.XDP
-        context: dict[int, Any] = {0: start, 4: end} if xdp else {0: len(data), 76: start, 80: end}
-        returned, began = 0, time.perf_counter_ns()
+        data, returned, began = bytearray(packet), 0, time.perf_counter_ns()
         for _ in range(repeat):
+            context = xdp_md(data) if program.type == ProgType.XDP else sk_buff(data)
             returned = run(program.code, context, Map.code_at, lambda map_: map_.value)
         return TestRun(returned, (time.perf_counter_ns() - began) // repeat, bytes(data))
 
@@ -230,13 +233,12 @@ class MemoryKernel:
                 fail(Cmd.OBJ_PIN, errno.EEXIST)
             if "." in path.rsplit("/", 1)[-1]:
                 fail(Cmd.OBJ_PIN, errno.EPERM)
-            self._objects.pins[path] = self._objects.fds[fd].object
-            self._objects.pins[path].users += 1
+            self._objects.pin(fd, path)
 
-    def unlink(self, path: str) -> None:
-        """unlink(2) of a pin, which is no bpf command: for tests."""
+    def unpin(self, path: str) -> None:
+        """unlink(2) of a pin."""
         with self._lock:
-            self._objects.drop(self._objects.pins.pop(path))
+            self._objects.drop(self._objects.unpin(path))
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET."""

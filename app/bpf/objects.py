@@ -113,6 +113,17 @@ class Objects:
             fail(cmd, errno.EINVAL)
         return object_
 
+    def pin(self, fd: int, path: str) -> None:
+        """Give what the fd leads to a path."""
+        self.pins[path] = self.fds[fd].object
+        self.pins[path].users += 1
+
+    def unpin(self, path: str) -> Map | Program:
+        """What had this path: ENOENT."""
+        if path not in self.pins:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self.pins.pop(path)
+
     def drop(self, object_: Map | Program) -> None:
         """One user less: an fd, a pin or an entry."""
         object_.users -= 1

@@ -12,8 +12,8 @@ from app.service.errors import (
     EntryEmpty,
     UnsupportedFlags,
 )
-from app.service.fit import Fit, check_not_frozen, fit_of
-from app.service.held import HeldMap
+from app.service.fit import Fit, fit_of
+from app.service.held import HeldMap, Pinned
 from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
 from app.service.programs import ProgramRef
@@ -77,10 +77,11 @@ async def set_entry(
             after = registry.programs.describe(program.id, program)
             if before == program.id:
                 return SetResult(array.id, before, after, "tried" if dry_run else None)
+            steps = [Step(index, before, program, ref.path if isinstance(ref, Pinned) else None)]
             if dry_run:
-                check_not_frozen(array)
+                changes.check(held, steps, origin)
                 return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
-            change = await changes.apply(held, "set", [Step(index, before, program)], origin)
+            change = await changes.apply(held, "set", steps, origin)
     return SetResult(array.id, before, after, change=change)
 
 
@@ -106,10 +107,11 @@ async def clear_entry(
         precondition(before)
         if before is None:
             return None
+        steps = [Step(index, before, None)]
         if dry_run:
-            check_not_frozen(array)
+            changes.check(held, steps, origin)
             return None
-        return await changes.apply(held, "clear", [Step(index, before, None)], origin)
+        return await changes.apply(held, "clear", steps, origin)
 
 
 async def change_table(
@@ -140,7 +142,15 @@ async def change_table(
                 ref: stack.enter_context(registry.programs.opened_copy(ref))
                 for ref in dict.fromkeys(ref for _, ref in wanted if ref is not None)
             }
-            steps = [Step(index, current.get(index), None if ref is None else programs[ref]) for index, ref in wanted]
+            steps = [
+                Step(
+                    index,
+                    current.get(index),
+                    None if ref is None else programs[ref],
+                    ref.path if isinstance(ref, Pinned) else None,
+                )
+                for index, ref in wanted
+            ]
             if replace:
                 listed = {index for index, _ in wanted}
                 steps += [Step(index, current[index], None) for index in sorted(current.keys() - listed, reverse=True)]
@@ -149,7 +159,7 @@ async def change_table(
             steps = [step for step in steps if step.before != step.after]
             fit: Fit | None = "tried"
             if steps:
-                check_not_frozen(array)
+                changes.check(held, steps, origin)
                 there = set(current.values())
                 new = [program for program in programs.values() if program.id not in there]
                 fit = fit_of(registry, array, new, seeds)

@@ -14,7 +14,9 @@ ServiceError
 ├── PinUnusable, PinNotAllowed              of a path in bpffs
 ├── LastReference, NameTaken                of holding and releasing
 ├── DuplicateIndex, WriteRefused            of a whole table
-├── ChangeUnknown, ChangeConflict, ChangeNotRevertible
+├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable
+├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse      of confirmations
+├── EventsExpired                           of resuming a stream of events
 ├── JournalUnavailable, JournalUnreadable, Stopping
 ├── MapUnavailable, ProgramUnavailable      held, but it could not be opened
 └── KernelPermission, KernelError           any other errno
@@ -295,6 +297,71 @@ class ChangeNotRevertible(ServiceError):
     sentence = "change {id} cannot be undone: {reason}"
     id: int
     reason: str
+
+
+@dataclass(eq=False)
+class NotRestorable(ServiceError):
+    """What is to be put back, or kept for it, cannot be. `entries`: index and reason of each."""
+
+    code = "change-not-revertible"
+    sentence = "the map {map!r} cannot be put back: {reason}"
+    map: str
+    reason: str
+    entries: list[dict[str, Any]]
+
+
+@dataclass(eq=False)
+class EntryWaits(ServiceError):
+    """Another change of the entry waits to be confirmed."""
+
+    code = "change-conflict"
+    sentence = "entry {index} waits for the confirmation of change {change}: confirm or revert that one first"
+    index: int
+    change: int
+
+
+@dataclass(eq=False)
+class AlreadyConfirmed(ServiceError):
+    """The change needs no confirmation, or no more. `state`: what it is."""
+
+    code = "already-confirmed"
+    sentence = "change {id} waits for no confirmation: it is {state}, and stands"
+    id: int
+    state: str
+
+
+@dataclass(eq=False)
+class AlreadyUndone(ServiceError):
+    """The confirmation came too late. `state`: what the change is."""
+
+    code = "change-conflict"
+    sentence = "change {id} is {state}: it was undone, and cannot be confirmed any more; make it anew"
+    id: int
+    state: str
+
+
+@dataclass(eq=False)
+class InUse(ServiceError):
+    """A change that waits for its confirmation would need it to be undone."""
+
+    code = "in-use"
+    sentence = (
+        "{name!r} is needed to undo change {change}, which waits for its confirmation: confirm or revert it first"
+    )
+    name: str
+    change: int
+
+
+@dataclass(eq=False)
+class EventsExpired(ServiceError):
+    """The journal knows no more, or not at all, what came after this event. `first`: the first that it can tell."""
+
+    code = "events-expired"
+    sentence = (
+        "the events after {after} cannot be told without a gap: read the tables, then follow without Last-Event-ID"
+    )
+    after: int
+    first: int
 
 
 @dataclass(eq=False)

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
 from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
 from app.service.program import Program
 from app.service.program_array import ProgramArray
+from app.service.recorded import Recorded
 
 # Lookups at a stretch in the event loop: about 3 ms, then others have their turn.
 _LOOKUPS_AT_A_STRETCH: Final = 1024
@@ -51,6 +52,7 @@ class Made:
 
 Source = Pinned | ById | Made
 T = TypeVar("T", ProgramArray, Program)
+H = TypeVar("H")
 
 
 @dataclass(eq=False)
@@ -82,15 +84,28 @@ class Held(Generic[T]):
             self.object = None
 
 
+# What has the last word before something is held or released: it raises what forbids that.
+Before = Callable[[H], Awaitable[None]]
+
+
+async def nothing_before(_: object) -> None:
+    """Nothing forbids it."""
+
+
 @dataclass(eq=False)
 class HeldMap(Held[ProgramArray]):
     """A program array under a name.
 
     `create_entries`: max_entries of the array that is made where the pin does not exist. `created_here`: it was.
+    `restore`: at the start, entries that are not as they are recorded are put back.
     """
 
     create_entries: int | None = None
     created_here: bool = False
+    restore: bool = False
+    recorded: Recorded | None = None  # None: not yet, or another array has the name by now
+    writing: Container[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
+    waits: dict[int, int] = field(default_factory=dict)  # entries that wait for a confirmation: of which change
     _scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that begins when that has ended
 
@@ -115,7 +130,7 @@ class HeldMap(Held[ProgramArray]):
         """
         array = self.opened()
         if array.max_entries <= _LOOKUPS_AT_A_STRETCH:
-            return list(array.entries())
+            return array.entries()
         if self._next_scan is None:
             self._next_scan = asyncio.create_task(self._scan_after(self._scan))
         return await asyncio.shield(self._next_scan)
@@ -131,7 +146,7 @@ class HeldMap(Held[ProgramArray]):
         for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
             if start:
                 await asyncio.sleep(0)
-            for entry in list(self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH)):
+            for entry in self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH):
                 yield entry
 
     async def first(self) -> int | None:

@@ -1,11 +1,12 @@
 """The program arrays that are held under names."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
-from app.service.held import ById, HeldMap, Made, Pinned, Source
+from app.service.held import Before, ById, HeldMap, Made, Pinned, Source, nothing_before
 from app.service.opening import open_array, open_or_make_array
 from app.service.pins import allowed_source
 from app.service.program_array import ProgramArray
@@ -19,6 +20,7 @@ class Maps:
         self._kernel = kernel
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldMap] = {}
+        self._holding = asyncio.Lock()  # whoever holds or releases
 
     def __iter__(self) -> Iterator[HeldMap]:
         return iter(list(self._held.values()))
@@ -59,30 +61,42 @@ class Maps:
         *,
         force: bool = False,
         dry_run: bool = False,
+        before: Before[HeldMap] = nothing_before,
     ) -> tuple[HeldMap, bool]:
         """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
         `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `force`: also
         where the array held so far may be emptied for good; `dry_run`: what comes back is held by nobody, and is to be
-        released once it was looked at. Errors: NameTaken, LastReference, NotAProgramArray, PinNotAllowed, PinUnusable,
-        KernelPermission, KernelError.
+        released once it was looked at; `before`: is called with what was opened, the last that can forbid it. Errors:
+        NameTaken, LastReference, NotAProgramArray, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
         """
         fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
-        held = self._held.get(name)
-        if held is None:
-            self.open(fresh, pin=not dry_run)
-            return (fresh if dry_run else self.add(fresh)), True
-        async with held.lock:
-            if not held.released:
+        async with self._holding:
+            held = self._held.get(name)
+            if held is None:
+                self.open(fresh, pin=not dry_run)
+                await self._unless_forbidden(fresh, before)
+                return (fresh if dry_run else self.add(fresh)), True
+            async with held.lock:
                 await self._open_again(held, fresh, force=force, pin=not dry_run)
+                await self._unless_forbidden(fresh, before)
                 if dry_run or fresh.object is None:
                     return fresh, False
                 held.source, held.create_entries = fresh.source, fresh.create_entries
                 held.created_here = fresh.created_here
+                if held.object is None or held.object.id != fresh.object.id:
+                    held.recorded = None
                 held.take(fresh.object)
                 return held, False
-        # Released while this waited for the lock: so the name is free.
-        return await self.hold(name, source, create_entries, force=force, dry_run=dry_run)
+
+    async def _unless_forbidden(self, fresh: HeldMap, before: Before[HeldMap]) -> None:
+        try:
+            await before(fresh)
+        except BaseException:
+            if fresh.created_here and fresh.pins:
+                self._kernel.unpin(fresh.pins[0])
+            fresh.release()
+            raise
 
     async def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
         """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
@@ -102,14 +116,18 @@ class Maps:
         if old is not None and fresh.object is not None and fresh.object.id == old.id:
             fresh.created_here = held.created_here
 
-    async def release(self, name: str, *, force: bool = False, dry_run: bool = False) -> None:
-        """Let a map go. Errors: MapUnknown; LastReference unless `force`, where that may empty it for good."""
-        held = self.get(name)
-        async with held.lock:
-            if held.released:
-                raise MapUnknown(name)
+    async def release(
+        self, name: str, *, force: bool = False, dry_run: bool = False, before: Before[HeldMap] = nothing_before
+    ) -> None:
+        """Let a map go; `before`: the last that can forbid it.
+
+        Errors: MapUnknown; LastReference unless `force`, where that may empty it for good.
+        """
+        async with self._holding, self.get(name).lock:
+            held = self.get(name)
             if held.object is not None and not force and self.pinned_id(held) != held.object.id:
                 raise LastReference(name, held.object.id)
+            await before(held)
             if not dry_run:
                 del self._held[name]
                 held.release()

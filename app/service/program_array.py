@@ -1,7 +1,6 @@
 """The program array: the jump table of bpf_tail_call()."""
 
 import errno
-from collections.abc import Iterator
 
 from app.bpf.kernel import Kernel, MapInfo, MapState
 from app.bpf.uapi import BPF_ANY, MapType, map_type_name, prog_type_name
@@ -145,15 +144,16 @@ class ProgramArray(OwnedFd):
                 raise EntryEmpty(index) from error
             raise self._write_failure("MAP_DELETE_ELEM", error) from error
 
-    def entries(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    def entries(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """(index, program id) of each entry from `start` up to `stop` that points to a program, by rising index.
 
-        Not one moment's picture: each entry is asked for by itself, as the kernel has no other way.
+        Not one moment's picture: each entry is asked for by itself, as the kernel has no other way. KernelError.
         """
-        for index in range(start, self.max_entries if stop is None else min(stop, self.max_entries)):
-            program_id = self.get(index)
-            if program_id is not None:
-                yield index, program_id
+        stop = self.max_entries if stop is None else min(stop, self.max_entries)
+        try:
+            return self._kernel.map_entries(self.fd, start, stop)
+        except OSError as error:
+            raise kernel_failure("MAP_LOOKUP_ELEM", error) from error
 
     def indices(self) -> list[int]:
         """The indexes that point to a program, rising."""

@@ -1,5 +1,6 @@
 """The programs that are held under names, and how a request refers to one."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,10 +8,11 @@ from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError, kernel_failure
-from app.service.held import ById, HeldProgram, Made, Pinned, Source
+from app.service.held import Before, ById, HeldProgram, Made, Pinned, Source, nothing_before
 from app.service.opening import open_program
 from app.service.pins import allowed_source
 from app.service.program import Program, ProgramSummary
+from app.store.records import ProgramRecord
 
 _SUMMARIES_KEPT: Final = 4096
 
@@ -35,6 +37,7 @@ class Programs:
         self._kernel = kernel
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldProgram] = {}
+        self._holding = asyncio.Lock()  # whoever holds or releases
         self._by_id: dict[int, HeldProgram] = {}
         self._named: dict[int, ProgramSummary] = {}  # of held programs
         self._summaries: dict[int, ProgramSummary] = {}  # of others, as they were looked up
@@ -63,45 +66,56 @@ class Programs:
         held.take(open_program(self._kernel, held.source))
         self._index()
 
-    async def hold(self, name: str, source: Source, uses: Uses, *, dry_run: bool = False) -> tuple[HeldProgram, bool]:
+    async def hold(
+        self,
+        name: str,
+        source: Source,
+        uses: Uses,
+        *,
+        dry_run: bool = False,
+        before: Before[HeldProgram] = nothing_before,
+    ) -> tuple[HeldProgram, bool]:
         """Hold a program at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
         `uses`: which entries point to what, as of now; `dry_run`: what comes back is held by nobody, and is to be
-        released once it was looked at. Errors: NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable,
-        KernelPermission, KernelError.
+        released once it was looked at; `before`: is called with what was opened, the last that can forbid it. Errors:
+        NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
         """
         fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
-        held = self._held.get(name)
-        if held is None:
+        async with self._holding:
+            held = self._held.get(name)
             fresh.take(open_program(self._kernel, fresh.source))
-            return (fresh if dry_run else self.add(fresh)), True
-        async with held.lock:
-            if not held.released:
-                fresh.take(open_program(self._kernel, fresh.source))
+            try:
                 self._check_replaceable(held, fresh, uses)
+                await before(fresh)
+            except BaseException:
+                fresh.release()
+                raise
+            if held is None:
+                return (fresh if dry_run else self.add(fresh)), True
+            async with held.lock:
                 if dry_run or fresh.object is None:
                     return fresh, False
                 held.source = fresh.source
                 held.take(fresh.object)
                 self._index()
                 return held, False
-        # Released while this waited for the lock: so the name is free.
-        return await self.hold(name, source, uses, dry_run=dry_run)
 
     @staticmethod
-    def _check_replaceable(held: HeldProgram, fresh: HeldProgram, uses: Uses) -> None:
-        if held.object is None or fresh.object is None or fresh.source == held.source:
+    def _check_replaceable(held: HeldProgram | None, fresh: HeldProgram, uses: Uses) -> None:
+        if held is None or held.object is None or fresh.object is None or fresh.source == held.source:
             return
         if fresh.object.id != held.object.id and uses.get(held.object.id):
-            fresh.release()
             raise NameTaken(held.name, "the name has another program that entries point to; release it first")
 
-    async def release(self, name: str, *, dry_run: bool = False) -> None:
-        """Let a program go; entries that point to it keep it alive. Errors: ProgramUnknown."""
-        held = self.get(name)
-        async with held.lock:
-            if held.released:
-                raise ProgramUnknown(name)
+    async def release(self, name: str, *, dry_run: bool = False, before: Before[HeldProgram] = nothing_before) -> None:
+        """Let a program go; entries that point to it keep it alive; `before`: the last that can forbid it.
+
+        Errors: ProgramUnknown.
+        """
+        async with self._holding, self.get(name).lock:
+            held = self.get(name)
+            await before(held)
             if not dry_run:
                 del self._held[name]
                 held.release()
@@ -146,6 +160,13 @@ class Programs:
             while len(self._summaries) > _SUMMARIES_KEPT:
                 del self._summaries[next(iter(self._summaries))]
         return self._summaries[program_id]
+
+    def record(self, program_id: int, pinned: str | None = None) -> ProgramRecord:
+        """What the journal keeps of a program; `pinned`: a path that it was opened by just now."""
+        summary, held = self.describe(program_id), self._by_id.get(program_id)
+        if held is not None and isinstance(held.source, Pinned):
+            pinned = held.source.path
+        return ProgramRecord(summary.name, program_id, summary.tag, pinned)
 
     def held_as(self, program_id: int) -> HeldProgram | None:
         """The first of the names under which this program is held."""

@@ -22,9 +22,9 @@ class Registry:
         """What is held, but could not be opened."""
         return [held for held in (*self.maps, *self.programs) if held.object is None]
 
-    def open_unavailable(self) -> list[str]:
-        """Try to open what is not; the names of what now is. The rest gets the reason."""
-        opened = []
+    def open_unavailable(self) -> list[HeldMap | HeldProgram]:
+        """Try to open what is not; what now is. The rest gets the reason."""
+        opened: list[HeldMap | HeldProgram] = []
         for held in self.unavailable():
             try:
                 if isinstance(held, HeldMap):
@@ -34,7 +34,7 @@ class Registry:
             except ServiceError as error:
                 held.reason = str(error)
             else:
-                opened.append(held.name)
+                opened.append(held)
         return opened
 
     async def seeds_for(self, held: HeldMap) -> list[ProgramRef]:

@@ -6,9 +6,10 @@ from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.errors import ServiceError, kernel_failure
-from app.service.held import ById
+from app.service.held import ById, Pinned
 from app.service.program import Program
-from app.service.programs import Programs
+from app.service.programs import ByName, ProgramRef, Programs
+from app.store.records import ProgramRecord
 
 # So many changes can be undone with certainty; older ones only while their programs live by other means.
 _CHANGES: Final = 10_000
@@ -33,7 +34,7 @@ class Retained:
             if id_ not in self._open:
                 while len(self._open) >= _PROGRAMS and self._by_change:
                     self._let_oldest_go()
-                program = self._opened(id_)
+                program = self._opened(ById(id_))
                 if program is None:
                     continue
                 self._open[id_] = program
@@ -63,6 +64,37 @@ class Retained:
         except OSError as error:
             raise kernel_failure("dup", error) from error
 
+    def find(self, record: ProgramRecord) -> Program | None:
+        """The recorded program, opened anew: kept since it was replaced, or found by id, name or pin; None: it is gone.
+
+        The very same one: another with the same tag may use other maps. Of an earlier boot (id 0) it is the one that
+        has the recorded pin now.
+        """
+        if not record.id:
+            return self._pinned(record)
+        kept = self.copy_of(record.id)
+        if kept is not None:
+            return kept
+        refs: list[ProgramRef] = [ById(record.id)]
+        refs += [] if record.name is None else [ByName(record.name)]
+        refs += [] if record.pinned is None else [Pinned(record.pinned)]
+        for ref in refs:
+            program = self._opened(ref)
+            if program is not None and program.id == record.id and program.summary().tag == record.tag:
+                return program
+            if program is not None:
+                program.close()
+        return None
+
+    def _pinned(self, record: ProgramRecord) -> Program | None:
+        if record.pinned is None:
+            return None
+        source = Pinned(record.pinned)
+        for held in self._programs:
+            if held.source == source and held.object is not None:
+                return self._opened(ByName(held.name))
+        return self._opened(source)
+
     def close(self) -> None:
         """Let everything go."""
         for program in self._open.values():
@@ -75,8 +107,8 @@ class Retained:
         _, ids = self._by_change.popitem(last=False)
         self.release(ids)
 
-    def _opened(self, id_: int) -> Program | None:
+    def _opened(self, ref: ProgramRef) -> Program | None:
         try:
-            return self._programs.opened_copy(ById(id_))
+            return self._programs.opened_copy(ref)
         except ServiceError:
             return None

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeVar
 
 from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.program import Program
@@ -13,14 +13,29 @@ from app.service.program_array import ProgramArray
 # Writes at a stretch: about 2 ms, then others have their turn.
 _AT_A_STRETCH: Final = 512
 
+W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One entry that was written: the ids of the programs before and after. None: empty."""
+
+    index: int
+    before: int | None
+    after: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One entry to write. `before`: the id of its program; `program`: what it is to hold. None: nothing."""
+    """One entry to write. `before`: the id of its program; `program`: what it is to hold. None: nothing.
+
+    `pinned`: a path by which the request named the program.
+    """
 
     index: int
     before: int | None
     program: Program | None
+    pinned: str | None = None
 
     @property
     def after(self) -> int | None:
@@ -60,11 +75,11 @@ async def write(
         raise WriteFailed(steps[done].index, error, left) from error
 
 
-async def put_back(array: ProgramArray, steps: Sequence[Step], replaced: dict[int, Program]) -> list[int]:
+async def put_back(array: ProgramArray, steps: Sequence[Step | Written], replaced: dict[int, Program]) -> list[int]:
     """Undo steps in reverse order, where the entries still hold what they put there; the indexes that it could not."""
     left = []
 
-    def undo(step: Step) -> None:
+    def undo(step: Step | Written) -> None:
         try:
             if array.get(step.index) != step.after:
                 return  # somebody else's tool has written there since: theirs to keep
@@ -79,7 +94,7 @@ async def put_back(array: ProgramArray, steps: Sequence[Step], replaced: dict[in
     return left
 
 
-async def _in_turns(steps: Sequence[Step], clears: Callable[[Step], bool], do: Callable[[Step], None]) -> None:
+async def _in_turns(steps: Sequence[W], clears: Callable[[W], bool], do: Callable[[W], None]) -> None:
     """Do all steps in order, with a turn for others now and then: sets inline, clears in a thread, as they may wait."""
     for in_thread, group in groupby(steps, clears):
         alike = list(group)
@@ -93,7 +108,7 @@ async def _in_turns(steps: Sequence[Step], clears: Callable[[Step], bool], do: C
                     await asyncio.sleep(0)
 
 
-def _do_all(do: Callable[[Step], None], steps: Iterable[Step]) -> None:
+def _do_all(do: Callable[[W], None], steps: Iterable[W]) -> None:
     for step in steps:
         do(step)
 

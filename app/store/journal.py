@@ -1,240 +1,196 @@
-"""The journal: one SQLite file in state_dir, one writer, commits that are shared."""
+"""The journal: one SQLite file in state_dir. What has happened, and what stands by that."""
 
-import asyncio
+import functools
 import sqlite3
-from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from app.store.records import Change, EntryChange
-from app.store.schema import VERSIONS
+from app.store.database import JournalDamaged, JournalFailed
+from app.store.database import check as check_file
+from app.store.history import History
+from app.store.records import Array, Change, Hold, ProgramRecord, Waiting
 
-_ENTRIES: Final = TypeAdapter(tuple[EntryChange, ...])
-_APPLICATION_ID: Final = 0x6A74626C  # "jtbl": so that another program's database is told apart
+__all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
+
+_CHANGE: Final = TypeAdapter(Change)
+_PROGRAM: Final = TypeAdapter(ProgramRecord)
+_KEEPS: Final = TypeAdapter(tuple[tuple[int, str], ...])
+_HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
 _KEPT: Final = 100_000  # changes
+_KEPT_SECONDS: Final = 400 * 86_400.0
 _MAX_PAGES: Final = 1 << 16  # of 4 KiB
 _PRUNED_EVERY: Final = 64  # changes
-_ENTRIES_A_PAGE: Final = 4096
 
 
-class JournalDamaged(Exception):
-    """The file cannot be used; the text says how to go on."""
+class Journal(History):
+    """What was changed, by whom and when; what entries are to hold by that, what is held, what waits to be confirmed.
 
-
-class JournalFailed(Exception):
-    """The journal could not be opened or written: disk full, read-only, locked. Nothing of that commit is in it."""
-
-
-class Journal:
-    """What was changed, by whom and when. Thread rule: one event loop.
-
-    `durability` `power`: a change survives a power cut, and changes that come together share one sync, in a thread;
-    `process`: it survives the end of the process, and is written at once.
+    Thread rule: one event loop.
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
         """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
-        self._file = file
-        self._power = durability == "power"
-        self._pending: list[tuple[Change, asyncio.Future[Change]]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        with ExitStack() as stack:
-            try:
-                self._writer = self._connect(stack)
-                self._migrate()
-                # What is written inline can be read by the same connection.
-                self._reader = self._connect(stack) if self._power else self._writer
-            except sqlite3.OperationalError as error:
-                message = f"the journal {file} cannot be opened: {error}"
-                raise JournalFailed(message) from error
-            except sqlite3.DatabaseError as error:
-                raise _damaged(file, str(error)) from error
-            self._open = stack.pop_all()
+        super().__init__(file, durability)
+        self.maintain()
 
-    def _connect(self, stack: ExitStack) -> sqlite3.Connection:
-        # A lock that somebody else holds is waited for only where that holds nobody up.
-        timeout = 1.0 if self._power else 0.0
-        connection = sqlite3.connect(self._file, timeout=timeout, isolation_level=None, check_same_thread=False)
-        stack.callback(connection.close)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA temp_store = MEMORY")  # a container may have no folder for temporary files
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
-        return connection
+    # What entries are to hold
 
-    def _migrate(self) -> None:
-        """Bring the tables to this version. JournalDamaged for what is no journal, or a newer one's, or broken."""
-        why = _why_unusable(self._writer)
-        if why is not None:
-            raise _damaged(self._file, why)
-        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        for number, script in enumerate(VERSIONS[version:], version + 1):
-            self._writer.executescript(
-                f"BEGIN; {script}; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
-            )
+    async def begin_recording(self, map_: str, array: Array, entries: Mapping[int, ProgramRecord]) -> None:
+        """From now on the entries of this map are to hold this. JournalFailed."""
+        rows = [
+            (map_, index, array.boot_id, _PROGRAM.dump_json(program).decode()) for index, program in entries.items()
+        ]
 
-    # Writing
+        def do() -> None:
+            self._forget(map_)
+            self._writer.execute("INSERT INTO arrays VALUES (?,?,?)", (map_, *astuple(array)))
+            self._writer.executemany("INSERT INTO recorded VALUES (?,?,?,?)", rows)
 
-    async def append(self, change: Change) -> Change:
-        """Journal the change, and return it with its id; one that it reverts is `reverted` from then on.
+        await self.write(do)
 
-        JournalFailed: nothing was written.
+    async def recorded(self, map_: str, boot_id: str) -> tuple[Array, dict[int, ProgramRecord]] | None:
+        """What the entries of this map are to hold, and of which array; None where that was never recorded.
+
+        A program that was recorded in another boot than this has the id 0. JournalFailed.
         """
-        if not self._power:
-            return self._commit([change])[0]
-        done: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
-        self._pending.append((change, done))
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
-        return await done
+        await self.write(self._fold)
+        row = self.read("SELECT map_id, boot_id FROM arrays WHERE map = ?", [map_]).fetchone()
+        if row is None:
+            return None
+        found = self.read(
+            "SELECT entry, boot_id, program FROM recorded WHERE map = ? ORDER BY entry", [map_]
+        ).fetchall()
+        return Array(*row), {index: _program(text, boot == boot_id) for index, boot, text in found}
 
-    async def _flush(self) -> None:
-        while self._pending:
-            batch, self._pending = self._pending, []
-            try:
-                journalled = await asyncio.to_thread(self._commit, [change for change, _ in batch])
-            except JournalFailed as error:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(error)
-                continue
-            for (_, done), change in zip(batch, journalled, strict=True):
-                if not done.done():
-                    done.set_result(change)
-
-    def _commit(self, changes: Sequence[Change]) -> list[Change]:
-        """All of them, or none."""
+    def _fold(self) -> None:
+        """Bring `recorded` up to the last change."""
         execute = self._writer.execute
-        try:
-            if len(changes) == 1 and changes[0].reverts is None:
-                journalled = [self._insert(changes[0])]  # one statement is a transaction by itself
-                with suppress(sqlite3.Error):  # the change is in: pruning has time until the next
-                    self._prune(journalled[0].id)
-                return journalled
-            execute("BEGIN IMMEDIATE")
-            try:
-                journalled = [self._insert(change) for change in changes]
-                for change in journalled:
-                    self._prune(change.id)
-                execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            message = f"the journal {self._file} cannot be written: {error}"
-            raise JournalFailed(message) from error
-        return journalled
+        execute(
+            "INSERT OR REPLACE INTO recorded"
+            " SELECT c.map, json_extract(e.value, '$.index'), c.boot_id, json_extract(e.value, '$.after')"
+            " FROM changes c, json_each(c.entries) e"
+            " WHERE c.id > (SELECT folded FROM bookmarks) ORDER BY c.id, e.key"
+        )
+        execute("DELETE FROM recorded WHERE program IS NULL")
+        execute("UPDATE bookmarks SET folded = max(folded, (SELECT coalesce(max(id), 0) FROM changes))")
 
-    def _prune(self, newest: int) -> None:
-        """Drop the oldest tenth where the file has become too large."""
-        if newest % _PRUNED_EVERY:
-            return
-        execute = self._writer.execute
-        pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        oldest = execute("SELECT min(id) FROM changes").fetchone()[0]
-        if pages - free > _MAX_PAGES or newest - oldest > _KEPT:
-            execute("DELETE FROM changes WHERE id <= ?", (oldest + (newest - oldest) // 10,))
+    def _forget(self, map_: str) -> None:
+        self._fold()
+        self._writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
+        self._writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
 
-    def _insert(self, change: Change) -> Change:
-        cursor = self._writer.execute(
-            "INSERT INTO changes VALUES ((SELECT coalesce(max(id), 0) + 1 FROM changes), ?,?,?,?,?,?,?,?,?,?,?)",
-            (change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor, change.request_id,
-             change.note, _ENTRIES.dump_json(change.entries).decode(), change.state, change.reverts),
+    # What is held
+
+    async def hold(self, hold: Hold, told: dict[str, Any]) -> None:
+        """Remember what a request had held; `told`: of the event. JournalFailed."""
+
+        def do() -> None:
+            self._writer.execute("INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?)", astuple(hold))
+            self._told_of(hold.kind, hold.name, told)
+
+        await self.write(do)
+
+    async def release(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
+        """Forget it. JournalFailed."""
+
+        def do() -> None:
+            self._writer.execute("DELETE FROM holds WHERE kind = ? AND name = ?", (kind, name))
+            if kind == "map":
+                self._forget(name)
+            self._told_of(kind, name, told)
+
+        await self.write(do)
+
+    def _told_of(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
+        self.event(kind, name if kind == "map" else None, data=told)
+
+    async def tell_of(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
+        """Journal an event of a map or a program. JournalFailed."""
+        await self.write(lambda: self._told_of(kind, name, told), single=True)
+
+    async def tell_drift(self, map_: str, told: dict[str, Any]) -> None:
+        """Journal that entries of a map have drifted, or have no more. JournalFailed."""
+        await self.write(lambda: self.event("drift", map_, data=told), single=True)
+
+    def holds(self) -> list[Hold]:
+        """All that requests had held. JournalFailed."""
+        return [Hold(*row) for row in self.read(_HOLDS).fetchall()]
+
+    # What waits to be confirmed
+
+    async def wait(self, waiting: Waiting) -> None:
+        """Before the first write of a change: it is to be undone unless it is confirmed. JournalFailed."""
+        row = (
+            waiting.token, _CHANGE.dump_json(waiting.change).decode(), waiting.deadline,
+            _KEEPS.dump_json(waiting.keeps).decode(),
         )  # fmt: skip
-        if change.reverts is not None:
-            self._writer.execute("UPDATE changes SET state = 'reverted' WHERE id = ?", (change.reverts,))
-        return replace(change, id=cursor.lastrowid or 0)
+        query = "INSERT INTO waiting VALUES (?, NULL, ?, ?, ?)"
+        await self.write(lambda: self._writer.execute(query, row), single=True)
 
-    # Reading
+    async def wait_no_more(self, token: str) -> None:
+        """The change came to nothing. JournalFailed."""
+        await self.write(lambda: self._writer.execute("DELETE FROM waiting WHERE token = ?", (token,)), single=True)
 
-    def change(self, id_: int) -> Change | None:
-        """The change with this id. JournalFailed."""
-        found = self._read("SELECT * FROM changes WHERE id = ?", [id_])
-        return found[0] if found else None
-
-    def changes(
-        self,
-        *,
-        map_: str | None = None,
-        after: int = 0,
-        before: int | None = None,
-        request_id: str | None = None,
-        limit: int = 100,
-    ) -> tuple[list[Change], bool]:
-        """At most `limit` changes with `after` < id < `before`, by rising id; fewer where they have many entries.
-
-        True: there may be more. JournalFailed.
-        """
-        where: list[str] = ["id > ?"]
-        values: list[int | str] = [after]
-        for condition, value in (("map = ?", map_), ("id < ?", before), ("request_id = ?", request_id)):
-            if value is not None:
-                where.append(condition)
-                values.append(value)
-        query = f"SELECT * FROM changes WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
-        found = self._read(query, [*values, limit + 1])
-        return found[:limit], len(found) > limit or sum(len(change.entries) for change in found) > _ENTRIES_A_PAGE
-
-    def _read(self, query: str, values: Sequence[int | str]) -> list[Change]:
-        """The changes that the query finds, up to the one with which they have too many entries for one answer."""
-        found, entries = [], 0
-        try:
-            for row in self._reader.execute(query, values):
-                found.append(_change(row))
-                entries += len(found[-1].entries)
-                if entries > _ENTRIES_A_PAGE:
-                    break
-        except sqlite3.Error as error:
-            message = f"the journal {self._file} cannot be read: {error}"
-            raise JournalFailed(message) from error
+    def waiting(self) -> list[Waiting]:
+        """All that waits. JournalFailed."""
+        found = []
+        for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
+            change = None if row["change_id"] is None else self.change(row["change_id"])
+            keeps = _KEEPS.validate_json(row["keeps"])
+            found.append(Waiting(row["token"], change or _CHANGE.validate_json(row["change"]), row["deadline"], keeps))
         return found
 
-    def close(self) -> None:
-        """Close the file."""
-        self._open.close()
+    # Pruning
+
+    def maintain(self) -> None:
+        """Drop the oldest tenth where there is too much, or the oldest is too old."""
+        if self._last_change % _PRUNED_EVERY:
+            return
+        with suppress(sqlite3.Error):  # there is time until the next
+            execute = self._writer.execute
+            pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+            oldest, at = execute("SELECT id, at FROM changes ORDER BY id LIMIT 1").fetchone() or (
+                self._last_change,
+                0.0,
+            )
+            too_old = at < time.time() - _KEPT_SECONDS
+            if pages - free > _MAX_PAGES or self._last_change - oldest > _KEPT or too_old:
+                self._prune(oldest + (self._last_change - oldest) // 10)
+
+    def _prune(self, last: int) -> None:
+        """Drop the changes up to this one, but none that still waits, and the events before what is left."""
+        execute = self._writer.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            self._fold()
+            waiting = execute("SELECT min(change_id) FROM waiting").fetchone()[0]
+            last = last if waiting is None else min(last, waiting - 1)
+            event = execute("SELECT event FROM changes WHERE id <= ? ORDER BY id DESC LIMIT 1", (last,)).fetchone()
+            if event is not None:
+                execute("DELETE FROM changes WHERE id <= ?", (last,))
+                execute("DELETE FROM events WHERE id <= ?", (event[0],))
+                execute("UPDATE bookmarks SET pruned = ?", (event[0],))
+            execute("COMMIT")
+        except BaseException:
+            execute("ROLLBACK")
+            raise
 
 
-def check(file: Path) -> None:
-    """Look whether `file` is a journal that can be used, and change nothing. JournalDamaged, JournalFailed."""
-    # immutable: not even a -shm beside it is made. But where a -wal is there, the file without it is only half of it.
-    mode = "ro" if file.with_name(f"{file.name}-wal").exists() else "ro&immutable=1"
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as connection:
-            why = _why_unusable(connection)
-    except sqlite3.OperationalError as error:
-        message = f"the journal {file} cannot be opened: {error}"
-        raise JournalFailed(message) from error
-    except sqlite3.DatabaseError as error:
-        why = str(error)
-    if why is not None:
-        raise _damaged(file, why)
+def check(file: Path) -> list[Hold]:
+    """Look whether `file` is a journal that can be used, change nothing, and tell what requests had held.
+
+    JournalDamaged, JournalFailed.
+    """
+    return [Hold(*row) for row in check_file(file, _HOLDS)]
 
 
-def _why_unusable(connection: sqlite3.Connection) -> str | None:
-    def ask(question: str) -> object:
-        return connection.execute(question).fetchone()[0]
-
-    if ask("PRAGMA application_id") != _APPLICATION_ID and ask("SELECT count(*) FROM sqlite_master"):
-        return "it is another program's database"
-    version = ask("PRAGMA user_version")
-    if not isinstance(version, int) or version > len(VERSIONS):
-        return f"a newer jumptable wrote it (version {version})"
-    return None if ask("PRAGMA quick_check(1)") == "ok" else "its pages are damaged"
-
-
-def _damaged(file: Path, why: str) -> JournalDamaged:
-    message = (
-        f"the journal {file} cannot be used: {why}; put back a copy, or, to go on without its history, move it and its "
-        "-wal and -shm away (arrays keep their entries)"
-    )
-    return JournalDamaged(message)
-
-
-def _change(row: sqlite3.Row) -> Change:
-    values = dict(row)
-    return Change(**values | {"entries": _ENTRIES.validate_json(values["entries"])})
+@functools.lru_cache(maxsize=4096)  # one object for all entries that are to hold the same program
+def _program(text: str, is_of_this_boot: bool) -> ProgramRecord:
+    record = _PROGRAM.validate_json(text)
+    return record if is_of_this_boot else ProgramRecord(**asdict(record) | {"id": 0})

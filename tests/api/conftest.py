@@ -22,6 +22,7 @@ async def client(registry: Registry, anyio_backend: str) -> AsyncIterator[httpx.
 async def asking(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
     """A client on the application over this registry."""
     with application(registry) as app:
+        await app.state.upkeep.start()
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable") as client:
             yield client
 

@@ -18,6 +18,7 @@ from app.service.held import ById
 from app.service.opening import make_array
 from app.service.programs import ByName
 from app.service.registry import Registry
+from app.service.revert import revert_change
 from app.store.journal import Journal
 from tests.api.conftest import ENTRY, assert_problem
 from tests.conftest import load
@@ -70,6 +71,7 @@ class TestGetChange:
                     "after": {"name": "pass", "id": pass_.id, "tag": pass_.tag, "pinned": None},
                 }
             ],
+            "confirm_by": None,
             "state": "applied",
             "reverts": None,
         }
@@ -200,7 +202,7 @@ class TestRevert:
             await set_entry(changes, held, 3, ByName("drop"), origin, precondition=lambda _: None)
             if boot:
                 with pytest.raises(ChangeNotRevertible, match="another array"):
-                    await changes.revert(1, origin)
+                    await revert_change(changes, 1, origin)
             changes.close()
             registry.close()
 
@@ -211,9 +213,9 @@ class TestRevert:
         for name in ("drop", "pass"):
             await set_entry(changes, held, 0, ByName(name), origin, precondition=lambda _: None)
         results = await asyncio.gather(
-            changes.revert(2, origin),
+            revert_change(changes, 2, origin),
             set_entry(changes, held, 0, ByName("pass"), origin, precondition=lambda _: None),
-            changes.revert(2, origin),
+            revert_change(changes, 2, origin),
             return_exceptions=True,
         )
         assert isinstance(results[2], ChangeNotRevertible)
@@ -230,7 +232,7 @@ class TestRevert:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
         try:
-            await changes.revert(2, origin)
+            await revert_change(changes, 2, origin)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert held.opened().get(2047) == registry.programs.get("drop").opened().id
@@ -247,9 +249,8 @@ class TestRevert:
                 await set_entry(changes, held, index, ref, origin, precondition=lambda _: None)
         changes.close()
         again = Changes(registry, Journal(tmp_path / "journal.db", "process"))
-        done, *_ = await again.revert(2, origin)
-        assert done is not None
+        assert (await revert_change(again, 2, origin)).change is not None
         assert held.opened().get(0) == registry.programs.get("pass").opened().id
         with pytest.raises(ChangeNotRevertible, match="is gone"):
-            await again.revert(4, origin)
+            await revert_change(again, 4, origin)
         again.close()

@@ -11,7 +11,7 @@ from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem
-from tests.conftest import load, unpin
+from tests.conftest import load
 
 pytestmark = pytest.mark.anyio
 
@@ -95,7 +95,7 @@ class TestPinThatLeadsElsewhere:
         first = (await client.put("/maps/table", json=body)).json()
         assert first["warnings"] == []
         await client.put("/maps/table/entries/0", json={"program": "drop"})
-        unpin(kernel, f"{pins}/table")
+        kernel.unpin(f"{pins}/table")
         assert "is gone" in (await client.get("/maps/table")).json()["warnings"][0]
         assert (await client.get("/readyz")).status_code == 200
         with make_array(kernel, "second", 4) as second:

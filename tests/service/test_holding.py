@@ -31,7 +31,7 @@ from app.service.opening import make_array
 from app.service.program import Program
 from app.service.programs import ByName
 from app.service.registry import Registry
-from tests.conftest import load, unpin
+from tests.conftest import load
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class TestHoldMap:
         held, _ = run(registry.maps.hold("new", Pinned(f"{pins}/new"), 8))
         with load(kernel) as program:
             held.opened().set(0, program)
-        unpin(kernel, f"{pins}/new")
+        kernel.unpin(f"{pins}/new")
         with pytest.raises(PinUnusable):
             run(registry.maps.hold("new", Pinned(f"{pins}/new"), 8))
         with pytest.raises(FileNotFoundError):
@@ -166,7 +166,7 @@ class TestHoldMap:
         second, _ = run(registry.maps.hold("b", Pinned(f"{pins}/b"), 8))
         with load(kernel) as program:
             first.opened().set(0, program)
-        unpin(kernel, f"{pins}/a")
+        kernel.unpin(f"{pins}/a")
         kernel.obj_pin(second.opened().fd, f"{pins}/a")
         with pytest.raises(NameTaken, match="held under the name 'b'"):
             run(registry.maps.hold("a", Pinned(f"{pins}/a"), force=True))
@@ -378,6 +378,6 @@ class TestUnavailable:
             kernel.obj_pin(array.fd, f"{pins}/late")
         with load(kernel, type_=ProgType.XDP) as program:
             kernel.obj_pin(program.fd, f"{pins}/program")
-        assert registry.open_unavailable() == ["late", "late"]
+        assert [held.name for held in registry.open_unavailable()] == ["late", "late"]
         assert registry.maps.get("late").opened().max_entries == 8
         assert registry.unavailable() == []

@@ -1,0 +1,100 @@
+"""What happens, as server-sent events (WHATWG HTML, 9.2): /events."""
+
+import json
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.api import models
+from app.api.documented import Responses, problems
+from app.api.envelope import IS_HEAD
+from app.api.problems import Refused
+from app.api.state import changes_of
+from app.api.strict_route import StrictRoute
+from app.service.feed import Feed
+from app.store.records import Event
+
+router = APIRouter(route_class=StrictRoute, tags=["changes"])
+
+_ID: Final = re.compile(r"[0-9]{1,18}")
+_LAST_EVENT_ID: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "required": False,
+            "description": "Go on after this event; 0: with the first that the journal has. Left out: with the next.",
+            "schema": {"type": "integer", "minimum": 0},
+            "example": 17,
+        }
+    ]
+}
+
+_RESPONSES: Final[Responses] = {
+    200: {
+        "description": "Each event has an `id`, its type as `event`, and JSON as `data`: of `change`, `confirmed` and "
+        "`expired` the change as /changes tells it; of `drift` the map, how many entries, and the first 100 of them as "
+        "the map tells them; of `map` and `program` the name and what happened. Every 15 s without any: a comment.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+# Nothing on the way is to keep it, nor to hold it back.
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class EventStream(StreamingResponse):
+    """What FastAPI is to know of it."""
+
+    media_type = "text/event-stream"
+
+
+@router.get(
+    "/events",
+    operation_id="watch_events",
+    summary="Follow what happens",
+    response_class=EventStream,
+    responses=_RESPONSES | problems("malformed-header", "events-expired", "journal-unavailable"),
+    openapi_extra=_LAST_EVENT_ID,
+)
+async def watch_events(
+    request: Request,
+    map: Annotated[models.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
+) -> Response:
+    """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
+    gap and without a repeat."""
+    feed = changes_of(request).feed
+    after = feed.start_of(_last_event_id(request))
+    if request.scope[IS_HEAD]:
+        return Response(headers=_HEADERS, media_type=EventStream.media_type)
+    return EventStream(_stream(feed, after, map), headers=_HEADERS)
+
+
+def _last_event_id(request: Request) -> int | None:
+    text = request.headers.get("last-event-id")
+    if text is None:
+        return None
+    if not _ID.fullmatch(text):
+        raise Refused("malformed-header", "Last-Event-ID is no decimal number: send the id of the last event that came")
+    return int(text)
+
+
+async def _stream(feed: Feed, after: int, map_: str | None) -> AsyncGenerator[bytes]:
+    yield b": after event %d\n\n" % after
+    async with aclosing(feed.read(after, map_, _encoded)) as batches:
+        async for batch in batches:
+            yield b"".join(batch) if batch else b":\n\n"
+
+
+def _encoded(event: Event) -> bytes:
+    if event.change is not None:
+        data = models.Change.of(event.change).model_dump_json()
+    else:
+        data = json.dumps(event.data, separators=(",", ":"))
+    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()

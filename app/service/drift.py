@@ -1,0 +1,177 @@
+"""Drift: where the kernel is not as the journal says, because somebody else has written there."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import structlog
+
+from app.service.changes import Changes
+from app.service.errors import MapUnavailable, MapUnknown, ServiceError
+from app.service.held import HeldMap
+from app.service.recorded import Recorded
+from app.store.journal import JournalFailed
+from app.store.records import Array, ProgramRecord
+
+_AT_A_STRETCH: Final = 256  # entries: about 2 ms, then others have their turn
+_TOLD: Final = 100  # entries that an event tells
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted:
+    """One entry: what is recorded, and what the kernel has. None: empty."""
+
+    index: int
+    journal: ProgramRecord | None
+    kernel: ProgramRecord | None
+
+
+class Drift:
+    """Looks at tables, and tells where they are not as recorded. Thread rule: one event loop."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self._registry = changes.registry
+        self._looking: set[asyncio.Task[object]] = set()
+
+    async def begin(self, held: HeldMap, *, anew: bool = False) -> bool:
+        """Know what the entries of a map that was just opened are to hold: by the journal, or else as they are now.
+
+        `anew`: as they are now, also where the journal knows better. False: the journal cannot be used yet.
+        """
+        async with held.lock:
+            array = held.object
+            if array is None or held.recorded is not None:
+                return True
+            identity = Array(array.id, self._registry.kernel.boot_id)
+            try:
+                kept = None if anew else await self._changes.journal.recorded(held.name, identity.boot_id)
+                found = await held.read()
+                entries = self._as_found(found) if kept is None else self._recognised(kept[1], dict(found))
+                if kept is None or kept != (identity, entries):
+                    await self._changes.journal.begin_recording(held.name, identity, entries)
+            except (JournalFailed, ServiceError) as error:
+                log.warning("what its entries are to hold is not known yet", map=held.name, reason=str(error))
+                return False
+            held.recorded = Recorded(identity, entries, used=len(found))
+            if held.restore:
+                held.recorded.to_restore = held.recorded.suspects(found)
+        return True
+
+    def _as_found(self, found: Iterable[tuple[int, int]]) -> dict[int, ProgramRecord]:
+        return {index: self._registry.programs.record(program_id) for index, program_id in found}
+
+    def _recognised(self, entries: dict[int, ProgramRecord], found: dict[int, int]) -> dict[int, ProgramRecord]:
+        """The recorded entries; programs of an earlier boot as what they are now, where that can be told."""
+        if all(record.id for record in entries.values()):
+            return entries
+        now: dict[ProgramRecord, ProgramRecord] = {}
+        for record in set(entries.values()):
+            program = None if record.id else self._changes.retained.find(record)
+            if program is not None:
+                with program:
+                    now[record] = self._registry.programs.record(program.id, record.pinned)
+        return {
+            index: now.get(record) or self._same_code(record, found.get(index)) or record
+            for index, record in entries.items()
+        }
+
+    def _same_code(self, record: ProgramRecord, program_id: int | None) -> ProgramRecord | None:
+        """The program, where the recorded one is of an earlier boot and had the same code."""
+        if record.id or program_id is None or record.tag is None:
+            return None
+        holds = self._registry.programs.record(program_id)
+        return holds if holds.tag == record.tag else None
+
+    async def look(self, held: HeldMap) -> list[Drifted]:
+        """Read the table, and tell where it is not as recorded; an event, where that is news."""
+        recorded = held.recorded
+        if recorded is None:
+            return []
+        found = await held.read()
+        drifted = await self._drifted(held, recorded, sorted(recorded.suspects(found)))
+        recorded.used = len(found)
+        await self._tell(held, recorded, drifted)
+        return drifted
+
+    async def _drifted(self, held: HeldMap, recorded: Recorded, suspects: Sequence[int]) -> list[Drifted]:
+        """Those that differ still, and are not just being changed."""
+        drifted = []
+        for number, index in enumerate(suspects):
+            if number % _AT_A_STRETCH == _AT_A_STRETCH - 1:
+                await asyncio.sleep(0)
+            if index in held.writing:
+                continue
+            holds, record = held.opened().get(index), recorded.entries.get(index)
+            if holds == (None if record is None else record.id):
+                continue
+            same = None if record is None else self._same_code(record, holds)
+            if same is not None:
+                recorded.put(index, same)
+            else:
+                kernel = None if holds is None else self._registry.programs.record(holds)
+                drifted.append(Drifted(index, record, kernel))
+        return drifted
+
+    async def _tell(self, held: HeldMap, recorded: Recorded, drifted: Sequence[Drifted]) -> None:
+        known = recorded.drift
+        now = {each.index: None if each.kernel is None else each.kernel.id for each in drifted}
+        if now == known:
+            return
+        recorded.drift = now
+        log.warning("drift", map=held.name, entries=len(now), first=next(iter(now), None))
+        told: dict[str, Any] = {
+            "map": held.name,
+            "count": len(now),
+            "drift": [
+                {"index": each.index, "journal": _json(each.journal), "kernel": _json(each.kernel)}
+                for each in drifted[:_TOLD]
+            ],
+        }
+        try:
+            await self._changes.journal.tell_drift(held.name, told)
+        except JournalFailed as error:
+            log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
+            recorded.drift = known  # told at the next look
+
+    def seen(self, held: HeldMap, found: Iterable[tuple[int, int]]) -> None:
+        """A table was read: look closer where it is not as recorded."""
+        if held.recorded is not None and held.recorded.suspects(found) - held.recorded.drift.keys():
+            self._look_soon(held)
+
+    def seen_one(self, held: HeldMap, index: int, program_id: int | None) -> None:
+        """The same, of one entry."""
+        recorded = held.recorded
+        if recorded is not None and recorded.ids.get(index) != program_id and index not in recorded.drift:
+            self._look_soon(held)
+
+    def _look_soon(self, held: HeldMap) -> None:
+        if not self._looking:
+            task = asyncio.create_task(self._look_once(held))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _look_once(self, held: HeldMap) -> None:
+        try:
+            await self.look(held)
+        except (MapUnknown, MapUnavailable):
+            pass  # released meanwhile
+        except ServiceError as error:
+            log.warning("a map could not be read", map=held.name, reason=str(error))
+
+    async def look_at_all(self) -> None:
+        """Look at every map."""
+        for held in self._registry.maps:
+            await self._look_once(held)
+
+    async def finish(self) -> None:
+        """Wait for looks that are under way."""
+        if self._looking:
+            await asyncio.wait(self._looking)
+
+
+def _json(record: ProgramRecord | None) -> dict[str, Any] | None:
+    return None if record is None else asdict(record) | {"id": record.id or None}

@@ -1,0 +1,145 @@
+"""The stream of events, to any number of readers, none of whom holds up whoever makes the events."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from app.service.errors import EventsExpired, JournalUnreadable
+from app.store.journal import Journal, JournalFailed
+from app.store.records import Event
+
+_RECENT: Final = 16_384  # entries of events that are kept at hand
+_AT_ONCE: Final = 64  # events that a reader gets at a time, and readers that are woken at a time
+_PAUSE: Final = 0.02  # s, between two rounds of waking
+_KEEPALIVE: Final = 15.0  # s
+
+Encode = Callable[[Event], bytes]
+
+
+@dataclass(eq=False, slots=True)
+class _Recent:
+    event: Event
+    encoded: bytes | None = None
+
+
+class Feed:
+    """Whoever makes an event leaves it here; readers come for it, each from where it is. Thread rule: one event loop.
+
+    A reader has no queue: one that is slow finds in the journal what it has missed, and costs nothing meanwhile.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._recent: deque[_Recent] = deque()
+        self._weight = 0
+        self._unseen = False
+        self._sleeping: set[asyncio.Future[None]] = set()
+        self._relay: asyncio.Task[None] | None = None
+        self._ended = False
+        self.readers = 0
+        journal.on_events = self._publish
+
+    def _publish(self, events: list[Event]) -> None:
+        """Leave events that the journal has; that readers are woken, later and by a task, is all that it costs here."""
+        for event in events:
+            self._recent.append(_Recent(event))
+            self._weight += event.weight
+        while self._weight > _RECENT:
+            self._weight -= self._recent.popleft().event.weight
+        self._unseen = True
+        if self._sleeping and self._relay is None:
+            self._relay = asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        """Wake the readers, some at a time, with a turn for others in between; then a pause, and again if need be."""
+        while self._sleeping and self._unseen:
+            self._unseen = False
+            for number, future in enumerate(list(self._sleeping), 1):
+                if not future.done():
+                    future.set_result(None)
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(_PAUSE)
+        self._relay = None
+
+    def stop(self) -> None:
+        """End all streams, and those that would begin."""
+        self._ended = True
+        for future in self._sleeping:
+            if not future.done():
+                future.set_result(None)
+
+    def start_of(self, after: int | None) -> int:
+        """The event after which a stream begins; None: with the next that happens.
+
+        EventsExpired where what came after it cannot be told without a gap; JournalUnreadable.
+        """
+        last = self._journal.last_event
+        if after is None:
+            return last
+        pruned = self._pruned()
+        if not pruned <= after <= last:
+            raise EventsExpired(after, pruned + 1)
+        return after
+
+    def _pruned(self) -> int:
+        try:
+            return self._journal.pruned_event()
+        except JournalFailed as error:
+            raise JournalUnreadable(str(error)) from error
+
+    async def read(self, after: int, map_: str | None, encode: Encode) -> AsyncGenerator[list[bytes]]:
+        """The events after this one, of one map or of all, as they happen; nothing after every 15 s without any.
+
+        It ends with the service, and where the reader was so slow that the journal knows no more what is next.
+        """
+        self.readers += 1
+        try:
+            while not self._ended:
+                found = self._after(after)
+                if found is None:
+                    return
+                if found:
+                    after = found[-1].event.id
+                    yield [_encoded(each, encode) for each in found if map_ is None or each.event.map == map_]
+                elif not await self._sleep():
+                    yield []
+        finally:
+            self.readers -= 1
+
+    async def _sleep(self) -> bool:
+        """Wait for an event; False where none came for long."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleeping.add(future)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KEEPALIVE):
+                    await future
+                    return True
+            return False
+        finally:
+            self._sleeping.discard(future)
+
+    def _after(self, after: int) -> list[_Recent] | None:
+        """Some of the events after this one; None where they are gone."""
+        if after >= self._journal.last_event:
+            return []
+        if self._recent and after >= self._recent[0].event.id - 1:
+            first = after - self._recent[0].event.id + 1
+            return list(islice(self._recent, first, first + _AT_ONCE))
+        try:
+            if after < self._journal.pruned_event():
+                return None
+            return [_Recent(event) for event in self._journal.events(after, _AT_ONCE)] or None
+        except JournalFailed:
+            return None
+
+
+def _encoded(recent: _Recent, encode: Encode) -> bytes:
+    if recent.encoded is None:
+        recent.encoded = encode(recent.event)
+    return recent.encoded

@@ -1,0 +1,127 @@
+"""Ending drift: what is recorded is put back, or what the kernel has is recorded."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Final
+
+import structlog
+
+from app.service.changes import Changes, Origin
+from app.service.confirmations import SERVICE
+from app.service.drift import Drift, Drifted
+from app.service.entries import TableResult
+from app.service.errors import JournalUnreadable, NotRestorable, ServiceError, WriteRefused
+from app.service.fit import fit_of
+from app.service.held import HeldMap
+from app.service.program import Program
+from app.service.writing import Step
+from app.store.records import EntryChange, ProgramRecord
+
+_TOLD: Final = 20
+
+log = structlog.get_logger()
+
+
+async def reconcile_to_journal(
+    changes: Changes, drift: Drift, held: HeldMap, origin: Origin, *, dry_run: bool
+) -> TableResult:
+    """Put back what is recorded, in every entry that has drifted, or in none.
+
+    Errors: NotRestorable with the programs that are gone; those of Changes.apply and check_fit.
+    """
+    async with held.lock:
+        drifted = await _drifted(drift, held)
+        seeds = await changes.registry.seeds_for(held) if dry_run else []
+        with ExitStack() as stack:
+            programs, lost = _found(changes, drifted, stack)
+            if lost:
+                first = next(iter(lost))
+                told = [{"index": index, "reason": reason} for index, reason in list(lost.items())[:_TOLD]]
+                raise NotRestorable(held.name, f"entry {first}: {lost[first]}", told)
+            steps = _steps(drifted, programs)
+            cleared = sum(step.program is None for step in steps)
+            if dry_run:
+                changes.check(held, steps, origin)
+                fit = fit_of(changes.registry, held.opened(), list(programs.values()), seeds)
+                return TableResult(None, len(steps) - cleared, cleared, 0, fit)
+            change = await changes.apply(held, "reconcile", steps, origin) if steps else None
+            return TableResult(change, len(steps) - cleared, cleared, 0)
+
+
+async def reconcile_to_kernel(
+    changes: Changes, drift: Drift, held: HeldMap, origin: Origin, *, dry_run: bool
+) -> TableResult:
+    """Record what the kernel has, and write nothing there. Errors: EntryWaits, JournalUnavailable."""
+    async with held.lock:
+        drifted = await _drifted(drift, held)
+        changes.confirmations.check_free(held, [each.index for each in drifted])
+        if dry_run or not drifted:
+            return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)
+        entries = [EntryChange(each.index, each.journal, each.kernel) for each in drifted]
+        return TableResult(await changes.adopt(held, entries, origin), 0, 0, len(drifted))
+
+
+async def _drifted(drift: Drift, held: HeldMap) -> list[Drifted]:
+    held.opened()
+    if held.recorded is None:
+        raise JournalUnreadable("what the entries are to hold is not known yet: the journal cannot be used")
+    return await drift.look(held)
+
+
+def _found(
+    changes: Changes, drifted: Sequence[Drifted], stack: ExitStack
+) -> tuple[dict[ProgramRecord, Program], dict[int, str]]:
+    """The recorded programs, open for as long as the stack; and by index why one cannot be."""
+    programs: dict[ProgramRecord, Program] = {}
+    for record in {each.journal for each in drifted if each.journal is not None}:
+        program = changes.retained.find(record)
+        if program is not None:
+            programs[record] = stack.enter_context(program)
+    lost = {
+        each.index: _why(each.journal) for each in drifted if each.journal is not None and each.journal not in programs
+    }
+    return programs, lost
+
+
+def _why(record: ProgramRecord) -> str:
+    name = record.name or record.pinned or record.id or record.tag
+    if record.pinned is None:
+        return f"program {name!r} is gone, and it was pinned nowhere that the service knew"
+    return f"program {name!r} is gone, and what is pinned at {record.pinned}, if anything, is not it"
+
+
+def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]) -> list[Step]:
+    """Sets by rising index, then clears by falling index."""
+    sets = [
+        Step(each.index, None if each.kernel is None else each.kernel.id, programs[each.journal], each.journal.pinned)
+        for each in drifted
+        if each.journal is not None and each.journal in programs
+    ]
+    clears = [Step(each.index, each.kernel.id, None) for each in drifted if each.journal is None and each.kernel]
+    return sets + clears[::-1]
+
+
+async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
+    """After a start: put back what can be, of the entries that were not as recorded; the rest is tried again."""
+    recorded = held.recorded
+    if recorded is None or not recorded.to_restore:
+        return
+    async with held.lock:
+        drifted = [each for each in await drift.look(held) if each.index in recorded.to_restore]
+        drifted = [each for each in drifted if each.index not in held.waits]
+        recorded.to_restore &= {each.index for each in drifted}
+        with ExitStack() as stack:
+            programs, recorded.lost = _found(changes, drifted, stack)
+            steps = _steps(drifted, programs)
+            while steps:
+                try:
+                    change = await changes.apply(held, "restore", steps, Origin(SERVICE, uuid.uuid4().hex))
+                except ServiceError as error:
+                    # One that does not go in must not keep the others out.
+                    wrong = error.index if isinstance(error, WriteRefused) else steps[0].index
+                    recorded.lost[wrong] = str(error)
+                    steps = [step for step in steps if step.index != wrong]
+                else:
+                    log.info("restored", map=held.name, change=change.id, entries=len(steps))
+                    break
