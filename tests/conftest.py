@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -108,9 +109,9 @@ def registry(kernel: Kernel, pins: Path) -> Iterator[Registry]:
 
 
 @contextlib.contextmanager
-def application(registry: Registry) -> Iterator[FastAPI]:
-    """The application over it, with a journal in memory."""
-    app = create_app(registry, Journal(Path(":memory:"), "process"))
+def application(registry: Registry, journal: Journal | None = None, **options: Any) -> Iterator[FastAPI]:
+    """The application over it, with a journal in memory unless one is given."""
+    app = create_app(registry, journal or Journal(Path(":memory:"), "process"), **options)
     yield app
     app.state.changes.close()
 

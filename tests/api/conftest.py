@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.service.registry import Registry
 from tests.conftest import application
@@ -13,18 +15,38 @@ ENTRY = "/maps/jump_table/entries/3"
 
 
 @pytest.fixture
-async def client(registry: Registry, anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with asking(registry) as client:
+async def app(registry: Registry, anyio_backend: str) -> AsyncIterator[FastAPI]:
+    async with started(registry) as app:
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
         yield client
+
+
+@asynccontextmanager
+async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
+    """The application over this registry, as it is when the first request comes."""
+    with application(registry, **options) as app:
+        await app.state.upkeep.start()
+        try:
+            yield app
+        finally:
+            await app.state.upkeep.finish()
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """A client on it."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable")
 
 
 @asynccontextmanager
 async def asking(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
     """A client on the application over this registry."""
-    with application(registry) as app:
-        await app.state.upkeep.start()
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable") as client:
-            yield client
+    async with started(registry) as app, client_of(app) as client:
+        yield client
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> None:

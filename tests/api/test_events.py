@@ -1,0 +1,264 @@
+"""/events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.events import _encoded
+from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
+from app.service import feed
+from app.service.opening import make_array
+from app.service.registry import Registry
+from app.store import journal as store
+from app.store.journal import Journal
+from tests.api.conftest import ENTRY, assert_problem, client_of, started
+from tests.running import demo
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+
+
+@dataclass
+class Told:
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+def parsed(text: str) -> list[Told]:
+    """The events of a stream, by the rules of WHATWG HTML, 9.2.6, as far as they are used."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
+        if fields:
+            found.append(Told(int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[Told]:
+    """All that a reader gets who comes now and stays until nothing is left to be told."""
+    headers = {} if last is None else {"Last-Event-ID": str(last)}
+    async with client_of(app) as client:
+        reading = asyncio.create_task(client.get(f"/events{query}", headers=headers))
+        while not app.state.changes.feed._sleeping and not reading.done():
+            await asyncio.sleep(0)
+        app.state.changes.feed.stop()
+        response = await reading
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return parsed(response.text)
+
+
+class TestEvents:
+    async def test_a_change_is_one_event_with_all_of_it(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        bad = [{"index": 1, "program": "drop"}, {"index": 2, "program": "nope"}]
+        assert (await client.patch(TABLE, json={"entries": bad})).status_code == 422
+        good = [{"index": index, "program": "drop"} for index in (1, 2, 3)]
+        changed = await client.patch(f"{TABLE}?note=why", json={"entries": good})
+        await client.put(f"{TABLE}/3", json={"program": "drop"})  # is there already
+        await client.put(f"{TABLE}/3?dry_run=true", json={"program": "pass"})
+        (event,) = await stream(app)
+        assert (event.id, event.type, event.data) == (1, "change", changed.json()["change"])
+
+    async def test_confirmed_and_expired(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        await client.post("/changes/1/confirm")
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
+        (waiting,) = app.state.changes.confirmations._waiting.values()
+        await app.state.changes.confirmations.undo(waiting)
+        await client.post("/changes/1/revert")
+        told = [(each.type, each.data["id"], each.data["state"]) for each in await stream(app)]
+        assert told == [
+            ("change", 1, "unconfirmed"),
+            ("confirmed", 1, "confirmed"),
+            ("change", 2, "unconfirmed"),
+            ("expired", 2, "expired"),
+            ("change", 4, "applied"),
+        ]
+
+    async def test_maps_and_programs(
+        self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, kernel: Kernel, pins: Path
+    ) -> None:
+        drop = registry.programs.get("drop").opened().id
+        await client.put("/programs/again", json={"id": drop}, headers={"X-Request-ID": "seven"})
+        await client.delete("/programs/again")
+        with make_array(kernel, "other", 4) as array:
+            kernel.obj_pin(array.fd, f"{pins}/other")
+        await client.put("/maps/other", json={"pinned": f"{pins}/other"})
+        await client.delete("/maps/other?dry_run=true")
+        await client.delete("/maps/other")
+        told = await stream(app)
+        assert [(each.type, each.data["happened"]) for each in told] == [
+            ("program", "held"), ("program", "released"), ("map", "held"), ("map", "released"),
+        ]  # fmt: skip
+        assert told[0].data == {
+            "program": "again", "happened": "held", "id": drop, "actor": "tcp:127.0.0.1", "request_id": "seven",
+        }  # fmt: skip
+        assert told[2].data["map"] == "other"
+
+    async def test_of_one_map(
+        self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, kernel: Kernel
+    ) -> None:
+        registry.maps.adopt("other", make_array(kernel, "other", 4))
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.put("/maps/other/entries/0", json={"program": "drop"})
+        await client.put("/programs/again", json={"id": registry.programs.get("drop").opened().id})
+        assert [each.id for each in await stream(app, "?map=other")] == [2]
+
+    async def test_without_last_event_id_only_what_happens_from_now_on(
+        self, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        assert await stream(app, last=None) == []
+
+    async def test_resumed_anywhere_without_a_gap_or_a_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        await make_many(client)
+        journal = app.state.changes.journal
+        everything = [_encoded(event) for event in journal.events(0, 1000)]
+        ids = [event.id for event in journal.events(0, 1000)]
+        assert ids == list(range(1, len(ids) + 1))
+        for after in range(len(ids) + 1):
+            assert [_encoded(event) for event in journal.events(after, 1000)] == everything[after:]
+            async with aclosing(app.state.changes.feed.read(after, None, _encoded)) as batches:
+                got: list[bytes] = []
+                while len(got) < len(ids) - after:
+                    got += await anext(batches)
+            assert got == everything[after:], "of those at hand, the same as of those in the journal"
+
+    async def test_pages_of_the_journal_fit_together(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        await make_many(client)
+        journal = app.state.changes.journal
+        found: list[int] = []
+        while page := journal.events(found[-1] if found else 0, 3):
+            found += [event.id for event in page]
+        assert found == list(range(1, journal.last_event + 1))
+
+    async def test_the_sequence_goes_on_after_a_restart(self, registry: Registry, tmp_path: Path) -> None:
+        for round_ in range(2):
+            journal = Journal(tmp_path / "journal.db", "process")
+            async with started(registry, journal=journal) as app, client_of(app) as client:
+                await client.put(ENTRY, json={"program": ("drop", "pass")[round_]})
+                await client.put("/programs/again", json={"id": registry.programs.get("drop").opened().id})
+                if round_:
+                    assert [each.id for each in await stream(app, last=1)] == [2, 3, 4]
+
+    @pytest.mark.parametrize("last", ["x", "-1", "1.5", "", "1" * 19])
+    async def test_an_id_that_is_none(self, client: httpx.AsyncClient, last: str) -> None:
+        refused = await client.get("/events", headers={"Last-Event-ID": last})
+        assert_problem(refused, 400, "malformed-header")
+
+    async def test_410_where_the_journal_does_not_go_back_so_far_or_never_had_it(
+        self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "_KEPT", 100)
+        monkeypatch.setattr(store, "_PRUNED_EVERY", 1)
+        for number in range(150):
+            await client.put(ENTRY, json={"program": ("drop", "pass")[number % 2]})
+        pruned = app.state.changes.journal.pruned_event()
+        assert pruned >= 40
+        for last in (0, pruned - 1, 151):
+            refused = await client.get("/events", headers={"Last-Event-ID": str(last)})
+            assert_problem(refused, 410, "events-expired")
+            assert refused.json()["first"] == pruned + 1
+        assert [each.id for each in await stream(app, last=pruned)] == list(range(pruned + 1, 151))
+
+    async def test_head_ends(self, client: httpx.AsyncClient) -> None:
+        response = await client.head("/events")
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"].startswith("text/event-stream")
+
+
+async def make_many(client: httpx.AsyncClient) -> None:
+    """Events of several types, mixed."""
+    for number in range(12):
+        query = "?confirm_within=60" if number % 3 == 0 else ""
+        answer = await client.put(f"{TABLE}/{number}{query}", json={"program": "drop"})
+        if number % 3 == 0:
+            await client.post(f"/changes/{answer.headers['change-id']}/confirm")
+        if number % 4 == 0:
+            await client.put(f"/programs/p{number}", json={"id": (await client.get("/programs/drop")).json()["id"]})
+
+
+@pytest.fixture
+async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
+    registry = Registry(MemoryKernel())
+    async with started(registry) as app:
+        yield app
+    registry.close()
+
+
+class TestReaders:
+    async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(feed, "_KEEPALIVE", 0.01)
+        async with aclosing(quiet.state.changes.feed.read(0, None, _encoded)) as batches:
+            assert await anext(batches) == []
+
+    async def test_they_are_counted_and_gone_when_they_go(self, quiet: FastAPI) -> None:
+        reading = quiet.state.changes.feed.read(0, None, _encoded)
+        first = asyncio.ensure_future(anext(reading))
+        while not quiet.state.changes.feed._sleeping:
+            await asyncio.sleep(0)
+        assert quiet.state.changes.feed.readers == 1
+        first.cancel()
+        await asyncio.wait([first])
+        await reading.aclose()
+        assert (quiet.state.changes.feed.readers, quiet.state.changes.feed._sleeping) == (0, set())
+
+    async def test_a_thousand_readers_get_all_and_whoever_changes_wakes_none_of_them(self, quiet: FastAPI) -> None:
+        changes = quiet.state.changes
+        ids: list[list[int]] = [[] for _ in range(1000)]
+
+        async def follow(number: int) -> None:
+            async with aclosing(changes.feed.read(0, None, _encoded)) as batches:
+                async for batch in batches:
+                    ids[number] += [each.id for each in parsed(b"".join(batch).decode())]
+
+        readers = [asyncio.create_task(follow(number)) for number in range(1000)]
+        while len(changes.feed._sleeping) < 1000:
+            await asyncio.sleep(0)
+        for number in range(50):
+            await changes.journal.tell_of("program", "x", {"program": "x", "number": number})
+            assert number or len(changes.feed._sleeping) == 1000, "whoever makes the first goes on before any is woken"
+        while any(len(each) < 50 for each in ids):
+            await asyncio.sleep(0.01)
+        changes.feed.stop()
+        await asyncio.wait(readers)
+        assert all(each == list(range(1, 51)) for each in ids)
+
+    async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
+        self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(feed, "_RECENT", 5)
+        changes = quiet.state.changes
+        async with aclosing(changes.feed.read(0, None, _encoded)) as batches:
+            for number in range(200):
+                await changes.journal.tell_of("program", "x", {"number": number})
+            got: list[int] = []
+            while len(got) < 200:
+                got += [each.id for each in parsed(b"".join(await anext(batches)).decode())]
+        assert got == list(range(1, 201))
+
+
+class TestServed:
+    def test_curl_follows_and_the_stream_ends_with_the_service(self) -> None:
+        with demo("--kernel", "memory") as service, service.client() as client:
+            with client.stream("GET", "/events") as response:
+                lines = response.iter_lines()
+                assert next(lines) == ": after event 0"
+                with service.client() as other:
+                    other.put(ENTRY, json={"program": "drop"})
+                assert [next(lines) for _ in range(3)] == ["", "id: 1", "event: change"]
+                assert json.loads(next(lines).removeprefix("data: "))["id"] == 1
+                service.process.terminate()
+                assert [line for line in lines if line] == []
+            assert service.process.wait(20) == 0

@@ -1,0 +1,72 @@
+"""/metrics."""
+
+import re
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+
+
+class TestMetrics:
+    async def test_changes_requests_drift_and_readers(
+        self, app: FastAPI, client: httpx.AsyncClient, registry: Registry
+    ) -> None:
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.put(ENTRY, json={"program": "pass"})
+        await client.put(f"{TABLE}/99", json={"program": "pass"})
+        await client.put(f"{TABLE}/4?confirm_within=60", json={"program": "pass"})
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 7, tx.fd)
+        await app.state.upkeep.drift.look_at_all()
+        figures = await scrape(client)
+        for name, labels, value in (
+            ("jumptable_changes_total", {"kind": "set", "outcome": "applied"}, 3),
+            ("jumptable_request_seconds_count", {"operation": "set_entry", "status": "200"}, 1),
+            ("jumptable_request_seconds_count", {"operation": "set_entry", "status": "404"}, 1),
+            ("jumptable_drift_entries", {"map": "jump_table"}, 1),
+            ("jumptable_entries_used", {"map": "jump_table"}, 3),
+            ("jumptable_entries_max", {"map": "jump_table"}, 16),
+            ("jumptable_unconfirmed_changes", {}, 1),
+            ("jumptable_maps", {}, 1),
+            ("jumptable_maps_unavailable", {}, 0),
+            ("jumptable_programs", {}, 5),
+            ("jumptable_event_readers", {}, 0),
+        ):
+            assert figures[name, tuple(sorted(labels.items()))] == value, name
+        assert figures["jumptable_kernel_call_seconds_count", (("call", "map_update"),)] >= 3
+        assert figures["jumptable_journal_commit_seconds_count", ()] >= 3
+
+    async def test_no_label_comes_from_a_request(self, client: httpx.AsyncClient) -> None:
+        before = len(await scrape(client))
+        for number in range(30):
+            await client.get(f"/nope{number}")
+            await client.get(f"/maps/nope{number}")
+            await client.request(f"VERB{number}", "/maps")
+            await client.put("/maps/m", json={"pinned": f"/nope{number}"})
+        new = [name for name, _ in await scrape(client) if "request" in name]
+        assert not [name for name in new if re.search("nope|VERB", str(name))]
+        assert len(await scrape(client)) < before + 300
+
+    async def test_both_formats(self, client: httpx.AsyncClient) -> None:
+        plain = await client.get("/metrics")
+        assert plain.headers["content-type"].startswith("text/plain")
+        openmetrics = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+        assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+        assert openmetrics.text.endswith("# EOF\n")
+
+
+async def scrape(client: httpx.AsyncClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = (await client.get("/metrics")).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }

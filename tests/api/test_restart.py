@@ -1,0 +1,137 @@
+"""What requests hold is held again after a restart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
+from app.service.held import HeldMap, Pinned
+from app.service.opening import make_array
+from app.service.registry import Registry
+from app.store.journal import Journal, JournalFailed
+from tests.api.conftest import assert_problem, client_of, started
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def prepared(kernel: Kernel, pins: Path) -> Iterator[tuple[int, int]]:
+    """An array and a program that somebody else keeps, pinned as `table` and `program`: their ids."""
+    with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
+        kernel.obj_pin(array.fd, f"{pins}/table")
+        kernel.obj_pin(program.fd, f"{pins}/program")
+        yield array.id, program.id
+
+
+async def names(client: httpx.AsyncClient) -> dict[str, str]:
+    """What is held, and its state."""
+    maps = (await client.get("/maps")).json()["maps"]
+    programs = (await client.get("/programs")).json()["programs"]
+    return {each["name"]: each["state"] for each in (*maps, *programs)}
+
+
+async def hold_all(kernel: Kernel, pins: Path, file: Path, ids: tuple[int, int]) -> None:
+    """Two by pin, one by id, one made, one released again; then the service ends."""
+    registry = Registry(kernel, [str(pins)])
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        for path, body in (
+            ("/maps/table", {"pinned": f"{pins}/table"}),
+            ("/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),
+            ("/programs/pinned", {"pinned": f"{pins}/program"}),
+            ("/programs/by_id", {"id": ids[1]}),
+            ("/programs/released", {"id": ids[1]}),
+        ):
+            assert (await client.put(path, json=body)).status_code == 201
+            dry = await client.put(f"{path}_dry?dry_run=true", json=body)
+            assert dry.is_success or dry.json()["code"] == "name-taken"
+        assert (await client.delete("/programs/released")).status_code == 204
+    registry.close()
+
+
+async def test_all_but_what_was_released(kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]) -> None:
+    await hold_all(kernel, pins, file, prepared)
+    registry = Registry(kernel, [str(pins)])
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        assert await names(client) == dict.fromkeys(("table", "made", "pinned", "by_id"), "held")
+        assert (await client.get("/maps/table")).json()["id"] == prepared[0]
+        assert (await client.get("/maps/made")).json()["max_entries"] == 7
+    registry.close()
+
+
+async def test_the_configuration_has_precedence(
+    kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
+) -> None:
+    await hold_all(kernel, pins, file, prepared)
+    registry = Registry(kernel, [str(pins)])
+    with make_array(kernel, "new", 9) as array:
+        kernel.obj_pin(array.fd, f"{pins}/new")
+    registry.maps.add(HeldMap("table", Pinned(f"{pins}/new")))
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        assert (await client.get("/maps/table")).json()["max_entries"] == 9
+    registry.close()
+
+
+async def test_what_is_gone_is_unavailable_until_it_is_back(
+    kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
+) -> None:
+    await hold_all(kernel, pins, file, prepared)
+    kernel.unpin(f"{pins}/program")
+    registry = Registry(kernel, [str(pins)])
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        assert (await names(client))["pinned"] == "unavailable"
+        assert (await client.get("/readyz")).status_code == 503
+        with load(kernel, 1) as program:
+            kernel.obj_pin(program.fd, f"{pins}/program")
+        await app.state.upkeep._retry()
+        assert (await names(client))["pinned"] == "held"
+        assert [event.type for event in app.state.changes.journal.events(0, 100)][-1] == "program"
+    registry.close()
+
+
+async def test_holds_by_id_end_with_the_boot(file: Path) -> None:
+    pins = Path("/sys/fs/bpf")
+    kernel = MemoryKernel()
+    with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
+        kernel.obj_pin(array.fd, f"{pins}/table")
+        kernel.obj_pin(program.fd, f"{pins}/program")
+        await hold_all(kernel, pins, file, (array.id, program.id))
+    registry = Registry(MemoryKernel(), [str(pins)])
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        assert await names(client) == {"table": "unavailable", "made": "held", "pinned": "unavailable"}
+    registry.close()
+
+
+async def test_what_cannot_be_journalled_is_neither_held_nor_released(
+    kernel: Kernel, pins: Path, prepared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(kernel, [str(pins)])
+    async with started(registry) as app, client_of(app) as client:
+        await client.put("/programs/first", json={"id": prepared[1]})
+        with monkeypatch.context() as patch:
+            for name in ("hold", "release"):
+                patch.setattr(app.state.changes.journal, name, fail)
+            for method, path, body in (
+                ("PUT", "/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),
+                ("PUT", "/maps/table", {"pinned": f"{pins}/table"}),
+                ("PUT", "/programs/other", {"id": prepared[1]}),
+                ("DELETE", "/programs/first", None),
+            ):
+                assert_problem(await client.request(method, path, json=body), 503, "journal-unavailable")
+        assert await names(client) == {"first": "held"}
+        with pytest.raises(FileNotFoundError):
+            kernel.obj_get(f"{pins}/made")
+    registry.close()
+
+
+async def fail(*_: object) -> None:
+    message = "the disk is full"
+    raise JournalFailed(message)
