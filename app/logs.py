@@ -6,6 +6,7 @@ import sys
 from typing import Any, TextIO, cast
 
 import structlog
+from pydantic_core import to_json
 
 
 class _Stderr:
@@ -20,6 +21,10 @@ class _Stderr:
             sys.stderr.flush()
 
 
+def _json(event: object, **_: Any) -> str:
+    return to_json(event, fallback=repr).decode()
+
+
 def configure() -> None:
     """Set up structlog, and give what uvicorn and asyncio log the same form."""
     terminal = sys.stderr.isatty()
@@ -30,7 +35,7 @@ def configure() -> None:
     last: list[Any] = (
         [structlog.dev.ConsoleRenderer()]
         if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     )
     # Our own lines go straight out: by way of logging each would cost a change a quarter of its time.
     structlog.configure(

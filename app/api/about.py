@@ -2,16 +2,18 @@
 
 import importlib.resources
 import platform
+from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app import __version__
-from app.api import models
+from app.api import outputs
 from app.api.documented import answers, problems
 from app.api.envelope import REQUEST_ID
 from app.api.problems import PROBLEMS, Refused, problem
@@ -20,6 +22,38 @@ from app.api.strict_route import StrictRoute
 from app.service.held import HeldMap, HeldProgram
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """All that is configured could be opened."""
+
+    status: Literal["ready"] = "ready"
+    reasons: list[str]
+
+
+class Version(BaseModel):
+    """What runs."""
+
+    name: str = "jumptable"
+    version: str = Field(examples=["0.1.0"])
+    kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
+    kernel_release: str = Field(examples=["6.18.44"])
+
+
+class Explanation(BaseModel):
+    """What a problem's code means."""
+
+    code: str = Field(examples=["entry-empty"])
+    status: int = Field(examples=[404])
+    title: str
+    remedy: str
+
 
 # Swagger UI's files, as that package carries them: no page here needs the internet.
 _files = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static"))
@@ -35,20 +69,20 @@ async def assets(scope: Scope, receive: Receive, send: Send) -> None:
     "/healthz",
     operation_id="get_health",
     summary="Tell whether the process answers",
-    response_model=models.Health,
-    responses=answers(models.Health, "It does.") | problems(),
+    response_model=Health,
+    responses=answers(Health, "It does.") | problems(),
 )
 async def get_health() -> Response:
     """For a liveness probe. Tells nothing of maps and programs."""
-    return models.Json(models.Health())
+    return outputs.Json(Health())
 
 
 @router.get(
     "/readyz",
     operation_id="get_readiness",
     summary="Tell whether all that is configured could be opened",
-    response_model=models.Readiness,
-    responses=answers(models.Readiness, "It could.") | problems("map-unavailable", "program-unavailable"),
+    response_model=Readiness,
+    responses=answers(Readiness, "It could.") | problems("map-unavailable", "program-unavailable"),
 )
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, or the
@@ -66,35 +100,35 @@ async def get_readiness(request: Request) -> Response:
         only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
         code = "program-unavailable" if only_programs else "map-unavailable"
         return problem(code, "; ".join(reasons), request.scope[REQUEST_ID], facts={"reasons": reasons})
-    return models.Json(models.Readiness(reasons=[]))
+    return outputs.Json(Readiness(reasons=[]))
 
 
 @router.get(
     "/version",
     operation_id="get_version",
     summary="Tell what runs",
-    response_model=models.Version,
-    responses=answers(models.Version, "The versions.") | problems(),
+    response_model=Version,
+    responses=answers(Version, "The versions.") | problems(),
 )
 async def get_version(request: Request) -> Response:
     """The service's version, and the kernel that it works on."""
     kernel = registry_of(request).kernel.name
-    return models.Json(models.Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    return outputs.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
 
 
 @router.get(
     "/problems/{code}",
     operation_id="explain_problem",
     summary="Tell what a problem's code means",
-    response_model=models.Explanation,
-    responses=answers(models.Explanation, "What it means, and what to do.") | problems("not-found"),
+    response_model=Explanation,
+    responses=answers(Explanation, "What it means, and what to do.") | problems("not-found"),
 )
 async def explain_problem(code: str) -> Response:
     """The page that the `type` of a problem leads to."""
     if code not in PROBLEMS:
         raise Refused("not-found", f"there is no problem {code[:64]!r}")
     kind = PROBLEMS[code]
-    return models.Json(models.Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+    return outputs.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
 
 
 @router.get("/docs", include_in_schema=False)

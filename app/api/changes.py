@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import documented, models
+from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
 from app.api.problems import Refused
@@ -20,21 +20,21 @@ from app.store.journal import JournalFailed
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
-ChangeId = Annotated[models.Decimal, Path(description="As the Change-Id header tells it.", examples=[17])]
+ChangeId = Annotated[fields.Decimal, Path(description="As the Change-Id header tells it.", examples=[17])]
 
 
 @router.get(
     "/changes",
     operation_id="list_changes",
     summary="List the changes",
-    response_model=models.Changes,
-    responses=answers(models.Changes, "By rising id.") | problems("journal-unavailable"),
+    response_model=outputs.Changes,
+    responses=answers(outputs.Changes, "By rising id.") | problems("journal-unavailable"),
 )
 async def list_changes(
     request: Request,
-    map: Annotated[models.Name | None, Query(description="Of this map only.")] = None,  # noqa: A002
-    after: Annotated[models.Decimal, Query(description="With a higher id only.")] = 0,
-    before: Annotated[models.Decimal | None, Query(description="With a lower id only.")] = None,
+    map: Annotated[fields.Name | None, Query(description="Of this map only.")] = None,  # noqa: A002
+    after: Annotated[fields.Decimal, Query(description="With a higher id only.")] = 0,
+    before: Annotated[fields.Decimal | None, Query(description="With a lower id only.")] = None,
     request_id: Annotated[str | None, Query(description="Of this request only.")] = None,
     limit: Annotated[
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
@@ -46,28 +46,28 @@ async def list_changes(
         page, more = journal.changes(map_=map, after=after, before=before, request_id=request_id, limit=limit)
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
-    answer = models.Changes(changes=[models.Change.of(change) for change in page], next=page[-1].id if more else None)
-    return models.Json(answer)
+    answer = outputs.Changes(changes=[outputs.Change.of(change) for change in page], next=page[-1].id if more else None)
+    return outputs.Json(answer)
 
 
 @router.get(
     "/changes/{id}",
     operation_id="get_change",
     summary="Tell one change",
-    response_model=models.Change,
-    responses=answers(models.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
+    response_model=outputs.Change,
+    responses=answers(outputs.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
-    return models.Json(models.Change.of(changes_of(request).get(id)))
+    return outputs.Json(outputs.Change.of(changes_of(request).get(id)))
 
 
 @router.post(
     "/changes/{id}/confirm",
     operation_id="confirm_change",
     summary="Let a change stand",
-    response_model=models.Change,
-    responses=answers(models.Change, "It stands.")
+    response_model=outputs.Change,
+    responses=answers(outputs.Change, "It stands.")
     | problems("change-unknown", "already-confirmed", "change-conflict", "map-unknown", "journal-unavailable"),
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
@@ -75,16 +75,16 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     changes = changes_of(request)
     confirmed = await changes.confirmations.confirm(changes.get(id))
     log_change(request, "confirm_change", change=id, map=confirmed.map, actor=origin_of(request).actor)
-    return models.Json(models.Change.of(confirmed))
+    return outputs.Json(outputs.Change.of(confirmed))
 
 
 @router.post(
     "/changes/{id}/revert",
     operation_id="revert_change",
     summary="Undo a change",
-    response_model=models.Applied | models.DryApplied,
+    response_model=outputs.Applied | outputs.DryApplied,
     responses=answers(
-        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
     )
     | problems(
         "change-unknown",
@@ -116,16 +116,16 @@ async def revert_change_route(
     result = await revert_change(changes_of(request), id, origin, dry_run=dry_run)
     if result.change is not None:
         log_change(request, "revert_change", change=result.change.id, reverts=id, map=result.change.map)
-    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 
 
 @router.post(
     "/maps/{name}/reconcile",
     operation_id="reconcile_map",
     summary="End the drift of a map",
-    response_model=models.Applied | models.DryApplied,
+    response_model=outputs.Applied | outputs.DryApplied,
     responses=answers(
-        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
     )
     | problems(
         "map-unknown",
@@ -139,8 +139,8 @@ async def revert_change_route(
 )
 async def reconcile_map(
     request: Request,
-    name: models.MapName,
-    body: models.Reconcile,
+    name: fields.MapName,
+    body: inputs.Reconcile,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -158,4 +158,4 @@ async def reconcile_map(
         raise Refused("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
     if result.change is not None:
         log_change(request, "reconcile_map", change=result.change.id, map=name, to=body.to)
-    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))

@@ -1,9 +1,9 @@
 """What goes around every request, as plain ASGI: its id, its path, HEAD, and the answer when all else fails."""
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from typing import Final
 
 import structlog
@@ -69,7 +69,7 @@ class _Exchange:
         # By hand, as every request comes this way: Starlette's Headers would cost it ten times as much.
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self.request_id = given if _HARMLESS_ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = given if _HARMLESS_ID.fullmatch(given) else os.urandom(16).hex()
         self.is_head = scope["method"] == "HEAD"
         self.status = 0  # until the answer begins
         self.body_is_open = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

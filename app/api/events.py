@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app.api import models
+from app.api import fields, outputs
 from app.api.documented import Responses, problems
 from app.api.envelope import IS_HEAD
 from app.api.problems import Refused
@@ -65,7 +65,7 @@ class EventStream(StreamingResponse):
 )
 async def watch_events(
     request: Request,
-    map: Annotated[models.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
+    map: Annotated[fields.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
 ) -> Response:
     """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
     gap and without a repeat."""
@@ -94,7 +94,7 @@ async def _stream(feed: Feed, after: int, map_: str | None) -> AsyncGenerator[by
 
 def _encoded(event: Event) -> bytes:
     if event.change is not None:
-        data = models.Change.of(event.change).model_dump_json()
+        data = outputs.Change.of(event.change).model_dump_json()
     else:
         data = json.dumps(event.data, separators=(",", ":"))
     return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import documented, models
+from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of, upkeep_of
 from app.api.strict_route import StrictRoute
@@ -20,7 +20,7 @@ from app.service.registry import Registry
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(registry: Registry, drift: Drift, held: HeldMap) -> models.Map:
+async def _map(registry: Registry, drift: Drift, held: HeldMap) -> outputs.Map:
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
@@ -28,7 +28,7 @@ async def _map(registry: Registry, drift: Drift, held: HeldMap) -> models.Map:
     if held.recorded is not None:
         warnings += [f"entry {index} is not restored: {why}" for index, why in held.recorded.lost.items()]
     if array is None:
-        return models.Map(
+        return outputs.Map(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
@@ -36,14 +36,14 @@ async def _map(registry: Registry, drift: Drift, held: HeldMap) -> models.Map:
     state = array.state()
     owner = None
     if state.owner_type is not None:
-        owner = models.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
-    return models.Map(
+        owner = outputs.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
+    return outputs.Map(
         name=held.name,
         id=array.id,
         kernel_name=array.info.name,
         max_entries=array.max_entries,
         used=len(await held.read()),
-        drift=[models.Drift.model_validate(each, from_attributes=True) for each in await drift.look(held)],
+        drift=[outputs.Drift.model_validate(each, from_attributes=True) for each in await drift.look(held)],
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -60,8 +60,8 @@ async def _map(registry: Registry, drift: Drift, held: HeldMap) -> models.Map:
     "/maps",
     operation_id="list_maps",
     summary="List the held maps",
-    response_model=models.Maps,
-    responses=answers(models.Maps, "All of them, by name.") | problems(*KERNEL),
+    response_model=outputs.Maps,
+    responses=answers(outputs.Maps, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
@@ -69,29 +69,29 @@ async def list_maps(request: Request) -> Response:
     for held in sorted(registry.maps, key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
             told.append(await _map(registry, upkeep_of(request).drift, held))
-    return models.Json(models.Maps(maps=told))
+    return outputs.Json(outputs.Maps(maps=told))
 
 
 @router.get(
     "/maps/{name}",
     operation_id="get_map",
     summary="Tell all of one map",
-    response_model=models.Map,
-    responses=answers(models.Map, "The map.") | problems("map-unknown", *KERNEL),
+    response_model=outputs.Map,
+    responses=answers(outputs.Map, "The map.") | problems("map-unknown", *KERNEL),
 )
-async def get_map(request: Request, name: models.MapName) -> Response:
+async def get_map(request: Request, name: fields.MapName) -> Response:
     """Its size, what fits into it, by whom it is kept alive."""
     registry = registry_of(request)
-    return models.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
+    return outputs.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
 
 
 @router.put(
     "/maps/{name}",
     operation_id="hold_map",
     summary="Hold a map under a name",
-    response_model=models.Map,
-    responses=answers(models.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(models.Map, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    response_model=outputs.Map,
+    responses=answers(outputs.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(outputs.Map, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
     | problems(
         "map-unknown",
         "name-taken",
@@ -107,8 +107,8 @@ async def get_map(request: Request, name: models.MapName) -> Response:
 )
 async def hold_map(
     request: Request,
-    name: models.MapName,
-    body: models.HoldMap,
+    name: fields.MapName,
+    body: inputs.HoldMap,
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
@@ -128,7 +128,7 @@ async def hold_map(
     if not dry_run:
         log_change(request, "hold_map", map=name, map_id=answer.id, created=answer.created_here)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
-    return models.Json(answer, 201 if is_new else 200, headers)
+    return outputs.Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -141,7 +141,7 @@ async def hold_map(
 )
 async def release_map(
     request: Request,
-    name: models.MapName,
+    name: fields.MapName,
     force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import documented, models
+from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import Refused
 from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of
@@ -17,14 +17,14 @@ from app.service.running import run_program as run_held_program
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
-def _program(held: HeldProgram, uses: Uses) -> models.Program:
+def _program(held: HeldProgram, uses: Uses) -> outputs.Program:
     if held.object is None:
-        return models.Program(
+        return outputs.Program(
             name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
             gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
         )  # fmt: skip
     info = held.object.info()
-    return models.Program(
+    return outputs.Program(
         name=held.name,
         id=info.id,
         type=held.object.type,
@@ -38,7 +38,7 @@ def _program(held: HeldProgram, uses: Uses) -> models.Program:
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[models.Use(map=name, index=index) for name, index in uses.get(info.id, [])],
+        used_by=[outputs.Use(map=name, index=index) for name, index in uses.get(info.id, [])],
     )
 
 
@@ -46,39 +46,39 @@ def _program(held: HeldProgram, uses: Uses) -> models.Program:
     "/programs",
     operation_id="list_programs",
     summary="List the held programs",
-    response_model=models.Programs,
-    responses=answers(models.Programs, "All of them, by name.") | problems(*KERNEL),
+    response_model=outputs.Programs,
+    responses=answers(outputs.Programs, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_programs(request: Request) -> Response:
     """Also those that could not be opened yet."""
     registry = registry_of(request)
     uses = await registry.maps.uses()
     held = sorted(registry.programs, key=lambda each: each.name)
-    return models.Json(models.Programs(programs=[_program(each, uses) for each in held]))
+    return outputs.Json(outputs.Programs(programs=[_program(each, uses) for each in held]))
 
 
 @router.get(
     "/programs/{name}",
     operation_id="get_program",
     summary="Tell all of one program",
-    response_model=models.Program,
-    responses=answers(models.Program, "The program.") | problems("program-unknown", *KERNEL),
+    response_model=outputs.Program,
+    responses=answers(outputs.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
-async def get_program(request: Request, name: models.ProgramName) -> Response:
+async def get_program(request: Request, name: fields.ProgramName) -> Response:
     """Its type, its maps, and which entries point to it."""
     registry = registry_of(request)
     registry.programs.get(name)
     uses = await registry.maps.uses()
-    return models.Json(_program(registry.programs.get(name), uses))
+    return outputs.Json(_program(registry.programs.get(name), uses))
 
 
 @router.put(
     "/programs/{name}",
     operation_id="hold_program",
     summary="Hold a program under a name",
-    response_model=models.Program,
-    responses=answers(models.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(models.Program, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    response_model=outputs.Program,
+    responses=answers(outputs.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(outputs.Program, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
     | problems(
         "program-unknown",
         "name-taken",
@@ -93,8 +93,8 @@ async def get_program(request: Request, name: models.ProgramName) -> Response:
 )
 async def hold_program(
     request: Request,
-    name: models.ProgramName,
-    body: models.HoldProgram,
+    name: fields.ProgramName,
+    body: inputs.HoldProgram,
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
@@ -107,7 +107,7 @@ async def hold_program(
     if not dry_run:
         log_change(request, "hold_program", program=name, program_id=answer.id)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
-    return models.Json(answer, 201 if is_new else 200, headers)
+    return outputs.Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -119,7 +119,7 @@ async def hold_program(
 )
 async def release_program(
     request: Request,
-    name: models.ProgramName,
+    name: fields.ProgramName,
     dry_run: DryRun = False,
 ) -> Response:
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
@@ -133,11 +133,11 @@ async def release_program(
     "/programs/{name}/run",
     operation_id="run_program",
     summary="Run a program on a packet",
-    response_model=models.Run,
-    responses=answers(models.Run, "What came out.")
+    response_model=outputs.Run,
+    responses=answers(outputs.Run, "What came out.")
     | problems("program-unknown", "program-unavailable", "program-not-runnable", *KERNEL, *BODY),
 )
-async def run_program(request: Request, name: models.ProgramName, body: models.RunProgram) -> Response:
+async def run_program(request: Request, name: fields.ProgramName, body: inputs.RunProgram) -> Response:
     """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.
 
     So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
@@ -147,8 +147,8 @@ async def run_program(request: Request, name: models.ProgramName, body: models.R
     result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: state.draining)
     if result is None:
         raise Refused("draining", "the service is stopping")
-    return models.Json(
-        models.Run(
+    return outputs.Json(
+        outputs.Run(
             returned=result.returned,
             meaning=result.meaning,
             duration_ns=result.duration,

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import documented, models
+from app.api import documented, fields, inputs, outputs
 from app.api.conditions import PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE, REFERENCE
@@ -21,7 +21,7 @@ Wanted = list[tuple[int, ProgramRef | None]]
 
 _RESPONSES = (
     answers(
-        models.Applied | models.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
     )
     | problems(
         "map-unknown",
@@ -39,8 +39,8 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _ref(given: "str | models.ProgramObject | models.EntryProgram | None") -> ProgramRef | None:
-    return None if given is None else models.program_ref(given)
+def _ref(given: "str | inputs.ProgramObject | outputs.EntryProgram | None") -> ProgramRef | None:
+    return None if given is None else inputs.program_ref(given)
 
 
 def _precondition(request: Request) -> TablePrecondition:
@@ -57,13 +57,13 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def applied(result: TableResult) -> models.Applied:
+def applied(result: TableResult) -> outputs.Applied:
     """The answer to a change of several entries."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
-    change = None if result.change is None else models.Change.of(result.change)
+    change = None if result.change is None else outputs.Change.of(result.change)
     if result.fit is not None:
-        return models.DryApplied(change=change, **counts, fit=result.fit)
-    return models.Applied(change=change, **counts)
+        return outputs.DryApplied(change=change, **counts, fit=result.fit)
+    return outputs.Applied(change=change, **counts)
 
 
 async def _change(
@@ -82,21 +82,21 @@ async def _change(
     if result.change is not None:
         log_change(request, "replace_entries" if replace else "update_entries", change=result.change.id,
                    map=name, set=result.set, cleared=result.cleared)  # fmt: skip
-    return models.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 
 
 @router.put(
     "/maps/{name}/entries",
     operation_id="replace_entries",
     summary="Replace the whole table",
-    response_model=models.Applied | models.DryApplied,
+    response_model=outputs.Applied | outputs.DryApplied,
     responses=_RESPONSES,
     openapi_extra=PARAMETERS,
 )
 async def replace_entries(
     request: Request,
-    name: models.MapName,
-    body: models.ReplaceEntries,
+    name: fields.MapName,
+    body: inputs.ReplaceEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -120,14 +120,14 @@ async def replace_entries(
     "/maps/{name}/entries",
     operation_id="update_entries",
     summary="Change several entries",
-    response_model=models.Applied | models.DryApplied,
+    response_model=outputs.Applied | outputs.DryApplied,
     responses=_RESPONSES,
     openapi_extra=PARAMETERS,
 )
 async def update_entries(
     request: Request,
-    name: models.MapName,
-    body: models.UpdateEntries,
+    name: fields.MapName,
+    body: inputs.UpdateEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,

@@ -40,6 +40,7 @@ class Programs:
         self._holding = asyncio.Lock()  # whoever holds or releases
         self._by_id: dict[int, HeldProgram] = {}
         self._named: dict[int, ProgramSummary] = {}  # of held programs
+        self._records: dict[int, ProgramRecord] = {}  # of those that are held by a pin
         self._summaries: dict[int, ProgramSummary] = {}  # of others, as they were looked up
 
     def __iter__(self) -> Iterator[HeldProgram]:
@@ -163,9 +164,9 @@ class Programs:
 
     def record(self, program_id: int, pinned: str | None = None) -> ProgramRecord:
         """What the journal keeps of a program; `pinned`: a path that it was opened by just now."""
-        summary, held = self.describe(program_id), self._by_id.get(program_id)
-        if held is not None and isinstance(held.source, Pinned):
-            pinned = held.source.path
+        if program_id in self._records:
+            return self._records[program_id]
+        summary = self.describe(program_id)
         return ProgramRecord(summary.name, program_id, summary.tag, pinned)
 
     def held_as(self, program_id: int) -> HeldProgram | None:
@@ -190,3 +191,8 @@ class Programs:
         # In reverse, so that of several names the one held first counts.
         self._by_id = {held.object.id: held for held in reversed(self._held.values()) if held.object is not None}
         self._named = {id_: held.opened().summary(held.name) for id_, held in self._by_id.items()}
+        self._records = {
+            id_: ProgramRecord(held.name, id_, self._named[id_].tag, held.source.path)
+            for id_, held in self._by_id.items()
+            if isinstance(held.source, Pinned)
+        }

@@ -36,7 +36,7 @@ class History(Database):
     # Writing
 
     async def append(self, change: Change, *, token: str | None = None) -> Change:
-        """Journal the change, and return it with its id; what it undoes is `reverted`, or `expired`, from then on.
+        """Journal the change, and return it, now with its id; what it undoes is `reverted`, or `expired`, from then on.
 
         `token`: of the Waiting that was written before it. JournalFailed: nothing was written.
         """
@@ -51,7 +51,8 @@ class History(Database):
              change.confirm_by),
         )  # fmt: skip
         self._last_change, self._last_event = id_, event
-        change = replace(change, id=id_)
+        # In place, as to copy it would take as long as all else that is done here in Python.
+        object.__setattr__(change, "id", id_)
         if token is not None:
             self._writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (id_, token))
         undone = None
