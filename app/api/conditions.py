@@ -35,6 +35,10 @@ PARAMETERS: Final[dict[str, Any]] = {
         )
     ]
 }
+TABLE_PARAMETERS: Final = {"parameters": [
+    PARAMETERS["parameters"][0] | {"description": "Only if the table has one of these tags; `*`: whatever it has."},
+    PARAMETERS["parameters"][1] | {"description": "Only if the table has none of these tags; `*`: never."},
+]}  # fmt: skip
 READ_PARAMETERS: Final = {"parameters": [PARAMETERS["parameters"][1] | {
     "description": "304 if the resource still has one of these tags.", "example": '"0f1e2d3c4b5a6978"',
 }]}  # fmt: skip

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
-from app.api.conditions import PARAMETERS, Conditions, table_etag
+from app.api.conditions import TABLE_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE, REFERENCE
 from app.api.problems import Refused
@@ -91,7 +91,7 @@ async def _change(
     summary="Replace the whole table",
     response_model=outputs.Applied | outputs.DryApplied,
     responses=_RESPONSES,
-    openapi_extra=PARAMETERS,
+    openapi_extra=TABLE_PARAMETERS,
 )
 async def replace_entries(
     request: Request,
@@ -122,7 +122,7 @@ async def replace_entries(
     summary="Change several entries",
     response_model=outputs.Applied | outputs.DryApplied,
     responses=_RESPONSES,
-    openapi_extra=PARAMETERS,
+    openapi_extra=TABLE_PARAMETERS,
 )
 async def update_entries(
     request: Request,

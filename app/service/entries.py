@@ -13,7 +13,7 @@ from app.service.errors import (
     UnsupportedFlags,
 )
 from app.service.fit import Fit, fit_of
-from app.service.held import HeldMap, Pinned
+from app.service.held import ById, HeldMap, Pinned
 from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
 from app.service.programs import ProgramRef
@@ -137,6 +137,10 @@ async def change_table(
         found = await held.read()
         seeds = await registry.seeds_for(held)
         current = dict(found)
+        listed = {index for index, _ in wanted}
+        # What is there by its id already needs not be opened: that would take a right.
+        there = {index for index, ref in wanted if isinstance(ref, ById) and ref.id == current.get(index)}
+        wanted = [(index, ref) for index, ref in wanted if index not in there]
         with ExitStack() as stack:
             programs = {
                 ref: stack.enter_context(registry.programs.opened_copy(ref))
@@ -152,16 +156,15 @@ async def change_table(
                 for index, ref in wanted
             ]
             if replace:
-                listed = {index for index, _ in wanted}
                 steps += [Step(index, current[index], None) for index in sorted(current.keys() - listed, reverse=True)]
             precondition(array.id, found)
-            unchanged = sum(step.before == step.after for step in steps)
+            unchanged = len(there) + sum(step.before == step.after for step in steps)
             steps = [step for step in steps if step.before != step.after]
             fit: Fit | None = "tried"
             if steps:
                 changes.check(held, steps, origin)
-                there = set(current.values())
-                new = [program for program in programs.values() if program.id not in there]
+                known = set(current.values())
+                new = [program for program in programs.values() if program.id not in known]
                 fit = fit_of(registry, array, new, seeds)
             change = None
             if steps and not dry_run:

@@ -286,3 +286,21 @@ class TestJournalUnavailable:
             assert (await client.get(TABLE)).json() == before
         journal._writer.execute("PRAGMA query_only = 0")
         assert (await client.put(TABLE, json={"programs": ["tx", "tx"]})).headers["change-id"] == "2"
+
+
+class TestRights:
+    async def test_what_is_left_as_it_is_need_not_be_opened(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A program that nobody here holds can be opened by id only with CAP_SYS_ADMIN."""
+        with load(kernel, 1, name="foreign") as foreign:
+            registry.maps.get("jump_table").opened().set(0, foreign)
+        table = (await client.get(TABLE)).json()
+
+        def refused(_: int) -> int:
+            raise PermissionError(1, "refused")
+
+        monkeypatch.setattr(kernel, "prog_get_fd_by_id", refused)
+        table["entries"].append({"index": 1, "program": "drop"})
+        changed = await client.put(TABLE, json=table)
+        assert (changed.status_code, changed.json()["set"], changed.json()["unchanged"]) == (200, 1, 1)

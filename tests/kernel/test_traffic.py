@@ -20,7 +20,7 @@ from tests.conftest import load
 
 pytestmark = pytest.mark.kernel
 
-CHANGES = 20_000
+CHANGES = 100_000
 ORIGIN = Origin("unix", "one")
 
 
