@@ -185,6 +185,6 @@ def _journal(file: Path, holds: list[Hold]) -> Iterator[Finding]:
 def _writable(subject: str, folder: Path, told: str) -> Finding:
     """A folder that is writable, or that can be made in its parent."""
     nearest = folder if os.path.lexists(folder) else folder.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
         return Finding("WRONG", subject, f"{told}: {nearest} is no folder that this user may write in")
     return Finding("ok", subject, told if nearest == folder else f"{told} (is made)")

@@ -80,7 +80,8 @@ class Server(_Section):
     kernel: Literal["linux", "memory"] = "linux"
     # Requests may name pins only below these folders.
     pin_dirs: list[AbsolutePath] = [Path("/sys/fs/bpf")]
-    # The folder in bpffs where the service pins programs that the undo of a change will need. It is made.
+    # The folder in bpffs where the service pins programs that the undo of a change will need. It is made, and for this
+    # service alone.
     keep_dir: AbsolutePath | None = None
     # Seconds between two looks for entries that somebody else has changed.
     drift_interval: float = Field(default=5.0, ge=0.1, le=86_400)

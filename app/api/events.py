@@ -1,5 +1,6 @@
 """What happens, as server-sent events (WHATWG HTML, 9.2): /events."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.api import fields, outputs
 from app.api.documented import Responses, problems
@@ -21,6 +23,8 @@ from app.store.records import Event
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
+_GRACE_SECONDS: Final = 0.5
+_SLICE: Final = 1 << 16  # bytes
 _ID: Final = re.compile(r"[0-9]{1,18}")
 _LAST_EVENT_ID: Final[dict[str, Any]] = {
     "parameters": [
@@ -50,9 +54,33 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """What FastAPI is to know of it."""
+    """A stream that ends with the service, also where its reader does not read on."""
 
     media_type = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until there is no more, or nobody reads; of a service that ends, half a second longer at the most."""
+        writing = asyncio.create_task(self.stream_response(send))
+        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.changes.feed))]
+        try:
+            await asyncio.wait([writing, *others], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tasks = [writing, *others]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not writing.cancelled():
+            writing.result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _over(feed: Feed) -> None:
+    await feed.ended.wait()
+    await asyncio.sleep(_GRACE_SECONDS)
 
 
 @router.get(
@@ -89,7 +117,10 @@ async def _stream(feed: Feed, after: int, map_: str | None) -> AsyncGenerator[by
     yield b": after event %d\n\n" % after
     async with aclosing(feed.read(after, map_, _encoded)) as batches:
         async for batch in batches:
-            yield b"".join(batch) if batch else b":\n\n"
+            content = b"".join(batch) or b":\n\n"
+            # In slices: what a reader has not taken yet waits in memory, once for each of them.
+            for start in range(0, len(content), _SLICE):
+                yield content[start : start + _SLICE]
 
 
 def _encoded(event: Event) -> bytes:

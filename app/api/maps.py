@@ -20,7 +20,7 @@ from app.service.registry import Registry
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(registry: Registry, drift: Drift, held: HeldMap) -> outputs.Map:
+async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
@@ -33,6 +33,10 @@ async def _map(registry: Registry, drift: Drift, held: HeldMap) -> outputs.Map:
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
         )  # fmt: skip
+    used = len(await held.read())
+    drift = await drifts.look(held)
+    if held.object is not array:
+        return await _map(registry, drifts, held)  # opened anew meanwhile
     state = array.state()
     owner = None
     if state.owner_type is not None:
@@ -42,8 +46,8 @@ async def _map(registry: Registry, drift: Drift, held: HeldMap) -> outputs.Map:
         id=array.id,
         kernel_name=array.info.name,
         max_entries=array.max_entries,
-        used=len(await held.read()),
-        drift=[outputs.Drift.model_validate(each, from_attributes=True) for each in await drift.look(held)],
+        used=used,
+        drift=[outputs.Drift.model_validate(each, from_attributes=True) for each in drift],
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,

@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -26,11 +26,10 @@ from app.service.keep_dir import KeepDir, programs_before
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
-from app.service.writing import Written, put_back
+from app.service.undoing import Undoing
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, ProgramRecord, Waiting, expire
+from app.store.records import Change, Waiting
 
-SERVICE: Final = "jumptable"  # the actor of what the service does by itself
 _RETRY_SECONDS: Final = 2.0
 
 log = structlog.get_logger()
@@ -49,10 +48,10 @@ class Confirmations:
         self._registry = registry
         self._journal = journal
         self._retained = retained
-        self._figures = figures
+        self._undoing = Undoing(registry, journal, retained, keep_dir, figures)
         self.uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
         self._waiting: dict[int, Waiting] = {}
-        self._put_back: set[str] = set()  # tokens of those that are undone, but not yet in the journal
+        self._held: dict[str, list[int]] = {}  # what their undo needs, by token
         self._timers: dict[str, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -98,8 +97,16 @@ class Confirmations:
     async def give_up(self, waiting: Waiting) -> None:
         """The change came to nothing, and was put back."""
         self.keep_dir.unpin(waiting)
-        with suppress(JournalFailed):  # then the next start finds that there is nothing to be undone
+        if not await self._forgotten(waiting):
+            self._timers[waiting.token] = asyncio.create_task(self._until(lambda: self._forgotten(waiting)))
+
+    async def _forgotten(self, waiting: Waiting) -> bool:
+        try:
             await self._journal.wait_no_more(waiting.token)
+        except JournalFailed:
+            return False
+        self._timers.pop(waiting.token, None)
+        return True
 
     # While it waits
 
@@ -107,15 +114,30 @@ class Confirmations:
         """The change is journalled: from now on it waits."""
         waiting = replace(waiting, change=change)
         self._waiting[change.id] = waiting
+        # Held apart from those of other changes, of which only so many are kept.
+        self._held[waiting.token] = list(self._retained.hold(programs_before(change)))
         with suppress(MapUnknown):
-            waits = self._registry.maps.get(change.map).waits
-            waits.update({entry.index: change.id for entry in change.entries})
+            self.attach(self._registry.maps.get(change.map))
         self._timers[waiting.token] = asyncio.create_task(self._expire(waiting))
+
+    def attach(self, held: HeldMap) -> None:
+        """A map is held from now on: its entries that wait are known again."""
+        held.waits = {
+            entry.index: waiting.change.id
+            for waiting in self._waiting.values()
+            if waiting.change.map == held.name
+            for entry in waiting.change.entries
+        }
 
     async def _expire(self, waiting: Waiting) -> None:
         while (left := waiting.deadline - self.uptime()) > 0:  # noqa: ASYNC110 - the clock is another one
             await asyncio.sleep(left)
-        while not await self.undo(waiting):  # noqa: ASYNC110 - nothing tells when the journal can be written again
+        await self._until(lambda: self.undo(waiting))
+
+    @staticmethod
+    async def _until(done: Callable[[], Awaitable[bool]]) -> None:
+        """Again and again, as nothing tells when a journal can be written, or a map be opened."""
+        while not await done():  # noqa: ASYNC110
             await asyncio.sleep(_RETRY_SECONDS)
 
     def end(self, change_id: int) -> None:
@@ -134,6 +156,7 @@ class Confirmations:
         timer = self._timers.pop(waiting.token, None)
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
+        self._retained.release(self._held.pop(waiting.token, []))
         self.keep_dir.unpin(waiting)
 
     async def confirm(self, change: Change) -> Change:
@@ -142,8 +165,10 @@ class Confirmations:
         if waiting is None:
             raise _too_late(change)
         async with self._registry.maps.get(change.map).lock:
-            if change.id not in self._waiting or waiting.token in self._put_back:
+            if change.id not in self._waiting or waiting.token in self._undoing.unjournalled:
                 raise AlreadyUndone(change.id, "undone")  # while this waited for the lock
+            if waiting.deadline <= self.uptime():
+                raise AlreadyUndone(change.id, "overdue")
             try:
                 confirmed = await self._journal.confirm(change)
             except JournalFailed as error:
@@ -151,63 +176,21 @@ class Confirmations:
             self.end(change.id)
         return confirmed
 
-    # Undoing
-
     async def undo(self, waiting: Waiting) -> bool:
         """Each entry that still holds what the change put there gets back what it had; the rest becomes drift.
 
-        False: the map or the journal is unavailable, so it is to be tried again.
+        False: that cannot be now, as the map or the journal is unavailable, and is to be tried again.
         """
-        change, kernel = waiting.change, self._registry.kernel
+        change = waiting.change
         try:
             held = self._registry.maps.get(change.map)
-        except MapUnknown:
-            log.warning("its map is not held any more, so it cannot be undone", change=change.id, map=change.map)
-            return await self._undone(waiting, None, [])
-        async with held.lock:
-            if change.id and change.id not in self._waiting:
-                return True  # confirmed or reverted, while this waited for the lock
-            if change.boot_id != kernel.boot_id:
-                held.recorded = None  # its array is gone, and so is what its ids mean
-                return await self._undone(waiting, held, [])
-            if held.object is None:
-                return False
-            held.writing = {entry.index for entry in change.entries}
-            try:
-                left = await self._write_back(held, waiting) if held.object.id == change.map_id else []
-                return await self._undone(waiting, held, left)
-            finally:
-                held.writing = ()
-
-    async def _write_back(self, held: HeldMap, waiting: Waiting) -> list[int]:
-        with ExitStack() as stack:
-            programs: dict[int, Program] = {}
-            for id_, record in programs_before(waiting.change).items():
-                program = self.keep_dir.open(waiting, id_) or self._retained.find(record)
-                if program is not None:
-                    programs[id_] = stack.enter_context(program)
-            undos = [Written(entry.index, _id(entry.before), _id(entry.after)) for entry in waiting.change.entries]
-            return await put_back(held.opened(), undos, programs)
-
-    async def _undone(self, waiting: Waiting, held: HeldMap | None, left: list[int]) -> bool:
-        change = waiting.change
-        if left:
-            log.error("not all of an unconfirmed change could be undone", change=change.id, map=change.map, left=left)
-        try:
-            if change.id:
-                undone = await self._journal.append(expire(change, time.time(), SERVICE))
-                if held is not None and held.recorded is not None:
-                    held.recorded.took(undone)
-            else:
-                await self._journal.wait_no_more(waiting.token)
-        except JournalFailed as error:
-            log.warning("undone, but that cannot be journalled yet", change=change.id, reason=str(error))
-            self._put_back.add(waiting.token)
+            async with held.lock:
+                if change.id and change.id not in self._waiting:
+                    return True  # confirmed or reverted, while this waited for the lock
+                await self._undoing.undo(held, waiting)
+        except (ServiceError, JournalFailed) as error:
+            log.warning("not undone yet", change=change.id, map=change.map, reason=str(error))
             return False
-        if change.id:
-            self._figures.changes["expire", "applied"] += 1
-        log.info("expired", change=change.id, map=change.map, left=left)
-        self._put_back.discard(waiting.token)
         self._waiting.pop(change.id, None)
         self._let_go(waiting)
         return True
@@ -216,13 +199,18 @@ class Confirmations:
 
     async def load(self) -> None:
         """After a start: undo what is overdue, or was cut off in its midst; let the rest wait. JournalFailed."""
-        for waiting in self._journal.waiting():
-            if waiting.change.id:
-                self.run(waiting, waiting.change)
-            is_of_this_boot = waiting.change.boot_id == self._registry.kernel.boot_id
-            waits = waiting.change.id and is_of_this_boot and waiting.deadline > self.uptime()
-            if not waits and not await self.undo(waiting) and waiting.token not in self._timers:
-                self._timers[waiting.token] = asyncio.create_task(self._expire(waiting))
+        found = self._journal.waiting()
+        self.keep_dir.sweep(found)
+        for waiting in found:
+            change = waiting.change
+            if change.id:
+                self.run(waiting, change)
+            is_over = change.boot_id != self._registry.kernel.boot_id or waiting.deadline <= self.uptime()
+            if change.id and not is_over:
+                continue
+            if not await self.undo(waiting) and not change.id:
+                retry = self._until(lambda waiting=waiting: self.undo(waiting))  # type: ignore[misc]
+                self._timers[waiting.token] = asyncio.create_task(retry)
 
     async def finish(self) -> None:
         """Let go of the timers: what is overdue meanwhile is undone at the next start."""
@@ -231,10 +219,6 @@ class Confirmations:
             timer.cancel()
         if timers:
             await asyncio.wait(timers)
-
-
-def _id(record: ProgramRecord | None) -> int | None:
-    return None if record is None else record.id
 
 
 def _too_late(change: Change) -> ServiceError:

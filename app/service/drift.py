@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -50,7 +50,7 @@ class Drift:
             try:
                 kept = None if anew else await self._changes.journal.recorded(held.name, identity.boot_id)
                 found = await held.read()
-                entries = self._as_found(found) if kept is None else self._recognised(kept[1], dict(found))
+                entries = self._as_found(found) if kept is None else self._recognised(*kept, identity, dict(found))
                 if kept is None or kept != (identity, entries):
                     await self._changes.journal.begin_recording(held.name, identity, entries)
             except (JournalFailed, ServiceError) as error:
@@ -64,37 +64,44 @@ class Drift:
     def _as_found(self, found: Iterable[tuple[int, int]]) -> dict[int, ProgramRecord]:
         return {index: self._registry.programs.record(program_id) for index, program_id in found}
 
-    def _recognised(self, entries: dict[int, ProgramRecord], found: dict[int, int]) -> dict[int, ProgramRecord]:
-        """The recorded entries; programs of an earlier boot as what they are now, where that can be told."""
-        if all(record.id for record in entries.values()):
+    def _recognised(
+        self, was: Array, entries: dict[int, ProgramRecord], identity: Array, found: dict[int, int]
+    ) -> dict[int, ProgramRecord]:
+        """The recorded entries; for another array, or of an earlier boot, with the programs that they are now.
+
+        A program with the same code in the same place is taken for it; else the one that is found again; else its id
+        becomes 0, for it may still come.
+        """
+        if was == identity and all(record.id for record in entries.values()):
             return entries
-        now: dict[ProgramRecord, ProgramRecord] = {}
+        again: dict[ProgramRecord, ProgramRecord] = {}
         for record in set(entries.values()):
-            program = None if record.id else self._changes.retained.find(record)
+            program = self._changes.retained.find(record)
+            again[record] = replace(record, id=0)
             if program is not None:
                 with program:
-                    now[record] = self._registry.programs.record(program.id, record.pinned)
-        return {
-            index: now.get(record) or self._same_code(record, found.get(index)) or record
-            for index, record in entries.items()
-        }
+                    again[record] = self._registry.programs.record(program.id, record.pinned)
+        return {index: self._same_code(record, found.get(index)) or again[record] for index, record in entries.items()}
 
     def _same_code(self, record: ProgramRecord, program_id: int | None) -> ProgramRecord | None:
-        """The program, where the recorded one is of an earlier boot and had the same code."""
-        if record.id or program_id is None or record.tag is None:
+        """The program, where it has the code of the recorded one."""
+        if program_id is None or record.tag is None:
             return None
         holds = self._registry.programs.record(program_id)
         return holds if holds.tag == record.tag else None
 
-    async def look(self, held: HeldMap) -> list[Drifted]:
-        """Read the table, and tell where it is not as recorded; an event, where that is news."""
+    async def look(self, held: HeldMap, *, quietly: bool = False) -> list[Drifted]:
+        """Read the table, and tell where it is not as recorded; an event, where that is news, unless `quietly`."""
         recorded = held.recorded
         if recorded is None:
             return []
         found = await held.read()
         drifted = await self._drifted(held, recorded, sorted(recorded.suspects(found)))
-        recorded.used = len(found)
-        await self._tell(held, recorded, drifted)
+        if held.recorded is not recorded:
+            return []  # another array has the name by now
+        if not quietly:
+            recorded.used = len(found)
+            await self._tell(held, recorded, drifted)
         return drifted
 
     async def _drifted(self, held: HeldMap, recorded: Recorded, suspects: Sequence[int]) -> list[Drifted]:
@@ -103,12 +110,14 @@ class Drift:
         for number, index in enumerate(suspects):
             if number % _AT_A_STRETCH == _AT_A_STRETCH - 1:
                 await asyncio.sleep(0)
+            if held.recorded is not recorded:
+                return []
             if index in held.writing:
                 continue
             holds, record = held.opened().get(index), recorded.entries.get(index)
             if holds == (None if record is None else record.id):
                 continue
-            same = None if record is None else self._same_code(record, holds)
+            same = None if record is None or record.id else self._same_code(record, holds)
             if same is not None:
                 recorded.put(index, same)
             else:

@@ -335,7 +335,7 @@ class AlreadyUndone(ServiceError):
     """The confirmation came too late. `state`: what the change is."""
 
     code = "change-conflict"
-    sentence = "change {id} is {state}: it was undone, and cannot be confirmed any more; make it anew"
+    sentence = "change {id} is {state}, and cannot be confirmed any more: make it anew"
     id: int
     state: str
 

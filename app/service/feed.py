@@ -39,7 +39,7 @@ class Feed:
         self._unseen = False
         self._sleeping: set[asyncio.Future[None]] = set()
         self._relay: asyncio.Task[None] | None = None
-        self._ended = False
+        self.ended = asyncio.Event()
         self.readers = 0
         journal.on_events = self._publish
 
@@ -48,7 +48,7 @@ class Feed:
         for event in events:
             self._recent.append(_Recent(event))
             self._weight += event.weight
-        while self._weight > _RECENT:
+        while self._weight > _RECENT and len(self._recent) > 1:
             self._weight -= self._recent.popleft().event.weight
         self._unseen = True
         if self._sleeping and self._relay is None:
@@ -68,7 +68,7 @@ class Feed:
 
     def stop(self) -> None:
         """End all streams, and those that would begin."""
-        self._ended = True
+        self.ended.set()
         for future in self._sleeping:
             if not future.done():
                 future.set_result(None)
@@ -98,29 +98,34 @@ class Feed:
         It ends with the service, and where the reader was so slow that the journal knows no more what is next.
         """
         self.readers += 1
+        clock = asyncio.get_running_loop().time
+        told = clock()
         try:
-            while not self._ended:
+            while not self.ended.is_set():
                 found = self._after(after)
                 if found is None:
                     return
                 if found:
                     after = found[-1].event.id
-                    yield [_encoded(each, encode) for each in found if map_ is None or each.event.map == map_]
-                elif not await self._sleep():
-                    yield []
+                    found = [each for each in found if map_ is None or each.event.map == map_]
+                    encoded = [_encoded(each, encode) for each in found]
+                else:
+                    await self._sleep(told + _KEEPALIVE - clock())
+                    encoded = []
+                if encoded or clock() >= told + _KEEPALIVE:
+                    told = clock()
+                    yield encoded
         finally:
             self.readers -= 1
 
-    async def _sleep(self) -> bool:
-        """Wait for an event; False where none came for long."""
+    async def _sleep(self, seconds: float) -> None:
+        """Wait for an event, so long at the most."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleeping.add(future)
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_KEEPALIVE):
+                async with asyncio.timeout(seconds):
                     await future
-                    return True
-            return False
         finally:
             self._sleeping.discard(future)
 

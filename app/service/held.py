@@ -139,7 +139,11 @@ class HeldMap(Held[ProgramArray]):
         if running is not None:
             await asyncio.wait([running])
         self._scan, self._next_scan = self._next_scan, None
-        return [entry async for entry in self.scan()]
+        while True:
+            array = self.opened()
+            found = [entry async for entry in self.scan()]
+            if self.object is array:  # else another one has the name by now
+                return found
 
     async def scan(self) -> AsyncGenerator[tuple[int, int]]:
         """(index, program id) of every entry that points to a program, with a turn for others now and then."""

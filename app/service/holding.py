@@ -33,6 +33,7 @@ class Holding:
 
         held, is_new = await maps.hold(name, source, create_entries, force=force, dry_run=dry_run, before=before)
         if not dry_run:
+            self._changes.confirmations.attach(held)
             # Where it led to another array, its entries are as they are to be; else the journal may know better.
             await self._drift.begin(held, anew=was_id is not None and held.recorded is None)
         return held, is_new
@@ -54,6 +55,9 @@ class Holding:
         registry = self._changes.registry
 
         async def before(fresh: HeldProgram) -> None:
+            was = next((held for held in registry.programs if held.name == name), None)
+            if was is not None and was.object is not None and was.object.id != fresh.opened().id:
+                self._changes.confirmations.check_releasable(was)
             if not dry_run:
                 await self._remember(fresh, origin)
 

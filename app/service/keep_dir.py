@@ -1,8 +1,10 @@
 """The folder in bpffs where programs are pinned that an undo will need, should the service end before."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -14,12 +16,19 @@ from app.service.pins import check_pinnable, pin_failure
 from app.service.program import Program
 from app.store.records import Change, ProgramRecord, Waiting
 
+_OURS: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")  # token, program id
+
 log = structlog.get_logger()
 
 
 def programs_before(change: Change) -> dict[int, ProgramRecord]:
     """What the undo of a change would put back, by id."""
     return {entry.before.id: entry.before for entry in change.entries if entry.before is not None}
+
+
+def programs_after(change: Change) -> set[int]:
+    """What it would replace."""
+    return {entry.after.id for entry in change.entries if entry.after is not None}
 
 
 class KeepDir:
@@ -76,22 +85,33 @@ class KeepDir:
                 raise pin_failure(self._kernel, path, "OBJ_PIN", error) from error
 
     def open(self, waiting: Waiting, program_id: int) -> Program | None:
-        """The program behind one of them; None where there is none."""
+        """The program behind one of them; None where there is none. KernelError."""
         path = dict(waiting.keeps).get(program_id)
         try:
             return None if path is None else open_program(self._kernel, Pinned(path))
         except PinUnusable:
             return None
 
+    def sweep(self, waiting: Sequence[Waiting]) -> None:
+        """After a start: remove the pins that are left of what waits no more. The folder is this service's own."""
+        needed = {path for each in waiting for _, path in each.keeps}
+        if self._folder is not None and self._kernel.name == "linux" and Path(self._folder).is_dir():
+            for each in Path(self._folder).iterdir():
+                if _OURS.fullmatch(each.name) and str(each) not in needed:
+                    self._unpin(str(each))
+
     def unpin(self, waiting: Waiting) -> None:
         """Remove them: they can be needed no more."""
         for _, path in waiting.keeps:
-            try:
-                self._kernel.unpin(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                log.warning("a pin that is needed no more stays", pin=path, reason=str(error))
+            self._unpin(path)
+
+    def _unpin(self, path: str) -> None:
+        try:
+            self._kernel.unpin(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("a pin that is needed no more stays", pin=path, reason=str(error))
 
 
 def check_keep_dir(kernel: Kernel, folder: str) -> None:

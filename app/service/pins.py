@@ -67,7 +67,7 @@ def check_pinnable(kernel: Kernel, path: str) -> None:
             number = errno.EPERM
         elif os.statvfs(folder).f_flag & os.ST_RDONLY:
             number = errno.EROFS
-        elif not os.access(folder, os.W_OK | os.X_OK):
+        elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             number = errno.EACCES
     if number:
         raise pin_failure(kernel, path, "OBJ_PIN", OSError(number, os.strerror(number)))

@@ -1,5 +1,6 @@
 """Ending drift: what is recorded is put back, or what the kernel has is recorded."""
 
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -8,17 +9,26 @@ from typing import Final
 import structlog
 
 from app.service.changes import Changes, Origin
-from app.service.confirmations import SERVICE
 from app.service.drift import Drift, Drifted
 from app.service.entries import TableResult
-from app.service.errors import JournalUnreadable, NotRestorable, ServiceError, WriteRefused
+from app.service.errors import (
+    JournalUnavailable,
+    JournalUnreadable,
+    MapFrozen,
+    NotRestorable,
+    ServiceError,
+    Stopping,
+    WriteRefused,
+)
 from app.service.fit import fit_of
 from app.service.held import HeldMap
 from app.service.program import Program
+from app.service.undoing import SERVICE
 from app.service.writing import Step
 from app.store.records import EntryChange, ProgramRecord
 
 _TOLD: Final = 20
+_PATIENCE: Final = 30.0  # s
 
 log = structlog.get_logger()
 
@@ -31,7 +41,7 @@ async def reconcile_to_journal(
     Errors: NotRestorable with the programs that are gone; those of Changes.apply and check_fit.
     """
     async with held.lock:
-        drifted = await _drifted(drift, held)
+        drifted = await _drifted(drift, held, quietly=dry_run)
         seeds = await changes.registry.seeds_for(held) if dry_run else []
         with ExitStack() as stack:
             programs, lost = _found(changes, drifted, stack)
@@ -54,7 +64,7 @@ async def reconcile_to_kernel(
 ) -> TableResult:
     """Record what the kernel has, and write nothing there. Errors: EntryWaits, JournalUnavailable."""
     async with held.lock:
-        drifted = await _drifted(drift, held)
+        drifted = await _drifted(drift, held, quietly=dry_run)
         changes.confirmations.check_free(held, [each.index for each in drifted])
         if dry_run or not drifted:
             return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)
@@ -62,11 +72,11 @@ async def reconcile_to_kernel(
         return TableResult(await changes.adopt(held, entries, origin), 0, 0, len(drifted))
 
 
-async def _drifted(drift: Drift, held: HeldMap) -> list[Drifted]:
+async def _drifted(drift: Drift, held: HeldMap, *, quietly: bool) -> list[Drifted]:
     held.opened()
     if held.recorded is None:
         raise JournalUnreadable("what the entries are to hold is not known yet: the journal cannot be used")
-    return await drift.look(held)
+    return await drift.look(held, quietly=quietly)
 
 
 def _found(
@@ -105,7 +115,7 @@ def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]
 async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
     """After a start: put back what can be, of the entries that were not as recorded; the rest is tried again."""
     recorded = held.recorded
-    if recorded is None or not recorded.to_restore:
+    if recorded is None or not recorded.to_restore or time.monotonic() < recorded.not_before:
         return
     async with held.lock:
         drifted = [each for each in await drift.look(held) if each.index in recorded.to_restore]
@@ -117,7 +127,15 @@ async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
             while steps:
                 try:
                     change = await changes.apply(held, "restore", steps, Origin(SERVICE, uuid.uuid4().hex))
+                except (JournalUnavailable, Stopping) as error:
+                    # Each attempt writes all and puts it back: so not too often.
+                    recorded.not_before = time.monotonic() + _PATIENCE
+                    log.warning("not restored yet", map=held.name, reason=str(error))
+                    break
                 except ServiceError as error:
+                    if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
+                        recorded.lost |= {step.index: str(error) for step in steps}
+                        break
                     # One that does not go in must not keep the others out.
                     wrong = error.index if isinstance(error, WriteRefused) else steps[0].index
                     recorded.lost[wrong] = str(error)

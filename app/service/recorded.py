@@ -19,6 +19,7 @@ class Recorded:
     drift: dict[int, int | None] = field(default_factory=dict)
     to_restore: set[int] = field(default_factory=set)
     lost: dict[int, str] = field(default_factory=dict)
+    not_before: float = 0.0  # s, time.monotonic(): when to try again, where the journal could not be written
     used: int = 0  # entries that pointed to a program at the last look
     ids: dict[int, int] = field(init=False)
 

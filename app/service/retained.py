@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from app.bpf.kernel import Kernel
-from app.service.errors import ServiceError, kernel_failure
+from app.service.errors import KernelError, ServiceError, kernel_failure
 from app.service.held import ById, Pinned
 from app.service.program import Program
 from app.service.programs import ByName, ProgramRef, Programs
@@ -34,7 +34,10 @@ class Retained:
             if id_ not in self._open:
                 while len(self._open) >= _PROGRAMS and self._by_change:
                     self._let_oldest_go()
-                program = self._opened(ById(id_))
+                try:
+                    program = self._opened(ById(id_))
+                except KernelError:
+                    program = None
                 if program is None:
                     continue
                 self._open[id_] = program
@@ -68,7 +71,7 @@ class Retained:
         """The recorded program, opened anew: kept since it was replaced, or found by id, name or pin; None: it is gone.
 
         The very same one: another with the same tag may use other maps. Of an earlier boot (id 0) it is the one that
-        has the recorded pin now.
+        has the recorded pin now. KernelError.
         """
         if not record.id:
             return self._pinned(record)
@@ -108,7 +111,10 @@ class Retained:
         self.release(ids)
 
     def _opened(self, ref: ProgramRef) -> Program | None:
+        """None where it is gone, or may not be opened. KernelError where it may be later, as when no fd is free."""
         try:
             return self._programs.opened_copy(ref)
+        except KernelError:
+            raise
         except ServiceError:
             return None

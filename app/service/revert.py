@@ -29,6 +29,8 @@ async def revert_change(changes: Changes, id_: int, origin: Origin, *, dry_run: 
         array = held.opened()
         if change.state in {"reverted", "expired"}:
             raise ChangeNotRevertible(id_, f"it is {change.state} already")
+        if change.state == "unconfirmed" and origin.confirm_within is not None:
+            raise ChangeNotRevertible(id_, "it waits to be confirmed, so its revert cannot wait as well")
         if (change.map_id, change.boot_id) != (array.id, registry.kernel.boot_id):
             raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
         now = await _holds(changes, held, change)

@@ -24,13 +24,15 @@ class History(Database):
         super().__init__(file, durability)
         self.on_events: Callable[[list[Event]], None] = lambda _: None
         row = self._writer.execute(
-            "SELECT coalesce(max(id), 0), max(coalesce(max(event), 0), (SELECT coalesce(max(id), 0) FROM events),"
+            "SELECT max(coalesce(max(id), 0), (SELECT folded FROM bookmarks)),"
+            " max(coalesce(max(event), 0), (SELECT coalesce(max(id), 0) FROM events),"
             " (SELECT pruned FROM bookmarks)) FROM changes"
         ).fetchone()
         self._last_change, self._last_event = row
         # The same, as the event loop knows them: what is in.
         self._told_change, self._told_event = self._last_change, self._last_event
         self._fresh: list[Event] = []
+        self._weight = 0  # entries of changes since somebody looked
         self._before: tuple[int, int, int] = (0, 0, 0)
 
     # Writing
@@ -60,7 +62,8 @@ class History(Database):
             state = "expired" if change.kind == "expire" else "reverted"
             self._writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
             self._writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
-            undone = self._undone(change) if change.kind == "expire" else None
+            undone = self._undone(change, self._writer) if change.kind == "expire" else None
+        self._weight += len(change.entries)
         self._fresh.append(Event(event, "expired" if undone else "change", change.map, undone or change))
         return change
 
@@ -177,24 +180,27 @@ class History(Database):
         found = [self._told(change, id_) for change, id_ in changes]
         others = "SELECT * FROM events WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
         for row in self.read(others, [after, until, limit]).fetchall():
-            change = None if row["change_id"] is None else self.change(row["change_id"])
             data = None if row["data"] is None else json.loads(row["data"])
-            if change is not None or data is not None:  # a change that was confirmed may be pruned by now
-                change = None if change is None else replace(change, state="confirmed")
-                found.append(Event(row["id"], row["type"], row["map"], change, data))
+            change = None if row["change_id"] is None else self.change(row["change_id"])
+            if change is not None:
+                change = replace(change, state="confirmed")
+            elif data is None:  # it was confirmed late, and is pruned by now
+                data = {"id": row["change_id"], "map": row["map"], "state": "confirmed"}
+            found.append(Event(row["id"], row["type"], row["map"], change, data))
         return sorted(found, key=lambda event: event.id)[:limit]
 
     def _told(self, change: Change, event: int) -> Event:
         """The event of a change, as it was told when it happened."""
         if change.kind == "expire":
-            return Event(event, "expired", change.map, self._undone(change))
+            return Event(event, "expired", change.map, self._undone(change, self._reader))
         return Event(
             event, "change", change.map, replace(change, state="unconfirmed" if change.confirm_by else "applied")
         )
 
-    def _undone(self, expire: Change) -> Change:
+    @staticmethod
+    def _undone(expire: Change, connection: sqlite3.Connection) -> Change:
         """What this one undid; itself, where that was pruned."""
-        row = self._writer.execute("SELECT * FROM changes WHERE id = ?", (expire.reverts,)).fetchone()
+        row = connection.execute("SELECT * FROM changes WHERE id = ?", (expire.reverts,)).fetchone()
         return expire if row is None else replace(_change(row)[0], state="expired")
 
 

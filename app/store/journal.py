@@ -37,6 +37,7 @@ class Journal(History):
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
         """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
         super().__init__(file, durability)
+        self._looked_at = -_PRUNED_EVERY
         self.maintain()
 
     # What entries are to hold
@@ -130,7 +131,7 @@ class Journal(History):
             waiting.token, _CHANGE.dump_json(waiting.change).decode(), waiting.deadline,
             _KEEPS.dump_json(waiting.keeps).decode(),
         )  # fmt: skip
-        query = "INSERT INTO waiting VALUES (?, NULL, ?, ?, ?)"
+        query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?)"
         await self.write(lambda: self._writer.execute(query, row), single=True)
 
     async def wait_no_more(self, token: str) -> None:
@@ -143,43 +144,67 @@ class Journal(History):
         for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
             change = None if row["change_id"] is None else self.change(row["change_id"])
             keeps = _KEEPS.validate_json(row["keeps"])
-            found.append(Waiting(row["token"], change or _CHANGE.validate_json(row["change"]), row["deadline"], keeps))
+            change = change or _CHANGE.validate_json(row["change"])
+            found.append(Waiting(row["token"], change, row["deadline"], keeps, row["after"]))
         return found
+
+    def changed_since(self, waiting: Waiting) -> set[int]:
+        """The entries of its map that changes have named which were journalled after it began. JournalFailed."""
+        query = (
+            "SELECT DISTINCT json_extract(e.value, '$.index') FROM changes c, json_each(c.entries) e"
+            " WHERE c.id > ? AND c.map = ?"
+        )
+        return {index for (index,) in self.read(query, [waiting.after, waiting.change.map]).fetchall()}
 
     # Pruning
 
     def maintain(self) -> None:
-        """Drop the oldest tenth where there is too much, or the oldest is too old."""
-        if self._last_change % _PRUNED_EVERY:
+        """Drop the oldest, where there is too much, or what is too old."""
+        if self._last_event - self._looked_at < _PRUNED_EVERY and self._weight < _PRUNED_EVERY * 64:
             return
+        self._looked_at, self._weight = self._last_event, 0
         with suppress(sqlite3.Error):  # there is time until the next
-            execute = self._writer.execute
-            pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-            oldest, at = execute("SELECT id, at FROM changes ORDER BY id LIMIT 1").fetchone() or (
-                self._last_change,
-                0.0,
-            )
-            too_old = at < time.time() - _KEPT_SECONDS
-            if pages - free > _MAX_PAGES or self._last_change - oldest > _KEPT or too_old:
-                self._prune(oldest + (self._last_change - oldest) // 10)
+            self._drop_old()
+            while self._is_too_large() and self._drop_tenth():
+                pass
 
-    def _prune(self, last: int) -> None:
-        """Drop the changes up to this one, but none that still waits, and the events before what is left."""
+    def _is_too_large(self) -> bool:
+        pages, free, pruned = (
+            self._writer.execute(query).fetchone()[0]
+            for query in ("PRAGMA page_count", "PRAGMA freelist_count", "SELECT pruned FROM bookmarks")
+        )
+        return bool(pages - free > _MAX_PAGES or self._last_event - pruned > _KEPT)
+
+    def _drop_old(self) -> None:
+        query = (
+            "SELECT event FROM changes WHERE id < (SELECT min(id) FROM changes WHERE at >= ?) ORDER BY id DESC LIMIT 1"
+        )
+        old = self._writer.execute(query, (time.time() - _KEPT_SECONDS,)).fetchone()
+        if old is not None:
+            self._prune(old[0])
+
+    def _drop_tenth(self) -> bool:
+        pruned = self._writer.execute("SELECT pruned FROM bookmarks").fetchone()[0]
+        return self._prune(pruned + max(1, (self._last_event - pruned) // 10))
+
+    def _prune(self, last: int) -> bool:
+        """Drop events up to this one, and their changes, but for the last, and any from one on that still waits.
+
+        False: there was nothing to be dropped.
+        """
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
         try:
             self._fold()
-            waiting = execute("SELECT min(change_id) FROM waiting").fetchone()[0]
-            last = last if waiting is None else min(last, waiting - 1)
-            event = execute("SELECT event FROM changes WHERE id <= ? ORDER BY id DESC LIMIT 1", (last,)).fetchone()
-            if event is not None:
-                execute("DELETE FROM changes WHERE id <= ?", (last,))
-                execute("DELETE FROM events WHERE id <= ?", (event[0],))
-                execute("UPDATE bookmarks SET pruned = ?", (event[0],))
+            kept = "min((SELECT max(id) FROM changes), (SELECT coalesce(min(change_id), 1 << 62) FROM waiting))"
+            dropped = execute(f"DELETE FROM changes WHERE event <= ? AND id < {kept}", (last,)).rowcount  # noqa: S608
+            dropped += execute("DELETE FROM events WHERE id <= ?", (last,)).rowcount
+            execute("UPDATE bookmarks SET pruned = max(pruned, ?)", (last,))
             execute("COMMIT")
         except BaseException:
             execute("ROLLBACK")
             raise
+        return dropped > 0
 
 
 def check(file: Path) -> list[Hold]:

@@ -66,6 +66,7 @@ def expire(change: Change, at: float, actor: str) -> Change:
 class Waiting:
     """A change that is undone unless it is confirmed; `change.id` 0: it was still being written.
 
+    `after`: the last change that was journalled before it;
     `deadline`: seconds of CLOCK_BOOTTIME, in the boot of the change; `keeps`: (program id, path) of the pins that were
     made for the undo; `token`: its name until it has an id.
     """
@@ -74,6 +75,7 @@ class Waiting:
     change: Change
     deadline: float
     keeps: tuple[tuple[int, str], ...] = ()
+    after: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)

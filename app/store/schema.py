@@ -30,6 +30,7 @@ VERSIONS: Final = (
     CREATE TABLE waiting (                 -- changes that are undone unless they are confirmed
         token TEXT PRIMARY KEY,
         change_id INTEGER,                 -- NULL: it is still being written
+        after INTEGER NOT NULL,            -- the last change that was journalled before it
         change TEXT NOT NULL,              -- JSON: the whole of it
         deadline REAL NOT NULL,            -- seconds of CLOCK_BOOTTIME
         keeps TEXT NOT NULL                -- JSON: [[program id, path], …]

@@ -1,6 +1,7 @@
 """confirm_within: changes that undo themselves."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from fastapi import FastAPI
 
 from app.bpf.kernel import Kernel
-from app.service.changes import Changes
+from app.service import confirmations, retained
+from app.service.changes import Changes, Origin
 from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.registry import Registry
-from app.store.journal import Journal
+from app.service.writing import Step
+from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load
 
@@ -161,6 +164,55 @@ class TestExpiry:
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
 
+class TestUndo:
+    async def test_tried_again_where_the_kernel_could_not_just_then(
+        self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as when no file descriptor is free; its entries stay locked, and its timer lives."""
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
+        (waiting,) = app.state.changes.confirmations._waiting.values()
+        with monkeypatch.context() as patch:
+            patch.setattr(registry.kernel, "dup", no_fd)
+            assert not await app.state.changes.confirmations.undo(waiting)
+        assert (await client.get("/changes/2")).json()["state"] == "unconfirmed"
+        assert await app.state.changes.confirmations.undo(waiting)
+        assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
+
+    async def test_what_it_needs_is_kept_however_many_other_changes_come(
+        self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retained, "_CHANGES", 3)
+        with load(kernel, 1, name="loose") as loose:
+            await client.put(ENTRY, json={"program": {"id": loose.id}})
+            id_ = loose.id
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
+        for number in range(8):
+            await client.put(f"{TABLE}/0", json={"program": ("drop", "pass")[number % 2]})
+        await pass_time(app, 61)
+        assert (await client.get(ENTRY)).json()["program"]["id"] == id_
+
+    async def test_what_it_replaces_is_kept_as_well(
+        self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
+        with load(kernel, 1, name="loose") as loose:
+            await client.put(f"{ENTRY}?confirm_within=60", json={"program": {"id": loose.id}})
+            id_ = loose.id
+        await pass_time(app, 61)
+        assert (await client.post("/changes/2/revert")).status_code == 200
+        assert (await client.get(ENTRY)).json()["program"]["id"] == id_
+
+    async def test_its_revert_cannot_wait_as_well(self, client: httpx.AsyncClient) -> None:
+        """Else it would stand in the end, and nobody had confirmed it."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        refused = await client.post("/changes/1/revert?confirm_within=60")
+        assert_problem(refused, 409, "change-not-revertible")
+
+
+def no_fd(_: int) -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
 class TestInUse:
     async def test_what_an_undo_needs_is_not_released(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
@@ -171,6 +223,8 @@ class TestInUse:
             assert refused.json()["change"] == 2
         assert_problem(await client.delete("/maps/jump_table?force=true"), 409, "in-use")
         assert (await client.delete("/programs/pass")).status_code == 204, "entries keep it alive"
+        other = (await client.get("/programs/tx")).json()["id"]
+        assert_problem(await client.put("/programs/drop", json={"id": other}), 409, "in-use")
         await client.post("/changes/2/confirm")
         assert (await client.delete("/programs/drop")).status_code == 204
 
@@ -223,6 +277,19 @@ class TestKeepDir:
             await pass_time(app, 91)
             assert kept(kernel, keep) == []
 
+    async def test_a_start_removes_what_is_left_there_and_nothing_else(
+        self, pinned: Registry, kernel: Kernel, pins: Path
+    ) -> None:
+        if kernel.name == "memory":
+            return  # has no folders to be listed
+        keep = pins / "keep"
+        keep.mkdir()
+        fd = pinned.programs.get("safe").opened().fd
+        for name in ("0123456789abcdef0123456789abcdef_812", "somebody_elses"):
+            kernel.obj_pin(fd, str(keep / name))
+        async with started(pinned, keep_dir=str(keep)):
+            assert kept(kernel, keep) == ["somebody_elses"]
+
     async def test_it_cannot_be_pinned(self, pinned: Registry, pins: Path) -> None:
         if pinned.kernel.name == "memory":
             keep = f"{pins}/keep/a.b/c.d"
@@ -253,6 +320,58 @@ def kept(kernel: Kernel, folder: Path) -> list[str]:
 async def client_without_keep_dir(pinned: Registry) -> AsyncIterator[httpx.AsyncClient]:
     async with started(pinned) as app, client_of(app) as client:
         yield client
+
+
+class TestCutOff:
+    """The service was killed before such a change had an id: its row in the journal is all that is left of it."""
+
+    async def test_it_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
+        async with cut_off(pinned, tmp_path / "journal.db") as changes:
+            assert pinned.maps.get("table").opened().get(0) is None
+            assert changes.journal.waiting() == []
+
+    async def test_but_not_what_others_changed_since(self, pinned: Registry, tmp_path: Path) -> None:
+        """The same change was made again, for good, while the row could not be removed."""
+        held = pinned.maps.get("table")
+        async with cut_off(pinned, tmp_path / "journal.db", then=True):
+            assert held.opened().get(0) == pinned.programs.get("safe").opened().id
+
+    async def test_the_row_goes_as_soon_as_the_journal_can_be_written(
+        self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
+        journal = app.state.changes.journal
+        with monkeypatch.context() as patch:
+            for name in ("append", "wait_no_more"):
+                patch.setattr(journal, name, full)
+            refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+            assert_problem(refused, 503, "journal-unavailable")
+            assert len(journal.waiting()) == 1
+        (retry,) = app.state.changes.confirmations._timers.values()
+        await retry
+        assert journal.waiting() == []
+
+
+async def full(*_: object, **__: object) -> None:
+    message = "the disk is full"
+    raise JournalFailed(message)
+
+
+@asynccontextmanager
+async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
+    """The service after such a kill; `then`: and after the same change, made for good."""
+    held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
+    async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+        changes = app.state.changes
+        origin = Origin("unix", "one", confirm_within=60)
+        change = changes._change(held, "set", changes._entries([Step(0, None, safe)]), origin)
+        await changes.confirmations.begin(held, change, {}, 60)
+        if then:
+            await client.put("/maps/table/entries/0", json={"program": "safe"})
+        else:
+            held.opened().set(0, safe)
+    async with restarted(registry, file, 0.0) as changes:
+        yield changes
 
 
 class TestRestart:

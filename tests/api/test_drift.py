@@ -1,5 +1,6 @@
 """Drift, how it ends, and what is put back at the start."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from app.bpf.memory import MemoryKernel
 from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.registry import Registry
-from app.store.journal import Journal
+from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load
 
@@ -123,6 +124,29 @@ class TestDrift:
         assert len(await drift_of(client, "/maps/large")) == 3000
         (event,) = app.state.changes.journal.events(0, 10)
         assert (event.data["count"], len(event.data["drift"])) == (3000, 100)
+
+
+class TestOpenedAnew:
+    async def test_a_smaller_array_in_the_midst_of_a_look(
+        self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
+        for size in (40_000, 5_000):
+            with make_array(kernel, "table", size) as array:
+                if size == 5_000:
+                    kernel.unpin(f"{pins}/table")
+                kernel.obj_pin(array.fd, f"{pins}/table")
+            if size == 40_000:
+                await client.put("/maps/table", json={"pinned": f"{pins}/table"})
+                for index in range(0, size, 100):
+                    Outside(registry, "table").set(index, "tx")
+        told, opened = await asyncio.gather(
+            client.get("/maps/table"), client.put("/maps/table?force=true", json={"pinned": f"{pins}/table"})
+        )
+        assert opened.status_code == 200
+        assert (told.status_code, told.json()["max_entries"], told.json()["used"]) in {
+            (200, 40_000, 400),
+            (200, 5_000, 0),
+        }
 
 
 class TestReconcile:
@@ -240,6 +264,44 @@ class TestOnStart:
                 assert await drift_of(client, "/maps/table") == {0: ("one", "two"), 1: ("two", None)}
         registry.close()
 
+    async def test_the_loader_ran_anew_with_the_same_code(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
+        """Other ids in the same places: that is no drift."""
+        file = tmp_path / "journal.db"
+        await first_run(kernel, booted, file)
+        unpin_all(kernel, booted)
+        pin_all(kernel, booted)
+        registry = service_on(kernel, booted, restore=False)
+        outside = Outside(registry, "table")
+        outside.set(0, "one")
+        outside.set(1, "two")
+        async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
+            assert await drift_of(client, "/maps/table") == {}
+        registry.close()
+
+    async def test_where_the_journal_cannot_be_written_the_table_is_not_flapped(
+        self, kernel: Kernel, booted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "journal.db"
+        await first_run(kernel, booted, file)
+        registry = service_on(kernel, booted, restore=True)
+        for index in (0, 1):
+            Outside(registry, "table").clear(index)
+        writes = 0
+        update = kernel.map_update
+
+        def counted(*arguments: int) -> None:
+            nonlocal writes
+            writes += 1
+            update(*arguments)
+
+        monkeypatch.setattr(kernel, "map_update", counted)
+        monkeypatch.setattr(Journal, "append", fail)
+        async with started(registry, journal=Journal(file, "process")) as app:
+            for _ in range(5):
+                await app.state.upkeep._retry()
+            assert writes == 2
+        registry.close()
+
     async def test_another_array_in_its_place(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
         """The loader ran anew while the service was down."""
         file = tmp_path / "journal.db"
@@ -254,6 +316,11 @@ class TestOnStart:
                 assert drift == ({} if restore else {0: ("one", None), 1: ("two", None)})
                 assert len(await entries_of(client)) == (2 if restore else 0)
             registry.close()
+
+
+async def fail(*_: object, **__: object) -> None:
+    message = "the disk is full"
+    raise JournalFailed(message)
 
 
 async def entries_of(client: httpx.AsyncClient) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ from fastapi import FastAPI
 from app.api.events import _encoded
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
+from app.demo import fill as demo_fill
 from app.service import feed
 from app.service.opening import make_array
 from app.service.registry import Registry
 from app.store import journal as store
 from app.store.journal import Journal
+from app.store.records import Event
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.running import demo
 
@@ -248,8 +252,59 @@ class TestReaders:
                 got += [each.id for each in parsed(b"".join(await anext(batches)).decode())]
         assert got == list(range(1, 201))
 
+    async def test_a_large_change_is_encoded_once_for_all(
+        self, registry: Registry, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.adopt("large", make_array(kernel, "large", 20_000))
+        seen: list[int] = []
+
+        def encode(event: Event) -> bytes:
+            seen.append(event.id)
+            return _encoded(event)
+
+        async def follow() -> bytes:
+            async with aclosing(app.state.changes.feed.read(0, None, encode)) as batches:
+                return b"".join(await anext(batches))
+
+        readers = [asyncio.create_task(follow()) for _ in range(20)]
+        await client.put("/maps/large/entries", json={"programs": ["drop"] * 20_000})
+        got = await asyncio.gather(*readers)
+        assert seen == [1]
+        assert len(set(got)) == 1
+
+    async def test_a_late_confirmation_of_a_change_that_is_pruned_is_told(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path / "journal.db", "process")
+        registry = Registry(MemoryKernel())
+        demo_fill(registry)
+        async with started(registry, journal=journal) as app, client_of(app) as client:
+            await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+            await client.put(f"{TABLE}/4", json={"program": "drop"})
+            await client.post("/changes/1/confirm")
+            await client.put(f"{TABLE}/5", json={"program": "drop"})
+            journal._prune(2)
+            assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
+            assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}
+        registry.close()
+
 
 class TestServed:
+    def test_one_that_does_not_read_on_holds_up_no_end(self) -> None:
+        with demo("--kernel", "memory") as service, service.client() as client:
+            url = httpx.URL(service.url)
+            for number in range(200):
+                client.put(
+                    f"{TABLE}/{number % 16}?note={'x' * 1000}", json={"program": ("drop", "pass")[number // 16 % 2]}
+                )
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                connection.connect((url.host, url.port or 80))
+                connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 0\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+                began = time.monotonic()
+                assert service.stop() == 0
+                assert time.monotonic() - began < 6, "without the grace of 10 s that requests have"
+            assert "without completing" not in service.output()
+
     def test_curl_follows_and_the_stream_ends_with_the_service(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             with client.stream("GET", "/events") as response:

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Literal
 
 import pytest
 
+from app.store import journal as store
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Change, EntryChange, ProgramRecord
+from app.store.records import Array, Change, EntryChange, ProgramRecord, Waiting
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 
@@ -197,3 +199,80 @@ asyncio.run(main())
         journal = Journal(file, "process")
         assert [each.id for each in journal.changes(limit=1_000_000)[0]][: len(told)] == told
         journal.close()
+
+
+class TestPruning:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store, "_MAX_PAGES", 40)
+        monkeypatch.setattr(store, "_PRUNED_EVERY", 8)
+
+    def pages(self, journal: Journal) -> int:
+        used, free = (journal.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        return int(used - free)
+
+    def test_large_changes_do_not_outgrow_it(self, journal: Journal) -> None:
+        entries = tuple(EntryChange(index, DROP, DROP) for index in range(100))
+        for _ in range(60):
+            asyncio.run(journal.append(replace(change(), entries=entries)))
+            assert self.pages(journal) < 140
+        assert journal.change(60) is not None
+
+    def test_events_alone_do_not_outgrow_it(self, journal: Journal) -> None:
+        asyncio.run(journal.append(change()))
+        for _ in range(600):
+            asyncio.run(journal.tell_drift("jump_table", {"much": "x" * 1000}))
+        assert self.pages(journal) < 90
+        assert journal.change(1) is not None, "the last change is never dropped"
+
+    def test_what_entries_are_to_hold_is_never_forgotten(self, file: Path, journal: Journal) -> None:
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {1: DROP, 4: DROP}))
+        asyncio.run(journal.append(change()))
+        fat = replace(change("other"), note="x" * 5000)
+        for _ in range(100):
+            asyncio.run(journal.append(replace(fat)))
+        assert journal.change(1) is None, "that change is gone"
+        recorded = asyncio.run(journal.recorded("jump_table", "boot"))
+        assert recorded == (Array(41, "boot"), {1: DROP, 3: DROP}), "and what it did is not"
+
+    def test_nor_what_waits(self, journal: Journal) -> None:
+        waiting = Waiting("token", change(), 5.0)
+        asyncio.run(journal.wait(waiting))
+        asyncio.run(journal.append(waiting.change, token="token"))
+        for _ in range(100):
+            asyncio.run(journal.append(replace(change("other"), note="x" * 5000)))
+        assert [each.change.id for each in journal.waiting()] == [1]
+        assert journal.change(1) is not None
+
+    def test_by_age_only_what_is_old(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
+        monkeypatch.setattr(store, "_MAX_PAGES", 10_000)
+        for at in (0.0, 1.0, *[time.time()] * 20):
+            asyncio.run(journal.append(replace(change(), at=at)))
+        assert [each.id for each in journal.changes()[0]] == list(range(3, 23))
+
+    def test_a_clock_that_was_never_set_costs_neither_ids_nor_what_is_recorded(self, file: Path) -> None:
+        for _ in range(3):
+            journal = Journal(file, "process")
+            for _ in range(20):
+                asyncio.run(journal.append(replace(change(), at=1000.0)))
+            journal.close()
+        journal = Journal(file, "process")
+        assert asyncio.run(journal.append(change())).id == 61
+        journal.close()
+
+
+class TestRecorded:
+    def test_by_all_changes_since_it_began(self, journal: Journal) -> None:
+        asyncio.run(journal.append(change()))
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {7: DROP}))
+        assert asyncio.run(journal.recorded("jump_table", "boot")) == (Array(41, "boot"), {7: DROP})
+        asyncio.run(journal.append(change()))
+        asyncio.run(journal.append(replace(change(), entries=(EntryChange(7, DROP, None),))))
+        assert asyncio.run(journal.recorded("jump_table", "boot")) == (Array(41, "boot"), {3: DROP})
+        assert asyncio.run(journal.recorded("other", "boot")) is None
+
+    def test_ids_mean_nothing_beyond_their_boot(self, journal: Journal) -> None:
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {7: DROP}))
+        asyncio.run(journal.append(replace(change(), boot_id="next", entries=(EntryChange(8, None, DROP),))))
+        recorded = asyncio.run(journal.recorded("jump_table", "next"))
+        assert recorded == (Array(41, "boot"), {7: replace(DROP, id=0), 8: DROP})

@@ -1,0 +1,173 @@
+"""A plain model of one table: what must come of each thing that can happen to it."""
+
+from dataclasses import dataclass, field
+
+from app.service import errors
+from app.service.errors import ServiceError
+
+ENTRIES = 3
+
+Steps = dict[int, tuple[int | None, int | None]]  # by index, in order: program ids before and after
+Told = type[ServiceError] | int | None  # what comes of a change: an error, its id, or nothing
+
+
+@dataclass
+class Made:
+    """A change as it must be in the journal."""
+
+    kind: str
+    steps: Steps
+    state: str = "applied"
+    reverts: int | None = None
+
+
+@dataclass
+class Model:
+    """What must be: `kept` programs have been replaced since the start, `undone` changes only the journal lacks."""
+
+    held: frozenset[int]
+    keep: bool = True
+    now: float = 1000.0
+    kernel: dict[int, int] = field(default_factory=dict)
+    recorded: dict[int, int] = field(default_factory=dict)
+    drift: dict[int, int | None] = field(default_factory=dict)  # as it was told
+    changes: list[Made] = field(default_factory=list)
+    deadlines: dict[int, float] = field(default_factory=dict)  # of what waits
+    pins: dict[int, set[int]] = field(default_factory=dict)  # for its undo
+    undone: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
+    strays: set[int] = field(default_factory=set)
+    events: list[tuple[str, object]] = field(default_factory=list)
+
+    @property
+    def waits(self) -> dict[int, int]:
+        return {index: id_ for id_ in self.deadlines for index in self.changes[id_ - 1].steps}
+
+    def lost(self, program: int | None) -> bool:
+        return program is not None and program not in self.held | self.strays
+
+    def bury(self) -> None:
+        """Programs that nothing holds any more are gone for good."""
+        self.strays &= self.kept.union(self.kernel.values(), *self.pins.values())
+
+    def put(self, entries: dict[int, int], index: int, program: int | None) -> None:
+        entries.pop(index, None)
+        if program is not None:
+            entries[index] = program
+
+    def differing(self) -> Steps:
+        both = {index: (self.recorded.get(index), self.kernel.get(index)) for index in range(ENTRIES)}
+        return {index: pair for index, pair in both.items() if pair[0] != pair[1]}
+
+    def look(self) -> Steps:
+        found = self.differing()
+        now = {index: kernel for index, (_, kernel) in found.items()}
+        if now != self.drift:
+            self.drift = now
+            self.events.append(("drift", [(index, *pair) for index, pair in found.items()]))
+        return found
+
+    def refusal(self, steps: Steps, within: int | None, reverts: int | None) -> type[ServiceError] | None:
+        if any(self.waits.get(index, reverts) != reverts for index in steps):
+            return errors.EntryWaits
+        mortal = any(before in self.strays for before, _ in steps.values())
+        return errors.NotRestorable if within is not None and mortal and not self.keep else None
+
+    def change(
+        self, kind: str, steps: Steps, within: int | None = None, dry: bool = False, reverts: int | None = None
+    ) -> Told:
+        """What comes of a change that writes these steps, which the kernel takes."""
+        refused = self.refusal(steps, within, reverts)
+        if refused or dry or not steps:
+            return refused
+        for index, (_, after) in steps.items():
+            self.put(self.kernel, index, after)
+        self.journalled(Made(kind, steps, "applied" if within is None else "unconfirmed", reverts))
+        if reverts is not None:
+            self.changes[reverts - 1].state = "reverted"
+            self.end(reverts)
+        if within is not None:
+            self.deadlines[len(self.changes)] = self.now + within
+            self.pins[len(self.changes)] = self.befores(steps) if self.keep else set()
+        self.events.append(("change", len(self.changes)))
+        self.kept |= self.befores(steps)
+        return len(self.changes)
+
+    @staticmethod
+    def befores(steps: Steps) -> set[int]:
+        return {before for before, _ in steps.values() if before is not None}
+
+    def journalled(self, made: Made) -> None:
+        self.changes.append(made)
+        for index, (_, after) in made.steps.items():
+            self.put(self.recorded, index, after)
+            self.drift.pop(index, None)
+
+    def end(self, id_: int) -> None:
+        self.deadlines.pop(id_, None)
+        self.pins.pop(id_, None)
+
+    def put_back(self, steps: Steps) -> None:
+        for index, (before, after) in steps.items():
+            if self.kernel.get(index) == after:
+                self.put(self.kernel, index, before)
+
+    def expire(self, id_: int, journal_works: bool = True) -> None:
+        made = self.changes[id_ - 1]
+        self.put_back(made.steps)
+        self.undone.add(id_)
+        if journal_works:
+            made.state = "expired"
+            steps: Steps = {index: (after, before) for index, (before, after) in made.steps.items()}
+            self.journalled(Made("expire", steps, "applied", id_))
+            self.events.append(("expired", id_))
+            self.kept |= self.befores(steps)
+            self.end(id_)
+
+    def revert(self, id_: int, within: int | None, dry: bool) -> tuple[Steps, Told]:
+        if not 0 < id_ <= len(self.changes):
+            return {}, errors.ChangeUnknown
+        made = self.changes[id_ - 1]
+        if made.state in {"reverted", "expired"}:
+            return {}, errors.ChangeNotRevertible
+        if made.state == "unconfirmed" and within is not None:
+            return {}, errors.ChangeNotRevertible
+        if any(self.kernel.get(index) != after for index, (_, after) in made.steps.items()):
+            return {}, errors.ChangeConflict
+        if any(self.lost(before) for before, _ in made.steps.values()):
+            return {}, errors.ChangeNotRevertible
+        steps = {index: (after, before) for index, (before, after) in reversed(made.steps.items())}
+        return steps, self.change("revert", steps, within, dry, id_)
+
+    def confirm(self, id_: int) -> type[ServiceError] | None:
+        if not 0 < id_ <= len(self.changes):
+            return errors.ChangeUnknown
+        made = self.changes[id_ - 1]
+        if id_ not in self.deadlines:
+            return errors.AlreadyUndone if made.state in {"reverted", "expired"} else errors.AlreadyConfirmed
+        if id_ in self.undone:
+            return errors.AlreadyUndone
+        made.state = "confirmed"
+        self.end(id_)
+        self.events.append(("confirmed", id_))
+        return None
+
+    def due(self) -> list[int]:
+        return [id_ for id_, deadline in self.deadlines.items() if deadline <= self.now]
+
+    def to_journal(self, found: Steps) -> Steps:
+        """Sets by rising index, then clears by falling index."""
+        sets: Steps = {index: (holds, wanted) for index, (wanted, holds) in found.items() if wanted is not None}
+        return sets | {index: (holds, None) for index, (wanted, holds) in reversed(found.items()) if wanted is None}
+
+    def start(self, restore: bool, cut_off: Steps) -> None:
+        self.kept, self.drift = set(), {}
+        self.bury()
+        self.put_back(cut_off)
+        for id_ in self.due():
+            self.expire(id_)
+        self.bury()
+        found = self.look()
+        if restore:
+            can = {i: pair for i, pair in found.items() if i not in self.waits and not self.lost(pair[0])}
+            self.change("restore", self.to_journal(can))
