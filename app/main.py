@@ -4,21 +4,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import structlog
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match, Mount
+from starlette.types import ASGIApp
 
 from app import __version__
 from app.api import about, changes, entries, events, maps, metrics, programs, tables
 from app.api.documented import Problem
-from app.api.envelope import REQUEST_ID, Envelope
-from app.api.problems import Refused, problem, service_problem
+from app.api.envelope import Envelope
 from app.service.changes import Changes
-from app.service.errors import ServiceError
 from app.service.figures import Figures
 from app.service.holding import Holding
 from app.service.registry import Registry
@@ -35,7 +29,13 @@ An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables
 * HEAD works wherever GET does.
 """
 
-log = structlog.get_logger()
+
+class _Application(FastAPI):
+    """FastAPI, with the envelope in the place of its layers for errors, telemetry, body limits and dependencies."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What a request goes through before it is routed."""
+        return Envelope(self.router)
 
 
 def create_app(
@@ -45,7 +45,7 @@ def create_app(
 
     Its lifespan undoes what is overdue before the first request, and goes on with what is done beside requests.
     """
-    app = FastAPI(
+    app = _Application(
         title="jumptable",
         version=__version__,
         description=_DESCRIPTION,
@@ -54,11 +54,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-        exception_handlers={
-            ServiceError: _on_service_error,
-            Refused: _on_refused,
-            HTTPException: _on_http_exception,
-        },
     )
     figures = Figures()
     figures.time_calls(registry.kernel)
@@ -69,7 +64,6 @@ def create_app(
     app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)
     app.state.metrics = metrics.collectors(figures, app.state.changes)
     app.state.draining = False  # the server sets it once the service is on its way out
-    app.add_middleware(Envelope)
     for module in (entries, tables, changes, events, maps, programs, about, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
@@ -97,37 +91,3 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    return service_problem(error, request.scope[REQUEST_ID])
-
-
-async def _on_refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return problem(error.code, error.detail, request.scope[REQUEST_ID], facts=error.facts, headers=error.headers)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What routing says: 404 and 405. (Nothing else raises HTTPException.)"""
-    assert isinstance(error, HTTPException)
-    path, request_id = request.scope["path"], request.scope[REQUEST_ID]
-    if error.status_code == 404:
-        return problem("not-found", f"there is nothing at {path[:256]!r}; /docs shows all there is", request_id)
-    if error.status_code == 405:
-        allow = ", ".join(_allow(request))
-        detail = f"{request.method} is not a method of this resource; there are: {allow}"
-        return problem("method-not-allowed", detail, request_id, headers={"Allow": allow})
-    log.error("unexpected", status=error.status_code, detail=error.detail, request_id=request_id)
-    return problem("internal", "the log tells what, under this request_id", request_id)
-
-
-def _allow(request: Request) -> list[str]:
-    """All methods of the path: FastAPI knows only those of the first route that matches."""
-    scope = {**request.scope, "root_path": ""}  # a mount has left its own there
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(scope)[0] is not Match.NONE:
-            methods |= {"GET"} if isinstance(route, Mount) else route.methods
-    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -7,10 +7,13 @@ import time
 from typing import Final
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem
+from app.api.failures import failure
+from app.api.problems import Refused, problem
+from app.service.errors import ServiceError
 
 # Keys in the scope.
 REQUEST_ID: Final = "jumptable.request_id"
@@ -24,7 +27,7 @@ log = structlog.get_logger()
 
 
 class Envelope:
-    """The outermost layer of our own. `app.state.draining`: the service is on its way out."""
+    """The outermost layer. `app.state.draining`: the service is on its way out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -43,6 +46,11 @@ class Envelope:
             return
         try:
             await self.app(exchange.scope, exchange.receive, exchange.send)
+        except (ServiceError, Refused, HTTPException) as error:
+            if exchange.status:
+                raise
+            response = failure(error, exchange.scope, exchange.request_id)
+            await response(exchange.scope, receive, exchange.send)
         except ClientDisconnect:
             log.info("client went away", request_id=exchange.request_id, path=scope["path"])
         except asyncio.CancelledError:
