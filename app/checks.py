@@ -41,8 +41,6 @@ class Finding:
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Look at everything, and change nothing."""
-    for key in settings.without_effect():
-        yield Finding("warn", key, "is set, but has no effect in this version")
     yield _user(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)

@@ -1,22 +1,23 @@
-"""The command line: demo, serve, check."""
+"""The command line: demo, serve, check, token."""
 
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import structlog
 
-from app import __version__, demo, logs, server, start
+from app import __version__, demo, logs, server, serving, start
 from app.bpf.memory import MemoryKernel
 from app.checks import findings
 from app.main import create_app
 from app.service.errors import ServiceError
 from app.service.registry import Registry
-from app.settings import ConfigurationError, Settings, load
+from app.settings import Settings
 from app.store.journal import Journal, JournalDamaged, JournalFailed
+from app.terminal import fail, load_or_fail
+from app.token_commands import token_group
 
 log = structlog.get_logger()
 
@@ -40,10 +41,10 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     logs.configure()
     server.raise_open_files()
     try:
-        listener = server.listen_loopback(host, port)
+        listener = server.listen_tcp(host, port, only_loopback=True)
         registry, why = _demo_registry(kernel)
     except (server.ListenError, start.StartError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     address, number = listener.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
     click.echo(_demo_text(url, why))
@@ -96,7 +97,7 @@ All of it: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
 @click.option("--show-config", is_flag=True, help="Print the configuration as it is in effect, and end.")
 def serve_command(file: Path, show_config: bool) -> None:
     """Serve what the configuration names."""
-    settings = _load(file)
+    settings = load_or_fail(file)
     if show_config:
         click.echo(settings.model_dump_json(indent=2, exclude_none=True))
         return
@@ -105,38 +106,27 @@ def serve_command(file: Path, show_config: bool) -> None:
     try:
         _serve(settings)
     except (server.ListenError, start.StartError, JournalDamaged, JournalFailed, OSError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
 
 
 def _serve(settings: Settings) -> None:
-    for key in settings.without_effect():
-        log.warning("no effect in this version", key=key)
-    user, group = start.user_of(settings), start.group_of(settings)
+    user = start.user_of(settings)
     lock = start.lock_state(settings.server.state_dir)
     registry = Registry(start.make_kernel(settings.server.kernel), [str(each) for each in settings.server.pin_dirs])
     start.configure(registry, settings)
-    path = settings.server.socket
-    own_group = -1 if user is None else user.pw_gid
-    listener = server.listen_unix(path, -1 if user is None else user.pw_uid, own_group if group is None else group)
-    inode = path.stat().st_ino
+    listener, told, end = serving.listen(settings, user)
     try:
         start.drop_privileges(settings, user, lock)
-        log.info("serving", socket=str(path), kernel=registry.kernel.name, uid=os.geteuid())
+        log.info("serving", **told, kernel=registry.kernel.name, uid=os.geteuid())
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
-        keep_dir = settings.server.keep_dir
-        app = create_app(
-            registry,
-            journal,
-            keep_dir=None if keep_dir is None else str(keep_dir),
-            drift_interval=settings.server.drift_interval,
-        )
+        app = serving.make_app(settings, registry, journal)
         try:
-            server.serve(app, listener)
+            server.serve(app, listener, serving.bounds_of(settings))
         finally:
             app.state.changes.close()
+            app.state.audit.close()
     finally:
-        if path.exists() and path.stat().st_ino == inode:
-            path.unlink()
+        end()
         registry.close()
         os.close(lock)
     log.info("ended")
@@ -146,7 +136,7 @@ def _serve(settings: Settings) -> None:
 @CONFIG
 def check_command(file: Path) -> None:
     """Open all that serve would, change nothing, and tell what is wrong and how to mend it."""
-    settings = _load(file)
+    settings = load_or_fail(file)
     wrong = False
     for finding in findings(settings):
         wrong |= finding.is_wrong
@@ -154,13 +144,4 @@ def check_command(file: Path) -> None:
     sys.exit(1 if wrong else 0)
 
 
-def _load(file: Path) -> Settings:
-    try:
-        return load(file)
-    except ConfigurationError as error:
-        _fail(str(error), 2)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"jumptable: {message}", err=True)
-    sys.exit(status)
+cli.add_command(token_group)

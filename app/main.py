@@ -10,8 +10,11 @@ from starlette.types import ASGIApp
 
 from app import __version__
 from app.api import about, changes, entries, events, maps, metrics, programs, tables
+from app.api.audit import Audit
 from app.api.documented import Problem
 from app.api.envelope import Envelope
+from app.api.limits import Limits
+from app.api.policy import Authentication
 from app.service.changes import Changes
 from app.service.figures import Figures
 from app.service.holding import Holding
@@ -39,9 +42,18 @@ class _Application(FastAPI):
 
 
 def create_app(
-    registry: Registry, journal: Journal, *, keep_dir: str | None = None, drift_interval: float = 5.0
+    registry: Registry,
+    journal: Journal,
+    *,
+    keep_dir: str | None = None,
+    drift_interval: float = 5.0,
+    authentication: Authentication | None = None,
+    limits: Limits | None = None,
+    audit: Audit | None = None,
 ) -> FastAPI:
     """The application over what `registry` holds; `journal`: for what is changed; `drift_interval`: in seconds.
+
+    `authentication`: None: whoever can connect may do everything.
 
     Its lifespan undoes what is overdue before the first request, and goes on with what is done beside requests.
     """
@@ -50,6 +62,7 @@ def create_app(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=_lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -59,6 +72,9 @@ def create_app(
     figures.time_calls(registry.kernel)
     journal.on_commit = figures.journal.add
     app.state.figures = figures
+    app.state.authentication = authentication or Authentication()
+    app.state.limits = limits or Limits()
+    app.state.audit = audit or Audit()
     app.state.changes = Changes(registry, journal, keep_dir=keep_dir, figures=figures)
     app.state.upkeep = Upkeep(app.state.changes, drift_interval)
     app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)

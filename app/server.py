@@ -18,6 +18,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app.protocol import Bounds, Protocol
+
 _GRACE_SECONDS: Final = 10
 
 log = structlog.get_logger()
@@ -57,21 +59,21 @@ def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
     return listener
 
 
-def listen_loopback(host: str, port: int) -> socket.socket:
-    """A listening TCP socket, and only where this machine alone can reach it. ListenError."""
+def listen_tcp(host: str, port: int, *, only_loopback: bool) -> socket.socket:
+    """A listening TCP socket; `only_loopback`: only where this machine alone can reach it. ListenError."""
     try:
         found = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
         address = ipaddress.ip_address(found.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
-        if not address.is_loopback:
+        if only_loopback and not address.is_loopback:
             told = host if host == found else f"{host} ({found})"
             message = f"{told} can be reached by others: without authentication only loopback is served"
             raise ListenError(message)
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         listener = socket.create_server((str(address), port), family=family, backlog=1024)
     except OSError as error:
-        remedy = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+        remedy = "; choose another port" if error.errno == errno.EADDRINUSE else ""
         message = f"cannot listen on {host} port {port}: {error.strerror or error}{remedy}"
         raise ListenError(message) from error
     return listener
@@ -101,12 +103,12 @@ def notify(state: str) -> None:
             sender.sendall(state.encode())
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
+def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -115,6 +117,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    Protocol.bounds = bounds or Bounds()
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
     gc.freeze()
     server = _Server(config, app)
@@ -140,7 +143,14 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen)
         yield
+
+    def _reopen(self) -> None:
+        try:
+            self._app.state.audit.reopen()
+        except OSError as error:
+            log.warning("the audit file cannot be opened anew; the old one is written on", reason=error.strerror)
 
     def _stop(self, number: int) -> None:
         if self.should_exit:

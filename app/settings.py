@@ -1,12 +1,12 @@
-"""The configuration file. Each field's comment is its manual."""
+"""The configuration file, read."""
 
 import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -16,125 +16,13 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from app.bpf.uapi import MAX_INDEX
-from app.service.held import ById, Pinned, checked_name
+from app.sections import Audit, Create, Limits, Map, Name, Peer, Program, Server, Tokens
 
 _PREFIX = "JUMPTABLE_SERVER__"
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without the closing NUL
 
 
 class ConfigurationError(Exception):
     """What is wrong with the configuration, in one line: where, what, and the remedy."""
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        message = "must be an absolute path"
-        raise ValueError(message)
-    return path
-
-
-def _short(path: Path) -> Path:
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        message = f"a unix socket's path has at most {_MAX_SOCKET_PATH} bytes; choose a shorter one"
-        raise ValueError(message)
-    return path
-
-
-def _index_range(text: str) -> str:
-    first, dash, last = text.partition("-")
-    numbers = [first, last if dash else first]
-    if not all(each.isascii() and each.isdigit() and int(each) <= MAX_INDEX for each in numbers):
-        message = 'is neither an index like "60" nor a range like "0-3"'
-        raise ValueError(message)
-    if int(numbers[0]) > int(numbers[1]):
-        message = "is a range that ends before it begins"
-        raise ValueError(message)
-    return text
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-IndexRange = Annotated[str, AfterValidator(_index_range)]
-Name = Annotated[str, AfterValidator(checked_name)]
-Id = Annotated[int, Field(ge=1, le=MAX_INDEX, strict=True)]
-SocketPath = Annotated[AbsolutePath, AfterValidator(_short)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Server(_Section):
-    """[server]"""
-
-    # The unix socket to listen on: mode 0660; a stale one is replaced.
-    socket: SocketPath = Path("/run/jumptable/api.sock")
-    # The group that may connect, beside root and the service's own user. Left out: the group the service starts with.
-    socket_group: str | None = None
-    # An address to listen on instead of the socket: needs authentication, so not in this version.
-    host: str | None = None
-    port: int | None = Field(default=None, ge=0, le=65535)
-    # The journal's folder. Only one service at a time may hold it.
-    state_dir: AbsolutePath = Path("/var/lib/jumptable")
-    # "linux"; or "memory": a kernel in the service's own memory, to try things out without any privilege.
-    kernel: Literal["linux", "memory"] = "linux"
-    # Requests may name pins only below these folders.
-    pin_dirs: list[AbsolutePath] = [Path("/sys/fs/bpf")]
-    # The folder in bpffs where the service pins programs that the undo of a change will need. It is made, and for this
-    # service alone.
-    keep_dir: AbsolutePath | None = None
-    # Seconds between two looks for entries that somebody else has changed.
-    drift_interval: float = Field(default=5.0, ge=0.1, le=86_400)
-    # What a journalled change survives: "power" cuts too, or only the end of the "process", which is faster.
-    durability: Literal["power", "process"] = "power"
-    # Started as root, the service becomes this user; "nobody" where there is no such user.
-    user: str = "jumptable"
-
-
-class Create(_Section):
-    """create = { max_entries = 64 }"""
-
-    max_entries: int = Field(ge=1, le=1 << 20, strict=True)
-
-
-class _Held(_Section):
-    # Where it is pinned in bpffs; or:
-    pinned: AbsolutePath | None = None
-    # its number, which only lives as long as the object itself.
-    id: Id | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.pinned is None) == (self.id is None):
-            message = 'needs exactly one of pinned = "/sys/fs/bpf/…" and id = …'
-            raise ValueError(message)
-        return self
-
-    def source(self) -> Pinned | ById:
-        """Where to open it."""
-        return ById(self.id) if self.id is not None else Pinned(str(self.pinned))
-
-
-class Map(_Held):
-    """[maps.NAME]"""
-
-    # If the pin does not exist: make an array of so many entries, and pin it there.
-    create: Create | None = None
-    # Entries that only an admin may change. Of no effect yet: whoever may connect is admin.
-    protected: list[IndexRange] = []
-    # What to do at the start with entries that are not as the journal says: tell, or put back what it says.
-    on_start: Literal["report", "restore"] = "report"
-
-    @model_validator(mode="after")
-    def _created_at_a_pin(self) -> Self:
-        if self.create is not None and self.pinned is None:
-            message = "create goes with pinned: that is where the new array is pinned"
-            raise ValueError(message)
-        return self
-
-
-class Program(_Held):
-    """[programs.NAME]"""
 
 
 class Settings(BaseSettings):
@@ -145,6 +33,10 @@ class Settings(BaseSettings):
     server: Server = Server()
     maps: dict[Name, Map] = {}
     programs: dict[Name, Program] = {}
+    peers: dict[Name, Peer] = {}
+    tokens: Tokens | None = None
+    limits: Limits = Limits()
+    audit: Audit = Audit()
 
     @classmethod
     def settings_customise_sources(
@@ -164,9 +56,10 @@ class Settings(BaseSettings):
         env_settings.env_vars = {name: text for name, text in env_settings.env_vars.items() if name.startswith(prefix)}
         return env_settings, init_settings
 
-    def without_effect(self) -> list[str]:
-        """The keys that are set, yet do nothing in this version."""
-        return [f"maps.{name}.protected" for name, held in self.maps.items() if "protected" in held.model_fields_set]
+    def token_file(self) -> Path:
+        """Where the hashes of tokens are."""
+        given = None if self.tokens is None else self.tokens.file
+        return given or self.server.state_dir / "tokens.json"
 
 
 def load(file: Path) -> Settings:
@@ -187,13 +80,19 @@ def load(file: Path) -> Settings:
         raise ConfigurationError(message) from error
     except ValidationError as error:
         raise ConfigurationError(_told(file, error.errors())) from error
-    if settings.server.host is not None or settings.server.port is not None:
+    if (settings.server.host is not None or settings.server.port is not None) and settings.tokens is None:
         key = "host" if settings.server.host is not None else "port"
         message = (
-            f"{_where(file, ('server', key))}: serving on TCP needs authentication, which this version does not have; "
-            "remove host and port, and set socket"
+            f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens], and make "
+            "one with jumptable token new; or remove host and port, and set socket"
         )
         raise ConfigurationError(message)
+    for name, peer in settings.peers.items():
+        try:
+            peer.rule(name)
+        except ValueError as error:
+            message = f"{_where(file, ('peers', name))}: {error}"
+            raise ConfigurationError(message) from error
     return settings
 
 
@@ -217,7 +116,10 @@ def _where(file: Path, location: tuple[int | str, ...]) -> str:
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {"server": Server, "maps": Map, "programs": Program}
+    models: dict[str, type[BaseModel]] = {
+        "server": Server, "maps": Map, "programs": Program, "peers": Peer, "tokens": Tokens, "limits": Limits,
+        "audit": Audit,
+    }  # fmt: skip
     if len(location) == 1:
         return list(models)
     return list(Create.model_fields if "create" in location else models[str(location[0])].model_fields)

@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from app.access.rights import Ranges
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
@@ -54,7 +55,15 @@ def configure(registry: Registry, settings: Settings) -> None:
     """Hold what the configuration names; what cannot be opened is held as unavailable."""
     for name, map_ in settings.maps.items():
         entries = None if map_.create is None else map_.create.max_entries
-        registry.maps.add(HeldMap(name, map_.source(), create_entries=entries, restore=map_.on_start == "restore"))
+        registry.maps.add(
+            HeldMap(
+                name,
+                map_.source(),
+                create_entries=entries,
+                restore=map_.on_start == "restore",
+                protected=Ranges.of(map_.protected),
+            )
+        )
     for name, program in settings.programs.items():
         registry.programs.add(HeldProgram(name, program.source()))
     registry.open_unavailable()

@@ -89,11 +89,10 @@ class TestCheck:
     def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
         with config.open("a") as file:
             file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf"\n')
-            file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\nprotected = ["0-3"]\n[programs.gone]\nid = 77\n')
+            file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
         for line in (
-            "warn  maps.gone.protected: is set, but has no effect in this version",
             "WRONG server.socket_group: there is no group 'no-such-group'",
             "WRONG map gone: cannot open the pin '/sys/fs/bpf/gone': ENOENT",
             "WRONG program gone: there is no program 77",

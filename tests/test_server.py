@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server import ListenError, listen_loopback, listen_unix, notify
+from app.server import ListenError, listen_tcp, listen_unix, notify
 from tests.api.conftest import assert_problem
 from tests.running import Service, demo, running, serve, write_config
 
@@ -54,7 +54,7 @@ class TestOverLoopback:
 
     def test_dots_in_a_path_are_not_followed(self, service: Service) -> None:
         for path in (b"/maps/../maps", b"/maps/./entries", b"/maps/.", b"/maps/..", b"/maps/%2e%2e/../maps/jump_table"):
-            answer = raw(service, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path)
+            answer = raw(service, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
             assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 422")), answer
 
     def test_a_megabyte_gets_its_answer(self, service: Service) -> None:
@@ -69,7 +69,7 @@ class TestOverLoopback:
         url = httpx.URL(service.url)
         with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
             connection.sendall(
-                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Transfer-Encoding: chunked\r\n\r\n"
             )
             answered = threading.Event()
@@ -87,7 +87,7 @@ class TestOverLoopback:
         url = httpx.URL(service.url)
         with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
             connection.sendall(
-                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 100\r\n\r\n{"
             )
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -148,16 +148,19 @@ class TestUnixSocket:
 class TestLoopback:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "127.9.9.9"])
     def test_this_machine(self, host: str) -> None:
-        listen_loopback(host, 0).close()
+        listen_tcp(host, 0, only_loopback=True).close()
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "8.8.8.8", "::ffff:8.8.8.8", "no.such.host.invalid"])
     def test_everything_else_is_refused(self, host: str) -> None:
         with pytest.raises(ListenError):
-            listen_loopback(host, 0)
+            listen_tcp(host, 0, only_loopback=True)
 
     def test_a_port_in_use(self) -> None:
-        with listen_loopback("127.0.0.1", 0) as first, pytest.raises(ListenError, match="choose another with --port"):
-            listen_loopback("127.0.0.1", first.getsockname()[1])
+        with (
+            listen_tcp("127.0.0.1", 0, only_loopback=True) as first,
+            pytest.raises(ListenError, match="choose another port"),
+        ):
+            listen_tcp("127.0.0.1", first.getsockname()[1], only_loopback=True)
 
 
 class TestEnd:
@@ -182,7 +185,7 @@ class TestEnd:
             url = httpx.URL(service.url)
             with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
                 connection.sendall(
-                    b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                     b"Content-Length: 19\r\nExpect: 100-continue\r\n\r\n"
                 )
                 assert b"100 Continue" in connection.recv(4096)
@@ -198,7 +201,7 @@ class TestEnd:
             body = json.dumps({"packet": "00" * 14, "repeat": 1_000_000}).encode()
             with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
                 connection.sendall(
-                    b"POST /programs/entry/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"POST /programs/entry/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                     b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
                 )
                 with service.client() as client:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.access.rights import Grant, Ranges
 from app.service.held import ById, Pinned
 from app.settings import ConfigurationError, Settings, load
 
@@ -46,19 +47,36 @@ class TestLoad:
 
             [programs.parse_v2]
             pinned = "/sys/fs/bpf/parse_v2"
+
+            [peers.netops]
+            group = 0
+            role = "writer"
+            maps = ["jump_table"]
+            entries = ["8-15"]
+
+            [tokens]
+
+            [limits]
+            requests_per_second = 50
             """,
         )
         assert settings.maps["jump_table"].source() == Pinned("/sys/fs/bpf/jump_table")
         assert settings.maps["jump_table"].create is not None
         assert settings.maps["by.id"].source() == ById(12)
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
-        assert settings.without_effect() == ["maps.jump_table.protected"]
+        assert settings.maps["jump_table"].protected == ["0-3", "60"]
+        assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
+        assert settings.token_file() == Path("/tmp/state/tokens.json")
 
     @pytest.mark.parametrize(
         ("text", "told"),
         [
             ("[server", "is not TOML"),
-            ("[sever]", "sever: there is no such key; there are: server, maps, programs"),
+            ("[sever]", "sever: there is no such key; there are: server, maps, programs, peers, tokens, limits, audit"),
+            ("[peers.a]\nrole = 'writer'", "peers.a: needs exactly one of user and group"),
+            ("[peers.a]\nuser = 'nobody-here'\nrole = 'writer'", "peers.a: there is no user 'nobody-here'"),
+            ("[peers.a]\nuser = 0\nrole = 'king'", "peers.a.role: input should be 'reader', 'writer'"),
+            ("[limits]\nconnections = 0", "limits.connections: input should be greater"),
             ("[server]\nprot = 1", "server.prot: there is no such key; there are: socket, "),
             ("[server]\nkernel = 'windows'", "server.kernel: input should be 'linux' or 'memory'"),
             ("[server]\nsocket = 'api.sock'", "server.socket: must be an absolute path"),

@@ -1,6 +1,7 @@
 """The service itself: health, version, what a problem means, and the documentation."""
 
 import importlib.resources
+import json
 import platform
 from typing import Literal
 
@@ -13,9 +14,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app import __version__
+from app.access.rights import Right
 from app.api import outputs
 from app.api.documented import answers, problems
 from app.api.envelope import REQUEST_ID
+from app.api.policy import check_access, grant_of
 from app.api.problems import PROBLEMS, Refused, problem
 from app.api.state import registry_of
 from app.api.strict_route import StrictRoute
@@ -61,6 +64,7 @@ _files = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") 
 
 async def assets(scope: Scope, receive: Receive, send: Send) -> None:
     """Swagger UI's files; always whole, as StaticFiles answers a range that it cannot read in plain text."""
+    check_access(Request(scope), "get_docs")
     whole = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
     await _files(whole, receive, send)
 
@@ -86,7 +90,7 @@ async def get_health() -> Response:
 )
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, or the
-    service stops."""
+    service stops. Whoever may not read gets no reasons."""
     if request.app.state.draining:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
@@ -99,7 +103,10 @@ async def get_readiness(request: Request) -> Response:
     if reasons:
         only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
         code = "program-unavailable" if only_programs else "map-unavailable"
-        return problem(code, "; ".join(reasons), request.scope[REQUEST_ID], facts={"reasons": reasons})
+        if not grant_of(request.scope).allows(Right.READ):
+            reasons = []
+        detail = "; ".join(reasons) or "something that is to be held could not be opened"
+        return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
     return outputs.Json(Readiness(reasons=[]))
 
 
@@ -131,7 +138,13 @@ async def explain_problem(code: str) -> Response:
     return outputs.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
 
 
-@router.get("/docs", include_in_schema=False)
+@router.get("/openapi.json", operation_id="get_openapi", include_in_schema=False)
+async def get_openapi(request: Request) -> Response:
+    """The document."""
+    return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
+
+
+@router.get("/docs", operation_id="get_docs", include_in_schema=False)
 async def get_docs() -> Response:
     """Swagger UI."""
     return get_swagger_ui_html(

@@ -9,16 +9,35 @@ from starlette.responses import Response
 from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
+from app.api.policy import check_map, grant_of
 from app.api.problems import Refused
-from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, log_change, origin_of, upkeep_of
+from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.api.tables import applied
 from app.service.errors import JournalUnreadable
+from app.service.permits import check_entries
 from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.revert import revert_change
 from app.store.journal import JournalFailed
+from app.store.records import Change
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
+
+
+def _maps(request: Request, wanted: str | None) -> list[str] | None:
+    """The maps of which changes are told; None: of all."""
+    grant = grant_of(request.scope)
+    if wanted is not None:
+        return [wanted] if grant.has_map(wanted) else []
+    return None if grant.maps is None else sorted(grant.maps)
+
+
+def _change(request: Request, id_: int) -> Change:
+    """The change, of a map that whoever asks may see."""
+    change = changes_of(request).get(id_)
+    check_map(request.scope, change.map)
+    return change
+
 
 ChangeId = Annotated[fields.Decimal, Path(description="As the Change-Id header tells it.", examples=[17])]
 
@@ -43,7 +62,13 @@ async def list_changes(
     """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
     journal = changes_of(request).journal
     try:
-        page, more = journal.changes(map_=map, after=after, before=before, request_id=request_id, limit=limit)
+        page, more = journal.changes(
+            maps=_maps(request, map),
+            after=after,
+            before=before,
+            request_id=request_id,
+            limit=limit,
+        )
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
     answer = outputs.Changes(changes=[outputs.Change.of(change) for change in page], next=page[-1].id if more else None)
@@ -59,7 +84,7 @@ async def list_changes(
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
-    return outputs.Json(outputs.Change.of(changes_of(request).get(id)))
+    return outputs.Json(outputs.Change.of(_change(request, id)))
 
 
 @router.post(
@@ -68,13 +93,17 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     summary="Let a change stand",
     response_model=outputs.Change,
     responses=answers(outputs.Change, "It stands.")
-    | problems("change-unknown", "already-confirmed", "change-conflict", "map-unknown", "journal-unavailable"),
+    | problems("change-unknown", "already-confirmed", *CHANGE, "map-unknown"),
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """It was made with `confirm_within`, and is undone no more."""
     changes = changes_of(request)
-    confirmed = await changes.confirmations.confirm(changes.get(id))
-    log_change(request, "confirm_change", change=id, map=confirmed.map, actor=origin_of(request).actor)
+    change = _change(request, id)
+    origin = origin_of(request)
+    held = changes.registry.maps.get(change.map)
+    check_entries(held, (entry.index for entry in change.entries), origin.actor, origin.grant)
+    confirmed = await changes.confirmations.confirm(change)
+    tell(request, change=id, map=confirmed.map)
     return outputs.Json(outputs.Change.of(confirmed))
 
 
@@ -88,14 +117,11 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     )
     | problems(
         "change-unknown",
-        "change-conflict",
-        "change-not-revertible",
+        *CHANGE,
         "map-unknown",
         "map-unavailable",
-        "map-frozen",
         "program-incompatible",
         "program-busy",
-        "journal-unavailable",
         *KERNEL,
     ),
 )
@@ -112,10 +138,11 @@ async def revert_change_route(
     live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
     revert is itself a change, and can be reverted.
     """
+    _change(request, id)
     origin = origin_of(request, note, confirm_within)
     result = await revert_change(changes_of(request), id, origin, dry_run=dry_run)
     if result.change is not None:
-        log_change(request, "revert_change", change=result.change.id, reverts=id, map=result.change.map)
+        tell(request, change=result.change.id, reverts=id, map=result.change.map)
     return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 
 
@@ -157,5 +184,5 @@ async def reconcile_map(
     else:
         raise Refused("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
     if result.change is not None:
-        log_change(request, "reconcile_map", change=result.change.id, map=name, to=body.to)
+        tell(request, change=result.change.id, map=name, to=body.to)
     return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))

@@ -15,7 +15,16 @@ CHANGE_ID: dict[str, Any] = {"Change-Id": {"description": "Of what was applied."
 LOCATION: dict[str, Any] = {"Location": {"description": "Where it is from now on.", "schema": {"type": "string"}}}
 
 # What every route can answer, and what every route with a body can.
-_ALWAYS = ("validation", "internal", "draining")
+_ALWAYS = (
+    "validation",
+    "unauthenticated",
+    "forbidden",
+    "host-not-allowed",
+    "too-many-requests",
+    "headers-too-large",
+    "internal",
+    "draining",
+)
 BODY = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
 KERNEL = ("kernel-permission", "kernel-error")
 

@@ -18,9 +18,9 @@ from app.api.state import (
     Note,
     changes_of,
     headers_of,
-    log_change,
     origin_of,
     registry_of,
+    tell,
     upkeep_of,
 )
 from app.api.strict_route import StrictRoute
@@ -36,7 +36,14 @@ _ENTRIES = TypeAdapter(list[outputs.Entry])
 _AT_A_STRETCH = 1024  # entries: about 5 ms, then others have their turn
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
 _HEADERS = documented.ETAG | documented.DRY_RUN | documented.CHANGE_ID
-CHANGE = ("map-frozen", "change-conflict", "change-not-revertible", "journal-unavailable")
+CHANGE = (
+    "read-only",
+    "entry-protected",
+    "map-frozen",
+    "change-conflict",
+    "change-not-revertible",
+    "journal-unavailable",
+)
 _CHANGE = (*_ENTRY, *CHANGE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
@@ -120,7 +127,7 @@ async def set_entry_route(
     )
     entry = _entry(registry, name, result.map_id, index, result.after)
     if result.change is not None:
-        log_change(request, "set_entry", change=result.change.id, map=name, index=index,
+        tell(request, change=result.change.id, map=name, index=index,
                    before=result.before, after=result.after.id)  # fmt: skip
     answer = entry if result.fit is None else outputs.DryEntry(**dict(entry), fit=result.fit)
     headers = headers_of(dry_run=dry_run, change=result.change, ETag=entry.etag)
@@ -183,7 +190,8 @@ async def clear_entry_route(
         dry_run=dry_run,
     )
     if change is not None:
-        log_change(request, "clear_entry", change=change.id, map=name, index=index)
+        before = change.entries[0].before
+        tell(request, change=change.id, map=name, index=index, before=before and before.id, after=None)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))
 
 

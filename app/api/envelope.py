@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.failures import failure
+from app.api.failures import code_of, failure
+from app.api.policy import AUTHORIZATION
 from app.api.problems import Refused, problem
 from app.service.errors import ServiceError
 
@@ -37,7 +38,7 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, code = time.perf_counter(), None
         exchange = _Exchange(scope, receive, send)
         if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
             await problem("draining", "the service is stopping", exchange.request_id)(
@@ -49,6 +50,7 @@ class Envelope:
         except (ServiceError, Refused, HTTPException) as error:
             if exchange.status:
                 raise
+            code = code_of(error)
             response = failure(error, exchange.scope, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
         except ClientDisconnect:
@@ -66,8 +68,10 @@ class Envelope:
             await response(exchange.scope, receive, exchange.send)
         finally:
             operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
+            state = scope["app"].state
+            state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
             if operation != "watch_events":
-                scope["app"].state.figures.request(operation, exchange.status, time.perf_counter() - began)
+                state.figures.request(operation, exchange.status, time.perf_counter() - began)
 
 
 class _Exchange:
@@ -82,7 +86,13 @@ class _Exchange:
         self.status = 0  # until the answer begins
         self.body_is_open = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         # A copy: the server looks at its own to know that a HEAD has no body.
-        self.scope: Scope = {**scope, REQUEST_ID: self.request_id, IS_HEAD: self.is_head, "path": _path(scope)}
+        self.scope: Scope = {
+            **scope,
+            REQUEST_ID: self.request_id,
+            IS_HEAD: self.is_head,
+            AUTHORIZATION: headers.get(b"authorization"),
+            "path": _path(scope),
+        }
         if self.is_head:
             self.scope["method"] = "GET"
         self._receive, self._send = receive, send

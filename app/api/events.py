@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, Final
 
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import fields, outputs
 from app.api.documented import Responses, problems
 from app.api.envelope import IS_HEAD
+from app.api.policy import grant_of
 from app.api.problems import Refused
 from app.api.state import changes_of
 from app.api.strict_route import StrictRoute
@@ -88,7 +89,7 @@ async def _over(feed: Feed) -> None:
     operation_id="watch_events",
     summary="Follow what happens",
     response_class=EventStream,
-    responses=_RESPONSES | problems("malformed-header", "events-expired", "journal-unavailable"),
+    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
     openapi_extra=_LAST_EVENT_ID,
 )
 async def watch_events(
@@ -98,10 +99,18 @@ async def watch_events(
     """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
     gap and without a repeat."""
     feed = changes_of(request).feed
+    request.app.state.limits.check_readers(feed.readers)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
         return Response(headers=_HEADERS, media_type=EventStream.media_type)
-    return EventStream(_stream(feed, after, map), headers=_HEADERS)
+    grant = grant_of(request.scope)
+
+    def wanted(event: Event) -> bool:
+        if event.map is None:  # of a program
+            return map is None and grant.has_program((event.data or {}).get("program"))
+        return map in {None, event.map} and grant.has_map(event.map)
+
+    return EventStream(_stream(feed, after, wanted), headers=_HEADERS)
 
 
 def _last_event_id(request: Request) -> int | None:
@@ -113,9 +122,9 @@ def _last_event_id(request: Request) -> int | None:
     return int(text)
 
 
-async def _stream(feed: Feed, after: int, map_: str | None) -> AsyncGenerator[bytes]:
+async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool]) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
-    async with aclosing(feed.read(after, map_, _encoded)) as batches:
+    async with aclosing(feed.read(after, wanted, _encoded)) as batches:
         async for batch in batches:
             content = b"".join(batch) or b":\n\n"
             # In slices: what a reader has not taken yet waits in memory, once for each of them.

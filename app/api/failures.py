@@ -7,9 +7,16 @@ from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from app.api.problems import Refused, problem, service_problem
-from app.service.errors import ServiceError
+from app.service.errors import ServiceError, WriteRefused
 
 log = structlog.get_logger()
+
+
+def code_of(error: ServiceError | Refused | HTTPException) -> str | None:
+    """Its code; None for what routing says."""
+    if isinstance(error, HTTPException):
+        return None
+    return error.cause.code if isinstance(error, WriteRefused) else error.code
 
 
 def failure(error: ServiceError | Refused | HTTPException, scope: Scope, request_id: str) -> Response:

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
-from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of, upkeep_of
+from app.api.policy import grant_of
+from app.api.state import DryRun, check_room, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.bpf.uapi import prog_type_name
 from app.service.drift import Drift
@@ -70,7 +71,8 @@ async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
     registry, told = registry_of(request), []
-    for held in sorted(registry.maps, key=lambda each: each.name):
+    grant = grant_of(request.scope)
+    for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
             told.append(await _map(registry, upkeep_of(request).drift, held))
     return outputs.Json(outputs.Maps(maps=told))
@@ -104,6 +106,7 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
         "pin-unusable",
         "pin-not-allowed",
         "in-use",
+        "read-only",
         "journal-unavailable",
         *KERNEL,
         *BODY,
@@ -121,6 +124,7 @@ async def hold_map(
     With `create`, make it and pin it there if the pin does not exist.
     """
     create_entries = None if body.create is None else body.create.max_entries
+    check_room(request, name)
     held, is_new = await holding_of(request).hold_map(
         name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
     )
@@ -130,7 +134,7 @@ async def hold_map(
         if dry_run:
             held.release()
     if not dry_run:
-        log_change(request, "hold_map", map=name, map_id=answer.id, created=answer.created_here)
+        tell(request, map=name, map_id=answer.id, created=answer.created_here)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
     return outputs.Json(answer, 201 if is_new else 200, headers)
 
@@ -141,7 +145,7 @@ async def hold_map(
     summary="Release a map",
     status_code=204,
     responses=no_content("Released.")
-    | problems("map-unknown", "last-reference", "in-use", "journal-unavailable", *KERNEL),
+    | problems("map-unknown", "last-reference", "in-use", "read-only", "journal-unavailable", *KERNEL),
 )
 async def release_map(
     request: Request,
@@ -152,5 +156,5 @@ async def release_map(
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
     await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
     if not dry_run:
-        log_change(request, "release_map", map=name, force=force)
+        tell(request, map=name, force=force)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))

@@ -25,6 +25,12 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "malformed-header": Kind(
         400, "A header cannot be read", 'Entity tags are quoted: If-Match: "…", or *; copy them from an ETag.'
     ),
+    "unauthenticated": Kind(401, "It is not known who asks", "Send a token: Authorization: Bearer …"),
+    "forbidden": Kind(
+        403, "Whoever asks has no right to this", "Ask whoever gives the rights: the detail tells which."
+    ),
+    "entry-protected": Kind(403, "The entry is protected", "Only the role admin may change it."),
+    "read-only": Kind(403, "The service is read only", "Take read_only out of the configuration, and restart."),
     "pin-not-allowed": Kind(
         403, "This path may not be named", "Pin below one of the folders in pin_dirs, or widen pin_dirs and restart."
     ),
@@ -76,6 +82,13 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "program-not-runnable": Kind(
         422, "The kernel cannot run such a program", "Types that run on a packet do: xdp, sched_cls, socket_filter …"
     ),
+    "host-not-allowed": Kind(
+        421, "Not a name of this machine", "On loopback, Host and Origin have to be localhost or a loopback address."
+    ),
+    "headers-too-large": Kind(
+        431, "The head of the request is too large", "limits.header_bytes tells how much it may be."
+    ),
+    "too-many-requests": Kind(429, "Too many requests", "Wait as long as Retry-After tells."),
     "unsupported-flags": Kind(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
     "duplicate-index": Kind(422, "An index is listed twice", "List each index once."),
     "pin-unusable": Kind(422, "The pin cannot be opened", "The detail tells the errno and what to do."),

@@ -4,10 +4,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.access.rights import Grant
 from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.policy import grant_of
 from app.api.problems import Refused
-from app.api.state import DryRun, headers_of, holding_of, log_change, origin_of, registry_of
+from app.api.state import DryRun, check_room, headers_of, holding_of, origin_of, registry_of, tell
 from app.api.strict_route import StrictRoute
 from app.service.held import HeldProgram
 from app.service.program import loaded_at
@@ -17,7 +19,7 @@ from app.service.running import run_program as run_held_program
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
-def _program(held: HeldProgram, uses: Uses) -> outputs.Program:
+def _program(held: HeldProgram, uses: Uses, grant: Grant) -> outputs.Program:
     if held.object is None:
         return outputs.Program(
             name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
@@ -38,7 +40,7 @@ def _program(held: HeldProgram, uses: Uses) -> outputs.Program:
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[outputs.Use(map=name, index=index) for name, index in uses.get(info.id, [])],
+        used_by=[outputs.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
     )
 
 
@@ -53,8 +55,9 @@ async def list_programs(request: Request) -> Response:
     """Also those that could not be opened yet."""
     registry = registry_of(request)
     uses = await registry.maps.uses()
-    held = sorted(registry.programs, key=lambda each: each.name)
-    return outputs.Json(outputs.Programs(programs=[_program(each, uses) for each in held]))
+    grant = grant_of(request.scope)
+    held = sorted((each for each in registry.programs if grant.has_program(each.name)), key=lambda each: each.name)
+    return outputs.Json(outputs.Programs(programs=[_program(each, uses, grant) for each in held]))
 
 
 @router.get(
@@ -69,7 +72,7 @@ async def get_program(request: Request, name: fields.ProgramName) -> Response:
     registry = registry_of(request)
     registry.programs.get(name)
     uses = await registry.maps.uses()
-    return outputs.Json(_program(registry.programs.get(name), uses))
+    return outputs.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
 
 
 @router.put(
@@ -86,6 +89,8 @@ async def get_program(request: Request, name: fields.ProgramName) -> Response:
         "program-not-found",
         "pin-unusable",
         "pin-not-allowed",
+        "in-use",
+        "read-only",
         "journal-unavailable",
         *KERNEL,
         *BODY,
@@ -98,14 +103,15 @@ async def hold_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
+    check_room(request, name)
     held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
     try:
-        answer = _program(held, await registry_of(request).maps.uses())
+        answer = _program(held, await registry_of(request).maps.uses(), grant_of(request.scope))
     finally:
         if dry_run:
             held.release()
     if not dry_run:
-        log_change(request, "hold_program", program=name, program_id=answer.id)
+        tell(request, program=name, program_id=answer.id)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
     return outputs.Json(answer, 201 if is_new else 200, headers)
 
@@ -115,7 +121,8 @@ async def hold_program(
     operation_id="release_program",
     summary="Release a program",
     status_code=204,
-    responses=no_content("Released.") | problems("program-unknown", "in-use", "journal-unavailable", *KERNEL),
+    responses=no_content("Released.")
+    | problems("program-unknown", "in-use", "read-only", "journal-unavailable", *KERNEL),
 )
 async def release_program(
     request: Request,
@@ -125,7 +132,7 @@ async def release_program(
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
     await holding_of(request).release_program(name, origin_of(request), dry_run=dry_run)
     if not dry_run:
-        log_change(request, "release_program", program=name)
+        tell(request, program=name)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))
 
 
@@ -135,7 +142,7 @@ async def release_program(
     summary="Run a program on a packet",
     response_model=outputs.Run,
     responses=answers(outputs.Run, "What came out.")
-    | problems("program-unknown", "program-unavailable", "program-not-runnable", *KERNEL, *BODY),
+    | problems("program-unknown", "program-unavailable", "program-not-runnable", "read-only", *KERNEL, *BODY),
 )
 async def run_program(request: Request, name: fields.ProgramName, body: inputs.RunProgram) -> Response:
     """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.

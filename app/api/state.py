@@ -2,11 +2,13 @@
 
 from typing import Annotated, cast
 
-import structlog
 from fastapi import Query
 from starlette.requests import Request
 
+from app.access.rights import Actor
+from app.api.audit import FACTS
 from app.api.envelope import REQUEST_ID
+from app.api.policy import ACTOR, grant_of
 from app.service.changes import Changes, Origin
 from app.service.holding import Holding
 from app.service.registry import Registry
@@ -14,8 +16,6 @@ from app.service.upkeep import Upkeep
 from app.store.records import Change
 
 DryRun = Annotated[bool, Query(description="Check everything and answer as if, but change nothing.")]
-
-log = structlog.get_logger()
 
 ConfirmWithin = Annotated[
     int | None,
@@ -39,16 +39,23 @@ def upkeep_of(request: Request) -> Upkeep:
     return cast("Upkeep", request.app.state.upkeep)
 
 
+def check_room(request: Request, name: str) -> None:
+    """Refused where too much is held to hold this as well, unless the name is held already."""
+    registry = registry_of(request)
+    names = [held.name for held in (*registry.maps, *registry.programs)]
+    if name not in names:
+        request.app.state.limits.check_held(len(names))
+
+
 def holding_of(request: Request) -> Holding:
     """What holds and releases."""
     return cast("Holding", request.app.state.holding)
 
 
 def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> Origin:
-    """Who asks. Without authentication only the way is known: the unix socket, or an address."""
-    client = request.client
-    actor = f"tcp:{client.host}" if client is not None and client.host else "unix"
-    return Origin(actor, request.scope[REQUEST_ID], note, confirm_within)
+    """Who asks."""
+    actor: Actor = request.scope[ACTOR]
+    return Origin(actor.name, request.scope[REQUEST_ID], note, confirm_within, grant_of(request.scope))
 
 
 def registry_of(request: Request) -> Registry:
@@ -63,6 +70,6 @@ def headers_of(*, dry_run: bool, change: Change | None = None, **headers: str) -
     return headers | ({"Dry-Run": "true"} if dry_run else {})
 
 
-def log_change(request: Request, event: str, **facts: object) -> None:
-    """One line a change: what was done, and by which request."""
-    log.info(event, request_id=request.scope[REQUEST_ID], **facts)
+def tell(request: Request, **facts: object) -> None:
+    """What was done, for the line that the audit has of it."""
+    request.scope.setdefault(FACTS, {}).update(facts)

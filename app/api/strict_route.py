@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.policy import check_access
 from app.api.problems import Refused
-from app.api.state import registry_of
+from app.api.state import registry_of, tell
 from app.service.errors import MapUnavailable, MapUnknown
 
 _MAX_BODY: Final = 64 * 1024  # bytes
@@ -71,7 +72,10 @@ class StrictRoute(APIRoute):
         query_fields: dict[str, _Field] = {field.alias: field for field in wanted.query_params}
         defaults = {field.name: field.get_default() for field in wanted.query_params}
 
+        operation = self.operation_id or self.name
+
         async def handle(request: Request) -> Response:
+            check_access(request, operation)
             taken = _Taken(defaults)
             if request.scope["query_string"]:
                 taken.query(request, query_fields)
@@ -80,6 +84,8 @@ class StrictRoute(APIRoute):
             if body_field is not None:
                 taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
             taken.refuse()
+            if taken.values.get("dry_run"):
+                tell(request, dry_run=True)
             if wanted.request_param_name is not None:
                 taken.values[wanted.request_param_name] = request
             return await endpoint(**taken.values)

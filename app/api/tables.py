@@ -9,7 +9,7 @@ from app.api.conditions import TABLE_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE, REFERENCE
 from app.api.problems import Refused
-from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, log_change, origin_of
+from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
 from app.api.strict_route import TableRoute
 from app.service.changes import Origin
 from app.service.entries import TablePrecondition, TableResult, change_table
@@ -80,7 +80,7 @@ async def _change(
         dry_run=dry_run,
     )
     if result.change is not None:
-        log_change(request, "replace_entries" if replace else "update_entries", change=result.change.id,
+        tell(request, change=result.change.id,
                    map=name, set=result.set, cleared=result.cleared)  # fmt: skip
     return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from app.access.rights import EVERYTHING, Grant
 from app.service.confirmations import Confirmations
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
 from app.service.feed import Feed
@@ -12,6 +13,7 @@ from app.service.figures import Figures
 from app.service.fit import check_not_frozen
 from app.service.held import HeldMap
 from app.service.keep_dir import KeepDir
+from app.service.permits import check_entries, check_steps
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
@@ -22,12 +24,16 @@ from app.store.records import Change, EntryChange, Kind, Waiting
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed."""
+    """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed.
+
+    `grant`: what they may do; the service itself may do everything.
+    """
 
     actor: str
     request_id: str
     note: str | None = None
     confirm_within: int | None = None
+    grant: Grant = EVERYTHING
 
 
 class Changes:
@@ -96,6 +102,7 @@ class Changes:
     async def _apply(
         self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None
     ) -> Change:
+        check_steps(self.registry.programs, held, steps, origin.actor, origin.grant)
         indexes = [step.index for step in steps]
         self.confirmations.check_free(held, indexes, reverts)
         replaced = self.retained.hold(step.before for step in steps if step.before is not None)
@@ -180,7 +187,8 @@ class Changes:
         )
 
     def check(self, held: HeldMap, steps: Sequence[Step], origin: Origin, reverts: int | None = None) -> None:
-        """What can be known before the first write: MapFrozen, EntryWaits, NotRestorable."""
+        """What can be known before the first write: Forbidden, EntryProtected, MapFrozen, EntryWaits, NotRestorable."""
+        check_steps(self.registry.programs, held, steps, origin.actor, origin.grant)
         check_not_frozen(held.opened())
         self.confirmations.check_free(held, [step.index for step in steps], reverts)
         if origin.confirm_within is not None:
@@ -196,6 +204,7 @@ class Changes:
 
         Call it under the map's lock.
         """
+        check_entries(held, (entry.index for entry in entries), origin.actor, origin.grant)
         try:
             change = await self.journal.append(self._change(held, "adopt", entries, origin))
         except JournalFailed as error:

@@ -14,6 +14,7 @@ from app.service.errors import (
 )
 from app.service.fit import Fit, fit_of
 from app.service.held import ById, HeldMap, Pinned
+from app.service.permits import check_entries, check_reference
 from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
 from app.service.programs import ProgramRef
@@ -66,7 +67,13 @@ async def set_entry(
     registry = changes.registry
     async with held.lock:
         array = held.opened()
+        check_entries(held, [index], origin.actor, origin.grant)
         array.check_index(index)
+        if origin.grant.role != "admin" and isinstance(ref, ById):
+            there = [program_id for _, program_id in await held.read()]
+            check_reference(registry.programs, index, ref, there, origin.actor, origin.grant)
+        else:
+            check_reference(registry.programs, index, ref, (), origin.actor, origin.grant)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
         seeds = await registry.seeds_for(held) if dry_run else []
@@ -101,6 +108,7 @@ async def clear_entry(
     """
     async with held.lock:
         array = held.opened()
+        check_entries(held, [index], origin.actor, origin.grant)
         before = array.get(index)
         if before is None and not allow_missing:
             raise EntryEmpty(index)
@@ -141,6 +149,9 @@ async def change_table(
         # What is there by its id already needs not be opened: that would take a right.
         there = {index for index, ref in wanted if isinstance(ref, ById) and ref.id == current.get(index)}
         wanted = [(index, ref) for index, ref in wanted if index not in there]
+        for index, ref in wanted:
+            if ref is not None:
+                check_reference(registry.programs, index, ref, current.values(), origin.actor, origin.grant)
         with ExitStack() as stack:
             programs = {
                 ref: stack.enter_context(registry.programs.opened_copy(ref))

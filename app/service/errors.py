@@ -16,6 +16,7 @@ ServiceError
 ├── DuplicateIndex, WriteRefused            of a whole table
 ├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable
 ├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse      of confirmations
+├── Forbidden, EntryProtected               of rights
 ├── EventsExpired                           of resuming a stream of events
 ├── JournalUnavailable, JournalUnreadable, Stopping
 ├── MapUnavailable, ProgramUnavailable      held, but it could not be opened
@@ -318,6 +319,26 @@ class EntryWaits(ServiceError):
     sentence = "entry {index} waits for the confirmation of change {change}: confirm or revert that one first"
     index: int
     change: int
+
+
+@dataclass(eq=False)
+class Forbidden(ServiceError):
+    """Whoever asks may not change this entry, or not so."""
+
+    code = "forbidden"
+    sentence = "{actor} may not change entry {index}: {reason}"
+    actor: str
+    index: int
+    reason: str
+
+
+@dataclass(eq=False)
+class EntryProtected(ServiceError):
+    """Only an admin may change this entry."""
+
+    code = "entry-protected"
+    sentence = "entry {index} is protected by the configuration: it takes the role admin"
+    index: int
 
 
 @dataclass(eq=False)

@@ -92,8 +92,8 @@ class Feed:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
-    async def read(self, after: int, map_: str | None, encode: Encode) -> AsyncGenerator[list[bytes]]:
-        """The events after this one, of one map or of all, as they happen; nothing after every 15 s without any.
+    async def read(self, after: int, wanted: Callable[[Event], bool], encode: Encode) -> AsyncGenerator[list[bytes]]:
+        """The wanted ones of the events after this one, as they happen; nothing after every 15 s without any.
 
         It ends with the service, and where the reader was so slow that the journal knows no more what is next.
         """
@@ -107,7 +107,7 @@ class Feed:
                     return
                 if found:
                     after = found[-1].event.id
-                    found = [each for each in found if map_ is None or each.event.map == map_]
+                    found = [each for each in found if wanted(each.event)]
                     encoded = [_encoded(each, encode) for each in found]
                 else:
                     await self._sleep(told + _KEEPALIVE - clock())

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Container
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
+from app.access.rights import NONE, Ranges
 from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
 from app.service.program import Program
 from app.service.program_array import ProgramArray
@@ -103,6 +104,7 @@ class HeldMap(Held[ProgramArray]):
     create_entries: int | None = None
     created_here: bool = False
     restore: bool = False
+    protected: Ranges = NONE  # entries that only an admin may change
     recorded: Recorded | None = None  # None: not yet, or another array has the name by now
     writing: Container[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
     waits: dict[int, int] = field(default_factory=dict)  # entries that wait for a confirmation: of which change

@@ -120,7 +120,7 @@ class History(Database):
     def changes(
         self,
         *,
-        map_: str | None = None,
+        maps: Sequence[str] | None = None,
         after: int = 0,
         before: int | None = None,
         request_id: str | None = None,
@@ -132,7 +132,10 @@ class History(Database):
         """
         where: list[str] = ["id > ?"]
         values: list[int | str] = [after]
-        for condition, value in (("map = ?", map_), ("id < ?", before), ("request_id = ?", request_id)):
+        if maps is not None:
+            where.append(f"map IN ({','.join('?' * len(maps))})")
+            values += maps
+        for condition, value in (("id < ?", before), ("request_id = ?", request_id)):
             if value is not None:
                 where.append(condition)
                 values.append(value)

@@ -133,7 +133,7 @@ class TestEvents:
         assert ids == list(range(1, len(ids) + 1))
         for after in range(len(ids) + 1):
             assert [_encoded(event) for event in journal.events(after, 1000)] == everything[after:]
-            async with aclosing(app.state.changes.feed.read(after, None, _encoded)) as batches:
+            async with aclosing(app.state.changes.feed.read(after, any_event, _encoded)) as batches:
                 got: list[bytes] = []
                 while len(got) < len(ids) - after:
                     got += await anext(batches)
@@ -182,6 +182,10 @@ class TestEvents:
         assert response.headers["content-type"].startswith("text/event-stream")
 
 
+def any_event(_: Event) -> bool:
+    return True
+
+
 async def make_many(client: httpx.AsyncClient) -> None:
     """Events of several types, mixed."""
     for number in range(12):
@@ -204,11 +208,11 @@ async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
 class TestReaders:
     async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(feed, "_KEEPALIVE", 0.01)
-        async with aclosing(quiet.state.changes.feed.read(0, None, _encoded)) as batches:
+        async with aclosing(quiet.state.changes.feed.read(0, any_event, _encoded)) as batches:
             assert await anext(batches) == []
 
     async def test_they_are_counted_and_gone_when_they_go(self, quiet: FastAPI) -> None:
-        reading = quiet.state.changes.feed.read(0, None, _encoded)
+        reading = quiet.state.changes.feed.read(0, any_event, _encoded)
         first = asyncio.ensure_future(anext(reading))
         while not quiet.state.changes.feed._sleeping:
             await asyncio.sleep(0)
@@ -223,7 +227,7 @@ class TestReaders:
         ids: list[list[int]] = [[] for _ in range(1000)]
 
         async def follow(number: int) -> None:
-            async with aclosing(changes.feed.read(0, None, _encoded)) as batches:
+            async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
                 async for batch in batches:
                     ids[number] += [each.id for each in parsed(b"".join(batch).decode())]
 
@@ -244,7 +248,7 @@ class TestReaders:
     ) -> None:
         monkeypatch.setattr(feed, "_RECENT", 5)
         changes = quiet.state.changes
-        async with aclosing(changes.feed.read(0, None, _encoded)) as batches:
+        async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
             for number in range(200):
                 await changes.journal.tell_of("program", "x", {"number": number})
             got: list[int] = []
@@ -263,7 +267,7 @@ class TestReaders:
             return _encoded(event)
 
         async def follow() -> bytes:
-            async with aclosing(app.state.changes.feed.read(0, None, encode)) as batches:
+            async with aclosing(app.state.changes.feed.read(0, any_event, encode)) as batches:
                 return b"".join(await anext(batches))
 
         readers = [asyncio.create_task(follow()) for _ in range(20)]
@@ -298,7 +302,7 @@ class TestServed:
             with socket.socket() as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
                 connection.connect((url.host, url.port or 80))
-                connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 0\r\n\r\n")
+                connection.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 0\r\n\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")
                 began = time.monotonic()
                 assert service.stop() == 0

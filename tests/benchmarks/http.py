@@ -52,14 +52,14 @@ def put(program: str) -> bytes:
     """The request that points entry 3 to a program."""
     body = json.dumps({"program": program}).encode()
     return (
-        b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     )
 
 
 def get(path: str) -> bytes:
     """The request for a path."""
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def rate(count: int, once: Callable[[int], object]) -> float:

@@ -80,8 +80,8 @@ class TestChanges:
         for number in range(6):
             asyncio.run(journal.append(change("a" if number % 2 else "b", request_id=str(number))))
         assert [each.id for each in journal.changes()[0]] == [1, 2, 3, 4, 5, 6]
-        assert [each.id for each in journal.changes(map_="a")[0]] == [2, 4, 6]
-        assert [each.id for each in journal.changes(map_="a", after=2, before=6)[0]] == [4]
+        assert [each.id for each in journal.changes(maps=["a"])[0]] == [2, 4, 6]
+        assert [each.id for each in journal.changes(maps=["a"], after=2, before=6)[0]] == [4]
         assert [each.id for each in journal.changes(request_id="4")[0]] == [5]
         assert [each.id for each in journal.changes(limit=2)[0]] == [1, 2]
         assert journal.changes(after=6) == ([], False)

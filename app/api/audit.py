@@ -1,0 +1,71 @@
+"""One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from pydantic_core import to_json
+from starlette.types import Scope
+
+from app.api.policy import ACTOR, CHANGING, RIGHTS
+
+FACTS: Final = "jumptable.facts"  # key in the scope: what a route has to tell of what it did
+_DENIED: Final = {401, 403, 421, 429}
+
+log = structlog.get_logger()
+
+
+class Audit:
+    """Where the lines go. Neither tokens nor bodies are in them."""
+
+    def __init__(self, file: Path | None = None, *, fsync: bool = False) -> None:
+        """`file`: of its own; None: to the log. OSError."""
+        self._file, self._fsync, self._fd = file, fsync, -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """After the file was moved away (logrotate). OSError."""
+        if self._file is not None:
+            fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.close()
+            self._fd = fd
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def attempt(self, scope: Scope, operation: str, status: int, code: str | None, request_id: str) -> None:
+        """Tell of one request, if it is to be told of."""
+        if RIGHTS.get(operation) not in CHANGING and status not in _DENIED:
+            return
+        actor = scope.get(ACTOR)
+        told: dict[str, Any] = {
+            "request_id": request_id,
+            "actor": None if actor is None else actor.name,
+            "outcome": _outcome(status),
+            "status": status,
+            **({} if code is None else {"code": code}),
+            **({} if operation != "none" else {"path": scope["path"][:256]}),
+            **scope.get(FACTS, {}),
+        }
+        if self._fd < 0:
+            log.info(operation, **told)
+            return
+        at = datetime.fromtimestamp(time.time(), UTC).isoformat()
+        try:
+            os.write(self._fd, to_json({"at": at, "what": operation, **told}, fallback=repr) + b"\n")
+            if self._fsync:
+                os.fsync(self._fd)
+        except OSError as error:
+            log.warning("the audit file cannot be written", reason=error.strerror, event_lost=operation, **told)
+
+
+def _outcome(status: int) -> str:
+    if status in _DENIED:
+        return "denied"
+    return "done" if status < 400 else "refused" if status < 500 else "failed"

@@ -1,0 +1,56 @@
+"""How much of the service one may take."""
+
+import math
+import time
+from collections import OrderedDict
+from typing import Final
+
+from app.api.problems import Refused
+
+_ACTORS_KEPT: Final = 1024
+
+
+class Limits:
+    """`event_readers`, `held`: at a time; `requests_per_second`, `burst`: of one actor; None: any number."""
+
+    def __init__(
+        self,
+        event_readers: int = 2048,
+        held: int = 4096,
+        requests_per_second: float | None = None,
+        burst: int = 100,
+    ) -> None:
+        self.event_readers, self.held = event_readers, held
+        self._rate, self._burst = requests_per_second, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when that was
+
+    def check_rate(self, actor: str) -> None:
+        """Refused with 429 where this actor has asked too often (a token bucket)."""
+        if self._rate is None:
+            return
+        now = time.monotonic()
+        left, at = self._buckets.pop(actor, (float(self._burst), now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        self._buckets[actor] = (left - 1 if left >= 1 else left, now)
+        if len(self._buckets) > _ACTORS_KEPT:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            detail = f"{actor} may ask {self._rate:g} times a second"
+            raise too_many(detail, (1 - left) / self._rate)
+
+    def check_readers(self, readers: int) -> None:
+        """Refused with 429 where that many follow the events already."""
+        if readers >= self.event_readers:
+            detail = f"{readers} readers follow the events already"
+            raise too_many(detail, 10)
+
+    def check_held(self, held: int) -> None:
+        """Refused with 429 where that much is held already."""
+        if held >= self.held:
+            detail = f"{held} maps and programs are held already: release some, or raise limits.held"
+            raise too_many(detail, 60)
+
+
+def too_many(detail: str, seconds: float) -> Refused:
+    """429 (RFC 6585, 4), to be tried again after so many seconds."""
+    return Refused("too-many-requests", detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})

@@ -1,0 +1,285 @@
+"""Who may do what, by tokens, route by route."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.access.rights import Ranges, Right, Role
+from app.access.tokens import Token, TokenFile, Tokens
+from app.api.limits import Limits
+from app.api.policy import RIGHTS, Authentication
+from app.bpf.kernel import Kernel
+from app.service.opening import make_array
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, assert_problem, client_of, started
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+# One request for each operation; what it answers to whoever may is of no matter here, if only it is no 401 or 403.
+REQUESTS: dict[str, tuple[str, str, Any]] = {
+    "get_health": ("GET", "/healthz", None),
+    "get_readiness": ("GET", "/readyz", None),
+    "explain_problem": ("GET", "/problems/internal", None),
+    "get_version": ("GET", "/version", None),
+    "get_metrics": ("GET", "/metrics", None),
+    "get_docs": ("GET", "/docs", None),
+    "get_openapi": ("GET", "/openapi.json", None),
+    "list_maps": ("GET", "/maps", None),
+    "get_map": ("GET", "/maps/jump_table", None),
+    "list_entries": ("GET", TABLE, None),
+    "get_entry": ("GET", f"{TABLE}/9", None),
+    "list_programs": ("GET", "/programs", None),
+    "get_program": ("GET", "/programs/drop", None),
+    "list_changes": ("GET", "/changes", None),
+    "get_change": ("GET", "/changes/1", None),
+    "watch_events": ("HEAD", "/events", None),
+    "set_entry": ("PUT", f"{TABLE}/9", {"program": "drop"}),
+    "clear_entry": ("DELETE", f"{TABLE}/9", None),
+    "replace_entries": ("PUT", TABLE, {"entries": [{"index": 9, "program": "drop"}]}),
+    "update_entries": ("PATCH", TABLE, {"entries": [{"index": 9, "program": "pass"}]}),
+    "confirm_change": ("POST", "/changes/1/confirm", None),
+    "revert_change": ("POST", "/changes/1/revert", None),
+    "run_program": ("POST", "/programs/drop/run", {"packet": "00" * 14}),
+    "reconcile_map": ("POST", "/maps/jump_table/reconcile", {"to": "journal"}),
+    "hold_map": ("PUT", "/maps/other", {"id": 4_000_000_000}),
+    "release_map": ("DELETE", "/maps/other", None),
+    "hold_program": ("PUT", "/programs/other", {"id": 4_000_000_000}),
+    "release_program": ("DELETE", "/programs/other", None),
+}
+ALLOWED: dict[str, set[Right]] = {
+    "nobody": {Right.NONE},
+    "metrics": {Right.NONE, Right.METRICS},
+    "reader": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ},
+    "writer": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ, Right.WRITE},
+    "admin": set(Right),
+}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.json")
+
+
+def new(tokens: TokenFile, name: str, role: Role, **bounds: Any) -> dict[str, str]:
+    """The header of a new token."""
+    return {"Authorization": f"Bearer {tokens.add(Token(name, '', role, time.time(), **bounds))}"}
+
+
+@pytest.fixture
+async def guarded(registry: Registry, tokens: TokenFile, anyio_backend: str) -> AsyncIterator[FastAPI]:
+    registry.maps.get("jump_table").protected = Ranges.of(["0-3"])
+    async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+        yield app
+
+
+@pytest.fixture
+async def asker(guarded: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(guarded) as client:
+        yield client
+
+
+class TestEveryRoute:
+    def test_has_a_right_and_a_request_here(self, guarded: FastAPI) -> None:
+        operations = {route.operation_id for route in guarded.routes if hasattr(route, "operation_id")}
+        assert operations == set(RIGHTS) == set(REQUESTS)
+
+    @pytest.mark.parametrize("role", list(ALLOWED))
+    async def test_is_open_to_those_who_have_it(self, asker: httpx.AsyncClient, tokens: TokenFile, role: Any) -> None:
+        admin = new(tokens, "first", "admin")
+        await asker.put(f"{TABLE}/9", json={"program": "tx"}, headers=admin)
+        headers = {} if role == "nobody" else new(tokens, "mine", role)
+        for operation, (method, path, body) in REQUESTS.items():
+            response = await asker.request(method, path, json=body, headers=headers)
+            if RIGHTS[operation] in ALLOWED[role]:
+                assert response.status_code not in {401, 403}, (operation, response.text)
+            elif role == "nobody":
+                assert response.status_code == 401, operation
+                assert response.headers["www-authenticate"].startswith("Bearer")
+            else:
+                assert response.status_code == 403, operation
+
+
+class TestTokens:
+    @pytest.mark.parametrize("value", ["Bearer x", "Bearer ", "Basic cm9vdDo=", "x", "Bearer jt_" + "A" * 43])
+    async def test_what_is_none(self, asker: httpx.AsyncClient, tokens: TokenFile, value: str) -> None:
+        new(tokens, "mine", "admin")
+        assert_problem(await asker.get("/maps", headers={"Authorization": value}), 401, "unauthenticated")
+        assert (await asker.get("/healthz", headers={"Authorization": value})).status_code == 200
+
+    async def test_revoked_and_rotated_while_the_service_runs(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        first = new(tokens, "mine", "reader")
+        assert (await asker.get("/maps", headers=first)).status_code == 200
+        second = {"Authorization": f"Bearer {tokens.rotate('mine')}"}
+        assert (await asker.get("/maps", headers=first)).status_code == 401
+        assert (await asker.get("/maps", headers=second)).status_code == 200
+        tokens.revoke("mine")
+        assert (await asker.get("/maps", headers=second)).status_code == 401
+
+    async def test_over(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        assert (
+            await asker.get("/maps", headers=new(tokens, "old", "reader", expires=time.time() - 1))
+        ).status_code == 401
+        assert (
+            await asker.get("/maps", headers=new(tokens, "new", "reader", expires=time.time() + 9))
+        ).status_code == 200
+
+    async def test_a_file_that_cannot_be_read_lets_nobody_in(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        header = new(tokens, "mine", "admin")
+        assert (await asker.get("/maps", headers=header)).status_code == 200
+        tokens.path.write_text("nonsense")
+        for _ in range(2):
+            assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
+
+    async def test_who_it_was_is_in_the_change_and_the_secret_nowhere(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        header = new(tokens, "deploy", "writer")
+        changed = await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=header)
+        refused = await asker.put("/maps/other", json={"id": 3}, headers=header)
+        told = await asker.get("/changes/1", headers=header)
+        assert told.json()["actor"] == "token:deploy"
+        secret = header["Authorization"].removeprefix("Bearer ")
+        assert secret not in changed.text + refused.text + told.text + tokens.path.read_text()
+        assert secret not in "".join(capsys.readouterr())
+
+
+class TestBounds:
+    @pytest.fixture
+    def writer(self, tokens: TokenFile) -> dict[str, str]:
+        return new(tokens, "bounded", "writer", maps=["jump_table"], entries=["8-15"], programs=["drop", "pass"])
+
+    async def test_entries(self, asker: httpx.AsyncClient, writer: dict[str, str]) -> None:
+        for index, status in ((7, 403), (8, 201), (15, 201), (16, 403), (99, 403)):
+            for query in ("?dry_run=true", ""):
+                put = await asker.put(f"{TABLE}/{index}{query}", json={"program": "drop"}, headers=writer)
+                assert put.status_code == status, (index, put.text)
+        assert_problem(await asker.delete(f"{TABLE}/7", headers=writer), 403, "forbidden")
+        body = {"entries": [{"index": 9, "program": "drop"}, {"index": 7, "program": "drop"}]}
+        assert_problem(await asker.patch(TABLE, json=body, headers=writer), 403, "forbidden")
+        assert (await asker.get(f"{TABLE}/9", headers=writer)).status_code == 404, "nothing of it was written"
+
+    async def test_what_a_table_leaves_as_it_is_needs_no_right(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, writer: dict[str, str]
+    ) -> None:
+        await asker.put(f"{TABLE}/5", json={"program": "tx"}, headers=new(tokens, "admin", "admin"))
+        table = (await asker.get(TABLE, headers=writer)).json()
+        table["entries"].append({"index": 9, "program": "drop"})
+        assert (await asker.put(TABLE, json=table, headers=writer)).json()["set"] == 1
+        assert_problem(await asker.put(TABLE, json={"programs": []}, headers=writer), 403, "forbidden")
+
+    async def test_programs(
+        self, registry: Registry, kernel: Kernel, asker: httpx.AsyncClient, writer: dict[str, str]
+    ) -> None:
+        tx = registry.programs.get("tx").opened().id
+        for program in ("tx", {"id": tx}):
+            put = await asker.put(f"{TABLE}/9", json={"program": program}, headers=writer)
+            assert_problem(put, 403, "forbidden")
+        listed = (await asker.get("/programs", headers=writer)).json()["programs"]
+        assert [each["name"] for each in listed] == ["drop", "pass"]
+        assert_problem(await asker.get("/programs/tx", headers=writer), 403, "forbidden")
+        run = await asker.post("/programs/tx/run", json={"packet": "00" * 14}, headers=writer)
+        assert_problem(run, 403, "forbidden")
+
+    async def test_a_program_that_is_not_held_takes_an_admin(
+        self, kernel: Kernel, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
+        with load(kernel, 1, name="foreign") as foreign:
+            body = {"program": {"id": foreign.id}}
+            assert_problem(await asker.put(f"{TABLE}/9", json=body, headers=writer), 403, "forbidden")
+            listed = {"entries": [{"index": 9, **body}]}
+            assert_problem(await asker.patch(TABLE, json=listed, headers=writer), 403, "forbidden")
+            pinned = {"program": {"pinned": "/sys/fs/bpf/x"}}
+            assert_problem(await asker.put(f"{TABLE}/9", json=pinned, headers=writer), 403, "forbidden")
+            assert (await asker.put(f"{TABLE}/9", json=body, headers=admin)).status_code == 201
+            assert (await asker.put(f"{TABLE}/10", json=body, headers=writer)).status_code == 201, "it is in that table"
+
+    async def test_other_maps_are_not_to_be_seen(
+        self, guarded: FastAPI, registry: Registry, kernel: Kernel, asker: httpx.AsyncClient, tokens: TokenFile,
+        writer: dict[str, str],
+    ) -> None:  # fmt: skip
+        registry.maps.adopt("secret", make_array(kernel, "secret", 16))
+        admin = new(tokens, "admin", "admin")
+        await asker.put("/maps/secret/entries/9", json={"program": "drop"}, headers=admin)
+        await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
+        for path in ("/maps", "/programs", "/changes", "/changes?map=secret", "/changes/2"):
+            told = await asker.get(path, headers=writer)
+            assert told.status_code == 200
+            assert "secret" not in told.text.replace("/secret", "")
+        for path in ("/maps/secret", "/maps/secret/entries", "/maps/secret/entries/9", "/changes/1"):
+            assert_problem(await asker.get(path, headers=writer), 403, "forbidden")
+        for path in ("/changes/1/revert", "/changes/1/confirm"):
+            assert_problem(await asker.post(path, headers=writer), 403, "forbidden")
+        guarded.state.changes.feed.stop()
+        events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
+        assert "secret" not in events.text
+
+    async def test_protected_entries_take_an_admin(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
+        for query in ("?dry_run=true", ""):
+            refused = await asker.put(f"{ENTRY}{query}", json={"program": "drop"}, headers=writer)
+            assert_problem(refused, 403, "entry-protected")
+        assert (await asker.put(ENTRY, json={"program": "drop"}, headers=admin)).status_code == 201
+        for method, path, body in (
+            ("DELETE", ENTRY, None), ("POST", "/changes/1/revert", None), ("PUT", TABLE, {"programs": []}),
+        ):  # fmt: skip
+            assert_problem(await asker.request(method, path, json=body, headers=writer), 403, "entry-protected")
+
+
+class TestReadOnly:
+    async def test_nothing_changes_and_all_can_be_read(self, registry: Registry) -> None:
+        async with started(registry, authentication=Authentication(read_only=True)) as app, client_of(app) as client:
+            for operation, (method, path, body) in REQUESTS.items():
+                response = await client.request(method, path, json=body)
+                changing = RIGHTS[operation] in {Right.WRITE, Right.ADMIN}
+                assert response.json()["code"] == "read-only" if changing else response.status_code != 403, operation
+
+
+class TestLimits:
+    async def test_requests_a_second(self, registry: Registry) -> None:
+        limits = Limits(requests_per_second=0.5, burst=3)
+        async with started(registry, limits=limits) as app, client_of(app) as client:
+            statuses = [(await client.get("/maps")).status_code for _ in range(5)]
+            assert statuses == [200, 200, 200, 429, 429]
+            refused = await client.get("/maps")
+            assert_problem(refused, 429, "too-many-requests")
+            assert refused.headers["retry-after"] in {"1", "2"}
+
+    async def test_readers_of_events_and_what_is_held(self, registry: Registry) -> None:
+        limits = Limits(event_readers=0, held=6)
+        async with started(registry, limits=limits) as app, client_of(app) as client:
+            assert_problem(await client.get("/events"), 429, "too-many-requests")
+            drop = (await client.get("/programs/drop")).json()["id"]
+            assert_problem(await client.put("/programs/more", json={"id": drop}), 429, "too-many-requests")
+            assert (await client.put("/programs/drop", json={"id": drop})).status_code == 200, "held already"
+
+
+class TestHost:
+    @pytest.mark.parametrize(
+        ("host", "status"),
+        [
+            ("localhost", 200), ("localhost:8080", 200), ("127.0.0.1:8080", 200), ("127.1.2.3", 200), ("[::1]:80", 200),
+            ("LOCALHOST", 200), ("evil.example", 421), ("localhost.evil.example", 421), ("127.0.0.1.evil.example", 421),
+            ("10.0.0.1", 421), ("", 421), ("localhost:x", 421), ("user@localhost", 421), ("[::2]", 421),
+        ],
+    )  # fmt: skip
+    async def test_on_loopback_only_its_names(self, app: FastAPI, host: str, status: int) -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for path in ("/healthz", "/maps", "/docs/assets/favicon.png", "/openapi.json"):
+                assert (await client.get(path, headers={"Host": host})).status_code == status
+
+    async def test_a_page_from_elsewhere(self, app: FastAPI) -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
+                assert (await client.get("/maps", headers={"Origin": origin})).status_code == status

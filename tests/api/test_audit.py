@@ -1,0 +1,105 @@
+"""The audit: a line for each attempt."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.access.tokens import TokenFile, Tokens
+from app.api.audit import Audit
+from app.api.policy import Authentication
+from app.service.registry import Registry
+from tests.api.conftest import ENTRY, client_of, started
+from tests.api.test_access import new
+
+pytestmark = pytest.mark.anyio
+
+TABLE = "/maps/jump_table/entries"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.json")
+
+
+@pytest.fixture
+async def audited(registry: Registry, file: Path, tokens: TokenFile, anyio_backend: str) -> AsyncIterator[FastAPI]:
+    audit = Audit(file, fsync=True)
+    authentication = Authentication(tokens=Tokens(tokens))
+    async with started(registry, audit=audit, authentication=authentication) as app:
+        yield app
+    audit.close()
+
+
+@pytest.fixture
+async def asker(audited: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(audited) as client:
+        yield client
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_one_for_each_attempt_also_those_that_are_refused_denied_or_dry(
+    asker: httpx.AsyncClient, file: Path, tokens: TokenFile
+) -> None:
+    writer, reader = new(tokens, "w", "writer"), new(tokens, "r", "reader")
+    await asker.get("/maps", headers=reader)  # no attempt to change anything
+    await asker.put(ENTRY, json={"program": "drop"}, headers=writer | {"X-Request-ID": "one"})
+    await asker.put(ENTRY, json={"program": "pass"}, headers=writer)
+    await asker.put(f"{ENTRY}?dry_run=true", json={"program": "tx"}, headers=writer)
+    await asker.put(ENTRY, json={"program": "nope"}, headers=writer)
+    await asker.put(ENTRY, json={"program": "drop"}, headers=reader)
+    await asker.put(ENTRY, json={"program": "drop"})
+    await asker.get("/maps", headers={"Authorization": "Bearer jt_guessed"})
+    await asker.delete(ENTRY, headers=writer)
+    await asker.put(TABLE, json={"programs": ["drop"]}, headers=writer)
+    told = [(each["what"], each["actor"], each["outcome"], each["status"], each.get("code")) for each in lines(file)]
+    assert told == [
+        ("set_entry", "token:w", "done", 201, None),
+        ("set_entry", "token:w", "done", 200, None),
+        ("set_entry", "token:w", "done", 200, None),
+        ("set_entry", "token:w", "refused", 422, "program-not-found"),
+        ("set_entry", "token:r", "denied", 403, "forbidden"),
+        ("set_entry", None, "denied", 401, "unauthenticated"),
+        ("list_maps", None, "denied", 401, "unauthenticated"),
+        ("clear_entry", "token:w", "done", 204, None),
+        ("replace_entries", "token:w", "done", 200, None),
+    ]
+    first, second, dry = lines(file)[:3]
+    assert (first["request_id"], first["change"], first["index"], first["before"]) == ("one", 1, 3, None)
+    assert second["before"] == first["after"]
+    assert dry["dry_run"] is True
+    assert "change" not in dry
+
+
+async def test_no_secret_and_no_body(asker: httpx.AsyncClient, file: Path, tokens: TokenFile) -> None:
+    header = new(tokens, "w", "writer")
+    await asker.put(ENTRY, json={"program": "drop", "map": "s3cr3t"}, headers=header)
+    await asker.put(f"{ENTRY}?note=s3cr3t&s3cr3t=1", json={"program": "s3cr3t"}, headers=header)
+    await asker.put(ENTRY, json={"program": "drop"}, headers={"Authorization": "Bearer s3cr3t"})
+    assert len(lines(file)) == 3
+    assert "s3cr3t" not in file.read_text()
+    assert header["Authorization"].removeprefix("Bearer ") not in file.read_text()
+
+
+async def test_opened_anew_after_it_was_moved_away(
+    audited: FastAPI, asker: httpx.AsyncClient, file: Path, tokens: TokenFile
+) -> None:
+    header = new(tokens, "w", "writer")
+    await asker.put(ENTRY, json={"program": "drop"}, headers=header)
+    old = file.rename(file.with_suffix(".old"))
+    await asker.put(ENTRY, json={"program": "pass"}, headers=header)
+    audited.state.audit.reopen()
+    await asker.put(ENTRY, json={"program": "tx"}, headers=header)
+    assert (len(lines(old)), len(lines(file))) == (2, 1)

@@ -1,0 +1,281 @@
+"""What keeps others out of a service as a process: peers, tokens, addresses, and bounds of a connection."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import tool
+from tests.running import Service, demo, running, serve, write_config
+
+ENTRY = "http://localhost/maps/jump_table/entries/3"
+
+
+def jumptable(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every user may enter."""
+    made = Path(tempfile.mkdtemp(prefix="jumptable-test-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def configured(folder: Path, more: str = "", server: str = "") -> Path:
+    config = write_config(folder)
+    config.write_text(config.read_text().replace("[server]", f"[server]\n{server}") + more)
+    return config
+
+
+@pytest.mark.kernel  # it takes root to be several users
+@pytest.mark.skipif(not tool("curl"), reason="apt-get install curl")
+class TestPeers:
+    def ask(self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT") -> int:
+        """The status that a process of this user gets; 0: it cannot even connect."""
+        data = ["--json", '{"program": "nope"}'] if method == "PUT" else []
+        command = [*service.curl(), "-o", "/dev/null", "-w", "%{http_code}", "-X", method, *data, ENTRY]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, user=uid, group=gid, extra_groups=groups
+        )
+        return int(done.stdout)
+
+    def test_root_is_admin_a_rule_gives_its_role_and_others_have_nothing(self, folder: Path) -> None:
+        rules = """
+        [peers.writers]
+        user = 23456
+        role = "writer"
+        [peers.readers]
+        group = 34567
+        role = "reader"
+        """
+        config = configured(folder, rules, 'socket_group = "daemon"')
+        daemon = 1
+        with serve(config, folder / "run/api.sock") as service:
+            assert self.ask(service, 0, 0, []) == 422, "admin: only the program is not there"
+            assert self.ask(service, 23456, daemon, []) == 422
+            assert self.ask(service, 12345, daemon, [34567]) == 403, "by a supplementary group; a reader"
+            assert self.ask(service, 12345, daemon, [34567], "GET") == 404
+            assert self.ask(service, 12345, daemon, [], "GET") == 403
+            assert self.ask(service, 12345, 12345, [], "GET") == 0
+
+    def test_who_it_was_is_in_the_log(self, folder: Path) -> None:
+        with serve(configured(folder), folder / "run/api.sock") as service, service.client() as client:
+            assert client.get("/maps").status_code == 200
+
+
+class TestToken:
+    def test_made_used_listed_rotated_and_revoked(self, folder: Path) -> None:
+        config = configured(folder, "[tokens]\n", 'host = "127.0.0.1"\nport = 0')
+        (folder / "state").mkdir()
+        made = jumptable("token", "new", "deploy", "--role", "writer", "--map", "jump_table", "--entries", "8-15",
+                         "--expires", "90d", "--config", str(config))  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        secret = made.stdout.strip()
+        assert secret not in (folder / "state/tokens.json").read_text()
+        assert (folder / "state/tokens.json").stat().st_mode & 0o777 == 0o600
+        listed = jumptable("token", "list", "--config", str(config)).stdout
+        assert listed.startswith("deploy: writer --map jump_table --entries 8-15 until 20")
+        with running("serve", "--config", str(config)) as service:
+            port = service.wait_for(r'"port": ?([0-9]+)')[1]
+
+            def status(secret: str) -> int:
+                url = f"http://127.0.0.1:{port}/maps/jump_table/entries/9?allow_missing=true"
+                while True:
+                    try:
+                        return httpx.delete(url, headers={"Authorization": f"Bearer {secret}"}).status_code
+                    except httpx.ConnectError:
+                        assert service.process.poll() is None, "it ended"
+
+            assert status(secret) == 204
+            assert status("jt_x") == 401
+            other = jumptable("token", "rotate", "deploy", "--config", str(config)).stdout.strip()
+            assert (status(secret), status(other)) == (401, 204)
+            assert jumptable("token", "revoke", "deploy", "--config", str(config)).returncode == 0
+            assert status(other) == 401
+            service.stop()
+            assert secret not in service.output()
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["new", "a/b", "--role", "reader"], "a name has 1 to 64 characters"),
+            (["new", "a", "--role", "king"], "Invalid value for '--role'"),
+            (["new", "a", "--role", "writer", "--entries", "9-8"], "is a range that ends before it begins"),
+            (["new", "a", "--role", "writer", "--expires", "soon"], "is no time like 90d"),
+            (["revoke", "nobody"], "there is no token 'nobody'"),
+            (["rotate", "nobody"], "there is no token 'nobody'"),
+        ],
+    )
+    def test_a_mistake_is_told_in_a_line(self, folder: Path, arguments: list[str], told: str) -> None:
+        config = configured(folder, "[tokens]\n")
+        (folder / "state").mkdir()
+        done = jumptable("token", *arguments, "--config", str(config))
+        assert done.returncode in {1, 2}
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_name_is_taken_once(self, folder: Path) -> None:
+        config = configured(folder, "[tokens]\n")
+        (folder / "state").mkdir()
+        codes = [
+            jumptable("token", "new", "a", "--role", "reader", "--config", str(config)).returncode for _ in range(2)
+        ]
+        assert codes == [0, 1]
+
+
+class TestAddress:
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "localhost", "127.0.0.1"])
+    def test_without_authentication_no_tcp(self, folder: Path, host: str) -> None:
+        done = jumptable("serve", "--config", str(configured(folder, "", f'host = "{host}"\nport = 0')))
+        assert done.returncode == 2
+        assert "server.host: serving on TCP needs authentication: add a section [tokens]" in done.stderr
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "0", "::", "10.1.2.3"])
+    def test_the_demo_serves_loopback_alone(self, host: str) -> None:
+        done = jumptable("demo", "--host", host, "--port", "0", "--kernel", "memory")
+        assert done.returncode == 1
+        assert "without authentication only loopback is served" in done.stderr or "cannot listen" in done.stderr
+
+    @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "localhost", "127.0.0.2"])
+    def test_spellings_of_loopback(self, host: str) -> None:
+        with demo("--host", host, "--kernel", "memory") as service, service.client() as client:
+            assert client.get("/maps").status_code == 200
+
+
+class TestConnection:
+    @pytest.fixture
+    def service(self) -> Iterator[Service]:
+        with demo("--kernel", "memory") as service:
+            yield service
+
+    def connect(self, service: Service) -> socket.socket:
+        url = httpx.URL(service.url)
+        return socket.create_connection((url.host, url.port or 80), timeout=20)
+
+    def memory(self, service: Service) -> int:
+        """Bytes."""
+        return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @pytest.mark.parametrize("line", [b"X-Pad: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
+    def test_headers_without_end(self, service: Service, line: bytes) -> None:
+        before = self.memory(service)
+        with self.connect(service) as connection:
+            connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\n")
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 100 * 1024 * 1024:
+                    connection.sendall(line * 64)
+                    sent += len(line) * 64
+            answer = b""
+            with contextlib.suppress(OSError):
+                answer = connection.recv(65536)
+        assert sent < 20 * 1024 * 1024
+        assert not answer or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0]
+        assert self.memory(service) < before + 20 * 1024 * 1024
+
+    def test_a_large_head_that_comes_at_once(self, service: Service) -> None:
+        with self.connect(service) as connection:
+            connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n")
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b'"code": "headers-too-large"' in answer
+        assert b"content-type: application/problem+json" in answer
+
+    def test_what_is_no_http(self, service: Service) -> None:
+        with self.connect(service) as connection:
+            connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"code": "malformed-header"' in answer
+
+    def test_several_requests_on_one_connection(self, service: Service) -> None:
+        with self.connect(service) as connection:
+            for _ in range(50):
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 5000 + b"\r\n\r\n")
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+    def test_a_head_that_stops_coming(self, folder: Path) -> None:
+        config = configured(folder, "[tokens]\n[limits]\nheader_seconds = 0.2\nconnections = 3\n")
+        with serve(config, folder / "run/api.sock"):
+            for begun in (b"GET /maps HT", b""):
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.settimeout(20)
+                    connection.connect(str(folder / "run/api.sock"))
+                    connection.sendall(begun)
+                    answer = connection.recv(65536)
+                    assert answer.startswith(b"HTTP/1.1 408 ") if begun else answer == b""
+
+    def test_more_connections_than_there_may_be(self, folder: Path) -> None:
+        config = configured(folder, "[limits]\nconnections = 8\nheader_seconds = 30\n")
+        path = str(folder / "run/api.sock")
+        with serve(config, folder / "run/api.sock") as service:
+            connections = []
+            for _ in range(40):
+                connection = socket.socket(socket.AF_UNIX)
+                connection.settimeout(20)
+                connection.connect(path)
+                connections.append(connection)
+            closed = 0
+            for connection in connections[8:]:
+                try:
+                    closed += connection.recv(1) == b""
+                except ConnectionResetError:
+                    closed += 1
+            assert closed == 32
+            for connection in connections:
+                connection.close()
+            deadline = time.monotonic() + 20
+            with service.client() as client:
+                while True:
+                    try:
+                        assert client.get("/healthz").status_code == 200
+                        break
+                    except httpx.TransportError:
+                        assert time.monotonic() < deadline
+
+    def test_ten_thousand_that_say_nothing(self, service: Service) -> None:
+        """Those beyond the limit are closed at once, and others are served meanwhile."""
+        open_: list[socket.socket] = []
+        lock = threading.Lock()
+
+        def connect_many() -> None:
+            for _ in range(2500):
+                try:
+                    connection = self.connect(service)
+                except OSError:
+                    continue
+                with lock:
+                    open_.append(connection)
+
+        before = self.memory(service)
+        threads = [threading.Thread(target=connect_many) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert self.memory(service) < before + 200 * 1024 * 1024
+        for connection in open_:
+            connection.close()
+        with service.client() as client:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    assert client.get("/healthz").status_code == 200
+                    break
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline
