@@ -99,6 +99,12 @@ class Protocol(HttpToolsProtocol):
         if not self._refused:
             self._refuse("malformed-header", f"that is no HTTP/1.1: {msg}")
 
+    def end_stream(self) -> None:
+        """The service ends, and what a reader of events has not read by now it will not get."""
+        scope: dict[str, Any] | None = getattr(self, "scope", None)  # before the first request there is none
+        if scope is not None and scope.get("path") == "/events":
+            self.transport.abort()
+
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.bounds.header_seconds, self._too_slow)
 

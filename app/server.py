@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from app.protocol import Bounds, Protocol
 
 _GRACE_SECONDS: Final = 10
+_STREAM_SECONDS: Final = 1.0  # for readers of events
 
 log = structlog.get_logger()
 
@@ -152,12 +153,18 @@ class _Server(uvicorn.Server):
         except OSError as error:
             log.warning("the audit file cannot be opened anew; the old one is written on", reason=error.strerror)
 
+    def _end_streams(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.end_stream()
+
     def _stop(self, number: int) -> None:
         if self.should_exit:
             self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
             return
         self._app.state.draining = True
         self._app.state.changes.feed.stop()
+        asyncio.get_running_loop().call_later(_STREAM_SECONDS, self._end_streams)
         self.should_exit = True
         notify("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)

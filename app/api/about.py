@@ -20,7 +20,7 @@ from app.api.documented import answers, problems
 from app.api.envelope import REQUEST_ID
 from app.api.policy import check_access, grant_of
 from app.api.problems import PROBLEMS, Refused, problem
-from app.api.state import registry_of
+from app.api.state import changes_of, registry_of
 from app.api.strict_route import StrictRoute
 from app.service.held import HeldMap, HeldProgram
 
@@ -86,11 +86,12 @@ async def get_health() -> Response:
     operation_id="get_readiness",
     summary="Tell whether all that is configured could be opened",
     response_model=Readiness,
-    responses=answers(Readiness, "It could.") | problems("map-unavailable", "program-unavailable"),
+    responses=answers(Readiness, "It could.")
+    | problems("map-unavailable", "program-unavailable", "journal-unavailable"),
 )
 async def get_readiness(request: Request) -> Response:
-    """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, or the
-    service stops. Whoever may not read gets no reasons."""
+    """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
+    journal could not be written the last time, or the service stops. Whoever may not read gets no reasons."""
     if request.app.state.draining:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
@@ -100,9 +101,14 @@ async def get_readiness(request: Request) -> Response:
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
     reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
+    failing = changes_of(request).journal.failing
+    if failing is not None:
+        reasons.append(failing)
     if reasons:
         only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
         code = "program-unavailable" if only_programs else "map-unavailable"
+        if len(reasons) == 1 and failing is not None:
+            code = "journal-unavailable"
         if not grant_of(request.scope).allows(Right.READ):
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"

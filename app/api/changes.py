@@ -15,6 +15,7 @@ from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, o
 from app.api.strict_route import StrictRoute
 from app.api.tables import applied
 from app.service.errors import JournalUnreadable
+from app.service.held import HeldMap, Made
 from app.service.permits import check_entries
 from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.revert import revert_change
@@ -100,7 +101,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     changes = changes_of(request)
     change = _change(request, id)
     origin = origin_of(request)
-    held = changes.registry.maps.get(change.map)
+    held = next((held for held in changes.registry.maps if held.name == change.map), HeldMap(change.map, Made()))
     check_entries(held, (entry.index for entry in change.entries), origin.actor, origin.grant)
     confirmed = await changes.confirmations.confirm(change)
     tell(request, change=id, map=confirmed.map)

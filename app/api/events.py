@@ -33,7 +33,7 @@ _LAST_EVENT_ID: Final[dict[str, Any]] = {
             "name": "Last-Event-ID",
             "in": "header",
             "required": False,
-            "description": "Go on after this event; 0: with the first that the journal has. Left out: with the next.",
+            "description": "Go on after this event; 0: with the very first. Left out: with the next that happens.",
             "schema": {"type": "integer", "minimum": 0},
             "example": 17,
         }

@@ -109,7 +109,7 @@ class Changes:
         held.writing = indexes if len(indexes) == 1 else frozenset(indexes)
         waiting: Waiting | None = None
         try:
-            change = self._change(held, kind, self._entries(steps), origin, reverts)
+            change = self._change(held, kind, self._entries(held, steps), origin, reverts)
             if origin.confirm_within is not None:
                 waiting = await self.confirmations.begin(held, change, replaced, origin.confirm_within)
             change = await self._write(held, steps, change, replaced, waiting)
@@ -171,12 +171,16 @@ class Changes:
             confirm_by=None if origin.confirm_within is None else at + origin.confirm_within,
         )
 
-    def _entries(self, steps: Sequence[Step]) -> tuple[EntryChange, ...]:
-        pinned: dict[int, str | None] = {
-            id_: None for step in steps for id_ in (step.before, step.after) if id_ is not None
-        }
-        pinned |= {step.after: step.pinned for step in steps if step.after is not None and step.pinned is not None}
-        records = {id_: self.registry.programs.record(id_, path) for id_, path in pinned.items()}
+    def _entries(self, held: HeldMap, steps: Sequence[Step]) -> tuple[EntryChange, ...]:
+        record, known = self.registry.programs.record, {} if held.recorded is None else held.recorded.entries
+        paths: dict[int, str | None] = {}
+        for step in steps:
+            if step.before is not None:  # a path that it was named by once is still known
+                was = known.get(step.index)
+                paths.setdefault(step.before, was.pinned if was is not None and was.id == step.before else None)
+            if step.after is not None and paths.get(step.after) is None:
+                paths[step.after] = step.pinned
+        records = {id_: record(id_, path) for id_, path in paths.items()}
         return tuple(
             EntryChange(
                 step.index,
@@ -194,13 +198,13 @@ class Changes:
         if origin.confirm_within is not None:
             replaced = self.retained.hold(step.before for step in steps if step.before is not None)
             try:
-                change = self._change(held, "set", self._entries(steps), origin)
+                change = self._change(held, "set", self._entries(held, steps), origin)
                 self.confirmations.keep_dir.check(held, change, replaced)
             finally:
                 self.retained.release(replaced)
 
     async def adopt(self, held: HeldMap, entries: Sequence[EntryChange], origin: Origin) -> Change:
-        """Journal what somebody else has made of these entries; nothing is written to the kernel. JournalUnavailable.
+        """Journal what somebody else has made of these entries; nothing is written to the kernel. JournalUnreadable.
 
         Call it under the map's lock.
         """
@@ -208,7 +212,7 @@ class Changes:
         try:
             change = await self.journal.append(self._change(held, "adopt", entries, origin))
         except JournalFailed as error:
-            raise JournalUnavailable(str(error), put_back=False, left=[]) from error
+            raise JournalUnreadable(str(error)) from error
         if held.recorded is not None:
             held.recorded.took(change)
         return change

@@ -16,6 +16,7 @@ from app.service.errors import (
     EntryWaits,
     InUse,
     JournalUnavailable,
+    JournalUnreadable,
     MapUnknown,
     NotRestorable,
     ServiceError,
@@ -53,6 +54,7 @@ class Confirmations:
         self._waiting: dict[int, Waiting] = {}
         self._held: dict[str, list[int]] = {}  # what their undo needs, by token
         self._timers: dict[str, asyncio.Task[None]] = {}
+        self._reasons: dict[str, str] = {}  # why something is not undone yet
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -157,23 +159,29 @@ class Confirmations:
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
         self._retained.release(self._held.pop(waiting.token, []))
+        self._reasons.pop(waiting.token, None)
         self.keep_dir.unpin(waiting)
 
     async def confirm(self, change: Change) -> Change:
-        """The change stands. Errors: AlreadyConfirmed, AlreadyUndone, JournalUnavailable."""
+        """The change stands. Errors: AlreadyConfirmed, AlreadyUndone, JournalUnreadable."""
+        with suppress(MapUnknown):
+            async with self._registry.maps.get(change.map).lock:
+                return await self._confirm(change)
+        return await self._confirm(change)  # its map was taken out of the configuration
+
+    async def _confirm(self, change: Change) -> Change:
         waiting = self._waiting.get(change.id)
         if waiting is None:
             raise _too_late(change)
-        async with self._registry.maps.get(change.map).lock:
-            if change.id not in self._waiting or waiting.token in self._undoing.unjournalled:
-                raise AlreadyUndone(change.id, "undone")  # while this waited for the lock
-            if waiting.deadline <= self.uptime():
-                raise AlreadyUndone(change.id, "overdue")
-            try:
-                confirmed = await self._journal.confirm(change)
-            except JournalFailed as error:
-                raise JournalUnavailable(str(error), put_back=False, left=[]) from error
-            self.end(change.id)
+        if waiting.token in self._undoing.unjournalled:
+            raise AlreadyUndone(change.id, "undone")
+        if waiting.deadline <= self.uptime():
+            raise AlreadyUndone(change.id, "overdue")
+        try:
+            confirmed = await self._journal.confirm(change)
+        except JournalFailed as error:
+            raise JournalUnreadable(str(error)) from error
+        self.end(change.id)
         return confirmed
 
     async def undo(self, waiting: Waiting) -> bool:
@@ -189,7 +197,9 @@ class Confirmations:
                     return True  # confirmed or reverted, while this waited for the lock
                 await self._undoing.undo(held, waiting)
         except (ServiceError, JournalFailed) as error:
-            log.warning("not undone yet", change=change.id, map=change.map, reason=str(error))
+            if self._reasons.get(waiting.token) != str(error):  # once, as it is tried every few seconds
+                self._reasons[waiting.token] = str(error)
+                log.warning("not undone yet", change=change.id, map=change.map, reason=str(error))
             return False
         self._waiting.pop(change.id, None)
         self._let_go(waiting)

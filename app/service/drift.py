@@ -112,7 +112,7 @@ class Drift:
                 await asyncio.sleep(0)
             if held.recorded is not recorded:
                 return []
-            if index in held.writing:
+            if index in held.writing or index in held.undone:
                 continue
             holds, record = held.opened().get(index), recorded.entries.get(index)
             if holds == (None if record is None else record.id):

@@ -77,8 +77,9 @@ async def set_entry(
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
         seeds = await registry.seeds_for(held) if dry_run else []
-        # No copy of its own: its fd is used before anything can be awaited, so nobody can release it meanwhile.
-        with registry.programs.resolve(ref) as program:
+        # A copy of its own only where something is awaited before its fd is used: else nobody can release it meanwhile.
+        waits = origin.confirm_within is not None
+        with registry.programs.opened_copy(ref) if waits else registry.programs.resolve(ref) as program:
             before = array.get(index)
             precondition(before)
             after = registry.programs.describe(program.id, program)

@@ -379,7 +379,8 @@ class EventsExpired(ServiceError):
 
     code = "events-expired"
     sentence = (
-        "the events after {after} cannot be told without a gap: read the tables, then follow without Last-Event-ID"
+        "what came after event {after} cannot be told, as the journal has it no more, or never had it: the first that "
+        "it has is {first}; read the tables, then follow without Last-Event-ID"
     )
     after: int
     first: int

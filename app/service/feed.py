@@ -109,6 +109,7 @@ class Feed:
                     after = found[-1].event.id
                     found = [each for each in found if wanted(each.event)]
                     encoded = [_encoded(each, encode) for each in found]
+                    await asyncio.sleep(0)  # whoever has much to catch up with lets others have their turn
                 else:
                     await self._sleep(told + _KEEPALIVE - clock())
                     encoded = []

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Container
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
@@ -106,7 +106,8 @@ class HeldMap(Held[ProgramArray]):
     restore: bool = False
     protected: Ranges = NONE  # entries that only an admin may change
     recorded: Recorded | None = None  # None: not yet, or another array has the name by now
-    writing: Container[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
+    writing: Collection[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
+    undone: frozenset[int] = frozenset()  # entries that were put back, which the journal does not know yet
     waits: dict[int, int] = field(default_factory=dict)  # entries that wait for a confirmation: of which change
     _scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that begins when that has ended

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from app.service.changes import Changes, Origin
 from app.service.drift import Drift
-from app.service.errors import JournalUnavailable
+from app.service.errors import JournalUnreadable
 from app.service.held import ById, HeldMap, HeldProgram, Pinned, Source
 from app.store.journal import JournalFailed
 from app.store.records import Hold
@@ -20,7 +20,7 @@ class Holding:
     async def hold_map(
         self, name: str, source: Source, create_entries: int | None, origin: Origin, *, force: bool, dry_run: bool
     ) -> tuple[HeldMap, bool]:
-        """As Maps.hold; what its entries are to hold is known from then on. InUse, JournalUnavailable."""
+        """As Maps.hold; what its entries are to hold is known from then on. InUse, JournalUnreadable."""
         maps = self._changes.registry.maps
         was = next((held for held in maps if held.name == name), None)
         was_id = None if was is None or was.object is None else was.object.id
@@ -39,7 +39,7 @@ class Holding:
         return held, is_new
 
     async def release_map(self, name: str, origin: Origin, *, force: bool, dry_run: bool) -> None:
-        """As Maps.release. InUse, JournalUnavailable."""
+        """As Maps.release. InUse, JournalUnreadable."""
 
         async def before(held: HeldMap) -> None:
             self._changes.confirmations.check_releasable(held)
@@ -51,7 +51,7 @@ class Holding:
     async def hold_program(
         self, name: str, source: Source, origin: Origin, *, dry_run: bool
     ) -> tuple[HeldProgram, bool]:
-        """As Programs.hold. JournalUnavailable."""
+        """As Programs.hold. JournalUnreadable."""
         registry = self._changes.registry
 
         async def before(fresh: HeldProgram) -> None:
@@ -65,7 +65,7 @@ class Holding:
         return await registry.programs.hold(name, source, uses, dry_run=dry_run, before=before)
 
     async def release_program(self, name: str, origin: Origin, *, dry_run: bool) -> None:
-        """As Programs.release. InUse, JournalUnavailable."""
+        """As Programs.release. InUse, JournalUnreadable."""
 
         async def before(held: HeldProgram) -> None:
             self._changes.confirmations.check_releasable(held)
@@ -88,14 +88,14 @@ class Holding:
         try:
             await self._changes.journal.hold(hold, _told(fresh, "held", opened.id, origin))
         except JournalFailed as error:
-            raise JournalUnavailable(str(error), put_back=True, left=[]) from error
+            raise JournalUnreadable(str(error)) from error
 
     async def _forget(self, held: HeldMap | HeldProgram, origin: Origin) -> None:
         id_ = None if held.object is None else held.object.id
         try:
             await self._changes.journal.release(_kind(held), held.name, _told(held, "released", id_, origin))
         except JournalFailed as error:
-            raise JournalUnavailable(str(error), put_back=True, left=[]) from error
+            raise JournalUnreadable(str(error)) from error
 
 
 def _kind(held: HeldMap | HeldProgram) -> Literal["map", "program"]:

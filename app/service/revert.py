@@ -43,7 +43,12 @@ async def revert_change(changes: Changes, id_: int, origin: Origin, *, dry_run: 
                     raise ChangeNotRevertible(id_, f"program {record.name or record.id!r} is gone")
                 programs[record] = stack.enter_context(program)
             steps = [
-                Step(entry.index, now.get(entry.index), None if entry.before is None else programs[entry.before])
+                Step(
+                    entry.index,
+                    now.get(entry.index),
+                    None if entry.before is None else programs[entry.before],
+                    None if entry.before is None else entry.before.pinned,
+                )
                 for entry in reversed(change.entries)
             ]
             cleared = sum(step.program is None for step in steps)

@@ -45,7 +45,7 @@ class Undoing:
             await self._journalled(held, waiting)
             return
         array = held.opened()
-        held.writing = {entry.index for entry in change.entries}
+        held.writing = frozenset(entry.index for entry in change.entries)
         try:
             if waiting.token not in self.unjournalled:
                 replaced = list(self._retained.hold(programs_after(change)))  # as any change, it keeps them
@@ -55,8 +55,10 @@ class Undoing:
                     self._retained.release(replaced)
                     raise
                 self.unjournalled[waiting.token] = replaced
+                held.undone |= held.writing
                 log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
             await self._journalled(held, waiting)
+            held.undone -= held.writing
         finally:
             held.writing = ()
 

@@ -37,6 +37,7 @@ class Database:
         self._power = durability == "power"
         self._pending: list[tuple[Do[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self.failing: str | None = None  # why the last commit failed; None: it did not
         self.on_commit: Callable[[float], None] = lambda _: None  # is told how long each took: seconds
         with ExitStack() as stack:
             try:
@@ -121,8 +122,10 @@ class Database:
             self.rolled_back()
             if isinstance(error, sqlite3.Error):
                 message = f"the journal {self._file} cannot be written: {error}"
+                self.failing = message
                 raise JournalFailed(message) from error
             raise
+        self.failing = None
         self.on_commit(time.perf_counter() - began)
         self.maintain()
         return results

@@ -199,7 +199,7 @@ class Journal(History):
             kept = "min((SELECT max(id) FROM changes), (SELECT coalesce(min(change_id), 1 << 62) FROM waiting))"
             dropped = execute(f"DELETE FROM changes WHERE event <= ? AND id < {kept}", (last,)).rowcount  # noqa: S608
             dropped += execute("DELETE FROM events WHERE id <= ?", (last,)).rowcount
-            execute("UPDATE bookmarks SET pruned = max(pruned, ?)", (last,))
+            execute("UPDATE bookmarks SET pruned = max(pruned, ?)", (min(last, self._last_event),))
             execute("COMMIT")
         except BaseException:
             execute("ROLLBACK")

@@ -22,6 +22,15 @@ class TestHealth:
     async def test_ready(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
+    async def test_not_ready_while_the_journal_cannot_be_written(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        writer = app.state.changes.journal._writer
+        writer.execute("PRAGMA query_only = 1")
+        assert_problem(await client.put(ENTRY, json={"program": "drop"}), 503, "journal-unavailable")
+        assert_problem(await client.get("/readyz"), 503, "journal-unavailable")
+        writer.execute("PRAGMA query_only = 0")
+        assert (await client.put(ENTRY, json={"program": "drop"})).status_code == 201
+        assert (await client.get("/readyz")).status_code == 200
+
     async def test_version(self, registry: Registry, client: httpx.AsyncClient) -> None:
         told = (await client.get("/version")).json()
         assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)

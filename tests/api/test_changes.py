@@ -112,6 +112,24 @@ class TestLargeChanges:
         assert len(seen[0]) == 2
 
 
+class TestPinned:
+    async def test_a_path_that_a_program_was_named_by_stays_known(
+        self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
+        with load(kernel, 1, name="loose") as loose:
+            kernel.obj_pin(loose.fd, f"{pins}/loose")
+        await client.put(ENTRY, json={"program": {"pinned": f"{pins}/loose"}})
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.post("/changes/2/revert")
+        changes = (await client.get("/changes")).json()["changes"]
+        sides = [
+            changes[0]["entries"][0]["after"],
+            changes[1]["entries"][0]["before"],
+            changes[2]["entries"][0]["after"],
+        ]
+        assert [side["pinned"] for side in sides] == [f"{pins}/loose"] * 3
+
+
 class TestRevert:
     async def test_a_set_a_clear_and_a_table(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})

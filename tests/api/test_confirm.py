@@ -164,6 +164,40 @@ class TestExpiry:
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
 
+class TestBesideOthers:
+    async def test_its_program_is_opened_again_meanwhile(self, registry: Registry, client: httpx.AsyncClient) -> None:
+        drop = registry.programs.get("drop").opened().id
+        for _ in range(5):
+            answers = await asyncio.gather(
+                client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"}),
+                client.put("/programs/drop", json={"id": drop}),
+                client.put("/programs/drop", json={"id": drop}),
+            )
+            assert [answer.is_success for answer in answers] == [True] * 3, answers[0].text
+            await client.post(f"/changes/{answers[0].headers['change-id']}/revert")
+
+    async def test_its_undo_is_no_drift_while_it_cannot_be_journalled(
+        self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        (waiting,) = app.state.changes.confirmations._waiting.values()
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.changes.journal, "append", full)
+            assert not await app.state.changes.confirmations.undo(waiting)
+        assert (await client.get(ENTRY)).status_code == 404
+        assert (await client.get("/maps/jump_table")).json()["drift"] == []
+        assert await app.state.changes.confirmations.undo(waiting)
+        assert (await client.get("/changes/1")).json()["state"] == "expired"
+
+    async def test_confirmed_where_its_map_is_not_held_any_more(self, pinned: Registry, tmp_path: Path) -> None:
+        file = tmp_path / "journal.db"
+        async with started(pinned, journal=Journal(file, "process")) as app, client_of(app) as client:
+            await client.put("/maps/table/entries/0?confirm_within=60", json={"program": "safe"})
+        without = Registry(pinned.kernel)
+        async with started(without, journal=Journal(file, "process")) as app, client_of(app) as client:
+            assert (await client.post("/changes/1/confirm")).json()["state"] == "confirmed"
+
+
 class TestUndo:
     async def test_tried_again_where_the_kernel_could_not_just_then(
         self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
@@ -364,7 +398,7 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.changes
         origin = Origin("unix", "one", confirm_within=60)
-        change = changes._change(held, "set", changes._entries([Step(0, None, safe)]), origin)
+        change = changes._change(held, "set", changes._entries(held, [Step(0, None, safe)]), origin)
         await changes.confirmations.begin(held, change, {}, 60)
         if then:
             await client.put("/maps/table/entries/0", json={"program": "safe"})

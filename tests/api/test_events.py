@@ -243,6 +243,23 @@ class TestReaders:
         await asyncio.wait(readers)
         assert all(each == list(range(1, 51)) for each in ids)
 
+    async def test_one_with_much_to_catch_up_with_lets_others_have_their_turn(self, quiet: FastAPI) -> None:
+        for number in range(600):
+            await quiet.state.changes.journal.tell_of("program", "x", {"number": number})
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        task = asyncio.create_task(other())
+        async with aclosing(quiet.state.changes.feed.read(0, lambda event: event.id == 600, _encoded)) as batches:
+            assert len(await anext(batches)) == 1
+        task.cancel()
+        assert turns >= 8
+
     async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -295,10 +312,9 @@ class TestServed:
     def test_one_that_does_not_read_on_holds_up_no_end(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             url = httpx.URL(service.url)
-            for number in range(200):
-                client.put(
-                    f"{TABLE}/{number % 16}?note={'x' * 1000}", json={"program": ("drop", "pass")[number // 16 % 2]}
-                )
+            for number in range(1500):  # of 4 KB each: more than the sockets take
+                body = {"programs": [("drop", "pass")[number % 2]] * 16}
+                client.put(f"{TABLE}?note={'x' * 1000}", json=body)
             with socket.socket() as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
                 connection.connect((url.host, url.port or 80))

@@ -57,7 +57,8 @@ class Model:
 
     def differing(self) -> Steps:
         both = {index: (self.recorded.get(index), self.kernel.get(index)) for index in range(ENTRIES)}
-        return {index: pair for index, pair in both.items() if pair[0] != pair[1]}
+        settled = {index for id_ in self.undone & self.deadlines.keys() for index in self.changes[id_ - 1].steps}
+        return {index: pair for index, pair in both.items() if pair[0] != pair[1] and index not in settled}
 
     def look(self) -> Steps:
         found = self.differing()
