@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.start import StartError, group_of, make_kernel, user_of
 from app.store import journal
 from app.store.records import Hold
+from app.tls import Tls, TlsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _user(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)
+    if settings.tls is not None:
+        try:
+            Tls(settings.tls.certificate, settings.tls.key, settings.tls.client_ca)
+            yield Finding("ok", "tls", str(settings.tls.certificate))
+        except TlsError as error:
+            yield Finding("WRONG", "tls", str(error))
     holds: list[Hold] = []
     yield from _journal(settings.server.state_dir / "journal.db", holds)
     try:

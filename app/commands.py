@@ -17,6 +17,7 @@ from app.service.registry import Registry
 from app.settings import Settings
 from app.store.journal import Journal, JournalDamaged, JournalFailed
 from app.terminal import fail, load_or_fail
+from app.tls import TlsError
 from app.token_commands import token_group
 
 log = structlog.get_logger()
@@ -105,7 +106,7 @@ def serve_command(file: Path, show_config: bool) -> None:
     server.raise_open_files()
     try:
         _serve(settings)
-    except (server.ListenError, start.StartError, JournalDamaged, JournalFailed, OSError) as error:
+    except (server.ListenError, start.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
 
 
@@ -114,6 +115,7 @@ def _serve(settings: Settings) -> None:
     lock = start.lock_state(settings.server.state_dir)
     registry = Registry(start.make_kernel(settings.server.kernel), [str(each) for each in settings.server.pin_dirs])
     start.configure(registry, settings)
+    tls = serving.tls_of(settings)
     listener, told, end = serving.listen(settings, user)
     try:
         start.drop_privileges(settings, user, lock)
@@ -121,7 +123,7 @@ def _serve(settings: Settings) -> None:
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
         app = serving.make_app(settings, registry, journal)
         try:
-            server.serve(app, listener, serving.bounds_of(settings))
+            server.serve(app, listener, serving.bounds_of(settings), tls)
         finally:
             app.state.changes.close()
             app.state.audit.close()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.access.peers import Peer
-from app.api.policy import PEER
+from app.api.policy import NAMES, PEER
 from app.api.problems import MEDIA_TYPE, PROBLEMS
 
 _REASONS: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -29,6 +29,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._peer: Peer | None = None
+        self._names: tuple[str, ...] = ()
         self._head = 0  # bytes of the head that is coming
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
@@ -43,6 +44,8 @@ class Protocol(HttpToolsProtocol):
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family == socket.AF_UNIX:
             self._peer = Peer.of(connection)
+        certificate: dict[str, Any] = transport.get_extra_info("peercert") or {}
+        self._names = tuple(name for _, name in certificate.get("subjectAltName", ()))
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,6 +71,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._fields = 0
         self.scope[PEER] = self._peer  # type: ignore[typeddict-unknown-key]
+        self.scope[NAMES] = self._names  # type: ignore[typeddict-unknown-key]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field is there."""

@@ -172,6 +172,31 @@ class Tokens(_Section):
     file: AbsolutePath | None = None
 
 
+class Client(_Grant):
+    """[tls.clients.NAME]: who shows a certificate of client_ca."""
+
+    # A subject alternative name of the certificate: DNS, URI or e-mail.
+    san: str = Field(min_length=1)
+
+
+class Tls(_Section):
+    """[tls]: HTTPS on host and port. All files are loaded anew when they change."""
+
+    # In PEM: the certificate with its chain, and its key, without a password.
+    certificate: AbsolutePath
+    key: AbsolutePath
+    # In PEM: the CA of the certificates that clients may show.
+    client_ca: AbsolutePath | None = None
+    clients: dict[Name, Client] = {}
+
+    @model_validator(mode="after")
+    def _clients_have_a_ca(self) -> Self:
+        if self.clients and self.client_ca is None:
+            message = "clients need client_ca, the CA of their certificates"
+            raise ValueError(message)
+        return self
+
+
 class Audit(_Section):
     """[audit]: a line for each attempt to change anything, and for whatever is denied."""
 

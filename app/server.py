@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.protocol import Bounds, Protocol
+from app.tls import Tls
 
 _GRACE_SECONDS: Final = 10
 _STREAM_SECONDS: Final = 1.0  # for readers of events
@@ -104,7 +105,7 @@ def notify(state: str) -> None:
             sender.sendall(state.encode())
 
 
-def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None) -> None:
+def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None, tls: Tls | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return."""
     config = uvicorn.Config(
         app,
@@ -121,6 +122,8 @@ def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None) -
     Protocol.bounds = bounds or Bounds()
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
     gc.freeze()
+    config.load()
+    config.ssl = None if tls is None else tls.context
     server = _Server(config, app)
     server.run(sockets=[listener])
     if not server.started:

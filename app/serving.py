@@ -9,7 +9,9 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
+from app import sections
 from app.access.peers import Peers
+from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens
 from app.api.audit import Audit
 from app.api.limits import Limits
@@ -21,6 +23,7 @@ from app.service.registry import Registry
 from app.settings import Settings
 from app.start import group_of
 from app.store.journal import Journal
+from app.tls import Tls
 
 log = structlog.get_logger()
 
@@ -33,10 +36,8 @@ def listen(
         host, port = settings.server.host or "127.0.0.1", settings.server.port or 0
         listener = listen_tcp(host, port, only_loopback=False)
         address = str(listener.getsockname()[0])
-        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-            log.warning(
-                "tokens go over the network in plain text", remedy="put a proxy with TLS in front", host=address
-            )
+        if settings.tls is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            log.warning("tokens go over the network in plain text", remedy="set [tls]", host=address)
         return listener, {"host": address, "port": listener.getsockname()[1]}, listener.close
     path, group = settings.server.socket, group_of(settings)
     uid, own_group = (-1, -1) if user is None else (user.pw_uid, user.pw_gid)
@@ -61,11 +62,22 @@ def make_app(settings: Settings, registry: Registry, journal: Journal) -> FastAP
         authentication=Authentication(
             peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
             tokens=None if settings.tokens is None else Tokens(TokenFile(settings.token_file())),
+            certificates={} if settings.tls is None else _certificates(settings.tls),
             read_only=settings.server.read_only,
         ),
         audit=Audit(settings.audit.file, fsync=settings.audit.fsync),
         limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
     )
+
+
+def _certificates(section: sections.Tls) -> dict[str, Actor]:
+    return {client.san: Actor(f"certificate:{name}", client.grant()) for name, client in section.clients.items()}
+
+
+def tls_of(settings: Settings) -> Tls | None:
+    """TLS as it is configured. TlsError."""
+    section = settings.tls
+    return None if section is None else Tls(section.certificate, section.key, section.client_ca)
 
 
 def bounds_of(settings: Settings) -> Bounds:

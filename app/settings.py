@@ -16,7 +16,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from app.sections import Audit, Create, Limits, Map, Name, Peer, Program, Server, Tokens
+from app.sections import Audit, Client, Create, Limits, Map, Name, Peer, Program, Server, Tls, Tokens
 
 _PREFIX = "JUMPTABLE_SERVER__"
 
@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     programs: dict[Name, Program] = {}
     peers: dict[Name, Peer] = {}
     tokens: Tokens | None = None
+    tls: Tls | None = None
     limits: Limits = Limits()
     audit: Audit = Audit()
 
@@ -80,12 +81,16 @@ def load(file: Path) -> Settings:
         raise ConfigurationError(message) from error
     except ValidationError as error:
         raise ConfigurationError(_told(file, error.errors())) from error
-    if (settings.server.host is not None or settings.server.port is not None) and settings.tokens is None:
+    authenticates = settings.tokens is not None or (settings.tls is not None and settings.tls.client_ca is not None)
+    if (settings.server.host is not None or settings.server.port is not None) and not authenticates:
         key = "host" if settings.server.host is not None else "port"
         message = (
             f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens], and make "
-            "one with jumptable token new; or remove host and port, and set socket"
+            "one with jumptable token new, or set tls.client_ca; or remove host and port, and set socket"
         )
+        raise ConfigurationError(message)
+    if settings.tls is not None and settings.server.host is None and settings.server.port is None:
+        message = f"{_where(file, ('tls',))}: TLS is for TCP: set server.host and server.port"
         raise ConfigurationError(message)
     for name, peer in settings.peers.items():
         try:
@@ -118,8 +123,11 @@ def _where(file: Path, location: tuple[int | str, ...]) -> str:
 def _keys(location: tuple[Any, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "server": Server, "maps": Map, "programs": Program, "peers": Peer, "tokens": Tokens, "limits": Limits,
+        "tls": Tls,
         "audit": Audit,
     }  # fmt: skip
     if len(location) == 1:
         return list(models)
+    if location[:2] == ("tls", "clients"):
+        return list(Client.model_fields)
     return list(Create.model_fields if "create" in location else models[str(location[0])].model_fields)

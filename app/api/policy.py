@@ -3,7 +3,8 @@
 import functools
 import ipaddress
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.requests import Request
@@ -15,10 +16,12 @@ from app.access.tokens import Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import Refused
 
-# Keys in the scope: who asks; the header, by the envelope; the peer on a unix socket, by the protocol.
+# Keys in the scope: who asks; the header, by the envelope; the peer on a unix socket, and the
+# subject alternative names of a client's certificate, by the protocol.
 ACTOR: Final = "jumptable.actor"
 AUTHORIZATION: Final = "jumptable.authorization"
 PEER: Final = "jumptable.peer"
+NAMES: Final = "jumptable.names"
 
 _HOST: Final = re.compile(r"(?:https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
@@ -62,15 +65,20 @@ class Authentication:
 
     peers: Peers | None = None
     tokens: Tokens | None = None
+    certificates: Mapping[str, Actor] = field(default_factory=dict)  # by subject alternative name
     read_only: bool = False
 
     def actor(self, scope: Scope, authorization: bytes | None) -> Actor | None:
         """Who asks; None: that is not known, as no token came on TCP. Refused: with a token that is none."""
-        if self.peers is None and self.tokens is None:
+        if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
             return Actor(f"tcp:{client[0]}" if client and client[0] else "unix", Grant("admin"))
         if authorization is not None:
             return self._bearer(authorization)
+        names: Sequence[str] = scope.get(NAMES, ())
+        if names:
+            known = (self.certificates[name] for name in names if name in self.certificates)
+            return next(known, Actor(f"certificate:{names[0]}", None))
         peer: Peer | None = scope.get(PEER)
         return None if peer is None or self.peers is None else self.peers.actor(peer)
 
