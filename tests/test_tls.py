@@ -89,7 +89,7 @@ def test_each_has_the_rights_of_its_name(service: Service, files: Files) -> None
     assert status(service, watch, "DELETE", ENTRY) == 403
     assert status(service, files.context("other.example.org")) == 403, "known, and without any right"
     assert status(service, files.context()) == 401, "without a certificate"
-    line = service.wait_for(r'.*"clear_entry".*"outcome": ?"done".*')[0]
+    line = service.wait_for(r'.*"outcome": ?"done".*"clear_entry".*')[0]
     assert "certificate:deploy" in line
 
 

@@ -43,15 +43,15 @@ class Audit:
         """Tell of one request, if it is to be told of."""
         if RIGHTS.get(operation) not in CHANGING and status not in _DENIED:
             return
-        actor = scope.get(ACTOR)
+        actor, facts = scope.get(ACTOR), scope.get(FACTS, {})
         told: dict[str, Any] = {
             "request_id": request_id,
             "actor": None if actor is None else actor.name,
             "outcome": _outcome(status),
             "status": status,
             **({} if code is None else {"code": code}),
-            **({} if operation != "none" else {"path": scope["path"][:256]}),
-            **scope.get(FACTS, {}),
+            **({} if "map" in facts or "program" in facts else {"path": scope["path"][:256]}),
+            **facts,
         }
         if self._fd < 0:
             log.info(operation, **told)
