@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
 from app.bpf.privileges import effective
 from app.service.errors import PinUnusable, ServiceError
@@ -45,12 +46,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _user(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)
-    if settings.tls is not None:
-        try:
-            Tls(settings.tls.certificate, settings.tls.key, settings.tls.client_ca)
-            yield Finding("ok", "tls", str(settings.tls.certificate))
-        except TlsError as error:
-            yield Finding("WRONG", "tls", str(error))
+    yield from _access(settings)
     holds: list[Hold] = []
     yield from _journal(settings.server.state_dir / "journal.db", holds)
     try:
@@ -109,6 +105,21 @@ def _program(kernel: Kernel, name: str, source: Source) -> Iterator[Finding]:
             yield from _by_id(f"program {name}", source)
     except ServiceError as error:
         yield Finding("WRONG", f"program {name}", str(error))
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    if settings.tokens is not None:
+        try:
+            kept = TokenFile(settings.token_file()).read()
+            yield Finding("ok", "tokens", f"{settings.token_file()}; {len(kept)} of them")
+        except TokensUnusable as error:
+            yield Finding("WRONG", "tokens", str(error))
+    if settings.tls is not None:
+        try:
+            Tls(settings.tls.certificate, settings.tls.key, settings.tls.client_ca)
+            yield Finding("ok", "tls", str(settings.tls.certificate))
+        except TlsError as error:
+            yield Finding("WRONG", "tls", str(error))
 
 
 def _keep_dir(kernel: Kernel, settings: Settings) -> Iterator[Finding]:

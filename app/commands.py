@@ -120,6 +120,7 @@ def _serve(settings: Settings) -> None:
     try:
         start.drop_privileges(settings, user, lock)
         log.info("serving", **told, kernel=registry.kernel.name, uid=os.geteuid())
+        os.umask(0o077)
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
         app = serving.make_app(settings, registry, journal)
         try:

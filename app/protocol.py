@@ -14,6 +14,10 @@ from app.api.problems import MEDIA_TYPE, PROBLEMS
 _REASONS: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
+_PIPELINED: Final = 16  # requests that may wait for the answer to the one before
+_UNREAD_SECONDS: Final = 30.0  # that an answer may wait to be read
+
+
 class Bounds:
     """What a connection may take. One for all of them."""
 
@@ -34,6 +38,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Look who it is, unless there are too many."""
@@ -51,6 +56,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end, or we, have gone."""
         self._stop_timer()
+        self._stop_unread()
         if self.transport is not None:
             super().connection_lost(exc)
 
@@ -82,6 +88,12 @@ class Protocol(HttpToolsProtocol):
         """The head is there."""
         self._in_head = False
         self._stop_timer()
+        if self._refused:
+            return
+        if len(self.pipeline) >= _PIPELINED:
+            self._refused = True
+            self.transport.abort()
+            return
         if self._fields + len(self.url) > self.bounds.header_bytes:
             self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
             return
@@ -102,6 +114,21 @@ class Protocol(HttpToolsProtocol):
         """What cannot be parsed."""
         if not self._refused:
             self._refuse("malformed-header", f"that is no HTTP/1.1: {msg}")
+
+    def pause_writing(self) -> None:
+        """The other end does not read: for so long, and no longer."""
+        self.flow.pause_writing()
+        self._unread = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads on."""
+        self._stop_unread()
+        self.flow.resume_writing()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def end_stream(self) -> None:
         """The service ends, and what a reader of events has not read by now it will not get."""

@@ -52,7 +52,7 @@ def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(umask)
-        os.chown(path, uid, gid)
+        os.chown(path, uid, gid, follow_symlinks=False)
         listener.listen(1024)
     except OSError as error:
         listener.close()

@@ -92,7 +92,11 @@ def _seconds(text: str) -> float:
     if not text[:-1].isascii() or not text[:-1].isdigit() or text[-1:] not in units or not int(text[:-1]):
         message = f"{text!r} is no time like 90d, 12h or 30m"
         raise ValueError(message)
-    return int(text[:-1]) * units[text[-1]]
+    seconds = int(text[:-1]) * units[text[-1]]
+    if seconds > 100 * 366 * units["d"]:
+        message = f"{text!r} is longer than 100 years: leave --expires out"
+        raise ValueError(message)
+    return seconds
 
 
 def _told(token: Token) -> str:

@@ -196,6 +196,39 @@ class TestConnection:
         assert b'"code": "headers-too-large"' in answer
         assert b"content-type: application/problem+json" in answer
 
+    def test_requests_without_end_whose_answers_nobody_reads(self, service: Service) -> None:
+        before = self.memory(service)
+        connections = [self.connect(service) for _ in range(10)]
+        for connection in connections:
+            connection.settimeout(1)
+            with contextlib.suppress(OSError):
+                for _ in range(400):
+                    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600)
+        with service.client() as client:
+            assert client.get("/healthz").status_code == 200
+        assert self.memory(service) < before + 60 * 1024 * 1024
+        for connection in connections:
+            connection.close()
+
+    def test_nothing_is_done_of_what_comes_after_a_refusal(self, service: Service) -> None:
+        with self.connect(service) as connection:
+            connection.sendall(
+                b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n"
+                b"DELETE /programs/drop HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
+            assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+        with service.client() as client:
+            assert client.get("/programs/drop").status_code == 200
+
+    def test_a_few_that_come_at_once_are_all_answered(self, service: Service) -> None:
+        with self.connect(service) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
+            answers = b""
+            while answers.count(b"HTTP/1.1 200 ") < 10:
+                chunk = connection.recv(65536)
+                assert chunk
+                answers += chunk
+
     def test_what_is_no_http(self, service: Service) -> None:
         with self.connect(service) as connection:
             connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")

@@ -120,7 +120,7 @@ class TestUnixSocket:
     def test_it_is_never_wider_than_0660(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []
         path = tmp_path / "api.sock"
-        monkeypatch.setattr(os, "chown", lambda *_: seen.append(stat.S_IMODE(path.stat().st_mode)))
+        monkeypatch.setattr(os, "chown", lambda *_, **__: seen.append(stat.S_IMODE(path.stat().st_mode)))
         listen_unix(path, -1, -1).close()
         assert seen == [0o660]
 

@@ -13,7 +13,8 @@ from app.access.rights import Actor, Grant
 
 _SO_PEERGROUPS: Final = 59  # include/uapi/asm-generic/socket.h, Linux 4.13
 _GROUP_BYTES: Final = 1024  # the most that Python's getsockopt() takes
-_UCRED: Final = struct.Struct("3i")  # pid, uid, gid
+_NOBODY: Final = 65_534
+_UCRED: Final = struct.Struct("=iII")  # pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Peers:
     def actor(self, peer: Peer) -> Actor:
         """Who that is."""
         name = f"unix:{_user(peer.uid)}"
-        if peer.uid in {0, os.geteuid()}:
+        # As nobody, other daemons run too, and whoever is unmapped in a user namespace: so that one is never "own".
+        if peer.uid == 0 or (peer.uid == os.geteuid() and peer.uid != _NOBODY):
             return Actor(name, Grant("admin"))
         for rule in self._rules:
             if rule.uid == peer.uid or (rule.gid is not None and rule.gid in peer.gids):

@@ -59,6 +59,9 @@ class TokenFile:
     def read(self) -> dict[str, Token]:
         """All of them; none where there is no file. TokensUnusable."""
         try:
+            if self.path.stat().st_mode & 0o022:
+                message = f"{self.path} can be written by others: chmod 600 it, and look what is in it"
+                raise TokensUnusable(message)
             return {token.name: token for token in _FILE.validate_json(self.path.read_bytes())}
         except FileNotFoundError:
             return {}
@@ -162,5 +165,9 @@ class Tokens:
             raise TokensUnusable(message) from error
         if seen != self._seen:
             self._actors = []  # where the new file cannot be read, the old one counts no more
-            self._actors = [(token.hash, token.expires, token.actor()) for token in self._file.read().values()]
+            try:
+                self._actors = [(token.hash, token.expires, token.actor()) for token in self._file.read().values()]
+            except ValueError as error:
+                message = f"{self._file.path}: {error}"
+                raise TokensUnusable(message) from error
             self._seen = seen

@@ -91,7 +91,7 @@ async def get_health() -> Response:
 )
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
-    journal could not be written the last time, or the service stops. Whoever may not read gets no reasons."""
+    journal could not be written the last time, or the service stops. Whoever may not read all gets no reasons."""
     if request.app.state.draining:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
@@ -109,7 +109,8 @@ async def get_readiness(request: Request) -> Response:
         code = "program-unavailable" if only_programs else "map-unavailable"
         if len(reasons) == 1 and failing is not None:
             code = "journal-unavailable"
-        if not grant_of(request.scope).allows(Right.READ):
+        grant = grant_of(request.scope)
+        if not grant.allows(Right.READ) or grant.maps is not None or grant.programs is not None:
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"
         return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})

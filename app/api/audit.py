@@ -50,7 +50,7 @@ class Audit:
             "outcome": _outcome(status),
             "status": status,
             **({} if code is None else {"code": code}),
-            **({} if "map" in facts or "program" in facts else {"path": scope["path"][:256]}),
+            "path": scope["path"][:256],
             **facts,
         }
         if self._fd < 0:
@@ -66,6 +66,8 @@ class Audit:
 
 
 def _outcome(status: int) -> str:
+    if not status:
+        return "aborted"
     if status in _DENIED:
         return "denied"
     return "done" if status < 400 else "refused" if status < 500 else "failed"

@@ -9,14 +9,14 @@ from starlette.responses import Response
 from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
-from app.api.policy import check_map, grant_of
+from app.api.policy import grant_of
 from app.api.problems import Refused
 from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.api.tables import applied
-from app.service.errors import JournalUnreadable
+from app.service.errors import ChangeUnknown, JournalUnreadable
 from app.service.held import HeldMap, Made
-from app.service.permits import check_entries
+from app.service.permits import check_programs
 from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.revert import revert_change
 from app.store.journal import JournalFailed
@@ -36,7 +36,8 @@ def _maps(request: Request, wanted: str | None) -> list[str] | None:
 def _change(request: Request, id_: int) -> Change:
     """The change, of a map that whoever asks may see."""
     change = changes_of(request).get(id_)
-    check_map(request.scope, change.map)
+    if not grant_of(request.scope).has_map(change.map):
+        raise ChangeUnknown(id_)
     return change
 
 
@@ -102,7 +103,8 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     change = _change(request, id)
     origin = origin_of(request)
     held = next((held for held in changes.registry.maps if held.name == change.map), HeldMap(change.map, Made()))
-    check_entries(held, (entry.index for entry in change.entries), origin.actor, origin.grant)
+    wanted = ((entry.index, None if entry.after is None else entry.after.id) for entry in change.entries)
+    check_programs(changes.registry.programs, held, wanted, origin.actor, origin.grant)
     confirmed = await changes.confirmations.confirm(change)
     tell(request, change=id, map=confirmed.map)
     return outputs.Json(outputs.Change.of(confirmed))

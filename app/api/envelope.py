@@ -40,12 +40,9 @@ class Envelope:
             return
         began, code = time.perf_counter(), None
         exchange = _Exchange(scope, receive, send)
-        if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
-            await problem("draining", "the service is stopping", exchange.request_id)(
-                exchange.scope, receive, exchange.send
-            )
-            return
         try:
+            if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
+                raise Refused("draining", "the service is stopping")
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except (ServiceError, Refused, HTTPException) as error:
             if exchange.status:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import fields, outputs
 from app.api.documented import Responses, problems
 from app.api.envelope import IS_HEAD
-from app.api.policy import grant_of
+from app.api.policy import grant_of, may_still
 from app.api.problems import Refused
 from app.api.state import changes_of
 from app.api.strict_route import StrictRoute
@@ -110,7 +110,7 @@ async def watch_events(
             return map is None and grant.has_program((event.data or {}).get("program"))
         return map in {None, event.map} and grant.has_map(event.map)
 
-    return EventStream(_stream(feed, after, wanted), headers=_HEADERS)
+    return EventStream(_stream(feed, after, wanted, request.scope), headers=_HEADERS)
 
 
 def _last_event_id(request: Request) -> int | None:
@@ -122,10 +122,12 @@ def _last_event_id(request: Request) -> int | None:
     return int(text)
 
 
-async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool]) -> AsyncGenerator[bytes]:
+async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
     async with aclosing(feed.read(after, wanted, _encoded)) as batches:
         async for batch in batches:
+            if not may_still(scope, "watch_events"):
+                return  # its token was revoked, or is over
             content = b"".join(batch) or b":\n\n"
             # In slices: what a reader has not taken yet waits in memory, once for each of them.
             for start in range(0, len(content), _SLICE):

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
-from app.api.policy import grant_of
-from app.api.state import DryRun, check_room, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
+from app.api.policy import forbidden, grant_of
+from app.api.state import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
 from app.api.strict_route import StrictRoute
 from app.bpf.uapi import prog_type_name
 from app.service.drift import Drift
@@ -124,7 +124,7 @@ async def hold_map(
     With `create`, make it and pin it there if the pin does not exist.
     """
     create_entries = None if body.create is None else body.create.max_entries
-    check_room(request, name)
+    check_holdable(request, name, body.source(), registry_of(request).maps, force=force)
     held, is_new = await holding_of(request).hold_map(
         name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
     )
@@ -154,6 +154,8 @@ async def release_map(
     dry_run: DryRun = False,
 ) -> Response:
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
+    if force and not grant_of(request.scope).is_unbounded:
+        raise forbidden(request.scope, "whoever has bounds may not release by force")
     await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
     if not dry_run:
         tell(request, map=name, force=force)

@@ -118,6 +118,8 @@ def check_access(request: Request, operation: str) -> None:
     check_host(scope)
     authentication: Authentication = scope["app"].state.authentication
     scope[ACTOR] = actor = None
+    if scope[AUTHORIZATION] is not None and sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        raise Refused("malformed-header", "there are several Authorization headers")
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except Refused:
@@ -139,6 +141,16 @@ def check_access(request: Request, operation: str) -> None:
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
         raise forbidden(scope, f"program {name!r} is not among its programs")
+
+
+def may_still(scope: Scope, operation: str) -> bool:
+    """Whether whoever has asked would be let in again now."""
+    authentication: Authentication = scope["app"].state.authentication
+    try:
+        actor = authentication.actor(scope, scope[AUTHORIZATION])
+    except Refused:
+        return False
+    return actor is not None and actor.grant is not None and actor.grant.allows(RIGHTS[operation])
 
 
 def check_map(scope: Scope, name: str) -> None:

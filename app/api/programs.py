@@ -9,7 +9,7 @@ from app.api import documented, fields, inputs, outputs
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
 from app.api.policy import grant_of
 from app.api.problems import Refused
-from app.api.state import DryRun, check_room, headers_of, holding_of, origin_of, registry_of, tell
+from app.api.state import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell
 from app.api.strict_route import StrictRoute
 from app.service.held import HeldProgram
 from app.service.program import loaded_at
@@ -103,7 +103,7 @@ async def hold_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
-    check_room(request, name)
+    check_holdable(request, name, body.source(), registry_of(request).programs)
     held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
     try:
         answer = _program(held, await registry_of(request).maps.uses(), grant_of(request.scope))

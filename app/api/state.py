@@ -1,5 +1,6 @@
 """What the routes find in their request."""
 
+from collections.abc import Iterable
 from typing import Annotated, cast
 
 from fastapi import Query
@@ -8,9 +9,11 @@ from starlette.requests import Request
 from app.access.rights import Actor
 from app.api.audit import FACTS
 from app.api.envelope import REQUEST_ID
-from app.api.policy import ACTOR, grant_of
-from app.service.changes import Changes, Origin
+from app.api.policy import ACTOR, forbidden, grant_of
+from app.service.changes import Changes
+from app.service.held import HeldMap, HeldProgram, Source
 from app.service.holding import Holding
+from app.service.origin import Origin
 from app.service.registry import Registry
 from app.service.upkeep import Upkeep
 from app.store.records import Change
@@ -39,12 +42,18 @@ def upkeep_of(request: Request) -> Upkeep:
     return cast("Upkeep", request.app.state.upkeep)
 
 
-def check_room(request: Request, name: str) -> None:
-    """Refused where too much is held to hold this as well, unless the name is held already."""
-    registry = registry_of(request)
-    names = [held.name for held in (*registry.maps, *registry.programs)]
-    if name not in names:
-        request.app.state.limits.check_held(len(names))
+def check_holdable(
+    request: Request, name: str, source: Source, held: Iterable[HeldMap | HeldProgram], *, force: bool = False
+) -> None:
+    """Refused where too much is held, and where another source for a name would make bounds void.
+
+    `held`: all of that kind.
+    """
+    registry, was = registry_of(request), next((each for each in held if each.name == name), None)
+    if was is None:
+        request.app.state.limits.check_held(len(list(registry.maps)) + len(list(registry.programs)))
+    if not grant_of(request.scope).is_unbounded and (was is None or was.source != source or force):
+        raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
 
 
 def holding_of(request: Request) -> Holding:

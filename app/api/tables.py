@@ -11,8 +11,8 @@ from app.api.entries import CHANGE, REFERENCE
 from app.api.problems import Refused
 from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
 from app.api.strict_route import TableRoute
-from app.service.changes import Origin
 from app.service.entries import TablePrecondition, TableResult, change_table
+from app.service.origin import Origin
 from app.service.programs import ProgramRef
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])

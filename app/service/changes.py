@@ -3,9 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from app.access.rights import EVERYTHING, Grant
 from app.service.confirmations import Confirmations
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
 from app.service.feed import Feed
@@ -13,27 +11,14 @@ from app.service.figures import Figures
 from app.service.fit import check_not_frozen
 from app.service.held import HeldMap
 from app.service.keep_dir import KeepDir
-from app.service.permits import check_entries, check_steps
+from app.service.origin import Origin
+from app.service.permits import check_entries, check_programs
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
 from app.service.writing import Step, WriteFailed, put_back, write
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChange, Kind, Waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed.
-
-    `grant`: what they may do; the service itself may do everything.
-    """
-
-    actor: str
-    request_id: str
-    note: str | None = None
-    confirm_within: int | None = None
-    grant: Grant = EVERYTHING
 
 
 class Changes:
@@ -102,7 +87,7 @@ class Changes:
     async def _apply(
         self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None
     ) -> Change:
-        check_steps(self.registry.programs, held, steps, origin.actor, origin.grant)
+        self._check_permitted(held, steps, origin)
         indexes = [step.index for step in steps]
         self.confirmations.check_free(held, indexes, reverts)
         replaced = self.retained.hold(step.before for step in steps if step.before is not None)
@@ -190,9 +175,13 @@ class Changes:
             for step in steps
         )
 
+    def _check_permitted(self, held: HeldMap, steps: Sequence[Step], origin: Origin) -> None:
+        wanted = ((step.index, step.after) for step in steps)
+        check_programs(self.registry.programs, held, wanted, origin.actor, origin.grant)
+
     def check(self, held: HeldMap, steps: Sequence[Step], origin: Origin, reverts: int | None = None) -> None:
         """What can be known before the first write: Forbidden, EntryProtected, MapFrozen, EntryWaits, NotRestorable."""
-        check_steps(self.registry.programs, held, steps, origin.actor, origin.grant)
+        self._check_permitted(held, steps, origin)
         check_not_frozen(held.opened())
         self.confirmations.check_free(held, [step.index for step in steps], reverts)
         if origin.confirm_within is not None:

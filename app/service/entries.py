@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from app.bpf.uapi import BPF_ANY
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.errors import (
     BodyIndexOutOfRange,
     DuplicateIndex,
@@ -14,6 +14,7 @@ from app.service.errors import (
 )
 from app.service.fit import Fit, fit_of
 from app.service.held import ById, HeldMap, Pinned
+from app.service.origin import Origin
 from app.service.permits import check_entries, check_reference
 from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
@@ -69,17 +70,15 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], origin.actor, origin.grant)
         array.check_index(index)
-        if origin.grant.role != "admin" and isinstance(ref, ById):
-            there = [program_id for _, program_id in await held.read()]
-            check_reference(registry.programs, index, ref, there, origin.actor, origin.grant)
-        else:
-            check_reference(registry.programs, index, ref, (), origin.actor, origin.grant)
+        there = set() if origin.grant.role == "admin" else {program_id for _, program_id in await held.read()}
+        check_reference(registry.programs, index, ref, None, there, origin)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
         seeds = await registry.seeds_for(held) if dry_run else []
         # A copy of its own only where something is awaited before its fd is used: else nobody can release it meanwhile.
         waits = origin.confirm_within is not None
         with registry.programs.opened_copy(ref) if waits else registry.programs.resolve(ref) as program:
+            check_reference(registry.programs, index, ref, program.id, there, origin)
             before = array.get(index)
             precondition(before)
             after = registry.programs.describe(program.id, program)
@@ -150,14 +149,16 @@ async def change_table(
         # What is there by its id already needs not be opened: that would take a right.
         there = {index for index, ref in wanted if isinstance(ref, ById) and ref.id == current.get(index)}
         wanted = [(index, ref) for index, ref in wanted if index not in there]
-        for index, ref in wanted:
-            if ref is not None:
-                check_reference(registry.programs, index, ref, current.values(), origin.actor, origin.grant)
+        references, known = [(index, ref) for index, ref in wanted if ref is not None], set(current.values())
+        for index, ref in references:
+            check_reference(registry.programs, index, ref, None, known, origin)
         with ExitStack() as stack:
             programs = {
                 ref: stack.enter_context(registry.programs.opened_copy(ref))
                 for ref in dict.fromkeys(ref for _, ref in wanted if ref is not None)
             }
+            for index, ref in references:
+                check_reference(registry.programs, index, ref, programs[ref].id, known, origin)
             steps = [
                 Step(
                     index,
@@ -175,7 +176,6 @@ async def change_table(
             fit: Fit | None = "tried"
             if steps:
                 changes.check(held, steps, origin)
-                known = set(current.values())
                 new = [program for program in programs.values() if program.id not in known]
                 fit = fit_of(registry, array, new, seeds)
             change = None

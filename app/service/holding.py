@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.drift import Drift
 from app.service.errors import JournalUnreadable
 from app.service.held import ById, HeldMap, HeldProgram, Pinned, Source
+from app.service.origin import Origin
 from app.store.journal import JournalFailed
 from app.store.records import Hold
 

@@ -1,12 +1,12 @@
 """Whether whoever asks may change these entries: asked of every change, wherever it comes from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from app.access.rights import Grant
 from app.service.errors import EntryProtected, Forbidden
-from app.service.held import ById, HeldMap, HeldProgram, Pinned
-from app.service.programs import ProgramRef, Programs
-from app.service.writing import Step
+from app.service.held import ById, HeldMap
+from app.service.origin import Origin
+from app.service.programs import ByName, ProgramRef, Programs
 
 
 def check_entries(held: HeldMap, indexes: Iterable[int], actor: str, grant: Grant) -> None:
@@ -23,31 +23,41 @@ def check_entries(held: HeldMap, indexes: Iterable[int], actor: str, grant: Gran
             raise EntryProtected(index)
 
 
-def check_steps(programs: Programs, held: HeldMap, steps: Sequence[Step], actor: str, grant: Grant) -> None:
-    """The same, also where one of the programs is."""
+def check_programs(
+    programs: Programs, held: HeldMap, wanted: Iterable[tuple[int, int | None]], actor: str, grant: Grant
+) -> None:
+    """The same for (index, id of the program that is to be there), also where one of the programs is."""
     if grant.is_unbounded:
         return
-    check_entries(held, (step.index for step in steps), actor, grant)
+    wanted = list(wanted)
+    check_entries(held, (index for index, _ in wanted), actor, grant)
     if grant.programs is not None:
         named = {each.object.id for each in programs if each.object is not None and each.name in grant.programs}
-        for step in steps:
-            if step.after is not None and step.after not in named:
-                raise Forbidden(actor, step.index, f"program {step.after} is not among its programs")
+        for index, program_id in wanted:
+            if program_id is not None and program_id not in named:
+                raise Forbidden(actor, index, f"program {program_id} is not among its programs")
+
+
+def needs_no_right(programs: Programs, program_id: int, there: Collection[int]) -> bool:
+    """Whether a program may be named by id or pin by others than admins: it is held, or in the table already."""
+    return programs.held_as(program_id) is not None or program_id in there
 
 
 def check_reference(
-    programs: Programs, index: int, ref: ProgramRef, there: Iterable[int], actor: str, grant: Grant
+    programs: Programs, index: int, ref: ProgramRef, program_id: int | None, there: Collection[int], origin: Origin
 ) -> None:
-    """Forbidden where others than admins name a program by id or pin that is neither held nor in the table already."""
-    if grant.role == "admin":
+    """Forbidden where others than admins name a program by id or pin that is neither held nor in the table already.
+
+    `program_id`: what the reference has led to; None: it was not followed yet, and a pin of nothing held is not to be.
+    """
+    if origin.grant.role == "admin" or isinstance(ref, ByName):
         return
     if isinstance(ref, ById):
-        known = programs.held_as(ref.id) is not None or ref.id in set(there)
+        known = needs_no_right(programs, ref.id, there)
+    elif program_id is None:
+        known = any(held.source == ref for held in programs)
     else:
-        known = not isinstance(ref, Pinned) or any(_is_at(held, ref) for held in programs)
+        known = needs_no_right(programs, program_id, there)
     if not known:
-        raise Forbidden(actor, index, "to name a program by id or pin that is not held takes the role admin")
-
-
-def _is_at(held: HeldProgram, ref: Pinned) -> bool:
-    return held.source == ref
+        reason = "to name a program by id or pin that is not held takes the role admin"
+        raise Forbidden(origin.actor, index, reason)

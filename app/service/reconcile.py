@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.drift import Drift, Drifted
 from app.service.entries import TableResult
 from app.service.errors import (
@@ -22,6 +22,8 @@ from app.service.errors import (
 )
 from app.service.fit import fit_of
 from app.service.held import HeldMap
+from app.service.origin import Origin
+from app.service.permits import check_entries
 from app.service.program import Program
 from app.service.undoing import SERVICE
 from app.service.writing import Step
@@ -65,6 +67,7 @@ async def reconcile_to_kernel(
     """Record what the kernel has, and write nothing there. Errors: EntryWaits, JournalUnavailable."""
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
+        check_entries(held, (each.index for each in drifted), origin.actor, origin.grant)
         changes.confirmations.check_free(held, [each.index for each in drifted])
         if dry_run or not drifted:
             return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)

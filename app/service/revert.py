@@ -5,11 +5,12 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
 
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.entries import TableResult
 from app.service.errors import ChangeConflict, ChangeNotRevertible
 from app.service.fit import fit_of
 from app.service.held import HeldMap
+from app.service.origin import Origin
 from app.service.program import Program
 from app.service.writing import Step
 from app.store.records import Change, ProgramRecord

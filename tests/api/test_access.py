@@ -1,5 +1,6 @@
 """Who may do what, by tokens, route by route."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.access.tokens import Token, TokenFile, Tokens
 from app.api.limits import Limits
 from app.api.policy import RIGHTS, Authentication
 from app.bpf.kernel import Kernel
+from app.service.held import HeldMap, Pinned
 from app.service.opening import make_array
 from app.service.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -215,10 +217,11 @@ class TestBounds:
             told = await asker.get(path, headers=writer)
             assert told.status_code == 200
             assert "secret" not in told.text.replace("/secret", "")
-        for path in ("/maps/secret", "/maps/secret/entries", "/maps/secret/entries/9", "/changes/1"):
+        for path in ("/maps/secret", "/maps/secret/entries", "/maps/secret/entries/9"):
             assert_problem(await asker.get(path, headers=writer), 403, "forbidden")
+        assert_problem(await asker.get("/changes/1", headers=writer), 404, "change-unknown")
         for path in ("/changes/1/revert", "/changes/1/confirm"):
-            assert_problem(await asker.post(path, headers=writer), 403, "forbidden")
+            assert_problem(await asker.post(path, headers=writer), 404, "change-unknown")
         guarded.state.changes.feed.stop()
         events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
         assert "secret" not in events.text
@@ -233,6 +236,90 @@ class TestBounds:
             ("DELETE", ENTRY, None), ("POST", "/changes/1/revert", None), ("PUT", TABLE, {"programs": []}),
         ):  # fmt: skip
             assert_problem(await asker.request(method, path, json=body, headers=writer), 403, "entry-protected")
+
+
+class TestWaysAround:
+    async def test_a_pin_that_leads_elsewhere_by_now(
+        self, kernel: Kernel, pins: Path, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
+        with load(kernel, 1, name="held") as held, load(kernel, 3, name="other") as other:
+            kernel.obj_pin(held.fd, f"{pins}/p")
+            assert (await asker.put("/programs/p", json={"pinned": f"{pins}/p"}, headers=admin)).status_code == 201
+            body = {"program": {"pinned": f"{pins}/p"}}
+            assert (await asker.put(f"{TABLE}/9", json=body, headers=writer)).status_code == 201
+            kernel.unpin(f"{pins}/p")
+            kernel.obj_pin(other.fd, f"{pins}/p")
+            assert_problem(await asker.put(f"{TABLE}/10", json=body, headers=writer), 403, "forbidden")
+            listed = {"entries": [{"index": 10, **body}]}
+            assert_problem(await asker.patch(TABLE, json=listed, headers=writer), 403, "forbidden")
+
+    async def test_an_admin_with_bounds_holds_nothing_new_and_forces_nothing(
+        self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        bounded = new(tokens, "a", "admin", programs=["pass"], entries=["8-15"])
+        drop = registry.programs.get("drop").opened().id
+        for path, body in (("/programs/pass", {"id": drop}), ("/maps/jump_table?force=true", {"id": 1})):
+            for query in ("", "&dry_run=true" if "?" in path else "?dry_run=true"):
+                assert_problem(await asker.put(f"{path}{query}", json=body, headers=bounded), 403, "forbidden")
+        assert_problem(await asker.delete("/maps/jump_table?force=true", headers=bounded), 403, "forbidden")
+
+    async def test_a_confirmation_of_what_one_could_not_do(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        bounded, admin = new(tokens, "w", "writer", programs=["pass"]), new(tokens, "a", "admin")
+        await asker.put(f"{TABLE}/9?confirm_within=60", json={"program": "drop"}, headers=admin)
+        assert_problem(await asker.post("/changes/1/confirm", headers=bounded), 403, "forbidden")
+
+    async def test_a_dry_run_tells_what_the_real_one_would(
+        self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        bounded = new(tokens, "a", "admin", entries=["12"])
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 9, tx.fd)
+        for to in ("journal", "kernel"):
+            for query in ("?dry_run=true", ""):
+                url = f"/maps/jump_table/reconcile{query}"
+                assert_problem(await asker.post(url, json={"to": to}, headers=bounded), 403, "forbidden")
+
+    async def test_two_authorization_headers(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        one, other = new(tokens, "a", "admin"), new(tokens, "r", "reader")
+        headers = [*one.items(), *other.items()]
+        assert_problem(await asker.get("/maps", headers=headers), 400, "malformed-header")
+
+    async def test_a_stream_ends_with_its_token(
+        self, guarded: FastAPI, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        reader, admin = new(tokens, "r", "reader"), new(tokens, "a", "admin")
+        reading = asyncio.create_task(asker.get("/events", headers=reader))
+        while not guarded.state.changes.feed._sleeping:
+            await asyncio.sleep(0)
+        tokens.revoke("r")
+        await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
+        assert "set" not in (await reading).text
+
+    async def test_reasons_of_readyz_are_for_those_who_may_read_all(
+        self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        registry.maps.add(HeldMap("secret", Pinned("/sys/fs/bpf/secret")))
+        for headers in ({}, new(tokens, "r", "reader", maps=["jump_table"])):
+            refused = await asker.get("/readyz", headers=headers)
+            assert_problem(refused, 503, "map-unavailable")
+            assert "secret" not in refused.text
+        assert "secret" in (await asker.get("/readyz", headers=new(tokens, "a", "reader"))).text
+
+    @pytest.mark.parametrize(
+        "content", ['[{"name": "a", "hash": "", "role": "admin", "created": 0, "entries": ["x"]}]', "{}"]
+    )
+    async def test_a_file_of_tokens_that_was_edited_by_hand(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, content: str
+    ) -> None:
+        header = new(tokens, "a", "admin")
+        tokens.path.write_text(content)
+        assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
+
+    async def test_or_that_others_can_write(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+        header = new(tokens, "a", "admin")
+        tokens.path.chmod(0o666)
+        assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
 
 
 class TestReadOnly:

@@ -11,11 +11,12 @@ import pytest
 from app import demo
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.entries import change_table, set_entry
 from app.service.errors import ChangeNotRevertible
 from app.service.held import ById
 from app.service.opening import make_array
+from app.service.origin import Origin
 from app.service.programs import ByName
 from app.service.registry import Registry
 from app.service.revert import revert_change

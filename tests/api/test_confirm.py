@@ -13,9 +13,10 @@ from fastapi import FastAPI
 
 from app.bpf.kernel import Kernel
 from app.service import confirmations, retained
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
+from app.service.origin import Origin
 from app.service.registry import Registry
 from app.service.writing import Step
 from app.store.journal import Journal, JournalFailed

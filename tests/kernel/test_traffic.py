@@ -9,9 +9,10 @@ import pytest
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.entries import change_table, set_entry
 from app.service.opening import make_array
+from app.service.origin import Origin
 from app.service.program import Program
 from app.service.programs import ByName
 from app.service.registry import Registry

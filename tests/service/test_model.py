@@ -19,11 +19,12 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
 from app.service import errors
-from app.service.changes import Changes, Origin
+from app.service.changes import Changes
 from app.service.entries import SetResult, TableResult, change_table, clear_entry, set_entry
 from app.service.errors import ServiceError
 from app.service.held import ById, HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
+from app.service.origin import Origin
 from app.service.programs import ByName, ProgramRef
 from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.registry import Registry
