@@ -216,7 +216,7 @@ class Limits(_Section):
     header_seconds: float = Field(default=10.0, gt=0)
     # Readers of /events at a time.
     event_readers: int = Field(default=2048, ge=1)
-    # Maps and programs that requests may hold, beside those of the configuration.
+    # Maps and programs that are held at a time, those of the configuration among them.
     held: int = Field(default=4096, ge=1)
     # Requests a second of one actor, in the mean and at once. Left out: any number.
     requests_per_second: float | None = Field(default=None, gt=0)

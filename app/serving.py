@@ -1,6 +1,5 @@
 """From the configuration to a listening socket and an application."""
 
-import ipaddress
 import pwd
 import socket
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens
 from app.api.audit import Audit
 from app.api.limits import Limits
-from app.api.policy import Authentication
+from app.api.policy import Authentication, is_loopback
 from app.main import create_app
 from app.protocol import Bounds
 from app.server import listen_tcp, listen_unix
@@ -36,7 +35,7 @@ def listen(
         host, port = settings.server.host or "127.0.0.1", settings.server.port or 0
         listener = listen_tcp(host, port, only_loopback=False)
         address = str(listener.getsockname()[0])
-        if settings.tls is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        if settings.tls is None and not is_loopback(address):
             log.warning("tokens go over the network in plain text", remedy="set [tls]", host=address)
         return listener, {"host": address, "port": listener.getsockname()[1]}, listener.close
     path, group = settings.server.socket, group_of(settings)

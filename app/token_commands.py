@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -30,7 +31,7 @@ def token_group() -> None:
 @token_group.command("new")
 @TOKEN_CONFIG
 @click.argument("name")
-@click.option("--role", type=click.Choice(["reader", "writer", "admin", "metrics"]), required=True)
+@click.option("--role", type=click.Choice(get_args(Role)), required=True)
 @click.option("--map", "maps", multiple=True, help="To this map alone; again for more.")
 @click.option("--entries", multiple=True, help='To these entries alone, as "8-15"; again for more.')
 @click.option("--program", "programs", multiple=True, help="To this program alone; again for more.")

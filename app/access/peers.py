@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from app.access.rights import Actor, Grant
+from app.access.rights import EVERYTHING, Actor, Grant
 
 _SO_PEERGROUPS: Final = 59  # include/uapi/asm-generic/socket.h, Linux 4.13
 _GROUP_BYTES: Final = 1024  # the most that Python's getsockopt() takes
@@ -56,7 +56,7 @@ class Peers:
         name = f"unix:{_user(peer.uid)}"
         # As nobody, other daemons run too, and whoever is unmapped in a user namespace: so that one is never "own".
         if peer.uid == 0 or (peer.uid == os.geteuid() and peer.uid != _NOBODY):
-            return Actor(name, Grant("admin"))
+            return Actor(name, EVERYTHING)
         for rule in self._rules:
             if rule.uid == peer.uid or (rule.gid is not None and rule.gid in peer.gids):
                 return Actor(f"{name} ({rule.name})", rule.grant)

@@ -1,7 +1,6 @@
 """One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
 
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +55,7 @@ class Audit:
         if self._fd < 0:
             log.info(operation, **told)
             return
-        at = datetime.fromtimestamp(time.time(), UTC).isoformat()
+        at = datetime.now(UTC).isoformat()
         try:
             os.write(self._fd, to_json({"at": at, "what": operation, **told}, fallback=repr) + b"\n")
             if self._fsync:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from app.access.peers import Peer, Peers
-from app.access.rights import Actor, Grant, Right
+from app.access.rights import EVERYTHING, Actor, Grant, Right
 from app.access.tokens import Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import Refused
@@ -72,7 +72,7 @@ class Authentication:
         """Who asks; None: that is not known, as no token came on TCP. Refused: with a token that is none."""
         if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
-            return Actor(f"tcp:{client[0]}" if client and client[0] else "unix", Grant("admin"))
+            return Actor(f"tcp:{client[0]}" if client and client[0] else "unix", EVERYTHING)
         if authorization is not None:
             return self._bearer(authorization)
         names: Sequence[str] = scope.get(NAMES, ())
@@ -162,7 +162,7 @@ def check_map(scope: Scope, name: str) -> None:
 def check_host(scope: Scope) -> None:
     """On loopback: Refused where Host or Origin are not, as a page elsewhere would send them (DNS rebinding)."""
     server = scope.get("server")
-    if server is None or not server[0] or not _is_loopback(server[0]):
+    if server is None or not server[0] or not is_loopback(server[0]):
         return
     for name in (b"host", b"origin"):
         for key, value in scope["headers"]:
@@ -174,9 +174,10 @@ def check_host(scope: Scope) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this address, with or without a zone, is one that this machine alone can reach."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address):
@@ -188,4 +189,4 @@ def _is_loopback(host: str) -> bool:
 def _is_local(value: str) -> bool:
     """Of a Host (`localhost:8080`) or an Origin (`http://localhost:8080`)."""
     found = _HOST.fullmatch(value)
-    return found is not None and (found[1].lower() == "localhost" or _is_loopback(found[1].strip("[]")))
+    return found is not None and (found[1].lower() == "localhost" or is_loopback(found[1].strip("[]")))

@@ -49,6 +49,14 @@ class TableResult:
     unchanged: int
     fit: Fit | None = None
 
+    @classmethod
+    def of(
+        cls, change: Change | None, steps: Sequence[Step], *, unchanged: int = 0, fit: Fit | None = None
+    ) -> "TableResult":
+        """That of these steps."""
+        cleared = sum(step.program is None for step in steps)
+        return cls(change, len(steps) - cleared, cleared, unchanged, fit)
+
 
 async def set_entry(
     changes: Changes,
@@ -181,8 +189,7 @@ async def change_table(
             change = None
             if steps and not dry_run:
                 change = await changes.apply(held, "replace" if replace else "update", steps, origin)
-    cleared = sum(step.program is None for step in steps)
-    return TableResult(change, len(steps) - cleared, cleared, unchanged, fit if dry_run else None)
+    return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
 
 
 def _check_indexes(array: ProgramArray, indexes: Iterable[int]) -> None:

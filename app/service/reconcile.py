@@ -52,13 +52,12 @@ async def reconcile_to_journal(
                 told = [{"index": index, "reason": reason} for index, reason in list(lost.items())[:_TOLD]]
                 raise NotRestorable(held.name, f"entry {first}: {lost[first]}", told)
             steps = _steps(drifted, programs)
-            cleared = sum(step.program is None for step in steps)
             if dry_run:
                 changes.check(held, steps, origin)
                 fit = fit_of(changes.registry, held.opened(), list(programs.values()), seeds)
-                return TableResult(None, len(steps) - cleared, cleared, 0, fit)
+                return TableResult.of(None, steps, fit=fit)
             change = await changes.apply(held, "reconcile", steps, origin) if steps else None
-            return TableResult(change, len(steps) - cleared, cleared, 0)
+            return TableResult.of(change, steps)
 
 
 async def reconcile_to_kernel(

@@ -52,13 +52,12 @@ async def revert_change(changes: Changes, id_: int, origin: Origin, *, dry_run: 
                 )
                 for entry in reversed(change.entries)
             ]
-            cleared = sum(step.program is None for step in steps)
             if dry_run:
                 changes.check(held, steps, origin, id_)
                 fit = fit_of(registry, array, list(programs.values()), seeds)
-                return TableResult(None, len(steps) - cleared, cleared, 0, fit)
+                return TableResult.of(None, steps, fit=fit)
             applied = await changes.apply(held, "revert", steps, origin, reverts=id_)
-            return TableResult(applied, len(steps) - cleared, cleared, 0)
+            return TableResult.of(applied, steps)
 
 
 async def _holds(changes: Changes, held: HeldMap, change: Change) -> Mapping[int, int | None]:
