@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.policy import is_loopback
 from app.protocol import Bounds, Protocol
 from app.tls import Tls
 
@@ -68,7 +69,7 @@ def listen_tcp(host: str, port: int, *, only_loopback: bool) -> socket.socket:
         address = ipaddress.ip_address(found.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
-        if only_loopback and not address.is_loopback:
+        if only_loopback and not is_loopback(found):
             told = host if host == found else f"{host} ({found})"
             message = f"{told} can be reached by others: without authentication only loopback is served"
             raise ListenError(message)

@@ -11,9 +11,9 @@ from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
 from app.api.policy import grant_of
 from app.api.problems import Refused
-from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell, upkeep_of
+from app.api.state import ConfirmWithin, DryRun, Note, changes_of, origin_of, tell, upkeep_of
 from app.api.strict_route import StrictRoute
-from app.api.tables import applied
+from app.api.tables import answer
 from app.service.errors import ChangeUnknown, JournalUnreadable
 from app.service.held import HeldMap, Made
 from app.service.permits import check_programs
@@ -73,8 +73,8 @@ async def list_changes(
         )
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
-    answer = outputs.Changes(changes=[outputs.Change.of(change) for change in page], next=page[-1].id if more else None)
-    return outputs.Json(answer)
+    told = [outputs.Change.of(change) for change in page]
+    return outputs.Json(outputs.Changes(changes=told, next=page[-1].id if more else None))
 
 
 @router.get(
@@ -144,9 +144,7 @@ async def revert_change_route(
     _change(request, id)
     origin = origin_of(request, note, confirm_within)
     result = await revert_change(changes_of(request), id, origin, dry_run=dry_run)
-    if result.change is not None:
-        tell(request, change=result.change.id, reverts=id, map=result.change.map)
-    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return answer(request, result, dry_run=dry_run, reverts=id)
 
 
 @router.post(
@@ -186,6 +184,4 @@ async def reconcile_map(
         result = await reconcile_to_kernel(changes, drift, held, origin, dry_run=dry_run)
     else:
         raise Refused("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
-    if result.change is not None:
-        tell(request, change=result.change.id, map=name, to=body.to)
-    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return answer(request, result, dry_run=dry_run, to=body.to)

@@ -57,13 +57,20 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def applied(result: TableResult) -> outputs.Applied:
+def _applied(result: TableResult) -> outputs.Applied:
     """The answer to a change of several entries."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     change = None if result.change is None else outputs.Change.of(result.change)
     if result.fit is not None:
         return outputs.DryApplied(change=change, **counts, fit=result.fit)
     return outputs.Applied(change=change, **counts)
+
+
+def answer(request: Request, result: TableResult, *, dry_run: bool, **facts: object) -> Response:
+    """The whole answer, with `facts` for the audit's line where something was changed."""
+    if result.change is not None:
+        tell(request, change=result.change.id, map=result.change.map, **facts)
+    return outputs.Json(_applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 
 
 async def _change(
@@ -79,10 +86,7 @@ async def _change(
         precondition=_precondition(request),
         dry_run=dry_run,
     )
-    if result.change is not None:
-        tell(request, change=result.change.id,
-                   map=name, set=result.set, cleared=result.cleared)  # fmt: skip
-    return outputs.Json(applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return answer(request, result, dry_run=dry_run, set=result.set, cleared=result.cleared)
 
 
 @router.put(
