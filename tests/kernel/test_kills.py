@@ -194,8 +194,6 @@ class Worker(threading.Thread):
         self._told.release()
 
 
-# httpcore leaves it to the garbage collector to close a socket whose connect was refused.
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("seed", range(12))
 def test_at_random_moments(world: World, seed: int) -> None:
     """Four connections change, confirm and revert while the service is killed."""
