@@ -1,5 +1,6 @@
 """The command line: demo, serve, check, token."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from app.service.errors import ServiceError
 from app.service.registry import Registry
 from app.settings import Settings
 from app.store.journal import Journal, JournalDamaged, JournalFailed
+from app.systemd import Manager
 from app.terminal import fail, load_or_fail
 from app.tls import TlsError
 from app.token_commands import token_group
@@ -112,26 +114,31 @@ def serve_command(file: Path, show_config: bool) -> None:
 
 def _serve(settings: Settings) -> None:
     user = start.user_of(settings)
+    given = serving.given_listener(settings)
     lock = start.lock_state(settings.server.state_dir)
-    registry = Registry(start.make_kernel(settings.server.kernel), [str(each) for each in settings.server.pin_dirs])
-    start.configure(registry, settings)
-    tls = serving.tls_of(settings)
-    listener, told, end = serving.listen(settings, user)
-    try:
-        start.drop_privileges(settings, user, lock)
-        log.info("serving", **told, kernel=registry.kernel.name, uid=os.geteuid())
+    keeper = start.start_keeper(settings, user)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, lock)
+        manager = Manager()
+        stack.callback(manager.close)
+        if keeper is not None:
+            stack.callback(keeper.close)
+        kernel = start.make_kernel(settings.server.kernel, keeper, settings.server.keep_dir)
+        registry = Registry(kernel, [str(each) for each in settings.server.pin_dirs])
+        stack.callback(registry.close)
+        start.configure(registry, settings)
+        tls = serving.tls_of(settings, keeper)
+        listener, told, end = serving.listen(settings, user, given)
+        stack.callback(end)
+        start.become_user(settings, user, lock)
         os.umask(0o077)
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
-        app = serving.make_app(settings, registry, journal)
-        try:
-            server.serve(app, listener, serving.bounds_of(settings), tls)
-        finally:
-            app.state.changes.close()
-            app.state.audit.close()
-    finally:
-        end()
-        registry.close()
-        os.close(lock)
+        start.give_up_rights(kernel)
+        app = serving.make_app(settings, registry, journal, keeper)
+        stack.callback(app.state.audit.close)
+        stack.callback(app.state.changes.close)
+        log.info("serving", **told, kernel=kernel.name, uid=os.geteuid(), keeper=keeper and keeper.pid)
+        server.serve(app, listener, serving.bounds_of(settings), tls, manager)
     log.info("ended")
 
 

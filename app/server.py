@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from app.api.policy import is_loopback
 from app.protocol import Bounds, Protocol
+from app.systemd import Manager
 from app.tls import Tls
 
 _GRACE_SECONDS: Final = 10
@@ -97,17 +98,14 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def notify(state: str) -> None:
-    """Tell systemd, where it asked for it (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-            sender.connect("\0" + address[1:] if address.startswith("@") else address)
-            sender.sendall(state.encode())
-
-
-def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None, tls: Tls | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return."""
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    bounds: Bounds | None = None,
+    tls: Tls | None = None,
+    manager: Manager | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return. `manager`: is told."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -125,7 +123,7 @@ def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None, t
     gc.freeze()
     config.load()
     config.ssl = None if tls is None else tls.context
-    server = _Server(config, app)
+    server = _Server(config, app, manager or Manager({}))
     server.run(sockets=[listener])
     if not server.started:
         message = "the service could not start; the log tells why"
@@ -133,14 +131,22 @@ def serve(app: FastAPI, listener: socket.socket, bounds: Bounds | None = None, t
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Manager) -> None:
         super().__init__(config)
         self._app = app
+        self._manager = manager
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
-            notify("READY=1")
+            self._manager.tell("READY=1")
+            if self._manager.interval:
+                self._pat()
+
+    def _pat(self) -> None:
+        """Tell the watchdog that the event loop goes round."""
+        self._manager.tell("WATCHDOG=1")
+        asyncio.get_running_loop().call_later(self._manager.interval, self._pat)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -170,5 +176,5 @@ class _Server(uvicorn.Server):
         self._app.state.changes.feed.stop()
         asyncio.get_running_loop().call_later(_STREAM_SECONDS, self._end_streams)
         self.should_exit = True
-        notify("STOPPING=1")
+        self._manager.tell("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)

@@ -1,8 +1,10 @@
 """From the configuration to a listening socket and an application."""
 
+import contextlib
 import pwd
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,25 +14,50 @@ from app import sections
 from app.access.peers import Peers
 from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens
-from app.api.audit import Audit
+from app.api.audit import Audit, open_audit
 from app.api.limits import Limits
 from app.api.policy import Authentication, is_loopback
+from app.keeper.client import KeeperClient
+from app.keeper.wire import Op
 from app.main import create_app
 from app.protocol import Bounds
-from app.server import listen_tcp, listen_unix
+from app.server import ListenError, listen_tcp, listen_unix
 from app.service.registry import Registry
 from app.settings import Settings
 from app.start import group_of
 from app.store.journal import Journal
-from app.tls import Tls
+from app.systemd import given_listeners
+from app.tls import Tls, open_file
 
 log = structlog.get_logger()
 
 
+def given_listener(settings: Settings) -> socket.socket | None:
+    """The socket that systemd listens on for this service (socket activation). ListenError where it may not be used."""
+    given = given_listeners()
+    if not given:
+        return None
+    [listener, *others] = given
+    if others:
+        message = f"systemd gives {len(given)} sockets: one is served, so leave one ListenStream= in the unit"
+        raise ListenError(message)
+    if listener.family == socket.AF_UNIX:
+        path = Path(listener.getsockname())
+        if path.stat().st_mode & 0o007:
+            message = f"the socket {path} is open to everybody: set SocketMode=0660 in its unit"
+            raise ListenError(message)
+    elif not settings.authenticates():
+        message = "systemd gives a TCP socket, which needs authentication: add [tokens], or ListenStream= with a path"
+        raise ListenError(message)
+    return listener
+
+
 def listen(
-    settings: Settings, user: pwd.struct_passwd | None
+    settings: Settings, user: pwd.struct_passwd | None, given: socket.socket | None = None
 ) -> tuple[socket.socket, dict[str, Any], Callable[[], None]]:
     """The listening socket, what to log of it, and what to do at the end. StartError, ListenError."""
+    if given is not None:
+        return given, {"given": str(given.getsockname())}, given.close
     if settings.server.host is not None or settings.server.port is not None:
         host, port = settings.server.host or "127.0.0.1", settings.server.port or 0
         listener = listen_tcp(host, port, only_loopback=False)
@@ -44,14 +71,17 @@ def listen(
     inode = path.stat().st_ino
 
     def end() -> None:
-        if path.exists() and path.stat().st_ino == inode:
-            path.unlink()
+        listener.close()
+        # Else the keeper does it, or the next start.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if path.stat().st_ino == inode:
+                path.unlink()
 
     return listener, {"socket": str(path)}, end
 
 
-def make_app(settings: Settings, registry: Registry, journal: Journal) -> FastAPI:
-    """The application as it is configured."""
+def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: KeeperClient | None = None) -> FastAPI:
+    """The application as it is configured. OSError: the audit file cannot be opened."""
     limits, keep_dir = settings.limits, settings.server.keep_dir
     return create_app(
         registry,
@@ -60,23 +90,33 @@ def make_app(settings: Settings, registry: Registry, journal: Journal) -> FastAP
         drift_interval=settings.server.drift_interval,
         authentication=Authentication(
             peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
-            tokens=None if settings.tokens is None else Tokens(TokenFile(settings.token_file())),
+            tokens=None if settings.tokens is None else _tokens(settings, keeper),
             certificates={} if settings.tls is None else _certificates(settings.tls),
             read_only=settings.server.read_only,
         ),
-        audit=Audit(settings.audit.file, fsync=settings.audit.fsync),
+        audit=Audit(
+            settings.audit.file,
+            fsync=settings.audit.fsync,
+            opened=open_audit if keeper is None else lambda _: keeper.open(Op.AUDIT),
+        ),
         limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
     )
+
+
+def _tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
+    ask = None if keeper is None else lambda digest: keeper.ask(Op.TOKEN, text=digest)[0]
+    return Tokens(TokenFile(settings.token_file()), ask)
 
 
 def _certificates(section: sections.Tls) -> dict[str, Actor]:
     return {client.san: Actor(f"certificate:{name}", client.grant()) for name, client in section.clients.items()}
 
 
-def tls_of(settings: Settings) -> Tls | None:
+def tls_of(settings: Settings, keeper: KeeperClient | None = None) -> Tls | None:
     """TLS as it is configured. TlsError."""
     section = settings.tls
-    return None if section is None else Tls(section.certificate, section.key, section.client_ca)
+    opened = open_file if keeper is None else lambda file: keeper.open(Op.READ, text=str(file))
+    return None if section is None else Tls(section.certificate, section.key, section.client_ca, opened)
 
 
 def bounds_of(settings: Settings) -> Bounds:

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         env_settings.env_vars = {name: text for name, text in env_settings.env_vars.items() if name.startswith(prefix)}
         return env_settings, init_settings
 
+    def authenticates(self) -> bool:
+        """Whether it can be known who comes over TCP."""
+        return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)
+
     def token_file(self) -> Path:
         """Where the hashes of tokens are."""
         given = None if self.tokens is None else self.tokens.file
@@ -81,8 +85,7 @@ def load(file: Path) -> Settings:
         raise ConfigurationError(message) from error
     except ValidationError as error:
         raise ConfigurationError(_told(file, error.errors())) from error
-    authenticates = settings.tokens is not None or (settings.tls is not None and settings.tls.client_ca is not None)
-    if (settings.server.host is not None or settings.server.port is not None) and not authenticates:
+    if (settings.server.host is not None or settings.server.port is not None) and not settings.authenticates():
         key = "host" if settings.server.host is not None else "port"
         message = (
             f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens], and make "

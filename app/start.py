@@ -1,6 +1,7 @@
 """From the configuration to what is served: the kernel, the state folder, what is held, the user."""
 
 import contextlib
+import errno
 import fcntl
 import grp
 import os
@@ -15,12 +16,15 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.privileges import become, effective, keep_only
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.keeper import KEPT
+from app.keeper.wire import Duties
 from app.service.held import HeldMap, HeldProgram
 from app.service.registry import Registry
 from app.settings import Settings
 
-# What the service goes on needing as another user: MAP_CREATE; *_GET_FD_BY_ID; pins of mode 0600 that are root's.
-KEPT: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
+# kernel.unprivileged_bpf_disabled kept everything shut but to these (Linux 5.8, and before) until some 5.1x.
+_FOR_BPF: Final = ["CAP_BPF", "CAP_SYS_ADMIN"]
 
 log = structlog.get_logger()
 
@@ -29,9 +33,11 @@ class StartError(Exception):
     """Why the service cannot start, in one line."""
 
 
-def make_kernel(name: str) -> Kernel:
-    """The kernel of this name: `linux` or `memory`."""
-    return MemoryKernel() if name == "memory" else LinuxKernel()
+def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | None = None) -> Kernel:
+    """The kernel of this name: `linux` or `memory`; `keeper`: opens and makes what this process may not."""
+    if name == "memory":
+        return MemoryKernel()
+    return LinuxKernel() if keeper is None else KeptKernel(keeper, None if keep_dir is None else str(keep_dir))
 
 
 def lock_state(folder: Path) -> int:
@@ -90,8 +96,35 @@ def group_of(settings: Settings) -> int | None:
         raise StartError(message) from error
 
 
-def drop_privileges(settings: Settings, user: pwd.struct_passwd | None, lock: int) -> None:
-    """Become `user`, having given it state_dir and the lock in it; keep three capabilities at the most. StartError."""
+def start_keeper(settings: Settings, user: pwd.struct_passwd | None) -> KeeperClient | None:
+    """The process that keeps the privileges; None where there are none to keep. StartError."""
+    if not set(KEPT) & set(effective()):
+        return None
+    server, tls = settings.server, settings.tls
+    held = [*settings.maps.values(), *settings.programs.values()]
+    files = [] if tls is None else [tls.certificate, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
+    duties = Duties(
+        pin_dirs=tuple(str(folder) for folder in server.pin_dirs),
+        pins=tuple(str(each.pinned) for each in held if each.pinned is not None),
+        keep_dir=None if server.keep_dir is None else str(server.keep_dir),
+        owner=(-1, -1) if user is None else (user.pw_uid, user.pw_gid),
+        reads=tuple(str(file) for file in files),
+        audit=None if settings.audit.file is None else str(settings.audit.file),
+        tokens=None if settings.tokens is None else str(settings.token_file()),
+        socket=str(server.socket) if server.host is None and server.port is None else None,
+    )
+    try:
+        return KeeperClient(duties)
+    except OSError as error:
+        message = f"the keeper, the process that keeps the privileges, does not start: {error.strerror or error}"
+        raise StartError(message) from error
+
+
+def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -> None:
+    """Become `user`, having given it state_dir and the lock in it. StartError.
+
+    What is left is the right to get to state_dir, wherever it is, until `give_up_rights`.
+    """
     folder = settings.server.state_dir
     try:
         if user is not None and user.pw_uid != 0:
@@ -100,7 +133,26 @@ def drop_privileges(settings: Settings, user: pwd.struct_passwd | None, lock: in
             become(user.pw_uid, user.pw_gid)
         elif os.geteuid() == 0:
             log.warning("stays root", reason="CAP_CHOWN, CAP_SETGID or CAP_SETUID is missing, or user is root")
-        keep_only(KEPT)
+        keep_only(["CAP_DAC_READ_SEARCH"], spare=_FOR_BPF)
     except OSError as error:
         message = f"state_dir {folder} cannot be given to the service's user: {error.strerror}; CAP_DAC_OVERRIDE helps"
         raise StartError(message) from error
+
+
+def give_up_rights(kernel: Kernel) -> None:
+    """Keep no capability; where this kernel answers no bpf(2) without one, that one."""
+    for kept in ([], *([each] for each in _FOR_BPF)):
+        keep_only(kept, spare=_FOR_BPF)
+        if not _refuses_all(kernel):
+            break
+    keep_only(kept)
+    if kept:
+        log.warning("keeps a capability", kept=kept, reason="this kernel answers no bpf(2) without it, as before 6.1")
+
+
+def _refuses_all(kernel: Kernel) -> bool:
+    try:
+        kernel.map_info(-1)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False

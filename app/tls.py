@@ -1,15 +1,24 @@
 """TLS on the listening socket: the certificate and the clients' CA as the files are now, without a restart."""
 
+import contextlib
+import os
 import ssl
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 _LOOK_SECONDS: Final = 1.0
+_MAX_FILE: Final = 1 << 20  # bytes
 
 log = structlog.get_logger()
+
+
+def open_file(file: Path) -> int:
+    """An fd to read it. OSError."""
+    return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class TlsError(Exception):
@@ -19,8 +28,11 @@ class TlsError(Exception):
 class Tls:
     """The context for the next handshake: made anew where a file has changed. Thread rule: one event loop."""
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        """`client_ca`: of the certificates that clients may show; they need not. TlsError."""
+    def __init__(
+        self, certificate: Path, key: Path, client_ca: Path | None = None, opened: Callable[[Path], int] = open_file
+    ) -> None:
+        """`client_ca`: of the certificates that clients may show; they need not; `opened`: gives an fd. TlsError."""
+        self._opened = opened
         self._files = [certificate, key, *([] if client_ca is None else [client_ca])]
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._looked, self._seen = time.monotonic(), self._stamps()
@@ -33,15 +45,28 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            context.load_cert_chain(self._certificate, self._key, password=lambda: b"")
+            with self._copy(self._certificate) as certificate, self._copy(self._key) as key:
+                context.load_cert_chain(certificate, key, password=lambda: b"")
             if self._client_ca is not None:
-                context.load_verify_locations(self._client_ca)
+                with self._copy(self._client_ca) as client_ca:
+                    context.load_verify_locations(client_ca)
                 context.verify_mode = ssl.CERT_OPTIONAL
         except (OSError, ValueError) as error:
             files = ", ".join(str(file) for file in self._files)
             message = f"tls: {files}: {error}: name PEM files that belong together, the key without a password"
             raise TlsError(message) from error
         return context
+
+    @contextlib.contextmanager
+    def _copy(self, file: Path) -> Iterator[str]:
+        """A path to the same content that this process may open itself (`ssl` takes nothing else)."""
+        copy = os.memfd_create(file.name)
+        try:
+            with os.fdopen(self._opened(file), "rb") as content:
+                os.write(copy, content.read(_MAX_FILE))
+            yield f"/proc/self/fd/{copy}"
+        finally:
+            os.close(copy)
 
     def _choose(self, handshake: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
         handshake.context = self.current()
@@ -65,7 +90,8 @@ class Tls:
         stamps: list[tuple[int, int] | None] = []
         for file in self._files:
             try:
-                stat = file.stat()
+                with os.fdopen(self._opened(file), "rb") as content:
+                    stat = os.fstat(content.fileno())
                 stamps.append((stat.st_mtime_ns, stat.st_ino))
             except OSError:
                 stamps.append(None)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from app.bpf.uapi import Cmd
+from app.keeper.keeper import KEPT
 from app.settings import Settings, load
-from app.start import KEPT
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

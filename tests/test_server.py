@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server import ListenError, listen_tcp, listen_unix, notify
+from app.server import ListenError, listen_tcp, listen_unix
 from tests.api.conftest import assert_problem
 from tests.running import Service, demo, running, serve, write_config
 
@@ -211,22 +211,6 @@ class TestEnd:
             assert service.process.wait(5) == 0
             assert answer.startswith(b"HTTP/1.1 503"), answer
             assert b'"draining"' in answer
-
-    def test_systemd_is_told(self, config: Path, tmp_path: Path) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(str(tmp_path / "notify"))
-            manager.settimeout(20)
-            with running("serve", "--config", str(config), env={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as service:
-                assert manager.recv(100) == b"READY=1"
-                service.process.send_signal(signal.SIGTERM)
-                assert manager.recv(100) == b"STOPPING=1"
-                assert service.process.wait(20) == 0
-
-    def test_no_systemd_is_no_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-        notify("READY=1")
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nope"))
-        notify("READY=1")
 
     @pytest.mark.parametrize("command", ["demo", "serve"])
     def test_a_signal_while_it_still_starts(self, config: Path, command: str) -> None:

@@ -7,7 +7,7 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,7 @@ class Token:
 
 
 _FILE: Final = TypeAdapter(list[Token])
+_TOKEN: Final = TypeAdapter(Token)
 
 
 def _hash(secret: str) -> str:
@@ -97,6 +98,7 @@ class TokenFile:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Token]]:
         try:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             message = f"{self.path.parent}: {error.strerror}"
@@ -110,14 +112,14 @@ class TokenFile:
             os.close(folder)
 
     def _replace(self, tokens: dict[str, Token], folder: int) -> None:
-        """The new file beside the old one, then in its place; it belongs to whom the folder belongs to."""
+        """The new file beside the old one, then in its place; it belongs to whom the old one belonged."""
         new = self.path.with_name(f".{self.path.name}.new")
         try:
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
             with open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                owner = os.fstat(folder)
-                if os.geteuid() == 0:
+                if self.path.exists() and os.geteuid() == 0:
+                    owner = self.path.stat()
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(_FILE.dump_json(list(tokens.values()), indent=1) + b"\n")
                 file.flush()
@@ -139,35 +141,48 @@ def _known(tokens: dict[str, Token], name: str) -> Token:
 class Tokens:
     """Finds whose a secret is, by the file as it is now. Thread rule: one event loop."""
 
-    def __init__(self, file: TokenFile) -> None:
+    def __init__(self, file: TokenFile, ask: Callable[[str], bytes] | None = None) -> None:
+        """`ask`: for a process that may not read the file: tells what is kept of the token with a hash, as JSON.
+
+        Nothing: there is none. OSError: it cannot tell.
+        """
         self._file = file
+        self._ask = ask
         self._seen: tuple[int, int, int] | None = None
-        self._actors: list[tuple[str, float | None, Actor]] = []
+        self._known: dict[str, Token] = {}  # by hash
 
     def actor(self, secret: str) -> Actor | None:
         """Whose it is; None: nobody's, or it is over. TokensUnusable."""
-        self._reload()
         hashed, found = _hash(secret), None
-        for kept, expires, actor in self._actors:
+        try:
+            self._reload()
+            if self._ask is not None and hashed not in self._known and (told := self._ask(hashed)):
+                self._known[hashed] = _TOKEN.validate_json(told)
+        except (OSError, ValueError) as error:
+            message = f"{self._file.path}: {getattr(error, 'strerror', None) or error}"
+            raise TokensUnusable(message) from error
+        for kept, token in self._known.items():
             # All are compared, each in constant time: how long it takes tells nothing.
-            if hmac.compare_digest(kept, hashed) and (expires is None or time.time() < expires):
-                found = actor
+            if hmac.compare_digest(kept, hashed) and (token.expires is None or time.time() < token.expires):
+                found = token.actor()
         return found
 
     def _reload(self) -> None:
-        try:
-            stat = self._file.path.stat()
-            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        except FileNotFoundError:
-            seen = (0, 0, 0)
-        except OSError as error:
-            message = f"{self._file.path}: {error.strerror}"
-            raise TokensUnusable(message) from error
-        if seen != self._seen:
-            self._actors = []  # where the new file cannot be read, the old one counts no more
-            try:
-                self._actors = [(token.hash, token.expires, token.actor()) for token in self._file.read().values()]
-            except ValueError as error:
-                message = f"{self._file.path}: {error}"
-                raise TokensUnusable(message) from error
+        seen = self._stamp()
+        if seen is None or seen != self._seen:
+            self._known, self._seen = {}, None  # where the new file cannot be read, the old one counts no more
+            if self._ask is None:
+                self._known = {token.hash: token for token in self._file.read().values()}
             self._seen = seen
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What tells this file from an earlier one; None: this process may not even see it."""
+        try:
+            status = self._file.path.stat()
+        except FileNotFoundError:
+            return 0, 0, 0
+        except PermissionError:
+            if self._ask is None:
+                raise
+            return None
+        return status.st_mtime_ns, status.st_ino, status.st_size

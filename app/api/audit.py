@@ -1,6 +1,7 @@
 """One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,18 +18,25 @@ _DENIED: Final = {401, 403, 421, 429}
 log = structlog.get_logger()
 
 
+def open_audit(file: Path) -> int:
+    """An fd to append to it. OSError."""
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
 class Audit:
     """Where the lines go. Neither tokens nor bodies are in them."""
 
-    def __init__(self, file: Path | None = None, *, fsync: bool = False) -> None:
-        """`file`: of its own; None: to the log. OSError."""
-        self._file, self._fsync, self._fd = file, fsync, -1
+    def __init__(
+        self, file: Path | None = None, *, fsync: bool = False, opened: Callable[[Path], int] = open_audit
+    ) -> None:
+        """`file`: of its own; None: to the log; `opened`: gives an fd to append to it. OSError."""
+        self._file, self._fsync, self._opened, self._fd = file, fsync, opened, -1
         self.reopen()
 
     def reopen(self) -> None:
         """After the file was moved away (logrotate). OSError."""
         if self._file is not None:
-            fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = self._opened(self._file)
             self.close()
             self._fd = fd
 

@@ -71,6 +71,10 @@ class Kernel(Protocol):
         """`linux` or `memory`."""
 
     @property
+    def trouble(self) -> str | None:
+        """Why a part of this cannot be done just now, and the remedy; None: all can."""
+
+    @property
     def boot_id(self) -> str:
         """A text that differs from boot to boot: map and program ids mean nothing beyond it."""
 
@@ -120,6 +124,18 @@ class Kernel(Protocol):
 
     def unpin(self, path: str) -> None:
         """unlink(2) of a pin."""
+
+    def check_pin(self, path: str) -> None:
+        """What OBJ_PIN would answer to a new pin at `path`, without making one."""
+
+    def in_bpffs(self, path: str) -> bool:
+        """Whether a bpffs is mounted there."""
+
+    def make_folder(self, path: str) -> None:
+        """mkdir(2) of a folder for pins that nobody else may enter, unless it is there."""
+
+    def pins_in(self, folder: str) -> list[str]:
+        """The names of what is pinned in a folder; none where there is no such folder."""
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET: open what is pinned at a path."""

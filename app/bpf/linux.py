@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.bpf import attr
+from app.bpf.bpffs import LinuxFolders
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
 
@@ -27,10 +28,11 @@ _AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 _PACKET_GROWTH: Final = 1 << 16
 
 
-class LinuxKernel:
+class LinuxKernel(LinuxFolders):
     """bpf(2) on the machine that this runs on. Thread rule: any method from any thread."""
 
     name = "linux"
+    trouble: str | None = None
 
     def __init__(self) -> None:
         machine = platform.machine()
@@ -211,10 +213,6 @@ class LinuxKernel:
         """OBJ_PIN (Linux 4.4)."""
         name = ctypes.create_string_buffer(os.fsencode(path))
         self._bpf(Cmd.OBJ_PIN, attr.Obj(pathname=ctypes.addressof(name), bpf_fd=fd))
-
-    def unpin(self, path: str) -> None:
-        """unlink(2)."""
-        Path(path).unlink()
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET (Linux 4.4)."""

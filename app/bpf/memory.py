@@ -7,14 +7,14 @@ import errno
 import hashlib
 import os
 import re
-import threading
 import time
 import uuid
 from typing import Final
 
+from app.bpf.bpffs import MemoryFolders
 from app.bpf.interpreter import decode, run, sk_buff, xdp_md
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
-from app.bpf.objects import Map, Objects, Program, claim, fail
+from app.bpf.objects import Map, Program, claim, fail
 from app.bpf.uapi import (
     BPF_ANY,
     BPF_F_RDONLY,
@@ -34,15 +34,15 @@ _MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bp
 _RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
 
 
-class MemoryKernel:
+class MemoryKernel(MemoryFolders):
     """bpf(2) in memory. Thread rule: any method from any thread; one lock guards all."""
 
     name = "memory"
+    trouble: str | None = None
 
     def __init__(self) -> None:
         self.boot_id = str(uuid.uuid4())
-        self._lock = threading.RLock()
-        self._objects = Objects()
+        super().__init__()
 
     def close(self, fd: int) -> None:
         """close(2)."""
@@ -234,11 +234,6 @@ class MemoryKernel:
             if "." in path.rsplit("/", 1)[-1]:
                 fail(Cmd.OBJ_PIN, errno.EPERM)
             self._objects.pin(fd, path)
-
-    def unpin(self, path: str) -> None:
-        """unlink(2) of a pin."""
-        with self._lock:
-            self._objects.drop(self._objects.unpin(path))
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET."""

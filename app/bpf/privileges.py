@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from typing import Final
 CAPABILITIES: Final = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
+    "CAP_DAC_READ_SEARCH": 2,
     "CAP_SETGID": 6,
     "CAP_SETUID": 7,
     "CAP_NET_ADMIN": 12,
@@ -50,15 +52,19 @@ def become(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def keep_only(wanted: list[str]) -> None:
-    """Give up, for good, every capability but those of `wanted` that are permitted; and no_new_privs."""
+def keep_only(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
+    """Give up, for good, every capability but those that are permitted of `wanted`; and no_new_privs.
+
+    `spare`: are given up by a later call; until then they count for nothing.
+    """
     status = Path("/proc/self/status").read_text("ascii")
     permitted = int(status.split("CapPrm:")[1].split()[0], 16)
     data = (_Data * 2)()
-    for number in (CAPABILITIES[name] for name in wanted):
+    for name in (*wanted, *spare):
+        number = CAPABILITIES[name]
         if permitted >> number & 1:
-            data[number // 32].effective |= 1 << number % 32
             data[number // 32].permitted |= 1 << number % 32
+            data[number // 32].effective |= (name in wanted) << number % 32
     _check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), data))
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 

@@ -78,8 +78,7 @@ class KeepDir:
         """Make these pins. Errors: PinUnusable, KernelPermission, KernelError."""
         for id_, path in waiting.keeps:
             try:
-                if self._kernel.name == "linux":
-                    Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+                self._kernel.make_folder(str(Path(path).parent))
                 self._kernel.obj_pin(programs[id_].fd, path)
             except OSError as error:
                 raise pin_failure(self._kernel, path, "OBJ_PIN", error) from error
@@ -95,10 +94,10 @@ class KeepDir:
     def sweep(self, waiting: Sequence[Waiting]) -> None:
         """After a start: remove the pins that are left of what waits no more. The folder is this service's own."""
         needed = {path for each in waiting for _, path in each.keeps}
-        if self._folder is not None and self._kernel.name == "linux" and Path(self._folder).is_dir():
-            for each in Path(self._folder).iterdir():
-                if _OURS.fullmatch(each.name) and str(each) not in needed:
-                    self._unpin(str(each))
+        for name in [] if self._folder is None else self._kernel.pins_in(self._folder):
+            path = f"{self._folder}/{name}"
+            if _OURS.fullmatch(name) and path not in needed:
+                self._unpin(path)
 
     def unpin(self, waiting: Waiting) -> None:
         """Remove them: they can be needed no more."""
@@ -116,5 +115,9 @@ class KeepDir:
 
 def check_keep_dir(kernel: Kernel, folder: str) -> None:
     """What keeps the service from pinning there, or from making that folder. Errors: PinUnusable."""
-    is_missing = kernel.name == "linux" and not Path(folder).is_dir()
-    check_pinnable(kernel, folder if is_missing else f"{folder}/program")
+    try:
+        check_pinnable(kernel, f"{folder}/program")
+    except PinUnusable as error:
+        if error.errno != "ENOENT":
+            raise
+        check_pinnable(kernel, folder)

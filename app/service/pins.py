@@ -19,6 +19,7 @@ _REMEDIES: Final = {
     errno.ELOOP: "its symbolic links go round in a circle",
     errno.ENAMETOOLONG: "the path is too long",
     errno.EEXIST: "something else was pinned there just now",
+    errno.ENOTEMPTY: "the folder is there, and what is in it is not the service's: name another",
     errno.EROFS: "that bpffs is mounted read-only",
     errno.EINVAL: "it must be an absolute path, and a name in bpffs has no dot",
 }
@@ -56,40 +57,22 @@ def open_pin(kernel: Kernel, path: str) -> int:
 
 def check_pinnable(kernel: Kernel, path: str) -> None:
     """What OBJ_PIN would refuse a new pin at `path` for, without making one. Errors: PinUnusable."""
-    folder = Path(path).parent
-    number = 0
-    if "." in Path(path).name:
-        number = errno.EPERM
-    elif kernel.name == "linux":
-        if not folder.is_dir():
-            number = errno.ENOENT
-        elif not _is_in_bpffs(path):
-            number = errno.EPERM
-        elif os.statvfs(folder).f_flag & os.ST_RDONLY:
-            number = errno.EROFS
-        elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-            number = errno.EACCES
-    if number:
-        raise pin_failure(kernel, path, "OBJ_PIN", OSError(number, os.strerror(number)))
+    try:
+        kernel.check_pin(path)
+    except OSError as error:
+        raise pin_failure(kernel, path, "OBJ_PIN", error) from error
 
 
 def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> ServiceError:
     """The error for an errno of OBJ_GET or OBJ_PIN."""
+    if error.errno == errno.EXDEV:  # a keeper says so of links in folders that this process may not enter
+        return PinNotAllowed(path, ())
     if error.errno not in _REMEDIES:
         return kernel_failure(command, error)
-    if kernel.name == "linux" and error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and not _is_in_bpffs(path):
+    if error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and not kernel.in_bpffs(path):
         remedy = "no bpffs is mounted there: mount -t bpf bpf /sys/fs/bpf"
         return PinUnusable(path, errno_name(error.errno), remedy)
     return _unusable(path, error.errno)
-
-
-def _is_in_bpffs(path: str) -> bool:
-    """Whether the mount that the path lies in, by /proc/self/mounts (proc(5)), is a bpffs; of two the later counts."""
-    kinds = {}
-    for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
-        _, place, kind, *_ = line.split(" ")
-        kinds[place.replace("\\040", " ")] = kind
-    return next((kinds[str(each)] for each in (Path(path), *Path(path).parents) if str(each) in kinds), "") == "bpf"
 
 
 def _unusable(path: str, number: int) -> PinUnusable:

@@ -16,12 +16,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from app import server
+from app import commands
 from app.bpf.linux import LinuxKernel
-from app.commands import cli
 from app.service.changes import Changes
 from app.service.confirmations import Confirmations
 from app.store.journal import Journal
+from app.systemd import Manager
 
 _SECONDS = 60.0
 
@@ -109,13 +109,21 @@ def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> Non
         os.dup2(opened, fd)
         os.close(opened)
     _lay(Fuse(kill_at), later)
-    server.notify = lambda state: None if state != "READY=1" else _tell(ready)
-    cli(["serve", "--config", config], prog_name="jumptable")
+    told = Ready()
+    told.fd = ready
+    vars(commands)["Manager"] = lambda: told
+    commands.cli(["serve", "--config", config], prog_name="jumptable")
 
 
-def _tell(ready: int) -> None:
-    os.write(ready, b"R")
-    os.close(ready)
+class Ready(Manager):
+    """Is told in systemd's place. `fd`: where to pass it on."""
+
+    fd = -1
+
+    def tell(self, state: str) -> None:
+        if state == "READY=1":
+            os.write(self.fd, b"R")
+            os.close(self.fd)
 
 
 class Fuse:

@@ -1,0 +1,79 @@
+"""What the process that listens and its keeper say to each other: one datagram each way, over a socketpair.
+
+A question is REQUEST, then a text; an answer is REPLY, then what the operation tells. File descriptors go beside them
+(SCM_RIGHTS, unix(7)), one at the most.
+"""
+
+import array
+import json
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Final, Self
+
+
+class Op(IntEnum):
+    """What the keeper can be asked for; the rest it answers with EINVAL."""
+
+    OPEN_PIN = 1  # text: the path of a program array or a program -> its fd, or what it is instead
+    MAP_BY_ID = 2  # number: of a program array -> its fd, or what it is instead
+    PROG_BY_ID = 3  # number: of a program -> its fd
+    MAKE_ARRAY = 4  # number: max_entries, text: name -> the fd of a new program array
+    PIN_ARRAY = 5  # text: where to pin it, and the fd of a program array
+    UNPIN = 6  # text: the path of one that this keeper has pinned
+    CHECK_PIN = 7  # text: a path; whether something could be pinned there
+    KEEP_DIR = 8  # -> keep_dir, made where it is missing: an fd to name paths below (O_PATH)
+    READ = 9  # text: one of the files of Duties.reads -> its fd, to read
+    AUDIT = 10  # -> the audit file, to append to
+    TOKEN = 11  # text: the SHA-256 of a bearer token, in hex -> what is kept of it, JSON; nothing: there is none
+
+
+REQUEST: Final = struct.Struct("<II")  # operation, number
+REPLY: Final = struct.Struct("<i")  # errno; 0: done
+MAX_TEXT: Final = 4095  # bytes: PATH_MAX
+MAX_REPLY: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """What a keeper is there for, by the configuration: it does nothing beyond.
+
+    `pin_dirs`: below these it opens and makes pins; `pins`: it opens these as well; `owner`: (uid, gid) of keep_dir;
+    `socket`: is removed at the end, if nobody listens there.
+    """
+
+    pin_dirs: Sequence[str] = ()
+    pins: Sequence[str] = ()
+    keep_dir: str | None = None
+    owner: Sequence[int] = (-1, -1)
+    reads: Sequence[str] = ()
+    audit: str | None = None
+    tokens: str | None = None
+    socket: str | None = None
+
+    def dump(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """From what `dump` made."""
+        return cls(**json.loads(text))
+
+
+def send(channel: socket.socket, data: bytes, fd: int | None = None) -> None:
+    """One datagram. OSError."""
+    beside = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    channel.sendmsg([data], beside)
+
+
+def receive(channel: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """One datagram and the fd beside it, which is the caller's; what does not fit is dropped. OSError."""
+    data, beside, _, _ = channel.recvmsg(size, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, fds[0] if fds else None
