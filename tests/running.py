@@ -123,9 +123,9 @@ def demo(*arguments: str, env: dict[str, str] | None = None, first: str = "") ->
 
 
 @contextmanager
-def serve(config: Path, socket: Path) -> Iterator[Service]:
+def serve(config: Path, socket: Path, *, first: str = "") -> Iterator[Service]:
     """Run `jumptable serve`, until it answers."""
-    with running("serve", "--config", str(config)) as service:
+    with running("serve", "--config", str(config), first=first) as service:
         service.socket = socket
         service.wait_for("serving")
         _until_it_answers(service)
