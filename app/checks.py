@@ -9,6 +9,7 @@ from pathlib import Path
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
 from app.bpf.privileges import effective
+from app.keeper.keeper import KEPT, NEEDED
 from app.service.errors import PinUnusable, ServiceError
 from app.service.held import ById, Source
 from app.service.keep_dir import check_keep_dir
@@ -44,6 +45,7 @@ class Finding:
 def findings(settings: Settings) -> Iterator[Finding]:
     """Look at everything, and change nothing."""
     yield _user(settings)
+    yield from _rights(settings)
     yield _socket(settings)
     yield _state(settings.server.state_dir)
     yield from _access(settings)
@@ -54,7 +56,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("WRONG", "kernel", f"{error.strerror}: jumptable runs on x86-64 and aarch64")
         return
-    yield Finding("ok", "kernel", f"{kernel.name}; capabilities: {', '.join(effective()) or 'none'}")
+    yield Finding("ok", "kernel", kernel.name)
     for folder in settings.server.pin_dirs:
         if settings.server.kernel == "linux" and not folder.is_dir():
             yield Finding(
@@ -162,6 +164,23 @@ def _user(settings: Settings) -> Finding:
     if user.pw_name == settings.server.user:
         return Finding("ok", "server.user", told)
     return Finding("warn", "server.user", f"there is no user {settings.server.user!r}, so {told}")
+
+
+def _rights(settings: Settings) -> Iterator[Finding]:
+    """Who will hold which capability, if serve is started as check is."""
+    kept = [name for name in KEPT if name in effective()]
+    if not set(kept) & set(NEEDED):
+        yield Finding(
+            "ok", "rights", "one process with no capability: pins by their file permissions, nothing by id, no create"
+        )
+        return
+    user = user_of(settings)
+    who = f"uid {os.geteuid() if user is None else user.pw_uid}"
+    yield Finding("ok", "rights: keeper", f"uid {os.geteuid()}, {', '.join(kept)}")
+    yield Finding("ok", "rights: listener", f"{who}, no capability (before Linux 6.1 it keeps CAP_BPF)")
+    missing = [name for name in KEPT if name not in kept]
+    if missing:
+        yield Finding("warn", "rights: keeper", f"lacks {', '.join(missing)}: README.md, Capabilities, tells for what")
 
 
 def _socket(settings: Settings) -> Finding:

@@ -130,6 +130,7 @@ def _serve(settings: Settings) -> None:
         tls = serving.tls_of(settings, keeper)
         listener, told, end = serving.listen(settings, user, given)
         stack.callback(end)
+        server.preload()
         start.become_user(settings, user, lock)
         os.umask(0o077)
         journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
@@ -137,7 +138,13 @@ def _serve(settings: Settings) -> None:
         app = serving.make_app(settings, registry, journal, keeper)
         stack.callback(app.state.audit.close)
         stack.callback(app.state.changes.close)
-        log.info("serving", **told, kernel=kernel.name, uid=os.geteuid(), keeper=keeper and keeper.pid)
+        log.info(
+            "serving",
+            **told,
+            kernel=kernel.name,
+            uid=os.geteuid(),
+            **({} if keeper is None else {"keeper": keeper.pid}),
+        )
         server.serve(app, listener, serving.bounds_of(settings), tls, manager)
     log.info("ended")
 

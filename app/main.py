@@ -83,7 +83,6 @@ def create_app(
     for module in (entries, tables, changes, events, maps, programs, about, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
-    app.mount("/docs/assets", about.assets)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

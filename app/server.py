@@ -1,9 +1,11 @@
 """Listening, serving and ending: uvicorn, with its sockets and its end made ours."""
 
 import asyncio
+import codecs
 import contextlib
 import errno
 import gc
+import importlib
 import ipaddress
 import os
 import resource
@@ -96,6 +98,14 @@ def raise_open_files() -> None:
     """RLIMIT_NOFILE to its hard limit: every held object and every connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def preload() -> None:
+    """Import what is otherwise imported on the way: later the process may not be allowed to read where it is."""
+    for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "fastapi.telemetry._runtime"):
+        importlib.import_module(module)
+    for encoding in ("ascii", "latin-1", "idna"):
+        codecs.lookup(encoding)
 
 
 def serve(

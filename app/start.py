@@ -12,12 +12,13 @@ from typing import Final
 import structlog
 
 from app.access.rights import Ranges
+from app.bpf.confine import confine
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
 from app.bpf.privileges import become, effective, keep_only
 from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.keeper import KEPT
+from app.keeper.keeper import NEEDED
 from app.keeper.wire import Duties
 from app.service.held import HeldMap, HeldProgram
 from app.service.registry import Registry
@@ -98,7 +99,7 @@ def group_of(settings: Settings) -> int | None:
 
 def start_keeper(settings: Settings, user: pwd.struct_passwd | None) -> KeeperClient | None:
     """The process that keeps the privileges; None where there are none to keep. StartError."""
-    if not set(KEPT) & set(effective()):
+    if not set(NEEDED) & set(effective()):
         return None
     server, tls = settings.server, settings.tls
     held = [*settings.maps.values(), *settings.programs.values()]
@@ -140,7 +141,7 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
 
 
 def give_up_rights(kernel: Kernel) -> None:
-    """Keep no capability; where this kernel answers no bpf(2) without one, that one."""
+    """Keep no capability, or the one without which this kernel answers no bpf(2), and only what is used of bpf(2)."""
     for kept in ([], *([each] for each in _FOR_BPF)):
         keep_only(kept, spare=_FOR_BPF)
         if not _refuses_all(kernel):
@@ -148,6 +149,10 @@ def give_up_rights(kernel: Kernel) -> None:
     keep_only(kept)
     if kept:
         log.warning("keeps a capability", kept=kept, reason="this kernel answers no bpf(2) without it, as before 6.1")
+    try:
+        confine()
+    except OSError as error:
+        log.warning("its system calls are not filtered: what it holds it may also attach", reason=error.strerror)
 
 
 def _refuses_all(kernel: Kernel) -> bool:

@@ -1,5 +1,6 @@
 """The command line: what it says, and its exit status."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,5 +151,6 @@ class TestCheck:
             file.write(f'[maps.made]\npinned = "{bpffs}/made"\ncreate = {{ max_entries = 4 }}\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 0, done.stdout
-        assert "capabilities: " in done.stdout
+        assert "rights: keeper: uid 0, CAP_BPF" in done.stdout
+        assert re.search(r"rights: listener: uid [1-9]\d*, no capability", done.stdout)
         assert not (bpffs / "made").exists()

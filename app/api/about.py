@@ -3,22 +3,20 @@
 import importlib.resources
 import json
 import platform
-from typing import Literal
+from typing import Final, Literal
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.access.rights import Right
 from app.api import outputs
 from app.api.documented import answers, problems
 from app.api.envelope import REQUEST_ID
-from app.api.policy import check_access, grant_of
+from app.api.policy import grant_of
 from app.api.problems import PROBLEMS, Refused, problem
 from app.api.state import changes_of, registry_of
 from app.api.strict_route import StrictRoute
@@ -58,15 +56,16 @@ class Explanation(BaseModel):
     remedy: str
 
 
-# Swagger UI's files, as that package carries them: no page here needs the internet.
-_files = StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static"))
-
-
-async def assets(scope: Scope, receive: Receive, send: Send) -> None:
-    """Swagger UI's files; always whole, as StaticFiles answers a range that it cannot read in plain text."""
-    check_access(Request(scope), "get_docs")
-    whole = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
-    await _files(whole, receive, send)
+# Swagger UI's files, as that package carries them: no page here needs the internet. In memory, as the process that
+# serves them may not be allowed to read where they are.
+_ASSETS: Final = {
+    name: (importlib.resources.files("fastapi_offline").joinpath("static", name).read_bytes(), media_type)
+    for name, media_type in (
+        ("swagger-ui-bundle.js", "text/javascript"),
+        ("swagger-ui.css", "text/css"),
+        ("favicon.png", "image/png"),
+    )
+}
 
 
 @router.get(
@@ -91,7 +90,9 @@ async def get_health() -> Response:
 )
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
-    journal could not be written the last time, or the service stops. Whoever may not read all gets no reasons."""
+    keeper has ended, the journal could not be written the last time, or the service stops.
+
+    Whoever may not read all gets no reasons."""
     if request.app.state.draining:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
@@ -101,6 +102,8 @@ async def get_readiness(request: Request) -> Response:
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
     reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
+    if registry.kernel.trouble is not None:
+        reasons.append(registry.kernel.trouble)
     failing = changes_of(request).journal.failing
     if failing is not None:
         reasons.append(failing)
@@ -161,3 +164,12 @@ async def get_docs() -> Response:
         swagger_css_url="/docs/assets/swagger-ui.css",
         swagger_favicon_url="/docs/assets/favicon.png",
     )
+
+
+@router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False)
+async def get_docs_asset(name: str) -> Response:
+    """A file of Swagger UI."""
+    if name not in _ASSETS:
+        raise Refused("not-found", f"there is no file {name[:64]!r}")
+    content, media_type = _ASSETS[name]
+    return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -3,7 +3,7 @@
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Mount
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.api.problems import Refused, problem, service_problem
@@ -43,9 +43,8 @@ def _of_routing(error: HTTPException, scope: Scope, request_id: str) -> Response
 
 def _allow(scope: Scope) -> list[str]:
     """All methods of the path: FastAPI knows only those of the first route that matches."""
-    asked = {**scope, "root_path": ""}  # a mount has left its own there
     methods: set[str] = set()
     for route in scope["app"].routes:
-        if route.matches(asked)[0] is not Match.NONE:
-            methods |= {"GET"} if isinstance(route, Mount) else route.methods
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

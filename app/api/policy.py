@@ -33,6 +33,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "get_version": Right.READ,
     "get_metrics": Right.METRICS,
     "get_docs": Right.DOCS,
+    "get_docs_asset": Right.DOCS,
     "get_openapi": Right.DOCS,
     "list_maps": Right.READ,
     "get_map": Right.READ,

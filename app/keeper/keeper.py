@@ -23,8 +23,10 @@ from app.bpf.uapi import MapType
 from app.keeper.paths import Paths, own_file
 from app.keeper.wire import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, Duties, Op, receive, send
 
-# MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode; keep_dir, to be given to the process that listens.
-KEPT: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_CHOWN"]
+# MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode. Each of them is worth a keeper.
+NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
+# And keep_dir, to be given to the process that listens.
+KEPT: Final = [*NEEDED, "CAP_CHOWN"]
 MAX_ENTRIES: Final = 1 << 20
 _KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")

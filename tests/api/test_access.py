@@ -32,6 +32,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "get_version": ("GET", "/version", None),
     "get_metrics": ("GET", "/metrics", None),
     "get_docs": ("GET", "/docs", None),
+    "get_docs_asset": ("GET", "/docs/assets/favicon.png", None),
     "get_openapi": ("GET", "/openapi.json", None),
     "list_maps": ("GET", "/maps", None),
     "get_map": ("GET", "/maps/jump_table", None),

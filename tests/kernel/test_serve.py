@@ -134,24 +134,6 @@ class TestKill:
                 assert found[-1] == answered[-1]
 
 
-class TestLeastPrivilege:
-    def test_what_listens_has_no_capability(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """And still holds new pins, makes arrays, and names programs by id."""
-        pins, config = prepared
-        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
-            status = Path(f"/proc/{service.process.pid}/status").read_text()
-            told = dict(line.split(":\t", 1) for line in status.splitlines())
-            assert set(told["Uid"].split()) == {str((tmp_path / "state").stat().st_uid)} != {"0"}
-            assert {int(told[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Amb")} == {0}
-            assert told["NoNewPrivs"] == "1"
-            body = {"pinned": f"{pins}/fresh", "create": {"max_entries": 4}}
-            assert client.put("/maps/fresh", json=body).status_code == 201
-            drop = client.get("/programs/drop").json()["id"]
-            client.delete("/programs/drop")
-            assert client.put("/maps/fresh/entries/0", json={"program": {"id": drop}}).status_code == 201
-            assert client.get("/maps/fresh").json()["owner"] == {"program_type": "xdp", "jited": True}
-
-
 class TestDemo:
     def test_the_jump_seen_from_another_process(self) -> None:
         """BPF_PROG_TEST_RUN of `entry`, by its id, comes out where the entry points, at once after each change."""
@@ -210,7 +192,11 @@ def _is_there(kernel: LinuxKernel, get: Callable[[int], int], id_: int) -> bool:
 
 
 def _run(client: httpx.Client) -> str:
-    answer = client.post("/programs/entry/run", json={"packet": "03" + "00" * 13})
+    return run_at(client, 3)
+
+
+def run_at(client: httpx.Client, index: int) -> str:
+    answer = client.post("/programs/entry/run", json={"packet": f"{index:02x}" + "00" * 13})
     return str(answer.json()["meaning"])
 
 

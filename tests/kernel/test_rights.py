@@ -1,0 +1,134 @@
+"""`serve` as root, as who it becomes: what each of its processes may, and what goes on working."""
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests import private_mounts
+from tests.api.test_access import REQUESTS
+from tests.kernel.conftest import prepare
+from tests.kernel.test_serve import CONFIG, other, prepared, run_at
+from tests.running import Service, serve
+
+__all__ = ["other", "prepared"]
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 65534
+# Once all is imported: the interpreter itself may be where nobody else may read.
+AS_NOBODY = f"""
+import os
+from app import server, start
+server.preload()
+def user_of(settings):
+    os.setgroups([])
+    os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+    os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+start.user_of = user_of
+"""
+NO_LATE_IMPORT = """
+import sys
+from app import start
+class Late:
+    def find_spec(self, name, *_):
+        print("imported late:", name, flush=True)
+give_up_rights = start.give_up_rights
+start.give_up_rights = lambda kernel: (give_up_rights(kernel), sys.meta_path.insert(0, Late()))
+"""
+
+
+class TestLeastPrivilege:
+    def test_what_listens_has_no_capability(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """And still holds new pins, makes arrays, and names programs by id."""
+        pins, config = prepared
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            told = _status(service)
+            assert set(told["Uid"].split()) == {str((tmp_path / "state").stat().st_uid)} != {"0"}
+            assert _capabilities(service) == {0}
+            assert told["NoNewPrivs"] == "1"
+            body = {"pinned": f"{pins}/fresh", "create": {"max_entries": 4}}
+            assert client.put("/maps/fresh", json=body).status_code == 201
+            drop = client.get("/programs/drop").json()["id"]
+            client.delete("/programs/drop")
+            assert client.put("/maps/fresh/entries/0", json={"program": {"id": drop}}).status_code == 201
+            assert client.get("/maps/fresh").json()["owner"] == {"program_type": "xdp", "jited": True}
+
+    def test_nothing_is_imported_once_it_may_not_read_where_that_is(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """An interpreter, or a checkout, in a home folder that only root may enter."""
+        _, config = prepared
+        with serve(config, tmp_path / "run/api.sock", first=NO_LATE_IMPORT) as service, service.client() as client:
+            for method, path, body in REQUESTS.values():
+                answer = client.request(method, path, json=body)
+                assert answer.status_code not in {500, 501}, answer.text
+            assert client.get("/nowhere").status_code == 404
+            assert client.put("/maps/jump_table/entries/1", content=b"{").status_code == 415
+            assert service.stop() == 0
+        assert "imported late" not in service.output()
+
+    def test_where_bpf_wants_a_capability_it_keeps_that_one_and_says_so(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """As on Linux 5.10, where kernel.unprivileged_bpf_disabled shuts all of bpf(2)."""
+        _, config = prepared
+        first = "from app import start; start._refuses_all = lambda _: 'CAP_BPF' not in start.effective()"
+        with serve(config, tmp_path / "run/api.sock", first=first) as service, service.client() as client:
+            service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")
+            assert _capabilities(service) == {1 << 39}
+            assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
+
+    def test_the_end_of_the_keeper_is_told_and_what_is_held_goes_on(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        pins, config = prepared
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.get("/readyz").status_code == 200
+            os.kill(int(service.wait_for(r'"keeper":(\d+)')[1]), signal.SIGKILL)
+            failed = client.put("/programs/more", json={"pinned": f"{pins}/pass"})
+            assert (failed.status_code, failed.json()["errno"]) == (500, "EPIPE")
+            red = client.get("/readyz")
+            assert red.status_code == 503
+            assert any("the keeper has ended" in reason for reason in red.json()["reasons"])
+            assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
+            assert run_at(client, 1) == "XDP_DROP"
+
+    def test_without_any_capability_one_process_works_by_file_permissions(self) -> None:
+        """As in a container that gets nothing: no root is needed anywhere."""
+        with tempfile.TemporaryDirectory() as name:
+            folder, pins = Path(name), Path(name, "bpf")
+            pins.mkdir()
+            private_mounts.mount_bpffs(pins)
+            try:
+                prepare(pins)
+                for each in (folder, pins, *pins.iterdir()):
+                    os.chown(each, NOBODY, NOBODY)
+                config = folder / "jumptable.toml"
+                config.write_text(
+                    CONFIG.format(folder=folder, pins=pins)
+                    .replace("programs.entry", "programs.tx")
+                    .replace("/entry", "/tx")
+                    .replace("/jump_table", "/table")
+                )
+                with serve(config, folder / "run/api.sock", first=AS_NOBODY) as service, service.client() as client:
+                    assert _capabilities(service) == {0}
+                    assert '"keeper"' not in service.wait_for("serving")[0]
+                    assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 200
+                    assert client.put("/programs/more", json={"id": 1}).json()["code"] == "kernel-permission"
+            finally:
+                private_mounts.unmount(pins)
+
+
+def _status(service: Service) -> dict[str, str]:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return dict(line.split(":\t", 1) for line in status.splitlines())
+
+
+def _capabilities(service: Service) -> set[int]:
+    told = _status(service)
+    return {int(told[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Amb")} - {
+        0 if int(told["CapEff"], 16) else -1
+    }
