@@ -196,6 +196,8 @@ def _socket(settings: Settings) -> Finding:
 
 def _state(folder: Path) -> Finding:
     try:
+        if folder.exists() and folder.stat().st_mode & 0o022:
+            return Finding("WRONG", "server.state_dir", f"{folder} can be written by others: chmod 700 it")
         with (folder / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:

@@ -45,6 +45,9 @@ def lock_state(folder: Path) -> int:
     """Make the state folder and lock it, for as long as the fd that comes back is open. StartError."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_mode & 0o022:
+            message = f"state_dir {folder} can be written by others, who could forge the journal: chmod 700 it"
+            raise StartError(message)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"state_dir {folder}: {error.strerror}: make it writable, or set another"

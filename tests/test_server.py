@@ -136,6 +136,13 @@ class TestUnixSocket:
             listen_unix(tmp_path / "api.sock", -1, -1)
         assert (tmp_path / "api.sock").read_text() == "mine"
 
+    def test_a_state_dir_that_others_may_write_is_refused(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state").chmod(0o777)
+        with running("serve", "--config", str(config)) as service:
+            assert service.process.wait(20) == 1
+            assert "can be written by others, who could forge the journal: chmod 700 it" in service.output()
+
     def test_one_service_a_state_dir(self, config: Path, tmp_path: Path) -> None:
         with serve(config, tmp_path / "run/api.sock"):
             other = tmp_path / "other.toml"

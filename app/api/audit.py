@@ -1,5 +1,6 @@
 """One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
 
+import errno
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -65,7 +66,9 @@ class Audit:
             return
         at = datetime.now(UTC).isoformat()
         try:
-            os.write(self._fd, to_json({"at": at, "what": operation, **told}, fallback=repr) + b"\n")
+            line = to_json({"at": at, "what": operation, **told}, fallback=repr) + b"\n"
+            if os.write(self._fd, line) < len(line):  # then the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:
                 os.fsync(self._fd)
         except OSError as error:

@@ -1,6 +1,7 @@
 """The audit: a line for each attempt."""
 
 import json
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from structlog.testing import capture_logs
 
 from app.access.tokens import TokenFile, Tokens
 from app.api.audit import Audit
@@ -103,3 +105,18 @@ async def test_opened_anew_after_it_was_moved_away(
     audited.state.audit.reopen()
     await asker.put(ENTRY, json={"program": "tx"}, headers=header)
     assert (len(lines(old)), len(lines(file))) == (2, 1)
+
+
+async def test_a_line_that_the_disk_has_no_room_for_goes_to_the_log(
+    asker: httpx.AsyncClient, file: Path, tokens: TokenFile
+) -> None:
+    header = new(tokens, "w", "writer")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # the kernel then writes a part of the line
+    try:
+        with capture_logs() as told:
+            assert (await asker.put(ENTRY, json={"program": "drop"}, headers=header)).status_code == 201
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lost = [each for each in told if each.get("event_lost") == "set_entry"]
+    assert [(each["actor"], each["status"]) for each in lost] == [("token:w", 201)]
