@@ -136,7 +136,7 @@ async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope
 
 def _encoded(event: Event) -> bytes:
     if event.change is not None:
-        data = outputs.Change.of(event.change).model_dump_json()
+        data = outputs.change_json(event.change).decode()
     else:
         data = json.dumps(event.data, separators=(",", ":"))
     return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()

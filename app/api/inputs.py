@@ -1,14 +1,26 @@
 """What requests bring, as JSON."""
 
+import contextlib
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from app.api.fields import MAX_ENTRIES, U32, Name, PinPath
 from app.api.outputs import EntryProgram
 from app.bpf.uapi import MIN_PACKET
-from app.service.held import ById, Pinned
+from app.service.held import ById, Pinned, checked_name
 from app.service.programs import ByName, ProgramRef
 
 
@@ -70,6 +82,16 @@ ProgramReference = Annotated[
 ]
 
 
+def _names_at_once(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
+    """Of a list of names each name is checked once, as a table of 65,536 has few; `one_by_one` tells what is wrong."""
+    if isinstance(value, list) and {type(each) for each in value} <= {str, type(None)}:
+        with contextlib.suppress(ValueError):
+            for name in set(value) - {None}:
+                checked_name(name)
+            return value
+    return one_by_one(value)
+
+
 class SetEntry(Input):
     """What an entry is to point to. An entry as GET answers it can be sent back."""
 
@@ -103,8 +125,8 @@ class ReplaceEntries(Input):
     """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
 
     entries: Annotated[list[ListedEntry], Field(fail_fast=True)] | None = None
-    programs: Annotated[list[ProgramReference | None], Field(fail_fast=True)] | None = Field(
-        None, examples=[["pass", None, "drop"]]
+    programs: Annotated[list[ProgramReference | None], Field(fail_fast=True), WrapValidator(_names_at_once)] | None = (
+        Field(None, examples=[["pass", None, "drop"]])
     )
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")

@@ -1,16 +1,19 @@
 """What is answered, as JSON."""
 
 import functools
+from dataclasses import replace
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from starlette.responses import Response
 
 from app.bpf.uapi import MAX_INDEX
 from app.service.program import ProgramSummary
 from app.store.records import Change as ChangeRecord
-from app.store.records import Kind, State
+from app.store.records import EntryChange, Kind, State
+
+_ENTRIES: Final = TypeAdapter(tuple[EntryChange, ...])
 
 
 class Json(Response):
@@ -18,8 +21,9 @@ class Json(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        super().__init__(content.model_dump_json().encode() + b"\n", status, headers)
+    def __init__(self, content: BaseModel | bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        text = content if isinstance(content, bytes) else content.model_dump_json().encode()
+        super().__init__(text + b"\n", status, headers)
 
 
 class EntryProgram(BaseModel):
@@ -117,10 +121,13 @@ class Change(BaseModel):
     state: State
     reverts: int | None = Field(description="The change that this one undoes.")
 
-    @staticmethod
-    def of(record: ChangeRecord) -> "Change":
-        """From the journal's record."""
-        return Change.model_validate(record, from_attributes=True)
+
+def change_json(record: ChangeRecord) -> bytes:
+    """A Change, as JSON, from the journal's record. Its entries, which may be many, are not made into models first."""
+    change = Change.model_validate(replace(record, entries=()), from_attributes=True).model_dump_json().encode()
+    # No text can have the same in it, as its quotes would be escaped. In an earlier boot's program the id is 0.
+    entries = _ENTRIES.dump_json(record.entries).replace(b'"id":0,', b'"id":null,')
+    return change.replace(b'"entries":[]', b'"entries":%b' % entries, 1)
 
 
 class Changes(BaseModel):

@@ -39,8 +39,16 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _ref(given: "str | inputs.ProgramObject | outputs.EntryProgram | None") -> ProgramRef | None:
-    return None if given is None else inputs.program_ref(given)
+class _References(dict[str | None, ProgramRef | None]):
+    """What each name of a body refers to: made once for all entries that have the same."""
+
+    def __missing__(self, name: str | None) -> ProgramRef | None:
+        self[name] = None if name is None else inputs.program_ref(name)
+        return self[name]
+
+    def of(self, given: "str | inputs.ProgramObject | outputs.EntryProgram | None") -> ProgramRef | None:
+        """The reference."""
+        return self[given] if given is None or isinstance(given, str) else inputs.program_ref(given)
 
 
 def _precondition(request: Request) -> TablePrecondition:
@@ -57,13 +65,15 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult) -> outputs.Applied:
+def _applied(result: TableResult) -> bytes:
     """The answer to a change of several entries."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
-    change = None if result.change is None else outputs.Change.of(result.change)
     if result.fit is not None:
-        return outputs.DryApplied(change=change, **counts, fit=result.fit)
-    return outputs.Applied(change=change, **counts)
+        return outputs.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+    applied = outputs.Applied(change=None, **counts).model_dump_json().encode()
+    if result.change is None:
+        return applied
+    return applied.replace(b'"change":null', b'"change":%b' % outputs.change_json(result.change), 1)
 
 
 def answer(request: Request, result: TableResult, *, dry_run: bool, **facts: object) -> Response:
@@ -111,11 +121,11 @@ async def replace_entries(
     falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
     table does not: list callees before the entries that lead to them.
     """
-    wanted: Wanted
+    references = _References()
     if body.entries is not None:
-        wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
+        wanted = [(entry.index, references.of(entry.program)) for entry in body.entries]
     else:
-        wanted = [(index, _ref(program)) for index, program in enumerate(body.programs or ())]
+        wanted = [(index, references.of(program)) for index, program in enumerate(body.programs or ())]
     origin = origin_of(request, note, confirm_within)
     return await _change(request, name, wanted, origin, replace=True, dry_run=dry_run)
 
@@ -137,6 +147,7 @@ async def update_entries(
     dry_run: DryRun = False,
 ) -> Response:
     """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
-    wanted: Wanted = [(entry.index, _ref(entry.program)) for entry in body.entries]
+    references = _References()
+    wanted = [(entry.index, references.of(entry.program)) for entry in body.entries]
     origin = origin_of(request, note, confirm_within)
     return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)

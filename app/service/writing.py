@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final, TypeVar
 
@@ -25,22 +25,21 @@ class Written:
     after: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as a table has many, and making a frozen one takes three times as long
 class Step:
     """One entry to write. `before`: the id of its program; `program`: what it is to hold. None: nothing.
 
-    `pinned`: a path by which the request named the program.
+    `pinned`: a path by which the request named the program; `after`: the id of the program that it is to hold.
     """
 
     index: int
     before: int | None
     program: Program | None
     pinned: str | None = None
+    after: int | None = field(init=False)
 
-    @property
-    def after(self) -> int | None:
-        """The id of the program that it is to hold."""
-        return None if self.program is None else self.program.id
+    def __post_init__(self) -> None:
+        self.after = None if self.program is None else self.program.id
 
 
 class WriteFailed(Exception):

@@ -22,7 +22,7 @@ class ProgramRecord:
     pinned: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # as good as frozen: a table has many, and frozen ones take long to make
 class EntryChange:
     """One entry of a change. None: empty."""
 
