@@ -116,7 +116,7 @@ def _serve(settings: Settings) -> None:
     user = start.user_of(settings)
     given = serving.given_listener(settings)
     lock = start.lock_state(settings.server.state_dir)
-    keeper = start.start_keeper(settings, user)
+    keeper = start.start_keeper(settings, user, is_given=given is not None)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, lock)
         manager = Manager()

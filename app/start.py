@@ -100,8 +100,11 @@ def group_of(settings: Settings) -> int | None:
         raise StartError(message) from error
 
 
-def start_keeper(settings: Settings, user: pwd.struct_passwd | None) -> KeeperClient | None:
-    """The process that keeps the privileges; None where there are none to keep. StartError."""
+def start_keeper(settings: Settings, user: pwd.struct_passwd | None, *, is_given: bool = False) -> KeeperClient | None:
+    """The process that keeps the privileges; None where there are none to keep. StartError.
+
+    `is_given`: the socket is systemd's, which a look at whether it still answers would wake.
+    """
     if not set(NEEDED) & set(effective()):
         return None
     server, tls = settings.server, settings.tls
@@ -115,7 +118,7 @@ def start_keeper(settings: Settings, user: pwd.struct_passwd | None) -> KeeperCl
         reads=tuple(str(file) for file in files),
         audit=None if settings.audit.file is None else str(settings.audit.file),
         tokens=None if settings.tokens is None else str(settings.token_file()),
-        socket=str(server.socket) if server.host is None and server.port is None else None,
+        socket=str(server.socket) if not is_given and server.host is None and server.port is None else None,
     )
     try:
         return KeeperClient(duties)

@@ -8,6 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app import start
+from app.keeper.wire import Duties
+from app.settings import Settings
 from app.systemd import Manager, given_listeners
 from tests.running import running, write_config
 
@@ -99,3 +102,14 @@ class TestSocketActivation:
     def test_those_for_another_process_are_not_ours(self) -> None:
         assert given_listeners({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
         assert given_listeners({}) == []
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_the_keeper_leaves_a_given_socket_alone(monkeypatch: pytest.MonkeyPatch, is_given: bool) -> None:
+    """A connect to it, to see whether it is stale, would make systemd start the service that has just ended."""
+    seen: list[Duties] = []
+    monkeypatch.setattr(start, "effective", lambda: ["CAP_BPF"])
+    monkeypatch.setattr(start, "KeeperClient", seen.append)
+    settings = Settings()
+    start.start_keeper(settings, None, is_given=is_given)
+    assert [duties.socket for duties in seen] == [None if is_given else str(settings.server.socket)]
