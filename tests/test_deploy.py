@@ -37,3 +37,36 @@ def test_the_image_does_not_run_as_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert re.search(r"^HEALTHCHECK ", text, re.MULTILINE)
+
+
+def _values(unit: str, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", (DEPLOY / unit).read_text(), re.MULTILINE)
+
+
+def test_the_socket_is_where_the_service_would_listen_itself_and_is_not_open_to_others() -> None:
+    assert _values("jumptable.socket", "ListenStream") == [str(Settings().server.socket)]
+    [mode] = _values("jumptable.socket", "SocketMode")
+    assert int(mode, 8) & 0o007 == 0
+    # Else the end of the service takes the socket's folder away.
+    assert _values("jumptable.service", "RuntimeDirectoryPreserve") == ["yes"]
+
+
+def test_the_unit_leaves_writable_what_the_service_writes() -> None:
+    settings = Settings().server
+    assert _values("jumptable.service", "ReadWritePaths") == [f"-{settings.state_dir}"]
+    assert _values("jumptable.service", "BindPaths") == [str(folder) for folder in settings.pin_dirs]
+    # It would give the state back to root at each start.
+    assert _values("jumptable.service", "StateDirectory") == []
+
+
+def test_the_unit_has_the_watchdog_and_signals_the_listener_alone() -> None:
+    assert _values("jumptable.service", "Type") == ["notify"]
+    assert _values("jumptable.service", "WatchdogSec") == ["30"]
+    assert _values("jumptable.service", "KillMode") == ["mixed"]
+    assert _values("jumptable.service", "RestartPreventExitStatus") == ["2"]
+
+
+def test_the_script_that_tries_the_units_can_be_run() -> None:
+    script = DEPLOY / "try-systemd"
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert script.read_text().startswith("#!/bin/bash\n")
