@@ -1,9 +1,15 @@
 """What deploy/ ships agrees with the service that it is for."""
 
 import json
+import os
 import re
+import subprocess
+import textwrap
 from pathlib import Path
 
+import pytest
+
+from app.access.tokens import TokenFile
 from app.bpf.uapi import Cmd
 from app.keeper.keeper import KEPT
 from app.settings import Settings, load
@@ -31,6 +37,47 @@ def test_the_unit_and_the_compose_file_give_what_the_service_keeps_and_what_the_
     assert set(unit[1].split()) == wanted
     block = (DEPLOY / "compose.yaml").read_text().split("cap_add:")[1].split("security_opt:")[0]
     assert {f"CAP_{name}" for name in re.findall(r"^ +- ([A-Z_]+)", block, re.MULTILINE)} == wanted
+
+
+def test_the_pods_have_the_capabilities_of_the_compose_file_and_its_seccomp_profile() -> None:
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    added = re.search(r"^ +add: \[(.*)\]$", text, re.MULTILINE)
+    assert added is not None
+    assert {f"CAP_{name}" for name in added[1].split(", ")} == {*KEPT, "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"}
+    for line in (
+        "drop: [ALL]",
+        "privileged: false",
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+        "type: Localhost",
+        "mountPropagation: HostToContainer",
+    ):
+        assert re.search(rf"^ +{re.escape(line)}$", text, re.MULTILINE), line
+
+
+def test_the_pods_configuration_is_one_and_its_files_are_in_their_volumes() -> None:
+    settings = load(DEPLOY / "kubernetes" / "jumptable.toml")
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    mounted = set(re.findall(r"^ +mountPath: (.*)$", text, re.MULTILINE))
+    assert {str(settings.server.socket.parent), str(settings.server.state_dir)} <= mounted
+    assert {str(settings.token_file().parent), *map(str, settings.server.pin_dirs)} <= mounted
+    assert TokenFile(DEPLOY / "kubernetes" / "tokens.json").read() == {}
+
+
+def test_the_liveness_probe_is_the_health_check_of_the_image() -> None:
+    check = re.search(r"^    CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    probe = re.search(r"livenessProbe:.*?- \|\n(.*?)\n +initialDelaySeconds", text, re.DOTALL)
+    assert check is not None
+    assert probe is not None
+    wanted = json.loads(check[1])[-1].replace("\r\n", r"\r\n")
+    assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
+
+
+@pytest.mark.parametrize("name", ["try-containers", "try-kubernetes"])
+def test_the_scripts_can_be_run(name: str) -> None:
+    assert os.access(DEPLOY / name, os.X_OK)
+    assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
 
 
 def test_the_image_does_not_run_as_root() -> None:

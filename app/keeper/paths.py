@@ -53,11 +53,35 @@ class Paths:
 
 
 def own_file(path: str, flags: int) -> int:
-    """Open what nobody but root, or this process's user, can have written or put there; else EACCES."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    """Open what nobody but root, or this process's user, can have written or put there; else EACCES.
+
+    A symbolic link is followed where the same holds for the link: Kubernetes mounts secrets like that.
+    """
+    parent, name = os.path.split(path)
+    folder = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags |= 0 if _is_own_link(name, folder) else os.O_NOFOLLOW
+        fd = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
     status = os.fstat(fd)
-    is_own = status.st_uid in {0, os.geteuid()} and not status.st_mode & 0o022
+    is_own = _is_own(status) and not status.st_mode & 0o022
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not is_own:
         os.close(fd)
         raise OSError(errno.EACCES, "others can write it")
     return fd
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return status.st_uid in {0, os.geteuid()}
+
+
+def _is_own_link(name: str, folder: int) -> bool:
+    """Whether it is a link that nobody else can have put there or can replace."""
+    try:
+        link = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    around = os.fstat(folder)
+    is_kept = not around.st_mode & 0o022 or bool(around.st_mode & stat.S_ISVTX)
+    return stat.S_ISLNK(link.st_mode) and _is_own(link) and _is_own(around) and is_kept
