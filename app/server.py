@@ -130,7 +130,7 @@ def serve(
     )
     Protocol.bounds = bounds or Bounds()
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
-    # A table of 65,536 entries makes half a million objects, and no cycles: it need not look hundreds of times at those.
+    # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     config.load()

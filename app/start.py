@@ -6,6 +6,7 @@ import fcntl
 import grp
 import os
 import pwd
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -48,10 +49,16 @@ def lock_state(folder: Path) -> int:
         if folder.stat().st_mode & 0o022:
             message = f"state_dir {folder} can be written by others, who could forge the journal: chmod 700 it"
             raise StartError(message)
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The folder belongs to the service's user: a link that one has put there would be followed, and given to it.
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        status = os.fstat(fd)
     except OSError as error:
         message = f"state_dir {folder}: {error.strerror}: make it writable, or set another"
         raise StartError(message) from error
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size:
+        os.close(fd)
+        message = f"state_dir {folder}: lock in it is no empty file of its own: somebody has put it there; remove it"
+        raise StartError(message)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

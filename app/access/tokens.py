@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -59,13 +60,20 @@ class TokenFile:
 
     def read(self) -> dict[str, Token]:
         """All of them; none where there is no file. TokensUnusable."""
+        return self._read(0)[0]
+
+    def _read(self, flags: int) -> tuple[dict[str, Token], os.stat_result | None]:
+        """The same, and what the file is that they were read from, whatever is at its path by now."""
         try:
-            if self.path.stat().st_mode & 0o022:
-                message = f"{self.path} can be written by others: chmod 600 it, and look what is in it"
-                raise TokensUnusable(message)
-            return {token.name: token for token in _FILE.validate_json(self.path.read_bytes())}
+            fd = os.open(self.path, flags | os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, "rb") as file:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o022:
+                    message = f"{self.path} can be written by others: chmod 600 it, and look what is in it"
+                    raise TokensUnusable(message)
+                return {token.name: token for token in _FILE.validate_json(file.read())}, status
         except FileNotFoundError:
-            return {}
+            return {}, None
         except OSError as error:
             message = f"{self.path}: {error.strerror}"
             raise TokensUnusable(message) from error
@@ -105,21 +113,20 @@ class TokenFile:
             raise TokensUnusable(message) from error
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            tokens = self.read()
+            tokens, owner = self._read(os.O_NOFOLLOW)
             yield tokens
-            self._replace(tokens, folder)
+            self._replace(tokens, folder, owner)
         finally:
             os.close(folder)
 
-    def _replace(self, tokens: dict[str, Token], folder: int) -> None:
+    def _replace(self, tokens: dict[str, Token], folder: int, owner: os.stat_result | None) -> None:
         """The new file beside the old one, then in its place; it belongs to whom the old one belonged."""
         new = self.path.with_name(f".{self.path.name}.new")
         try:
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
             with open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                if self.path.exists() and os.geteuid() == 0:
-                    owner = self.path.stat()
+                if owner is not None and os.geteuid() == 0:
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(_FILE.dump_json(list(tokens.values()), indent=1) + b"\n")
                 file.flush()

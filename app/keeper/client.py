@@ -89,7 +89,8 @@ class KeeperClient:
     def close(self) -> None:
         """End it, and wait for its end."""
         self._channel.close()
-        self._process.wait(_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends by itself once it sees that this process has
+            self._process.wait(_SECONDS)
 
 
 def _outlive_signals() -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import socket
+import struct
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from typing import Final
 from app.bpf.linux import LinuxKernel
 from app.bpf.privileges import keep_only
 from app.bpf.uapi import MapType
-from app.keeper.paths import Paths, own_file
+from app.keeper.paths import Paths, open_file, own_file
 from app.keeper.wire import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, Duties, Op, receive, send
 
 # MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode. Each of them is worth a keeper.
@@ -29,6 +30,7 @@ NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
 MAX_ENTRIES: Final = 1 << 20
 _KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")
+_SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,8 +39,10 @@ def main(fd: str, duties: str) -> None:
     channel = socket.socket(fileno=int(fd))
     keep_only(KEPT)
     keeper = Keeper(Duties.load(duties))
+    # Whoever never reads an answer, and leaves its end in a question, would keep this process for ever.
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     send(channel, REPLY.pack(0))
-    keeper.serve(channel)
+    keeper.serve(channel, _parent())
     keeper.clear_up()
 
 
@@ -47,19 +51,25 @@ class Keeper:
 
     def __init__(self, duties: Duties) -> None:
         self._duties = duties
-        self._paths = Paths(duties.pin_dirs, duties.pins)
+        self._paths = Paths(duties.pin_dirs, duties.pins, duties.keep_dir)
         self._kernel = LinuxKernel()
         self._pinned: dict[str, tuple[int, int]] = {}  # path: (device, inode) of what this keeper has pinned
 
-    def serve(self, channel: socket.socket) -> None:
-        """Until the other end is closed."""
+    def serve(self, channel: socket.socket, parent: int | None = None) -> None:
+        """Until the other end is closed, or the process of `parent` (a pidfd) has ended, whoever holds that end."""
+        poll = select.poll()
+        for each in (channel.fileno(), parent):
+            if each is not None:
+                poll.register(each, select.POLLIN)
         while True:
             try:
+                if any(fd == parent for fd, _ in poll.poll()):
+                    return
                 question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
                 if not question and _is_closed(channel):
                     return
                 self._reply(channel, *self._answer(question, fd))
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, BlockingIOError):
                 return
 
     def _answer(self, question: bytes, given: int | None) -> tuple[int, bytes, int | None]:
@@ -67,6 +77,11 @@ class Keeper:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "no question has that length")
             number, argument = REQUEST.unpack_from(question)
+            if given is not None and number != Op.PIN_ARRAY:
+                # /proc/self/fd would lead there, and from there into a mount namespace with names of its own.
+                raise OSError(errno.EINVAL, "no fd goes with that")
+            if b"\0" in question[REQUEST.size :]:
+                raise OSError(errno.EINVAL, "no path has a NUL in it")
             text = question[REQUEST.size :].decode("utf-8", "surrogateescape")
             return 0, *self._do(number, argument, text, given)
         except OSError as error:
@@ -112,9 +127,9 @@ class Keeper:
             case Op.KEEP_DIR if duties.keep_dir is not None:
                 fd = self._keep_dir(duties.keep_dir)
             case Op.READ if text in duties.reads:
-                fd = os.open(text, os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_file(text, os.O_RDONLY)
             case Op.AUDIT if duties.audit is not None:
-                fd = own_file(duties.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                fd = own_file(duties.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, kept=True)
             case Op.TOKEN if duties.tokens is not None and _DIGEST.fullmatch(text):
                 told = _token(duties.tokens, text)
             case _:
@@ -122,7 +137,11 @@ class Keeper:
         return told, fd
 
     def _passed_on(self, fd: int) -> tuple[bytes, int | None]:
-        withheld = self._withheld(fd)
+        try:
+            withheld = self._withheld(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         if withheld is None:
             return b"", fd
         os.close(fd)
@@ -176,6 +195,7 @@ class Keeper:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
+                probe.settimeout(0)  # it may be somebody's who accepts nothing
                 probe.connect(path)
             except ConnectionRefusedError:
                 Path(path).unlink(missing_ok=True)
@@ -197,6 +217,13 @@ def _token(file: str, digest: str) -> bytes:
 def _identity(name: str, folder: int) -> tuple[int, int]:
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     return status.st_dev, status.st_ino
+
+
+def _parent() -> int | None:
+    """A pidfd of the process that has started this one; None: this kernel has none (before Linux 5.3)."""
+    with contextlib.suppress(OSError):
+        return os.pidfd_open(os.getppid())
+    return None
 
 
 def _is_closed(channel: socket.socket) -> bool:

@@ -94,7 +94,12 @@ class KeepDir:
     def sweep(self, waiting: Sequence[Waiting]) -> None:
         """After a start: remove the pins that are left of what waits no more. The folder is this service's own."""
         needed = {path for each in waiting for _, path in each.keeps}
-        for name in [] if self._folder is None else self._kernel.pins_in(self._folder):
+        try:
+            names = [] if self._folder is None else self._kernel.pins_in(self._folder)
+        except OSError as error:
+            log.warning("keep_dir cannot be used", folder=self._folder, reason=str(error))
+            return
+        for name in names:
             path = f"{self._folder}/{name}"
             if _OURS.fullmatch(name) and path not in needed:
                 self._unpin(path)

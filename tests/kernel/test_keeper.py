@@ -190,13 +190,17 @@ class TestFiles:
         """As somebody could make it who may write in its folder."""
         audit = Path(str(duties.audit))
         audit.symlink_to(tmp_path / "key")
-        assert errno_of(lambda: keeper.open(Op.AUDIT)) > 0
+        os.chown(audit, NOBODY, NOBODY, follow_symlinks=False)
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
         audit.unlink()
         audit.hardlink_to(tmp_path / "key")
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
         audit.unlink()
         os.mkfifo(audit)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) > 0
+        audit.unlink()
+        os.chown(tmp_path, NOBODY, NOBODY)
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES, "its folder is somebody else's"
 
     def test_a_token_is_told_to_who_knows_it(self, keeper: KeeperClient, duties: Duties) -> None:
         file = TokenFile(Path(str(duties.tokens)))
