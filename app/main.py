@@ -2,16 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from app import __version__
 from app.api import about, changes, entries, events, maps, metrics, programs, tables
 from app.api.audit import Audit
-from app.api.documented import Problem
+from app.api.document import document
 from app.api.envelope import Envelope
 from app.api.limits import Limits
 from app.api.policy import Authentication
@@ -83,7 +82,7 @@ def create_app(
     for module in (entries, tables, changes, events, maps, programs, about, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -96,13 +95,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await upkeep.finish()
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=app.version, description=app.description.strip(), routes=app.routes
-        )
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        app.openapi_schema = schema
-    return app.openapi_schema

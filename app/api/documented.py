@@ -14,6 +14,12 @@ DRY_RUN: dict[str, Any] = {"Dry-Run": {"description": "`true` after a dry run.",
 CHANGE_ID: dict[str, Any] = {"Change-Id": {"description": "Of what was applied.", "schema": {"type": "string"}}}
 LOCATION: dict[str, Any] = {"Location": {"description": "Where it is from now on.", "schema": {"type": "string"}}}
 
+# By status: headers that every such problem has.
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"description": "How to tell who asks (RFC 6750).", "schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "Seconds until it may be tried again.", "schema": {"type": "string"}}},
+}
+
 # What every route can answer, and what every route with a body can.
 _ALWAYS = (
     "validation",
@@ -55,6 +61,8 @@ def problems(*codes: str, in_body: str | None = None) -> Responses:
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
             },
         )
+        if status in _HEADERS:
+            response["headers"] = _HEADERS[status]
         response["description"] += f"{'; ' if response['description'] else ''}{code}: {kind.title}"
         response["content"][MEDIA_TYPE]["examples"][code] = {
             "summary": kind.title,

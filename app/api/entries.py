@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -210,7 +210,7 @@ async def list_entries(
     name: fields.MapName,
     start: Annotated[fields.Decimal, Query(description="The lowest index of the page.")] = 0,
     limit: Annotated[
-        Annotated[fields.Decimal, Field(gt=0)] | None,
+        fields.Positive | None,
         Query(description="The most entries a page has; all, if left out."),
     ] = None,
 ) -> Response:

@@ -34,7 +34,7 @@ _LAST_EVENT_ID: Final[dict[str, Any]] = {
             "in": "header",
             "required": False,
             "description": "Go on after this event; 0: with the very first. Left out: with the next that happens.",
-            "schema": {"type": "integer", "minimum": 0},
+            "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
             "example": 17,
         }
     ]

@@ -10,6 +10,7 @@ from app.bpf.uapi import MAX_INDEX
 from app.service.held import NAME_PATTERN, checked_name
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_NAME: Final = rf"^(?!\.\.?$){NAME_PATTERN.removeprefix('^')}"  # neither . nor ..
 MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
 
 
@@ -20,11 +21,8 @@ def _decimal(text: Any) -> int:
     return int(text)
 
 
-Name = Annotated[
-    str,
-    AfterValidator(checked_name),
-    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
-]
+NAME_SCHEMA: Final = WithJsonSchema({"type": "string", "pattern": _NAME})
+Name = Annotated[str, AfterValidator(checked_name), NAME_SCHEMA]
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
 MapName = Annotated[Name, Path(description="The name the map is held under.", examples=["jump_table"])]
 ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
@@ -33,6 +31,7 @@ Decimal = Annotated[
     PlainValidator(_decimal),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_INDEX}),
 ]
+Positive = Annotated[Decimal, Field(gt=0), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_INDEX})]
 Index = Annotated[Decimal, Path(description="u32, below the map's max_entries; decimal.", examples=[3])]
 PinPath = Annotated[
     str, Field(min_length=1, max_length=4095, description="Absolute path in bpffs.", examples=["/sys/fs/bpf/drop"])

@@ -34,6 +34,16 @@ def _packet(text: str) -> str:
     return text
 
 
+def _without(*names: str) -> dict[str, Any]:
+    """A schema for which all of these are left out or null."""
+    return {"properties": {name: {"type": "null"} for name in names}}
+
+
+def _given(name: str) -> dict[str, Any]:
+    """A schema for which this is there, and not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
 class Input(BaseModel):
     """What a request brings: nothing unknown, nothing converted."""
 
@@ -42,6 +52,14 @@ class Input(BaseModel):
 
 class ProgramObject(Input):
     """A program by its held name, else by its id; or by its pin. What else GET answers is ignored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": _given("pinned"),
+            "then": _without("name", "id"),
+            "else": {"if": _without("name"), "then": _given("id")},
+        }
+    )
 
     name: Name | None = None
     id: U32 | None = None
@@ -64,12 +82,12 @@ class ProgramObject(Input):
 
 def _form(value: Any) -> str | None:
     if isinstance(value, dict):
-        return "<entry>" if value.keys() == EntryProgram.model_fields.keys() else "<object>"
+        return "<object>"
     return "<name>" if isinstance(value, str) else None
 
 
 # With a discriminator, so that an error speaks of the form that was meant, and not of all. EntryProgram is among them
-# so that a typed client can send back what it was answered.
+# for the document alone, so that a typed client can send back what it was answered: it is a ProgramObject all the same.
 ProgramReference = Annotated[
     Annotated[Name, Tag("<name>")]
     | Annotated[ProgramObject, Tag("<object>")]
@@ -96,7 +114,7 @@ class SetEntry(Input):
     """What an entry is to point to. An entry as GET answers it can be sent back."""
 
     program: ProgramReference = Field(examples=["drop", {"id": 812}, {"pinned": "/sys/fs/bpf/drop"}])
-    flags: int = Field(0, ge=0, lt=1 << 64, description="Only 0 (BPF_ANY): the kernel knows no other here.")
+    flags: int = Field(0, ge=0, le=(1 << 53) - 1, description="Only 0 (BPF_ANY): the kernel knows no other here.")
     map: Any = Field(None, description="Ignored.")
     index: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
@@ -124,6 +142,10 @@ class UpdateEntries(Input):
 class ReplaceEntries(Input):
     """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"if": _given("entries"), "then": _without("programs"), "else": _given("programs")}
+    )
+
     entries: Annotated[list[ListedEntry], Field(fail_fast=True)] | None = None
     programs: Annotated[list[ProgramReference | None], Field(fail_fast=True), WrapValidator(_names_at_once)] | None = (
         Field(None, examples=[["pass", None, "drop"]])
@@ -150,6 +172,8 @@ class CreateMap(Input):
 class HoldProgram(Input):
     """Where to open what is to be held: one of the two."""
 
+    model_config = ConfigDict(json_schema_extra={"if": _given("pinned"), "then": _without("id"), "else": _given("id")})
+
     pinned: PinPath | None = None
     id: U32 | None = None
 
@@ -167,6 +191,14 @@ class HoldProgram(Input):
 
 class HoldMap(HoldProgram):
     """Where to open the map, and whether to make it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": _given("pinned"),
+            "then": _without("id"),
+            "else": {"allOf": [_given("id"), _without("create")]},
+        }
+    )
 
     create: CreateMap | None = None
 
@@ -208,6 +240,7 @@ def program_ref(given: "str | ProgramObject | EntryProgram") -> ProgramRef:
     """The reference that a body names: by name where it has one, else by id, else by pin."""
     if isinstance(given, str):
         return ByName(given)
+    assert isinstance(given, ProgramObject)
     if given.name is not None:
         return ByName(given.name)
     if given.id is not None:

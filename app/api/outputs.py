@@ -3,11 +3,12 @@
 import functools
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from starlette.responses import Response
 
+from app.api.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
 from app.service.program import ProgramSummary
 from app.store.records import Change as ChangeRecord
@@ -29,14 +30,17 @@ class Json(Response):
 class EntryProgram(BaseModel):
     """The program that an entry points to. What is null the kernel tells only with CAP_SYS_ADMIN."""
 
-    name: str | None = Field(description="The name it is held under; null: the service does not hold it.")
+    name: Annotated[str, NAME_SCHEMA] | None = Field(
+        description="The name it is held under; null: the service does not hold it."
+    )
     id: int = Field(ge=0, le=MAX_INDEX, strict=True, examples=[812])
     type: str | None = Field(examples=["xdp"])
     tag: str | None = Field(examples=["46728abc63e3a679"])
     kernel_name: str | None = Field(examples=["xdp_drop"])
     loaded_at: datetime | None
 
-    model_config = ConfigDict(frozen=True)
+    # Nothing else: it can be sent back, and what is sent has nothing unknown.
+    model_config = ConfigDict(frozen=True, json_schema_extra={"additionalProperties": False})
 
     @staticmethod
     @functools.lru_cache(maxsize=4096)  # one object for all entries that point to the same program
