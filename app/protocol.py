@@ -1,28 +1,22 @@
 """HTTP/1.1 on one connection: uvicorn's, with bounds to what it leaves open, and with who is at the other end."""
 
 import asyncio
-import json
 import socket
 from typing import Any, Final
 
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.access.peers import Peer
+from app.api.framing import addressed, doubt, length_alone
+from app.api.limits import Bounds
 from app.api.policy import NAMES, PEER
-from app.api.problems import MEDIA_TYPE, PROBLEMS
-
-_REASONS: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
-
+from app.api.problems import Refused, bare_problem
 
 _PIPELINED: Final = 16  # requests that may wait for the answer to the one before
 _UNREAD_SECONDS: Final = 30.0  # that an answer may wait to be read
-
-
-class Bounds:
-    """What a connection may take. One for all of them."""
-
-    def __init__(self, connections: int = 4096, header_bytes: int = 32_768, header_seconds: float = 10.0) -> None:
-        self.connections, self.header_bytes, self.header_seconds = connections, header_bytes, header_seconds
+_PER_BYTE: Final = 8  # bytes that frame one byte of a body: a chunk of its own takes 5
 
 
 class Protocol(HttpToolsProtocol):
@@ -39,6 +33,13 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._unread: asyncio.TimerHandle | None = None
+        self._fields = 0  # bytes of header fields, and of the trailer's
+        self._framing = 0  # bytes of a body that are not its content, so far
+        self._running: RequestResponseCycle | None = None  # self.cycle is the one that came last
+        self._after: bytes | None = None  # what is told when all requests before it are answered
+        self._broken: str | None = None  # why the rest of the body of the last request will never come
+        self._is_upgrade = False  # as which the parser takes a request that is none to us
+        self._again = False  # the parser is told a head again, that a body may follow
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Look who it is, unless there are too many."""
@@ -59,6 +60,9 @@ class Protocol(HttpToolsProtocol):
         self._stop_unread()
         if self.transport is not None:
             super().connection_lost(exc)
+        if self._running is not None:
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes have come."""
@@ -68,25 +72,60 @@ class Protocol(HttpToolsProtocol):
             self._head += len(data)
             if self._timer is None:  # the first bytes of another request
                 self._start_timer()
-        super().data_received(data)
+        else:
+            self._framing += len(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._in_head and self._head > self.bounds.header_bytes:
             self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+        elif not self._in_head and self._framing > self.bounds.header_bytes:
+            self._refuse("malformed-header", "the chunks are more than what is in them")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._refused:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("that is no HTTP/1.1")
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Go on as if none was asked for: the parser would take what follows to be of another protocol.
+
+        Another parser is told the request again, with no more of its head than tells how long the body is.
+        """
+        self._is_upgrade, self._again = False, True
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(length_alone(self.scope["method"].encode(), self.headers))
+        if rest and not self._refused:
+            self._feed(rest)
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if self._again:
+            return
         super().on_message_begin()
         self._fields = 0
         self.scope[PEER] = self._peer  # type: ignore[typeddict-unknown-key]
         self.scope[NAMES] = self._names  # type: ignore[typeddict-unknown-key]
 
+    def on_url(self, url: bytes) -> None:
+        """Some of the target is there."""
+        if not self._again:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field is there."""
-        self._fields += len(name) + len(value)
-        super().on_header(name, value)
+        """One header field is there; or one of the trailer, of which nothing is made."""
+        if self._in_head and not self._again:
+            self._fields += len(name) + len(value)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._in_head = False
+        if self._again:
+            self._again = False
+            return
         self._stop_timer()
         if self._refused:
             return
@@ -97,23 +136,33 @@ class Protocol(HttpToolsProtocol):
         if self._fields + len(self.url) > self.bounds.header_bytes:
             self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
             return
+        why = doubt(self.parser.get_http_version(), self.headers)
+        if why is not None:
+            self._refuse("malformed-header", why)
+            return
+        if not self.url.startswith(b"/"):
+            self.headers[:] = addressed(self.url, self.headers)
+        self._is_upgrade = self.parser.should_upgrade()
         super().on_headers_complete()
+        self._in_head, self._framing = False, 0
 
     def on_body(self, body: bytes) -> None:
         """Some of the body is there."""
+        self._framing = max(self._framing - len(body) * (_PER_BYTE + 1), -self.bounds.header_bytes)
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of the request is there."""
+        if self._is_upgrade:
+            return  # it is told again, with its body
         self._in_head, self._head = True, 0
         if not self._refused:
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed."""
-        if not self._refused:
-            self._refuse("malformed-header", f"that is no HTTP/1.1: {msg}")
+        self._refuse("malformed-header", msg)
 
     def pause_writing(self) -> None:
         """The other end does not read: for so long, and no longer."""
@@ -151,27 +200,47 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.close()  # connected, and silent since
 
-    def _answering(self) -> bool:
-        cycle: RequestResponseCycle | None = getattr(self, "cycle", None)  # before the first request there is none
-        return cycle is not None and not cycle.response_complete
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, self._bounded(cycle, app))  # type: ignore[arg-type]
+
+    def _bounded(self, cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            async def received() -> Message:
+                message = await receive()
+                if self._broken is not None and cycle is self.cycle:
+                    raise Refused("malformed-header", self._broken)
+                return message
+
+            await app(scope, received, send)
+
+        return run
+
+    def on_response_complete(self) -> None:
+        """One request is answered."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if is_last and self._after is not None and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self.transport.write(self._after)
+            self.transport.close()
 
     def _refuse(self, code: str, detail: str) -> None:
-        """Answer here, as no request came to be, and close."""
+        """Answer here, where no request came to be, once those before are answered; close. Once is enough."""
+        if self._refused:
+            return
         self._refused = True
         self._stop_timer()
-        kind = PROBLEMS[code]
-        facts = {
-            "type": f"/problems/{code}",
-            "title": kind.title,
-            "status": kind.status,
-            "detail": detail,
-            "code": code,
-        }
-        body = json.dumps(facts).encode() + b"\n"
-        if not self._answering():
-            self.transport.write(
-                f"HTTP/1.1 {kind.status} {_REASONS[kind.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
-                + body
-            )
-        self.transport.close()
+        cycle: RequestResponseCycle | None = getattr(self, "cycle", None)  # before the first request there is none
+        if cycle is None or cycle.response_complete:
+            if self._in_head:
+                self.transport.write(bare_problem(code, detail))
+            self.transport.close()
+        elif self._in_head:
+            self._after = bare_problem(code, detail)
+            self._timer = self.loop.call_later(self.bounds.header_seconds, self.transport.close)
+        elif cycle.response_started:
+            self.transport.close()
+        else:
+            self._broken = detail
+            cycle.message_event.set()

@@ -20,8 +20,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.limits import Bounds
 from app.api.policy import is_loopback
-from app.protocol import Bounds, Protocol
+from app.protocol import Protocol
 from app.systemd import Manager
 from app.tls import Tls
 

@@ -15,12 +15,11 @@ from app.access.peers import Peers
 from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens
 from app.api.audit import Audit, open_audit
-from app.api.limits import Limits
+from app.api.limits import Bounds, Limits
 from app.api.policy import Authentication, is_loopback
 from app.keeper.client import KeeperClient
 from app.keeper.wire import Op
 from app.main import create_app
-from app.protocol import Bounds
 from app.server import ListenError, listen_tcp, listen_unix
 from app.service.registry import Registry
 from app.settings import Settings

@@ -10,6 +10,13 @@ from app.api.problems import Refused
 _ACTORS_KEPT: Final = 1024
 
 
+class Bounds:
+    """What a connection may take. One for all of them."""
+
+    def __init__(self, connections: int = 4096, header_bytes: int = 32_768, header_seconds: float = 10.0) -> None:
+        self.connections, self.header_bytes, self.header_seconds = connections, header_bytes, header_seconds
+
+
 class Limits:
     """`event_readers`, `held`: at a time; `requests_per_second`, `burst`: of one actor; None: any number."""
 

@@ -1,7 +1,9 @@
 """The one table from what went wrong to its HTTP status, and its form: application/problem+json (RFC 9457)."""
 
 import json
+import os
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -152,3 +154,14 @@ def service_problem(error: ServiceError, request_id: str) -> Response:
     in_body = isinstance(error, BodyIndexOutOfRange)
     code = error.cause.code if isinstance(error, WriteRefused) else error.code
     return problem(code, str(error), request_id, facts=error.facts(), in_body=in_body)
+
+
+def bare_problem(code: str, detail: str) -> bytes:
+    """The answer as it goes over the wire, where no request came to be; it ends the connection."""
+    body = problem(code, detail, os.urandom(16).hex()).body
+    status = HTTPStatus(PROBLEMS[code].status)
+    head = (
+        f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + bytes(body)

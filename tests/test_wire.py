@@ -1,0 +1,213 @@
+"""Bytes over a real socket: requests that say two things about where they end, or whom they are for."""
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.running import Service, demo
+
+BODY = b'{"program":"drop"}'
+CHUNKS = b"12\r\n" + BODY + b"\r\n0\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+PUT = b"PUT /maps/jump_table/entries/3?dry_run=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = PUT + b"Transfer-Encoding: chunked\r\n\r\n"
+LENGTH = b"Content-Length: 18\r\n"
+WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+SMUGGLED = b"DELETE /programs/drop HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST = GET + b"Connection: close\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with demo("--kernel", "memory") as service:
+        yield service
+
+
+def connect(service: Service) -> socket.socket:
+    url = httpx.URL(service.url)
+    return socket.create_connection((url.host, url.port or 80), timeout=20)
+
+
+def until_closed(service: Service, sent: bytes) -> bytes:
+    """All that is answered until the service closes the connection."""
+    with connect(service) as connection:
+        connection.sendall(sent)
+        answers = b""
+        while chunk := connection.recv(65536):
+            answers += chunk
+        return answers
+
+
+def statuses(answers: bytes) -> list[int]:
+    found = [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers)]
+    refused = sum(status >= 400 for status in found)
+    assert answers.count(b"content-type: application/problem+json") == refused
+    assert answers.count(b'"request_id":') >= refused
+    return found
+
+
+def assert_nothing_was_smuggled(service: Service) -> None:
+    with service.client() as client:
+        assert client.get("/programs/drop").status_code == 200
+
+
+REFUSED = {
+    "length and chunks": PUT + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "chunks and length": PUT + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n" + CHUNKS,
+    "chunked twice": PUT + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "chunked and another": PUT + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: cow\r\n\r\n" + CHUNKS,
+    "another, chunked": PUT + b"Transfer-Encoding: cow, chunked\r\n\r\n" + CHUNKS,
+    "gzip, chunked": PUT + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
+    "chunked, identity": PUT + b"Transfer-Encoding: chunked, identity\r\n\r\n" + CHUNKS,
+    "identity": PUT + b"Transfer-Encoding: identity\r\n" + LENGTH + b"\r\n" + BODY,
+    "xchunked": PUT + b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKS,
+    "chunked after a tab": PUT + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + CHUNKS,
+    "chunked in 1.0": CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + CHUNKS,
+    "length twice": PUT + LENGTH + LENGTH + b"\r\n" + BODY,
+    "two lengths": PUT + LENGTH + b"Content-Length: 4\r\n\r\n" + BODY,
+    "lengths in a list": PUT + b"Content-Length: 18, 18\r\n\r\n" + BODY,
+    "length with a sign": PUT + b"Content-Length: +18\r\n\r\n" + BODY,
+    "negative length": PUT + b"Content-Length: -1\r\n\r\n" + BODY,
+    "length in hex": PUT + b"Content-Length: 0x12\r\n\r\n" + BODY,
+    "huge length": PUT + b"Content-Length: 99999999999999999999999\r\n\r\n" + BODY,
+    "empty length": PUT + b"Content-Length: \r\n\r\n" + BODY,
+    "bare LF": GET.replace(b"\r\n", b"\n") + b"\n",
+    "bare LF after a field": GET + b"X: y\nZ: a\r\n\r\n",
+    "bare CR in a field": GET + b"X: y\rZ: a\r\n\r\n",
+    "folded field": GET + b"X: a\r\n b\r\n\r\n",
+    "folded coding": PUT + b"Transfer-Encoding:\r\n chunked\r\n\r\n" + CHUNKS,
+    "blank before the colon": GET + b"X : a\r\n\r\n",
+    "blank before the coding's colon": PUT + b"Transfer-Encoding : chunked\r\n\r\n" + CHUNKS,
+    "NUL in a value": GET + b"X: a\0b\r\n\r\n",
+    "NUL in a name": GET + b"X\0: a\r\n\r\n",
+    "no name": GET + b": a\r\n\r\n",
+    "negative chunk": CHUNKED + b"-1\r\n",
+    "chunk with 0x": CHUNKED + b"0x12\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "huge chunk": CHUNKED + b"f" * 18 + b"\r\n" + BODY,
+    "chunk of 2**64": CHUNKED + b"10000000000000000\r\n" + BODY,
+    "chunk longer than it says": CHUNKED + b"2\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk after a blank": CHUNKED + b"12 \r\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk with bare LF": CHUNKED + CHUNKS.replace(b"\r\n", b"\n"),
+    "LF in a chunk's extension": CHUNKED + CHUNKS.replace(b"12\r", b"12;a\n=b\r"),
+    "authority for a target": b"GET localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "CONNECT": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
+    "HTTP/0.9": b"GET /healthz\r\n\r\n",
+    "HTTP/1.2": GET.replace(b"1.1", b"1.2") + b"\r\n",
+    "HTTP/2.0": GET.replace(b"1.1", b"2.0") + b"\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two hosts": GET + b"Host: localhost\r\n\r\n",
+    "two media types": PUT + b"Content-Type: text/plain\r\n" + LENGTH + b"\r\n" + BODY,
+    "control in the path": b"GET /a\1b HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "UTF-8 in the path": "GET /maps/ä HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+    "no method": b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "two Authorizations": b"GET /maps HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: b\r\n"
+    b"Connection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
+def test_where_it_is_in_doubt_one_refusal_and_the_end(service: Service, sent: bytes) -> None:
+    assert statuses(until_closed(service, sent + SMUGGLED)) == [400]
+    assert_nothing_was_smuggled(service)
+
+
+ANSWERED = {
+    "chunk extensions": (CHUNKED + b"12;a=b\r\n" + BODY + b"\r\n0;c\r\n\r\n", [201]),
+    "an absolute target": (GET.replace(b"/healthz", b"http://localhost/healthz") + b"\r\n", [200]),
+    "an absolute target elsewhere": (GET.replace(b"/healthz", b"http://evil.example/maps") + b"\r\n", [421]),
+    "a target of *": (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", [404]),
+    "an upgrade to websocket": (GET + WEBSOCKET + b"\r\n", [200]),
+    "an upgrade to HTTP/2": (GET + H2C + b"\r\n", [200]),
+    "an upgrade with a body": (PUT + H2C + LENGTH + b"\r\n" + BODY, [201]),
+    "an upgrade with a body that hides a request": (
+        PUT + H2C + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED, [400]),
+    "an upgrade with chunks": (PUT + H2C + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS, [201]),
+    "two upgrades": ((GET + H2C + b"\r\n") * 2, [200, 200]),
+    "Expect": (PUT + b"Expect: 100-continue\r\n" + LENGTH + b"\r\n" + BODY, [100, 201]),
+    "another Expect": (PUT + b"Expect: 200-maybe\r\n" + LENGTH + b"\r\n" + BODY, [201]),
+    "empty lines before": (b"\r\n\r\n" + GET + b"\r\n", [200]),
+    "two If-Match": (PUT + b'If-Match: "a"\r\nIf-Match: "b"\r\n' + LENGTH + b"\r\n" + BODY, [412]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "expected"), ANSWERED.values(), ids=ANSWERED.keys())
+def test_one_answer_each_and_the_connection_goes_on(service: Service, sent: bytes, expected: list[int]) -> None:
+    assert statuses(until_closed(service, sent + LAST)) == [*expected, 200]
+    assert_nothing_was_smuggled(service)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (GET.replace(b"1.1", b"1.0") + b"\r\n", 200),
+        (GET.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n\r\n", 200),
+        (GET + b"Connection: close\r\n\r\n", 200),
+        (GET + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED), 200),
+        (GET.replace(b"healthz", b"nope") + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED), 404),
+    ],
+)
+def test_nothing_comes_after_the_last_answer(service: Service, sent: bytes, status: int) -> None:
+    assert statuses(until_closed(service, sent + SMUGGLED)) == [status]
+    assert_nothing_was_smuggled(service)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [(b"GARBAGE\r\n\r\n", 400), (GET + b"X Y: z\r\n\r\n", 400), (GET + b"X: " + b"a" * 40_000 + b"\r\n\r\n", 431)],
+)
+@pytest.mark.parametrize("before", [1, 3])
+def test_what_comes_before_a_mistake_is_answered(service: Service, wrong: bytes, status: int, before: int) -> None:
+    sent = (GET + b"\r\n") * before + wrong + SMUGGLED
+    assert statuses(until_closed(service, sent)) == [200] * before + [status]
+    assert_nothing_was_smuggled(service)
+
+
+def test_a_mistake_after_a_body_that_comes_later(service: Service) -> None:
+    with connect(service) as connection:
+        for part in (PUT + LENGTH + b"\r\n", BODY[:5], BODY[5:] + b"GARBAGE\r\n\r\n"):
+            connection.sendall(part)
+        answers = b""
+        while chunk := connection.recv(65536):
+            answers += chunk
+    assert statuses(answers) == [201, 400]
+
+
+def test_a_trailer_gives_nothing(service: Service) -> None:
+    """Its fields are no headers: neither a condition of this request, nor of the next."""
+    trailer = CHUNKS[:-2] + b'If-Match: "no"\r\nAuthorization: Bearer x\r\nX: y\r\n\r\n'
+    assert statuses(until_closed(service, CHUNKED + trailer + LAST)) == [201, 200]
+
+
+@pytest.mark.parametrize("more", [b"X: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
+def test_a_trailer_without_end_is_not_kept(service: Service, more: bytes) -> None:
+    with connect(service) as connection:
+        connection.sendall(CHUNKED + CHUNKS[:-2] + b"X: ")
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 50 * 1024 * 1024:
+                connection.sendall(more * 64)
+                sent += len(more) * 64
+    assert sent < 20 * 1024 * 1024
+
+
+def test_a_reader_of_events_is_gone_with_its_connection_also_if_more_was_asked(service: Service) -> None:
+    """Else one caller could take all places of readers, with no connection left to show for it."""
+    for _ in range(5):
+        with connect(service) as connection:
+            connection.sendall(GET.replace(b"healthz", b"events") + b"\r\n" + GET + b"\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with service.client() as client:
+        while "jumptable_event_readers 0.0" not in client.get("/metrics").text:
+            assert service.process.poll() is None
+
+
+def test_the_log_says_nothing_of_any_of_it(service: Service) -> None:
+    until_closed(service, GET + WEBSOCKET + b"\r\n" + LAST)
+    until_closed(service, b"GARBAGE\r\n\r\n")
+    assert not [line for line in service.lines if "uvicorn" in line or "Traceback" in line or '"error"' in line]
