@@ -8,6 +8,7 @@ import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.framing import addressed, doubt, length_alone
 from app.api.limits import Bounds
@@ -50,8 +51,7 @@ class Protocol(HttpToolsProtocol):
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family == socket.AF_UNIX:
             self._peer = Peer.of(connection)
-        certificate: dict[str, Any] = transport.get_extra_info("peercert") or {}
-        self._names = tuple(name for _, name in certificate.get("subjectAltName", ()))
+        self._names = names_of(transport.get_extra_info("peercert") or {})
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

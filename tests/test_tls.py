@@ -1,5 +1,7 @@
 """HTTPS, and clients that are known by their certificates."""
 
+import datetime as dt
+import ipaddress
 import ssl
 import time
 from collections.abc import Iterator
@@ -8,6 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.running import Service, running
 from tests.test_exposed import configured, jumptable
@@ -97,6 +103,57 @@ def test_another_ca_is_not_taken(service: Service, files: Files) -> None:
     assert status(service, files.context()) == 401
     with pytest.raises(httpx.HTTPError):
         status(service, files.context("deploy.example.org", trustme.CA()))
+
+
+def odd(files: Files, *names: x509.GeneralName, days: int = 1) -> ssl.SSLContext:
+    """That of a client whose certificate, of the right CA, has these names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signer = serialization.load_pem_private_key(files.clients.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(files.clients.cert_pem.bytes())
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "deploy.example.org")]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=2))
+        .not_valid_after(now + dt.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = files.folder / "odd.pem"
+    file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
+    context = files.context()
+    context.load_cert_chain(file)
+    return context
+
+
+def test_a_name_counts_only_as_what_it_is(service: Service, files: Files) -> None:
+    name = "deploy.example.org"
+    assert status(service, odd(files, x509.DNSName("other.example.org"), x509.DNSName(name))) == 200, "one of several"
+    for names, expected in {
+        (x509.UniformResourceIdentifier(name),): 401,
+        (x509.RFC822Name(f"{name}@{name}"),): 403,
+        (x509.DNSName("*.example.org"),): 403,
+        (x509.DNSName("watch@example.org"),): 401,
+        (x509.DNSName(f"{name}\0.evil.example"),): 403,
+        (x509.DNSName(f"{name}."),): 403,
+        (x509.DNSName(f" {name}"),): 403,
+        (x509.IPAddress(ipaddress.ip_address("127.0.0.1")),): 401,
+        (x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])),): 401,
+        (x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4")),): 401,
+    }.items():
+        assert status(service, odd(files, *names)) == expected, names
+
+
+def test_one_that_is_over_is_not_taken(service: Service, files: Files) -> None:
+    assert status(service, files.context()) == 401
+    with pytest.raises(httpx.HTTPError):
+        status(service, odd(files, x509.DNSName("deploy.example.org"), days=-1))
 
 
 def test_files_are_loaded_anew(service: Service, files: Files) -> None:
