@@ -214,7 +214,7 @@ class Limits(_Section):
     # Bytes of a request's line and headers, and seconds until they are there.
     header_bytes: int = Field(default=32_768, ge=1024)
     header_seconds: float = Field(default=10.0, gt=0)
-    # Readers of /events at a time.
+    # Readers of /events at a time; half of them for one actor.
     event_readers: int = Field(default=2048, ge=1)
     # Maps and programs that are held at a time, those of the configuration among them.
     held: int = Field(default=4096, ge=1)

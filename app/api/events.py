@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import fields, outputs
 from app.api.documented import Responses, problems
 from app.api.envelope import IS_HEAD
-from app.api.policy import grant_of, may_still
+from app.api.policy import ACTOR, grant_of, may_still
 from app.api.problems import Refused
 from app.api.state import changes_of
 from app.api.strict_route import StrictRoute
@@ -61,6 +61,10 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until there is no more, or nobody reads; of a service that ends, half a second longer at the most."""
+        with scope["app"].state.limits.reading(scope[ACTOR].name):
+            await self._write(scope, receive, send)
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self.stream_response(send))
         others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.changes.feed))]
         try:
@@ -99,7 +103,7 @@ async def watch_events(
     """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
     gap and without a repeat."""
     feed = changes_of(request).feed
-    request.app.state.limits.check_readers(feed.readers)
+    request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
         return Response(headers=_HEADERS, media_type=EventStream.media_type)

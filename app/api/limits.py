@@ -1,8 +1,10 @@
 """How much of the service one may take."""
 
+import contextlib
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from typing import Final
 
 from app.api.problems import Refused
@@ -18,7 +20,10 @@ class Bounds:
 
 
 class Limits:
-    """`event_readers`, `held`: at a time; `requests_per_second`, `burst`: of one actor; None: any number."""
+    """`event_readers` (half of them for one actor), `held`: at a time.
+
+    `requests_per_second`, `burst`: of one actor; None: any number.
+    """
 
     def __init__(
         self,
@@ -29,6 +34,7 @@ class Limits:
     ) -> None:
         self.event_readers, self.held = event_readers, held
         self._rate, self._burst = requests_per_second, burst
+        self._readers: Counter[str] = Counter()  # by actor
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when that was
 
     def check_rate(self, actor: str) -> None:
@@ -45,11 +51,26 @@ class Limits:
             detail = f"{actor} may ask {self._rate:g} times a second"
             raise too_many(detail, (1 - left) / self._rate)
 
-    def check_readers(self, readers: int) -> None:
-        """Refused with 429 where that many follow the events already."""
+    def check_readers(self, actor: str) -> None:
+        """Refused with 429 where that many follow the events already, or this actor alone half as many."""
+        readers = self._readers.total()
         if readers >= self.event_readers:
             detail = f"{readers} readers follow the events already"
             raise too_many(detail, 10)
+        if self._readers[actor] >= (self.event_readers + 1) // 2:
+            detail = f"{self._readers[actor]} readers of {actor} follow the events already; the rest is for others"
+            raise too_many(detail, 10)
+
+    @contextlib.contextmanager
+    def reading(self, actor: str) -> Iterator[None]:
+        """One reader more, meanwhile."""
+        self._readers[actor] += 1
+        try:
+            yield
+        finally:
+            self._readers[actor] -= 1
+            if not self._readers[actor]:
+                del self._readers[actor]
 
     def check_held(self, held: int) -> None:
         """Refused with 429 where that much is held already."""

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from app.access.peers import Peers
+from app.access.rights import Actor, Right
+from app.access.tokens import TokenFile, Tokens
+from app.api.policy import RIGHTS, Authentication
 from app.api.problems import PROBLEMS
 from app.bpf.memory import MemoryKernel
 from app.service.registry import Registry
@@ -75,3 +79,22 @@ def test_every_problem_is_documented_by_some_route(document: dict[str, Any]) -> 
     }
     # What routing itself answers belongs to no route.
     assert set(PROBLEMS) - documented == {"method-not-allowed"}
+
+
+def test_it_tells_how_it_is_known_who_asks(document: dict[str, Any]) -> None:
+    assert "securitySchemes" not in document["components"], "nothing is asked for"
+    tokens = Tokens(TokenFile(Path("/nonexistent")))
+    actors = {"a.example.org": Actor("certificate:a", None)}
+    cases: list[tuple[Authentication, list[dict[str, list[str]]]]] = [
+        (Authentication(tokens=tokens), [{"token": []}]),
+        (Authentication(tokens=tokens, certificates=actors), [{"token": []}, {"certificate": []}]),
+        (Authentication(tokens=tokens, peers=Peers([])), [{"token": []}, {}]),
+    ]
+    for authentication, wanted in cases:
+        with application(Registry(MemoryKernel()), authentication=authentication) as app:
+            told = app.openapi()
+        assert set(told["components"]["securitySchemes"]) == {name for each in wanted for name in each}
+        for operation in operations(told):
+            is_open = RIGHTS[operation["operationId"]] is Right.NONE
+            assert operation.get("security") == (None if is_open else wanted)
+            assert {"401", "403"} <= set(operation["responses"])
