@@ -74,6 +74,14 @@ class Server(_Section):
     # Started as root, the service becomes this user; "nobody" where there is no such user.
     user: str = "jumptable"
 
+    @model_validator(mode="after")
+    def _keep_dir_is_its_own(self) -> Self:
+        keep_dir = self.keep_dir
+        if keep_dir is not None and any(keep_dir in {each, *each.parents} for each in self.pin_dirs):
+            message = "keep_dir is for this service alone: it cannot be one of pin_dirs, nor have one of them in it"
+            raise ValueError(message)
+        return self
+
 
 class Create(_Section):
     """create = { max_entries = 64 }"""

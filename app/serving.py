@@ -80,8 +80,18 @@ def listen(
 
 
 def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: KeeperClient | None = None) -> FastAPI:
-    """The application as it is configured. OSError: the audit file cannot be opened."""
+    """The application as it is configured. ListenError: the audit file cannot be opened."""
     limits, keep_dir = settings.limits, settings.server.keep_dir
+    try:
+        audit = Audit(
+            settings.audit.file,
+            fsync=settings.audit.fsync,
+            opened=open_audit if keeper is None else lambda _: keeper.open(Op.AUDIT),
+        )
+    except OSError as error:
+        whose = "its user's" if keeper is None else "root's, like its folder"
+        message = f"audit.file {settings.audit.file}: {error.strerror}: it has to be a file, and {whose}"
+        raise ListenError(message) from error
     return create_app(
         registry,
         journal,
@@ -93,11 +103,7 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
             certificates={} if settings.tls is None else _certificates(settings.tls),
             read_only=settings.server.read_only,
         ),
-        audit=Audit(
-            settings.audit.file,
-            fsync=settings.audit.fsync,
-            opened=open_audit if keeper is None else lambda _: keeper.open(Op.AUDIT),
-        ),
+        audit=audit,
         limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
     )
 

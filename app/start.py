@@ -142,6 +142,7 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
     folder = settings.server.state_dir
     try:
         if user is not None and user.pw_uid != 0:
+            _check_journal(folder, user)
             os.fchown(lock, user.pw_uid, user.pw_gid)
             os.chown(folder, user.pw_uid, user.pw_gid)
             become(user.pw_uid, user.pw_gid)
@@ -151,6 +152,16 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
     except OSError as error:
         message = f"state_dir {folder} cannot be given to the service's user: {error.strerror}; CAP_DAC_OVERRIDE helps"
         raise StartError(message) from error
+
+
+def _check_journal(folder: Path, user: pwd.struct_passwd) -> None:
+    """StartError where `user` could not write the journal. It is not given to it: others may have put it there."""
+    for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            owner = (folder / name).lstat().st_uid
+            if owner != user.pw_uid:
+                message = f"{folder / name} belongs to uid {owner}, not to {user.pw_name}: chown {user.pw_name} it"
+                raise StartError(message)
 
 
 def give_up_rights(kernel: Kernel) -> None:

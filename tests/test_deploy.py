@@ -117,3 +117,9 @@ def test_the_script_that_tries_the_units_can_be_run() -> None:
     script = DEPLOY / "try-systemd"
     assert script.stat().st_mode & 0o111 == 0o111
     assert script.read_text().startswith("#!/bin/bash\n")
+
+
+def test_the_tests_that_the_threats_name_are_there() -> None:
+    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []

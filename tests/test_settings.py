@@ -147,3 +147,10 @@ class TestEnvironment:
             read(tmp_path, "")
         assert told in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep_dir", ["/sys/fs/bpf", "/sys/fs", "/"])
+def test_keep_dir_has_no_pins_of_others_in_it(tmp_path: Path, keep_dir: str) -> None:
+    (tmp_path / "c.toml").write_text(f'[server]\nkeep_dir = "{keep_dir}"\n')
+    with pytest.raises(ConfigurationError, match="keep_dir is for this service alone"):
+        load(tmp_path / "c.toml")

@@ -74,6 +74,9 @@ class TokenFile:
                 return {token.name: token for token in _FILE.validate_json(file.read())}, status
         except FileNotFoundError:
             return {}, None
+        except PermissionError as error:
+            message = f"{self.path}: it may not be read: make tokens as the user that serves, or chown it"
+            raise TokensUnusable(message) from error
         except OSError as error:
             message = f"{self.path}: {error.strerror}"
             raise TokensUnusable(message) from error
@@ -165,6 +168,9 @@ class Tokens:
             self._reload()
             if self._ask is not None and hashed not in self._known and (told := self._ask(hashed)):
                 self._known[hashed] = _TOKEN.validate_json(told)
+        except PermissionError as error:
+            message = f"{self._file.path}: it and its folder have to belong to who serves, or to root for a keeper"
+            raise TokensUnusable(message) from error
         except (OSError, ValueError) as error:
             message = f"{self._file.path}: {getattr(error, 'strerror', None) or error}"
             raise TokensUnusable(message) from error

@@ -475,6 +475,12 @@ class KernelError(ServiceError):
     errno: str
 
 
+class KeeperGone(KernelError):
+    """The process that opens and makes for this one has ended."""
+
+    sentence = "the keeper, which opens and makes for the service, has ended: restart the service"
+
+
 # Who may do what: kernel/bpf/syscall.c, as of Linux 6.18.
 _CAPABILITIES: Final = {
     "MAP_CREATE": "CAP_BPF",
@@ -491,4 +497,4 @@ def kernel_failure(command: str, error: OSError) -> ServiceError:
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)
-    return KernelError(command, name)
+    return KeeperGone(command, name) if error.errno == errno.EPIPE else KernelError(command, name)

@@ -11,7 +11,7 @@ from tests import private_mounts
 from tests.api.test_access import REQUESTS
 from tests.kernel.conftest import prepare
 from tests.kernel.test_serve import CONFIG, other, prepared, run_at
-from tests.running import Service, serve
+from tests.running import Service, running, serve
 
 __all__ = ["other", "prepared"]
 
@@ -90,6 +90,7 @@ class TestLeastPrivilege:
             os.kill(int(service.wait_for(r'"keeper":(\d+)')[1]), signal.SIGKILL)
             failed = client.put("/programs/more", json={"pinned": f"{pins}/pass"})
             assert (failed.status_code, failed.json()["errno"]) == (500, "EPIPE")
+            assert "the keeper" in failed.json()["detail"]
             red = client.get("/readyz")
             assert red.status_code == 503
             assert any("the keeper has ended" in reason for reason in red.json()["reasons"])
@@ -132,3 +133,29 @@ def _capabilities(service: Service) -> set[int]:
     return {int(told[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Amb")} - {
         0 if int(told["CapEff"], 16) else -1
     }
+
+
+class TestStart:
+    def test_a_journal_of_somebody_else_is_refused_with_the_remedy(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """As of a backup that root has put back."""
+        _, config = prepared
+        (tmp_path / "state").mkdir(0o700)
+        (tmp_path / "state/journal.db").touch()
+        with running("serve", "--config", str(config)) as service:
+            assert service.process.wait(20) == 1
+            assert "journal.db belongs to uid 0, not to" in service.output()
+
+    def test_an_audit_file_that_cannot_be_is_refused_with_the_remedy(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        _, config = prepared
+        config.write_text(f'{config.read_text()}[audit]\nfile = "{tmp_path}/logs/audit"\n')
+        (tmp_path / "logs").mkdir()
+        os.chown(tmp_path / "logs", NOBODY, NOBODY)
+        with running("serve", "--config", str(config)) as service:
+            assert service.process.wait(20) == 1
+            assert f"audit.file {tmp_path}/logs/audit: " in service.output()
+            assert "root's, like its folder" in service.output()
+            assert "Traceback" not in service.output()
