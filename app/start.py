@@ -24,6 +24,7 @@ from app.keeper.wire import Duties
 from app.service.held import HeldMap, HeldProgram
 from app.service.registry import Registry
 from app.settings import Settings
+from app.store import journal
 
 # kernel.unprivileged_bpf_disabled kept everything shut but to these (Linux 5.8, and before) until some 5.1x.
 _FOR_BPF: Final = ["CAP_BPF", "CAP_SYS_ADMIN"]
@@ -142,7 +143,7 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
     folder = settings.server.state_dir
     try:
         if user is not None and user.pw_uid != 0:
-            _check_journal(folder, user)
+            _give_journal(folder, user)
             os.fchown(lock, user.pw_uid, user.pw_gid)
             os.chown(folder, user.pw_uid, user.pw_gid)
             become(user.pw_uid, user.pw_gid)
@@ -154,14 +155,36 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
         raise StartError(message) from error
 
 
-def _check_journal(folder: Path, user: pwd.struct_passwd) -> None:
-    """StartError where `user` could not write the journal. It is not given to it: others may have put it there."""
-    for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            owner = (folder / name).lstat().st_uid
-            if owner != user.pw_uid:
-                message = f"{folder / name} belongs to uid {owner}, not to {user.pw_name}: chown {user.pw_name} it"
+def _give_journal(folder: Path, user: pwd.struct_passwd) -> None:
+    """Give `user` a journal of root's, as root puts back a copy. StartError, JournalDamaged.
+
+    Only what is one: the folder is `user`'s, who could have put another file of root's there.
+    """
+    for name, magic in (
+        ("journal.db", b"SQLite format 3\0"),
+        ("journal.db-wal", b"\x37\x7f\x06"),
+        ("journal.db-shm", None),
+    ):
+        try:
+            fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            status, begins = os.fstat(fd), os.read(fd, 16)
+            if status.st_uid == user.pw_uid:
+                continue
+            if (
+                not stat.S_ISREG(status.st_mode)
+                or status.st_nlink != 1
+                or magic is None
+                or not begins.startswith(magic)
+            ):
+                journal.check(folder / "journal.db")
+                message = f"{folder / name} belongs to uid {status.st_uid}: chown {user.pw_name} it, or move it away"
                 raise StartError(message)
+            os.fchown(fd, user.pw_uid, user.pw_gid)
+        finally:
+            os.close(fd)
 
 
 def give_up_rights(kernel: Kernel) -> None:

@@ -89,7 +89,7 @@ class TestCheck:
 
     def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
         with config.open("a") as file:
-            file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf"\n')
+            file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf/keep"\n')
             file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -45,18 +47,17 @@ READ_PARAMETERS: Final = {"parameters": [PARAMETERS["parameters"][1] | {
 
 
 def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
-    """The tag of one entry: it changes with what the kernel holds there, whoever changed it."""
-    return _etag(boot_id, map_id, [(index, program_id)])
+    """The tag of one entry: it changes with what the kernel holds there, whoever changed it.
+
+    With the boot's id: beyond it the same numbers may come to mean something else.
+    """
+    return f'"{boot_id[:8]}-{map_id:x}-{index:x}-{program_id:x}"'
 
 
 def table_etag(boot_id: str, map_id: int, entries: Iterable[tuple[int, int]]) -> str:
     """The tag of a whole table; `entries`: (index, program id)."""
-    return _etag(boot_id, map_id, ["table", *entries])
-
-
-def _etag(*facts: object) -> str:
-    # With the boot's id: beyond it the same numbers may come to mean something else.
-    return f'"{hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()}"'
+    numbers = array("I", chain.from_iterable(entries)).tobytes()
+    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(numbers, digest_size=8).hexdigest()}"'
 
 
 @dataclass(frozen=True, slots=True)

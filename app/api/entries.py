@@ -1,16 +1,15 @@
 """The entries of a map: /maps/{name}/entries."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
-from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, entry_etag, table_etag
+from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
+from app.api.entry_json import entries_json, entry_of
 from app.api.problems import Refused
 from app.api.state import (
     ConfirmWithin,
@@ -27,13 +26,10 @@ from app.api.strict_route import StrictRoute
 from app.service.entries import Precondition, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.held import HeldMap
-from app.service.program import ProgramSummary
 from app.service.registry import Registry
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
-_ENTRIES = TypeAdapter(list[outputs.Entry])
-_AT_A_STRETCH = 1024  # entries: about 5 ms, then others have their turn
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
 _HEADERS = documented.ETAG | documented.DRY_RUN | documented.CHANGE_ID
 CHANGE = (
@@ -57,15 +53,6 @@ REFERENCE = (
 )
 
 
-def _entry(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> outputs.Entry:
-    return outputs.Entry(
-        map=map_,
-        index=index,
-        etag=entry_etag(registry.kernel.boot_id, map_id, index, summary.id),
-        program=outputs.EntryProgram.of(summary),
-    )
-
-
 def _precondition(request: Request, registry: Registry, held: HeldMap, index: int) -> Precondition:
     """Raises precondition-failed, with the current entry, where the headers forbid the change."""
     conditions = Conditions.of(request)
@@ -76,7 +63,7 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
         current = None
         if program_id is not None:
             summary = registry.programs.describe(program_id)
-            current = _entry(registry, held.name, held.opened().id, index, summary)
+            current = entry_of(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
             detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
@@ -125,7 +112,7 @@ async def set_entry_route(
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
     )
-    entry = _entry(registry, name, result.map_id, index, result.after)
+    entry = entry_of(registry, name, result.map_id, index, result.after)
     if result.change is not None:
         tell(request, change=result.change.id, map=name, index=index,
                    before=result.before, after=result.after.id)  # fmt: skip
@@ -154,7 +141,7 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     upkeep_of(request).drift.seen_one(held, index, program_id)
     if program_id is None:
         raise EntryEmpty(index)
-    entry = _entry(registry, name, array.id, index, registry.programs.describe(program_id))
+    entry = entry_of(registry, name, array.id, index, registry.programs.describe(program_id))
     if conditions.not_modified(entry.etag):
         return Response(status_code=304, headers={"ETag": entry.etag})
     return outputs.Json(entry, headers={"ETag": entry.etag})
@@ -231,20 +218,6 @@ async def list_entries(
     page = wanted if limit is None else wanted[:limit]
     following = wanted[len(page)][0] if len(page) < len(wanted) else None
     table = outputs.Entries(map=name, max_entries=array.max_entries, etag=etag, entries=[], next=following)
-    entries = await _entries_json(registry, name, array.id, page)
+    entries = await entries_json(registry, name, array.id, page)
     content = table.model_dump_json().encode().replace(b'"entries":[]', b'"entries":[%b]' % entries, 1)
     return Response(content + b"\n", headers={"ETag": etag}, media_type="application/json")
-
-
-async def _entries_json(registry: Registry, map_: str, map_id: int, page: list[tuple[int, int]]) -> bytes:
-    """The entries as JSON, without the brackets; in steps, as a large table takes long."""
-    parts = []
-    for start in range(0, len(page), _AT_A_STRETCH):
-        if start:
-            await asyncio.sleep(0)
-        entries = [
-            _entry(registry, map_, map_id, index, registry.programs.describe(program_id))
-            for index, program_id in page[start : start + _AT_A_STRETCH]
-        ]
-        parts.append(_ENTRIES.dump_json(entries)[1:-1])
-    return b",".join(parts)

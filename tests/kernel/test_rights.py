@@ -136,16 +136,32 @@ def _capabilities(service: Service) -> set[int]:
 
 
 class TestStart:
-    def test_a_journal_of_somebody_else_is_refused_with_the_remedy(
-        self, prepared: tuple[Path, Path], tmp_path: Path
-    ) -> None:
-        """As of a backup that root has put back."""
+    def test_a_copy_of_the_journal_that_root_puts_back(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         _, config = prepared
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
+            assert service.stop() == 0
+        for each in (tmp_path / "state").glob("journal.db-*"):
+            each.unlink()
+        os.chown(tmp_path / "state/journal.db", 0, 0)
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.delete("/maps/jump_table/entries/1").status_code == 204
+
+    def test_what_is_no_journal_is_not_given_away(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """As tokens of root's, which the service's user could have put in its place."""
+        _, config = prepared
+        for kind in ("file", "link"):
+            (tmp_path / kind).write_text("[]" if kind == "file" else "SQLite format 3\0")
         (tmp_path / "state").mkdir(0o700)
-        (tmp_path / "state/journal.db").touch()
+        (tmp_path / "state/journal.db").hardlink_to(tmp_path / "link")
         with running("serve", "--config", str(config)) as service:
             assert service.process.wait(20) == 1
-            assert "journal.db belongs to uid 0, not to" in service.output()
+        (tmp_path / "state/journal.db").unlink()
+        (tmp_path / "file").rename(tmp_path / "state/journal.db")
+        with running("serve", "--config", str(config)) as service:
+            assert service.process.wait(20) == 1
+            assert "the journal" in service.output()
+        assert [(tmp_path / each).stat().st_uid for each in ("link", "state/journal.db")] == [0, 0]
 
     def test_an_audit_file_that_cannot_be_is_refused_with_the_remedy(
         self, prepared: tuple[Path, Path], tmp_path: Path
