@@ -29,7 +29,7 @@ def masked(text: str) -> str:
     text = re.sub(r'"(id|duration_ns)":\d+', r'"\1":0', text)
     text = re.sub(r'"(request_id|loaded_at|at|confirm_by)":"[^"]*"', r'"\1":""', text)
     text = re.sub(r'"tag":"[0-9a-f]{16}"', '"tag":""', text)
-    return re.sub(r'\\"[0-9a-f]{16}\\"', "", text)
+    return re.sub(r'\\"[0-9a-f]{8}(-[0-9a-f]+)+\\"', "", text)
 
 
 @pytest.mark.parametrize("kernel", ["memory", pytest.param("linux", marks=pytest.mark.kernel)])
