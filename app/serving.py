@@ -86,11 +86,13 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         audit = Audit(
             settings.audit.file,
             fsync=settings.audit.fsync,
-            opened=open_audit if keeper is None else lambda _: keeper.open(Op.AUDIT),
+            opened=open_audit if keeper is None else lambda file: _kept_audit(keeper, file),
         )
     except OSError as error:
-        whose = "its user's" if keeper is None else "root's, like its folder"
-        message = f"audit.file {settings.audit.file}: {error.strerror}: it has to be a file, and {whose}"
+        message = (
+            f"audit.file {settings.audit.file}: {error.strerror}: it has to be a file of root's in a folder of root's, or "
+            "of the service's user in a folder of that one's"
+        )
         raise ListenError(message) from error
     return create_app(
         registry,
@@ -106,6 +108,14 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         audit=audit,
         limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
     )
+
+
+def _kept_audit(keeper: KeeperClient, file: Path) -> int:
+    """The keeper's where nobody else can write in its folder, and else one of this process's own."""
+    try:
+        return keeper.open(Op.AUDIT)
+    except PermissionError:
+        return open_audit(file)
 
 
 def _tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:

@@ -169,9 +169,10 @@ class TestStart:
         _, config = prepared
         config.write_text(f'{config.read_text()}[audit]\nfile = "{tmp_path}/logs/audit"\n')
         (tmp_path / "logs").mkdir()
+        (tmp_path / "logs/audit").touch()
         os.chown(tmp_path / "logs", NOBODY, NOBODY)
         with running("serve", "--config", str(config)) as service:
             assert service.process.wait(20) == 1
             assert f"audit.file {tmp_path}/logs/audit: " in service.output()
-            assert "root's, like its folder" in service.output()
+            assert "it has to be a file of root's in a folder of root's" in service.output()
             assert "Traceback" not in service.output()
