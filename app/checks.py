@@ -1,15 +1,15 @@
 """What `jumptable check` finds: all that `serve` would open, opened and closed again."""
 
-import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
 from app.bpf.privileges import effective
-from app.keeper.keeper import KEPT, NEEDED
+from app.ground import Finding, of_the_ground
+from app.keeper.keeper import NEEDED
+from app.keeper.paths import own_file
 from app.service.errors import PinUnusable, ServiceError
 from app.service.held import ById, Source
 from app.service.keep_dir import check_keep_dir
@@ -17,38 +17,17 @@ from app.service.opening import open_array, open_program
 from app.service.pins import check_pinnable
 from app.service.upkeep import source_of
 from app.settings import Settings
-from app.start import StartError, group_of, make_kernel, user_of
+from app.start import make_kernel
 from app.store import journal
 from app.store.records import Hold
 from app.tls import Tls, TlsError
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    mark: str  # ok, warn or WRONG
-    subject: str
-    detail: str
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether `serve` would fail at it, or not be ready."""
-        return self.mark == "WRONG"
-
-    @property
-    def text(self) -> str:
-        """The line."""
-        return f"{self.mark:5} {self.subject}: {self.detail}"
-
-
 def findings(settings: Settings) -> Iterator[Finding]:
     """Look at everything, and change nothing."""
-    yield _user(settings)
-    yield from _rights(settings)
-    yield _socket(settings)
-    yield _state(settings.server.state_dir)
+    yield from of_the_ground(settings)
     yield from _access(settings)
+    yield from _audit(settings)
     holds: list[Hold] = []
     yield from _journal(settings.server.state_dir / "journal.db", holds)
     try:
@@ -113,15 +92,33 @@ def _access(settings: Settings) -> Iterator[Finding]:
     if settings.tokens is not None:
         try:
             kept = TokenFile(settings.token_file()).read()
+            if settings.token_file().exists() and set(NEEDED) & set(effective()):
+                os.close(own_file(str(settings.token_file()), os.O_RDONLY))  # as the keeper opens it
             yield Finding("ok", "tokens", f"{settings.token_file()}; {len(kept)} of them")
         except TokensUnusable as error:
             yield Finding("WRONG", "tokens", str(error))
+        except OSError as error:
+            yield Finding(
+                "WRONG", "tokens", f"{settings.token_file()}: {error.strerror}: it has to be root's: chown it"
+            )
     if settings.tls is not None:
         try:
             Tls(settings.tls.certificate, settings.tls.key, settings.tls.client_ca)
             yield Finding("ok", "tls", str(settings.tls.certificate))
         except TlsError as error:
             yield Finding("WRONG", "tls", str(error))
+
+
+def _audit(settings: Settings) -> Iterator[Finding]:
+    file = settings.audit.file
+    if file is None:
+        yield Finding("ok", "audit", "goes to the log")
+    elif file.exists() and not file.is_file():
+        yield Finding("WRONG", "audit.file", f"{file} is no file: name another")
+    elif not file.parent.is_dir():
+        yield Finding("WRONG", "audit.file", f"{file}: its folder is missing: install -d -m 0700 {file.parent}")
+    else:
+        yield Finding("ok", "audit.file", str(file))
 
 
 def _keep_dir(kernel: Kernel, settings: Settings) -> Iterator[Finding]:
@@ -153,62 +150,6 @@ def _would_make(kernel: Kernel, name: str, path: str) -> Finding:
     return Finding("ok", f"map {name}", f"is not there yet; serve makes it and pins it at {path}")
 
 
-def _user(settings: Settings) -> Finding:
-    try:
-        user = user_of(settings)
-    except StartError as error:
-        return Finding("WRONG", "server.user", str(error))
-    if user is None:
-        return Finding("ok", "server.user", f"the service stays uid {os.geteuid()}, as it may not become another")
-    told = f"the service becomes {user.pw_name} (uid {user.pw_uid})"
-    if user.pw_name == settings.server.user:
-        return Finding("ok", "server.user", told)
-    return Finding("warn", "server.user", f"there is no user {settings.server.user!r}, so {told}")
-
-
-def _rights(settings: Settings) -> Iterator[Finding]:
-    """Who will hold which capability, if serve is started as check is."""
-    kept = [name for name in KEPT if name in effective()]
-    if not set(kept) & set(NEEDED):
-        yield Finding(
-            "ok", "rights", "one process with no capability: pins by their file permissions, nothing by id, no create"
-        )
-        return
-    user = user_of(settings)
-    who = f"uid {os.geteuid() if user is None else user.pw_uid}"
-    yield Finding("ok", "rights: keeper", f"uid {os.geteuid()}, {', '.join(kept)}")
-    yield Finding("ok", "rights: listener", f"{who}, no capability (before Linux 6.1 it keeps CAP_BPF)")
-    missing = [name for name in KEPT if name not in kept]
-    if missing:
-        yield Finding("warn", "rights: keeper", f"lacks {', '.join(missing)}: README.md, Capabilities, tells for what")
-
-
-def _socket(settings: Settings) -> Finding:
-    path = settings.server.socket
-    try:
-        group_of(settings)
-    except StartError as error:
-        return Finding("WRONG", "server.socket_group", str(error))
-    if path.exists() and not path.is_socket():
-        return Finding("WRONG", "server.socket", f"{path} is there and is no socket: remove it, or set another")
-    return _writable("server.socket", path.parent, str(path))
-
-
-def _state(folder: Path) -> Finding:
-    try:
-        if folder.exists() and folder.stat().st_mode & 0o022:
-            return Finding("WRONG", "server.state_dir", f"{folder} can be written by others: chmod 700 it")
-        with (folder / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
-        return Finding("ok", "server.state_dir", f"{folder}; a jumptable runs with it just now")
-    except OSError as error:
-        return Finding("WRONG", "server.state_dir", f"{folder}: {error.strerror}: run check as the user that serves")
-    return _writable("server.state_dir", folder, str(folder))
-
-
 def _journal(file: Path, holds: list[Hold]) -> Iterator[Finding]:
     """`holds`: gets what requests had held."""
     if os.access(file, os.R_OK):
@@ -217,11 +158,3 @@ def _journal(file: Path, holds: list[Hold]) -> Iterator[Finding]:
             yield Finding("ok", "journal", str(file))
         except (journal.JournalDamaged, journal.JournalFailed) as error:
             yield Finding("WRONG", "journal", str(error))
-
-
-def _writable(subject: str, folder: Path, told: str) -> Finding:
-    """A folder that is writable, or that can be made in its parent."""
-    nearest = folder if os.path.lexists(folder) else folder.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
-        return Finding("WRONG", subject, f"{told}: {nearest} is no folder that this user may write in")
-    return Finding("ok", subject, told if nearest == folder else f"{told} (is made)")

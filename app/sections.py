@@ -51,7 +51,7 @@ class Server(_Section):
 
     # The unix socket to listen on: mode 0660; a stale one is replaced.
     socket: SocketPath = Path("/run/jumptable/api.sock")
-    # The group that may connect, beside root and the service's own user. Left out: the group the service starts with.
+    # The group that may connect, beside root and the service's own user. Left out: that user's own group.
     socket_group: str | None = None
     # An address to listen on instead of the socket: needs [tokens].
     host: str | None = None

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from app import sections
 from app.access.peers import Peers
 from app.access.rights import Actor
-from app.access.tokens import TokenFile, Tokens
+from app.access.tokens import TokenFile, Tokens, TokensUnusable
 from app.api.audit import Audit, open_audit
 from app.api.limits import Bounds, Limits
 from app.api.policy import Authentication, is_loopback
@@ -90,8 +90,8 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         )
     except OSError as error:
         message = (
-            f"audit.file {settings.audit.file}: {error.strerror}: it has to be a file of root's in a folder of root's, or "
-            "of the service's user in a folder of that one's"
+            f"audit.file {settings.audit.file}: {error.strerror}: it has to be a file of root's in a folder of root's, "
+            "or of the service's user in a folder of that one's"
         )
         raise ListenError(message) from error
     return create_app(
@@ -120,7 +120,12 @@ def _kept_audit(keeper: KeeperClient, file: Path) -> int:
 
 def _tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
     ask = None if keeper is None else lambda digest: keeper.ask(Op.TOKEN, text=digest)[0]
-    return Tokens(TokenFile(settings.token_file()), ask)
+    tokens = Tokens(TokenFile(settings.token_file()), ask)
+    try:
+        tokens.actor("")  # to know at the start what is wrong with them
+    except TokensUnusable as error:
+        log.warning("tokens cannot be checked", reason=str(error))
+    return tokens
 
 
 def _certificates(section: sections.Tls) -> dict[str, Actor]:

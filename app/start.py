@@ -135,6 +135,23 @@ def start_keeper(settings: Settings, user: pwd.struct_passwd | None, *, is_given
         raise StartError(message) from error
 
 
+def check_state(settings: Settings, user: pwd.struct_passwd | None) -> None:
+    """StartError where state_dir is a folder that others use as well, as /etc: it would be given to `user`."""
+    folder = settings.server.state_dir
+    with contextlib.suppress(FileNotFoundError):
+        status = folder.stat()
+        if user is None or user.pw_uid in {0, status.st_uid} or not status.st_mode & 0o005:
+            return
+        own = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", settings.token_file().name}
+        others = sorted({each.name for each in folder.iterdir()} - own)
+        if others:
+            message = (
+                f"state_dir {folder} has other things in it ({others[0]}), and would be given to {user.pw_name}: make "
+                f"a folder of its own: install -d -m 0700 -o {user.pw_name} DIR"
+            )
+            raise StartError(message)
+
+
 def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -> None:
     """Become `user`, having given it state_dir and the lock in it. StartError.
 
@@ -143,6 +160,7 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
     folder = settings.server.state_dir
     try:
         if user is not None and user.pw_uid != 0:
+            check_state(settings, user)
             _give_journal(folder, user)
             os.fchown(lock, user.pw_uid, user.pw_gid)
             os.chown(folder, user.pw_uid, user.pw_gid)

@@ -1,5 +1,6 @@
 """The command line: what it says, and its exit status."""
 
+import os
 import re
 import subprocess
 import sys
@@ -154,3 +155,22 @@ class TestCheck:
         assert "rights: keeper: uid 0, CAP_BPF" in done.stdout
         assert re.search(r"rights: listener: uid [1-9]\d*, no capability", done.stdout)
         assert not (bpffs / "made").exists()
+
+    def test_over_tcp_it_looks_at_the_port_and_not_at_the_socket(self, config: Path) -> None:
+        text = config.read_text().replace("[server]", '[server]\nhost = "0.0.0.0"\nport = 0')
+        config.write_text(f'{text}[tokens]\n[audit]\nfile = "/nonexistent/audit"\n')
+        done = jumptable("check", "--config", str(config))
+        assert "warn  server.host: 0.0.0.0 port 0: tokens go in plain text: set [tls]" in done.stdout
+        assert "WRONG audit.file: /nonexistent/audit: its folder is missing: install -d -m 0700" in done.stdout
+        assert "server.socket" not in done.stdout
+        assert done.returncode == 1
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
+    def test_a_folder_that_others_use_is_not_given_away(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir(0o755)
+        (tmp_path / "state/passwd").touch()
+        for command in ("check", "serve"):
+            done = jumptable(command, "--config", str(config))
+            assert done.returncode == 1
+            assert "has other things in it (passwd), and would be given to" in done.stdout + done.stderr
+        assert (tmp_path / "state").stat().st_uid == 0

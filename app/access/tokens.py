@@ -1,6 +1,7 @@
 """Bearer tokens: made, kept as hashes in one file, found again, revoked while the service runs."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -98,6 +99,10 @@ class TokenFile:
         """Another secret for the same; the old one is worth nothing from now on. TokensUnusable."""
         with self._changing() as tokens:
             secret = _PREFIX + secrets.token_urlsafe(32)
+            expires = _known(tokens, name).expires
+            if expires is not None and expires <= time.time():
+                message = f"token {name!r} is over: revoke it, and make another"
+                raise TokensUnusable(message)
             tokens[name] = replace(_known(tokens, name), hash=_hash(secret), created=time.time())
         return secret
 
@@ -160,19 +165,30 @@ class Tokens:
         self._ask = ask
         self._seen: tuple[int, int, int] | None = None
         self._known: dict[str, Token] = {}  # by hash
+        self.trouble: str | None = None  # why they cannot be checked, as of the last time
 
     def actor(self, secret: str) -> Actor | None:
         """Whose it is; None: nobody's, or it is over. TokensUnusable."""
-        hashed, found = _hash(secret), None
+        try:
+            found = self._actor(_hash(secret))
+        except TokensUnusable as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return found
+
+    def _actor(self, hashed: str) -> Actor | None:
+        found = None
         try:
             self._reload()
             if self._ask is not None and hashed not in self._known and (told := self._ask(hashed)):
                 self._known[hashed] = _TOKEN.validate_json(told)
         except PermissionError as error:
-            message = f"{self._file.path}: it and its folder have to belong to who serves, or to root for a keeper"
+            message = f"{self._file.path} has to be a file of root's that others cannot write: chown root, chmod 600"
             raise TokensUnusable(message) from error
         except (OSError, ValueError) as error:
-            message = f"{self._file.path}: {getattr(error, 'strerror', None) or error}"
+            reason = "the keeper has ended: restart the service" if getattr(error, "errno", 0) == errno.EPIPE else ""
+            message = f"{self._file.path} {reason or 'is no file of tokens: move it away, and make the tokens anew'}"
             raise TokensUnusable(message) from error
         for kept, token in self._known.items():
             # All are compared, each in constant time: how long it takes tells nothing.

@@ -104,6 +104,9 @@ async def get_readiness(request: Request) -> Response:
     reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
     if registry.kernel.trouble is not None:
         reasons.append(registry.kernel.trouble)
+    tokens = request.app.state.authentication.tokens
+    if tokens is not None and tokens.trouble is not None:
+        reasons.append(f"tokens cannot be checked: {tokens.trouble}")
     failing = changes_of(request).journal.failing
     if failing is not None:
         reasons.append(failing)

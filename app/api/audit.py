@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from starlette.types import Scope
 from app.api.policy import ACTOR, CHANGING, RIGHTS
 
 FACTS: Final = "jumptable.facts"  # key in the scope: what a route has to tell of what it did
+_TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # pasted into a path
 _DENIED: Final = {401, 403, 421, 429}
 
 log = structlog.get_logger()
@@ -58,7 +60,7 @@ class Audit:
             "outcome": _outcome(status),
             "status": status,
             **({} if code is None else {"code": code}),
-            "path": scope["path"][:256],
+            "path": _TOKEN.sub("jt_…", scope["path"][:256]),
             **facts,
         }
         if self._fd < 0:

@@ -48,6 +48,8 @@ class Envelope:
             if exchange.status:
                 raise
             code = code_of(error)
+            if isinstance(error, HTTPException):  # there is no such operation: the route may be another method's
+                exchange.scope.pop("route", None)
             response = failure(error, exchange.scope, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
         except ClientDisconnect:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -60,6 +61,9 @@ RIGHTS: Final[dict[str, Right]] = {
 CHANGING: Final = {Right.WRITE, Right.ADMIN}
 
 
+log = structlog.get_logger()
+
+
 @dataclass(frozen=True, slots=True)
 class Authentication:
     """How it is known who asks. Neither peers nor tokens: whoever can connect is admin, as in the demo."""
@@ -85,10 +89,15 @@ class Authentication:
 
     def _bearer(self, authorization: bytes) -> Actor:
         kind, _, secret = authorization.decode("latin-1").partition(" ")
+        if kind.lower() != "bearer":
+            raise unauthenticated("that is no bearer token: send Authorization: Bearer TOKEN")
+        known = None if self.tokens is None else self.tokens.trouble
         try:
-            actor = None if self.tokens is None or kind.lower() != "bearer" else self.tokens.actor(secret.strip())
+            actor = None if self.tokens is None else self.tokens.actor(secret.strip())
         except TokensUnusable as error:
-            detail = f"tokens cannot be checked: {error}"
+            if str(error) != known:
+                log.warning("tokens cannot be checked", reason=str(error))
+            detail = "tokens cannot be checked: the log and /readyz tell why"
             raise unauthenticated(detail) from error
         if actor is None:
             raise unauthenticated("the token is unknown, revoked or over")
@@ -126,7 +135,7 @@ def check_access(request: Request, operation: str) -> None:
     except Refused:
         if RIGHTS[operation] is not Right.NONE:
             raise
-    if actor is not None:
+    if actor is not None and RIGHTS[operation] is not Right.NONE:
         limits: Limits = scope["app"].state.limits
         limits.check_rate(actor.name)
     right = RIGHTS[operation]

@@ -60,7 +60,7 @@ class KeeperClient:
                 raise OSError(errno.EPIPE, _GONE) from error
         number = REPLY.unpack_from(told)[0]
         if number:
-            raise OSError(number, f"{op.name}: {os.strerror(number)}")
+            raise OSError(number, f"{text if op == Op.READ else op.name}: {os.strerror(number)}")
         return told[REPLY.size :], passed
 
     def _receive(self) -> tuple[bytes, int | None]:

@@ -371,3 +371,29 @@ class TestHost:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
                 assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
+
+
+async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(
+    registry: Registry, tokens: TokenFile, anyio_backend: str
+) -> None:
+    header = new(tokens, "t", "reader")
+    tokens.path.write_text("nonsense")
+    async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app, client_of(app) as asker:
+        denied = await asker.get("/maps", headers=header)
+        assert_problem(denied, 401, "unauthenticated")
+        assert str(tokens.path) not in denied.text
+        assert "is no file of tokens" in app.state.authentication.tokens.trouble
+        red = await asker.get("/readyz")
+        assert red.status_code == 503
+        tokens.path.unlink()
+        await asker.get("/maps", headers=header)
+        assert app.state.authentication.tokens.trouble is None
+
+
+async def test_what_is_no_bearer_token_is_told_so(registry: Registry, tokens: TokenFile, anyio_backend: str) -> None:
+    header = new(tokens, "t", "reader")["Authorization"].removeprefix("Bearer ")
+    async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app, client_of(app) as asker:
+        for value in (header, f"Basic {header}"):
+            denied = await asker.get("/maps", headers={"Authorization": value})
+            assert_problem(denied, 401, "unauthenticated")
+            assert "Authorization: Bearer TOKEN" in denied.json()["detail"]
