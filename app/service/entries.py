@@ -18,7 +18,7 @@ from app.service.origin import Origin
 from app.service.permits import check_entries, check_reference
 from app.service.program import ProgramSummary
 from app.service.program_array import ProgramArray
-from app.service.programs import ProgramRef
+from app.service.programs import ByName, ProgramRef
 from app.service.writing import Step
 from app.store.records import Change
 
@@ -78,7 +78,8 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], origin.actor, origin.grant)
         array.check_index(index)
-        there = set() if origin.grant.role == "admin" else {program_id for _, program_id in await held.read()}
+        needs_none = origin.grant.role == "admin" or isinstance(ref, ByName)
+        there = set() if needs_none else {program_id for _, program_id in await held.read()}
         check_reference(registry.programs, index, ref, None, there, origin)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
