@@ -119,7 +119,7 @@ def _kept_audit(keeper: KeeperClient, file: Path) -> int:
 
 
 def _tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
-    ask = None if keeper is None else lambda digest: keeper.ask(Op.TOKEN, text=digest)[0]
+    ask = None if keeper is None else lambda digest: keeper.ask(Op.TOKEN, text=digest)
     tokens = Tokens(TokenFile(settings.token_file()), ask)
     try:
         tokens.actor("")  # to know at the start what is wrong with them

@@ -156,14 +156,15 @@ def _known(tokens: dict[str, Token], name: str) -> Token:
 class Tokens:
     """Finds whose a secret is, by the file as it is now. Thread rule: one event loop."""
 
-    def __init__(self, file: TokenFile, ask: Callable[[str], bytes] | None = None) -> None:
+    def __init__(self, file: TokenFile, ask: Callable[[str], tuple[bytes, int | None]] | None = None) -> None:
         """`ask`: for a process that may not read the file: tells what is kept of the token with a hash, as JSON.
 
-        Nothing: there is none. OSError: it cannot tell.
+        Nothing: there is none. And the file itself (O_PATH); None: there is none. OSError: it cannot tell.
         """
         self._file = file
         self._ask = ask
-        self._seen: tuple[int, int, int] | None = None
+        self._fd: int | None = None  # the file, of which `ask` has told
+        self._seen: tuple[int, ...] | None = None
         self._known: dict[str, Token] = {}  # by hash
         self.trouble: str | None = None  # why they cannot be checked, as of the last time
 
@@ -181,8 +182,8 @@ class Tokens:
         found = None
         try:
             self._reload()
-            if self._ask is not None and hashed not in self._known and (told := self._ask(hashed)):
-                self._known[hashed] = _TOKEN.validate_json(told)
+            if self._ask is not None and hashed not in self._known:
+                self._learn(hashed, *self._ask(hashed))
         except PermissionError as error:
             message = f"{self._file.path} has to be a file of root's that others cannot write: chown root, chmod 600"
             raise TokensUnusable(message) from error
@@ -199,19 +200,35 @@ class Tokens:
     def _reload(self) -> None:
         seen = self._stamp()
         if seen is None or seen != self._seen:
-            self._known, self._seen = {}, None  # where the new file cannot be read, the old one counts no more
+            self._forget()  # where the new file cannot be read, the old one counts no more
             if self._ask is None:
                 self._known = {token.hash: token for token in self._file.read().values()}
-            self._seen = seen
+                self._seen = seen
 
-    def _stamp(self) -> tuple[int, int, int] | None:
-        """What tells this file from an earlier one; None: this process may not even see it."""
+    def _learn(self, hashed: str, told: bytes, fd: int | None) -> None:
+        if fd is None or self._fd is None or _stamp_of(os.fstat(fd)) != self._seen:
+            self._forget()
+            self._fd, self._seen = fd, None if fd is None else _stamp_of(os.fstat(fd))
+        else:
+            os.close(fd)
+        if told:
+            self._known[hashed] = _TOKEN.validate_json(told)
+
+    def _forget(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._known, self._seen, self._fd = {}, None, None
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What tells this file from an earlier one; None: none is known."""
+        if self._ask is not None:
+            return None if self._fd is None else _stamp_of(os.fstat(self._fd))
         try:
-            status = self._file.path.stat()
+            return _stamp_of(self._file.path.stat())
         except FileNotFoundError:
-            return 0, 0, 0
-        except PermissionError:
-            if self._ask is None:
-                raise
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
+            return ()
+
+
+def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Another once the file was written, or moved away (ctime), or another was put in its place (links)."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink

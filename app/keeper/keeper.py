@@ -131,7 +131,7 @@ class Keeper:
             case Op.AUDIT if duties.audit is not None:
                 fd = own_file(duties.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, kept=True)
             case Op.TOKEN if duties.tokens is not None and _DIGEST.fullmatch(text):
-                told = _token(duties.tokens, text)
+                told, fd = _token(duties.tokens, text)
             case _:
                 raise OSError(errno.EINVAL, "nothing that is asked here")
         return told, fd
@@ -203,15 +203,16 @@ class Keeper:
                 pass
 
 
-def _token(file: str, digest: str) -> bytes:
-    """What the file of tokens says of this one."""
+def _token(file: str, digest: str) -> tuple[bytes, int | None]:
+    """What the file of tokens says of this one, and the file itself (O_PATH), by which a change of it can be seen."""
     try:
         fd = own_file(file, os.O_RDONLY)
     except FileNotFoundError:
-        return b""
+        return b"", None
     with os.fdopen(fd, "rb") as opened:
         found = [each for each in json.load(opened) if hmac.compare_digest(each["hash"], digest)]
-    return json.dumps(found[0]).encode() if found else b""
+        told = json.dumps(found[0]).encode() if found else b""
+        return told, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
 
 
 def _identity(name: str, folder: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ class Op(IntEnum):
     KEEP_DIR = 8  # -> keep_dir, made where it is missing: an fd to name paths below (O_PATH)
     READ = 9  # text: one of the files of Duties.reads -> its fd, to read
     AUDIT = 10  # -> the audit file, to append to
-    TOKEN = 11  # text: the SHA-256 of a bearer token, in hex -> what is kept of it, JSON; nothing: there is none
+    TOKEN = 11  # text: the SHA-256 of a bearer token, in hex -> what is kept of it (JSON) or nothing; the file (O_PATH)
 
 
 REQUEST: Final = struct.Struct("<II")  # operation, number

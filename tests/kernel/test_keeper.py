@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from errno import EACCES, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, EXDEV
+from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, EXDEV
 from pathlib import Path
 
 import pytest
@@ -207,8 +207,13 @@ class TestFiles:
         assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b"", "there is no file yet"
         secret = file.add(Token("deploy", "", "writer", 0.0))
         digest = hashlib.sha256(secret.encode()).hexdigest()
-        assert json.loads(keeper.ask(Op.TOKEN, text=digest)[0])["name"] == "deploy"
-        assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b""
+        for text, name in ((digest, "deploy"), ("0" * 64, None)):
+            told, fd = keeper.ask(Op.TOKEN, text=text)
+            assert (json.loads(told)["name"] if told else None) == name
+            assert fd is not None
+            assert os.fstat(fd).st_ino == file.path.stat().st_ino
+            assert errno_of(os.read, fd, 1) == EBADF, "it is none to read"
+            os.close(fd)
         for text in ("", digest[:-1], digest.upper(), f"{digest}0"):
             assert errno_of(keeper.ask, Op.TOKEN, 0, text) == EINVAL
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.access.tokens import Token, TokenFile
 from tests import private_mounts
 from tests.api.test_access import REQUESTS
 from tests.kernel.conftest import prepare
@@ -80,6 +81,32 @@ class TestLeastPrivilege:
             service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")
             assert _capabilities(service) == {1 << 39}
             assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
+
+    def test_tokens_are_as_the_file_is_now(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """In a folder that what listens may not even enter."""
+        _, config = prepared
+        (tmp_path / "root").mkdir(0o700)
+        file = TokenFile(tmp_path / "root/tokens.json")
+        config.write_text(f'{config.read_text()}[tokens]\nfile = "{file.path}"\n')
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+
+            def status(secret: str) -> int:
+                return client.get("/maps", headers={"Authorization": f"Bearer {secret}"}).status_code
+
+            first = file.add(Token("first", "", "reader", 0.0))
+            assert [status(first) for _ in range(3)] == [200] * 3
+            second = file.add(Token("second", "", "reader", 0.0))
+            assert [status(first), status(second)] == [200, 200]
+            rotated = file.rotate("first")
+            assert [status(first), status(second), status(rotated)] == [401, 200, 200]
+            file.revoke("first")
+            assert [status(second), status(rotated)] == [200, 401]
+            file.path.rename(tmp_path / "root/away")
+            assert status(second) == 401
+            (tmp_path / "root/away").rename(file.path)
+            assert status(second) == 200
+            file.path.unlink()
+            assert status(second) == 401
 
     def test_the_end_of_the_keeper_is_told_and_what_is_held_goes_on(
         self, prepared: tuple[Path, Path], tmp_path: Path
