@@ -1,13 +1,13 @@
 """What `jumptable check` finds of the ground that serve stands on: user, rights, socket and state_dir."""
 
 import fcntl
-import ipaddress
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.access.peers import is_loopback
 from app.bpf.privileges import effective
 from app.keeper.keeper import KEPT, NEEDED
 from app.settings import Settings
@@ -37,7 +37,8 @@ def of_the_ground(settings: Settings) -> Iterator[Finding]:
     """Look at it, and change nothing."""
     yield _user(settings)
     yield from _rights(settings)
-    yield _socket(settings) if settings.server.host is None and settings.server.port is None else _tcp(settings)
+    address = settings.server.address
+    yield _socket(settings) if address is None else _tcp(*address, is_plain=settings.tls is None)
     yield _state(settings)
 
 
@@ -87,16 +88,15 @@ def _socket(settings: Settings) -> Finding:
     return _writable("server.socket", path.parent, str(path))
 
 
-def _tcp(settings: Settings) -> Finding:
-    host, port = settings.server.host or "127.0.0.1", settings.server.port or 0
+def _tcp(host: str, port: int, *, is_plain: bool) -> Finding:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.create_server(address[:2], family=family) as trial:
-            is_loopback = ipaddress.ip_address(str(trial.getsockname()[0]).partition("%")[0]).is_loopback
+            found = str(trial.getsockname()[0])
     except OSError as error:
         why = error.strerror or str(error)
         return Finding("warn", "server.host", f"{host} port {port}: {why} (as it is where the service runs)")
-    if settings.tls is None and not is_loopback:
+    if is_plain and not is_loopback(found):
         return Finding("warn", "server.host", f"{host} port {port}: tokens go in plain text: set [tls]")
     return Finding("ok", "server.host", f"{host} port {port}")
 

@@ -74,6 +74,11 @@ class Server(_Section):
     # Started as root, the service becomes this user; "nobody" where there is no such user.
     user: str = "jumptable"
 
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """(host, port) to listen on; None: it is the unix socket."""
+        return None if self.host is None and self.port is None else (self.host or "127.0.0.1", self.port or 0)
+
     @model_validator(mode="after")
     def _keep_dir_is_its_own(self) -> Self:
         keep_dir = self.keep_dir

@@ -20,8 +20,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app.access.peers import is_loopback
 from app.api.limits import Bounds
-from app.api.policy import is_loopback
 from app.protocol import Protocol
 from app.systemd import Manager
 from app.tls import Tls

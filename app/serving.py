@@ -11,12 +11,12 @@ import structlog
 from fastapi import FastAPI
 
 from app import sections
-from app.access.peers import Peers
+from app.access.peers import Peers, is_loopback
 from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
 from app.api.audit import Audit, open_audit
 from app.api.limits import Bounds, Limits
-from app.api.policy import Authentication, is_loopback
+from app.api.policy import Authentication
 from app.keeper.client import KeeperClient
 from app.keeper.wire import Op
 from app.main import create_app
@@ -57,9 +57,8 @@ def listen(
     """The listening socket, what to log of it, and what to do at the end. StartError, ListenError."""
     if given is not None:
         return given, {"given": str(given.getsockname())}, given.close
-    if settings.server.host is not None or settings.server.port is not None:
-        host, port = settings.server.host or "127.0.0.1", settings.server.port or 0
-        listener = listen_tcp(host, port, only_loopback=False)
+    if settings.server.address is not None:
+        listener = listen_tcp(*settings.server.address, only_loopback=False)
         address = str(listener.getsockname()[0])
         if settings.tls is None and not is_loopback(address):
             log.warning("tokens go over the network in plain text", remedy="set [tls]", host=address)

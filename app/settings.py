@@ -85,14 +85,14 @@ def load(file: Path) -> Settings:
         raise ConfigurationError(message) from error
     except ValidationError as error:
         raise ConfigurationError(_told(file, error.errors())) from error
-    if (settings.server.host is not None or settings.server.port is not None) and not settings.authenticates():
+    if settings.server.address is not None and not settings.authenticates():
         key = "host" if settings.server.host is not None else "port"
         message = (
             f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens], and make "
             "one with jumptable token new, or set tls.client_ca; or remove host and port, and set socket"
         )
         raise ConfigurationError(message)
-    if settings.tls is not None and settings.server.host is None and settings.server.port is None:
+    if settings.tls is not None and settings.server.address is None:
         message = f"{_where(file, ('tls',))}: TLS is for TCP: set server.host and server.port"
         raise ConfigurationError(message)
     for name, peer in settings.peers.items():

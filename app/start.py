@@ -28,6 +28,8 @@ from app.store import journal
 
 # kernel.unprivileged_bpf_disabled kept everything shut but to these (Linux 5.8, and before) until some 5.1x.
 _FOR_BPF: Final = ["CAP_BPF", "CAP_SYS_ADMIN"]
+# Its files, and what they begin with (sqlite.org/fileformat2.html); None: nothing tells.
+_JOURNAL: Final = {"journal.db": b"SQLite format 3\0", "journal.db-wal": b"\x37\x7f\x06", "journal.db-shm": None}
 
 log = structlog.get_logger()
 
@@ -126,7 +128,7 @@ def start_keeper(settings: Settings, user: pwd.struct_passwd | None, *, is_given
         reads=tuple(str(file) for file in files),
         audit=None if settings.audit.file is None else str(settings.audit.file),
         tokens=None if settings.tokens is None else str(settings.token_file()),
-        socket=str(server.socket) if not is_given and server.host is None and server.port is None else None,
+        socket=str(server.socket) if not is_given and server.address is None else None,
     )
     try:
         return KeeperClient(duties)
@@ -142,7 +144,7 @@ def check_state(settings: Settings, user: pwd.struct_passwd | None) -> None:
         status = folder.stat()
         if user is None or user.pw_uid in {0, status.st_uid} or not status.st_mode & 0o005:
             return
-        own = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", settings.token_file().name}
+        own = {"lock", *_JOURNAL, settings.token_file().name}
         others = sorted({each.name for each in folder.iterdir()} - own)
         if others:
             message = (
@@ -178,11 +180,7 @@ def _give_journal(folder: Path, user: pwd.struct_passwd) -> None:
 
     Only what is one: the folder is `user`'s, who could have put another file of root's there.
     """
-    for name, magic in (
-        ("journal.db", b"SQLite format 3\0"),
-        ("journal.db-wal", b"\x37\x7f\x06"),
-        ("journal.db-shm", None),
-    ):
+    for name, magic in _JOURNAL.items():
         try:
             fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -191,12 +189,8 @@ def _give_journal(folder: Path, user: pwd.struct_passwd) -> None:
             status, begins = os.fstat(fd), os.read(fd, 16)
             if status.st_uid == user.pw_uid:
                 continue
-            if (
-                not stat.S_ISREG(status.st_mode)
-                or status.st_nlink != 1
-                or magic is None
-                or not begins.startswith(magic)
-            ):
+            is_whole = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if not is_whole or magic is None or not begins.startswith(magic):
                 journal.check(folder / "journal.db")
                 message = f"{folder / name} belongs to uid {status.st_uid}: chown {user.pw_name} it, or move it away"
                 raise StartError(message)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,6 +69,27 @@ class Service:
         with self.changed:
             assert self.changed.wait_for(lambda: self.ended, _SECONDS), "it has not ended"
         return "".join(self.lines)
+
+
+def connect(service: Service) -> socket.socket:
+    """A connection to it over TCP, for bytes that no client would send."""
+    url = httpx.URL(service.url)
+    return socket.create_connection((url.host, url.port or 80), timeout=20)
+
+
+def until_closed(service: Service, sent: bytes) -> bytes:
+    """All that is answered until the service closes the connection."""
+    with connect(service) as connection:
+        connection.sendall(sent)
+        answers = b""
+        while chunk := connection.recv(65536):
+            answers += chunk
+        return answers
+
+
+def memory(service: Service) -> int:
+    """What is resident of it: bytes."""
+    return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

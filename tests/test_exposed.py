@@ -1,7 +1,6 @@
 """What keeps others out of a service as a process: peers, tokens, addresses, and bounds of a connection."""
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import tool
-from tests.running import Service, demo, running, serve, write_config
+from tests.running import Service, connect, demo, memory, running, serve, write_config
 
 ENTRY = "http://localhost/maps/jump_table/entries/3"
 
@@ -163,18 +162,10 @@ class TestConnection:
         with demo("--kernel", "memory") as service:
             yield service
 
-    def connect(self, service: Service) -> socket.socket:
-        url = httpx.URL(service.url)
-        return socket.create_connection((url.host, url.port or 80), timeout=20)
-
-    def memory(self, service: Service) -> int:
-        """Bytes."""
-        return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     @pytest.mark.parametrize("line", [b"X-Pad: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
     def test_headers_without_end(self, service: Service, line: bytes) -> None:
-        before = self.memory(service)
-        with self.connect(service) as connection:
+        before = memory(service)
+        with connect(service) as connection:
             connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\n")
             sent = 0
             with contextlib.suppress(OSError):
@@ -186,10 +177,10 @@ class TestConnection:
                 answer = connection.recv(65536)
         assert sent < 20 * 1024 * 1024
         assert not answer or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0]
-        assert self.memory(service) < before + 20 * 1024 * 1024
+        assert memory(service) < before + 20 * 1024 * 1024
 
     def test_a_large_head_that_comes_at_once(self, service: Service) -> None:
-        with self.connect(service) as connection:
+        with connect(service) as connection:
             connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n")
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 431 ")
@@ -197,8 +188,8 @@ class TestConnection:
         assert b"content-type: application/problem+json" in answer
 
     def test_requests_without_end_whose_answers_nobody_reads(self, service: Service) -> None:
-        before = self.memory(service)
-        connections = [self.connect(service) for _ in range(10)]
+        before = memory(service)
+        connections = [connect(service) for _ in range(10)]
         for connection in connections:
             connection.settimeout(1)
             with contextlib.suppress(OSError):
@@ -206,12 +197,12 @@ class TestConnection:
                     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600)
         with service.client() as client:
             assert client.get("/healthz").status_code == 200
-        assert self.memory(service) < before + 60 * 1024 * 1024
+        assert memory(service) < before + 60 * 1024 * 1024
         for connection in connections:
             connection.close()
 
     def test_nothing_is_done_of_what_comes_after_a_refusal(self, service: Service) -> None:
-        with self.connect(service) as connection:
+        with connect(service) as connection:
             connection.sendall(
                 b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n"
                 b"DELETE /programs/drop HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -221,7 +212,7 @@ class TestConnection:
             assert client.get("/programs/drop").status_code == 200
 
     def test_a_few_that_come_at_once_are_all_answered(self, service: Service) -> None:
-        with self.connect(service) as connection:
+        with connect(service) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
             answers = b""
             while answers.count(b"HTTP/1.1 200 ") < 10:
@@ -230,7 +221,7 @@ class TestConnection:
                 answers += chunk
 
     def test_what_is_no_http(self, service: Service) -> None:
-        with self.connect(service) as connection:
+        with connect(service) as connection:
             connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 400 ")
@@ -238,7 +229,7 @@ class TestConnection:
 
     def test_several_requests_on_one_connection(self, service: Service) -> None:
         request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 5000 + b"\r\n\r\n"
-        with self.connect(service) as connection:
+        with connect(service) as connection:
             for _ in range(50):
                 connection.sendall(request)
                 answer = b""
@@ -295,19 +286,19 @@ class TestConnection:
         def connect_many() -> None:
             for _ in range(2500):
                 try:
-                    connection = self.connect(service)
+                    connection = connect(service)
                 except OSError:
                     continue
                 with lock:
                     open_.append(connection)
 
-        before = self.memory(service)
+        before = memory(service)
         threads = [threading.Thread(target=connect_many) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert self.memory(service) < before + 200 * 1024 * 1024
+        assert memory(service) < before + 200 * 1024 * 1024
         for connection in open_:
             connection.close()
         with service.client() as client:

@@ -1,7 +1,6 @@
 """Whatever bytes come over a real socket: never a 500, never a right gained, and nothing left behind."""
 
 import contextlib
-import os
 import re
 import socket
 import time
@@ -9,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.access.tokens import Token, TokenFile
-from tests.running import Service, running
+from tests.running import Service, connect, memory, running, until_closed
 from tests.test_exposed import configured
 
 OPEN = re.compile(rb"/(healthz|readyz|problems/[a-z-]+|docs/assets/[a-z.-]+)(\?.*)?")
@@ -88,28 +86,9 @@ def fds(service: Service) -> Counter[str]:
     return found
 
 
-def memory(service: Service) -> int:
-    """Bytes."""
-    return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def connect(service: Service) -> socket.socket:
-    url = httpx.URL(service.url)
-    return socket.create_connection((url.host, url.port or 80), timeout=20)
-
-
 def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
     lines = (b"%b %b HTTP/1.1" % (method, target), b"Host: localhost", *fields, b"Connection: close", b"", b"")
     return b"\r\n".join(lines)
-
-
-def until_closed(service: Service, sent: bytes) -> bytes:
-    with connect(service) as connection:
-        connection.sendall(sent)
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
-        return answer
 
 
 def status(answer: bytes) -> int:

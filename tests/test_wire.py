@@ -2,14 +2,12 @@
 
 import contextlib
 import re
-import socket
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from tests.running import Service, demo
+from tests.running import Service, connect, demo, until_closed
 
 BODY = b'{"program":"drop"}'
 CHUNKS = b"12\r\n" + BODY + b"\r\n0\r\n\r\n"
@@ -27,21 +25,6 @@ LAST = GET + b"Connection: close\r\n\r\n"
 def service() -> Iterator[Service]:
     with demo("--kernel", "memory") as service:
         yield service
-
-
-def connect(service: Service) -> socket.socket:
-    url = httpx.URL(service.url)
-    return socket.create_connection((url.host, url.port or 80), timeout=20)
-
-
-def until_closed(service: Service, sent: bytes) -> bytes:
-    """All that is answered until the service closes the connection."""
-    with connect(service) as connection:
-        connection.sendall(sent)
-        answers = b""
-        while chunk := connection.recv(65536):
-            answers += chunk
-        return answers
 
 
 def statuses(answers: bytes) -> list[int]:

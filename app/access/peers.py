@@ -1,5 +1,7 @@
 """Peers on the unix socket: known by the kernel's word (SO_PEERCRED, SO_PEERGROUPS)."""
 
+import functools
+import ipaddress
 import os
 import pwd
 import socket
@@ -68,3 +70,15 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+@functools.lru_cache(maxsize=256)
+def is_loopback(host: str) -> bool:
+    """Whether this address, with or without a zone, is one that this machine alone can reach."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    return address.is_loopback

@@ -165,7 +165,7 @@ class Tokens:
         self._ask = ask
         self._fd: int | None = None  # the file, of which `ask` has told
         self._seen: tuple[int, ...] | None = None
-        self._known: dict[str, Token] = {}  # by hash
+        self._known: dict[str, tuple[float | None, Actor]] = {}  # when it is over, and whose it is, by hash
         self.trouble: str | None = None  # why they cannot be checked, as of the last time
 
     def actor(self, secret: str) -> Actor | None:
@@ -191,10 +191,10 @@ class Tokens:
             reason = "the keeper has ended: restart the service" if getattr(error, "errno", 0) == errno.EPIPE else ""
             message = f"{self._file.path} {reason or 'is no file of tokens: move it away, and make the tokens anew'}"
             raise TokensUnusable(message) from error
-        for kept, token in self._known.items():
+        for kept, (expires, actor) in self._known.items():
             # All are compared, each in constant time: how long it takes tells nothing.
-            if hmac.compare_digest(kept, hashed) and (token.expires is None or time.time() < token.expires):
-                found = token.actor()
+            if hmac.compare_digest(kept, hashed) and (expires is None or time.time() < expires):
+                found = actor
         return found
 
     def _reload(self) -> None:
@@ -202,7 +202,7 @@ class Tokens:
         if seen is None or seen != self._seen:
             self._forget()  # where the new file cannot be read, the old one counts no more
             if self._ask is None:
-                self._known = {token.hash: token for token in self._file.read().values()}
+                self._known = {token.hash: (token.expires, token.actor()) for token in self._file.read().values()}
                 self._seen = seen
 
     def _learn(self, hashed: str, told: bytes, fd: int | None) -> None:
@@ -212,7 +212,8 @@ class Tokens:
         else:
             os.close(fd)
         if told:
-            self._known[hashed] = _TOKEN.validate_json(told)
+            token = _TOKEN.validate_json(told)
+            self._known[hashed] = token.expires, token.actor()
 
     def _forget(self) -> None:
         if self._fd is not None:

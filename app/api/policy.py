@@ -1,7 +1,6 @@
 """Who asks, and what for: the one table from route to right, and the one place where it is held against the asker."""
 
 import functools
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
-from app.access.peers import Peer, Peers
+from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
 from app.access.tokens import Tokens, TokensUnusable
 from app.api.limits import Limits
@@ -181,18 +180,6 @@ def check_host(scope: Scope) -> None:
                     f"{name.decode().capitalize()} is {value.decode('latin-1')[:100]!r}: not a name of this machine"
                 )
                 raise Refused("host-not-allowed", detail)
-
-
-@functools.lru_cache(maxsize=256)
-def is_loopback(host: str) -> bool:
-    """Whether this address, with or without a zone, is one that this machine alone can reach."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address
-    return address.is_loopback
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,17 +6,17 @@ asks for none): so of bpf(2) only the commands that the service uses are let thr
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 from collections.abc import Sequence
 from typing import Final
 
+from app.bpf.linux import SYSCALL_NUMBERS
+from app.bpf.privileges import check
 from app.bpf.uapi import Cmd
 
 # include/uapi/linux/audit.h; the numbers: include/uapi/asm-generic/unistd.h, and x86-64's own table.
 _ARCHES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_BPF: Final = {"x86_64": 321, "aarch64": 280}
 # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr; io_uring_setup
 _NEW_REFUSED: Final = (428, 429, 430, 431, 432, 433, 442, 425)
 # execve, execveat, ptrace, mount, unshare, setns, perf_event_open, process_vm_readv and _writev
@@ -62,9 +62,7 @@ def confine(commands: Sequence[Cmd] = COMMANDS) -> None:
     code = _filter(platform.machine(), commands)
     memory = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(memory))
-    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
 
 
 def _filter(machine: str, commands: Sequence[Cmd]) -> bytes:
@@ -75,7 +73,7 @@ def _filter(machine: str, commands: Sequence[Cmd]) -> bytes:
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _MISSING)]
     code += [(_EQUAL, 0, 4, _CLONE[machine]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
     code += [(_ANY_BIT, 0, 1, _NAMESPACES), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
-    code += [(_EQUAL, 1, 0, _BPF[machine]), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+    code += [(_EQUAL, 1, 0, SYSCALL_NUMBERS[machine]), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
     for command in commands:
         code += [(_EQUAL, 0, 1, command), (_RETURN, 0, 0, _ALLOW)]
     code.append((_RETURN, 0, 0, _REFUSE))

@@ -46,7 +46,7 @@ def become(uid: int, gid: int) -> None:
 
     PermissionError where the process may not (CAP_SETUID, CAP_SETGID).
     """
-    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -65,11 +65,12 @@ def keep_only(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
         if permitted >> number & 1:
             data[number // 32].permitted |= 1 << number % 32
             data[number // 32].effective |= (name in wanted) << number % 32
-    _check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), data))
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), data))
+    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def _check(result: int) -> None:
+def check(result: int) -> None:
+    """OSError with the errno of a call of the C library that has failed."""
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from app.bpf.bpffs import KEPT_PIN
 from app.bpf.linux import LinuxKernel
 from app.bpf.privileges import keep_only
 from app.bpf.uapi import MapType
@@ -29,7 +30,6 @@ NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 # And keep_dir, to be given to the process that listens.
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
 MAX_ENTRIES: Final = 1 << 20
-_KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")
 _SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -180,7 +180,7 @@ class Keeper:
         try:
             path = Path(f"/proc/self/fd/{fd}")
             if os.fstat(fd).st_uid != self._duties.owner[0] and self._duties.owner[0] >= 0:
-                if not all(_KEPT_PIN.fullmatch(each.name) for each in path.iterdir()):
+                if not all(KEPT_PIN.fullmatch(each.name) for each in path.iterdir()):
                     raise OSError(errno.ENOTEMPTY, "it is not the service's own")
                 os.chown(path, *self._duties.owner)
         except BaseException:

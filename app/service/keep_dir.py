@@ -1,13 +1,12 @@
 """The folder in bpffs where programs are pinned that an undo will need, should the service end before."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 import structlog
 
+from app.bpf.bpffs import KEPT_PIN
 from app.bpf.kernel import Kernel
 from app.service.errors import NotRestorable, PinUnusable, ServiceError
 from app.service.held import HeldMap, Made, Pinned
@@ -15,8 +14,6 @@ from app.service.opening import open_program
 from app.service.pins import check_pinnable, pin_failure
 from app.service.program import Program
 from app.store.records import Change, ProgramRecord, Waiting
-
-_OURS: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")  # token, program id
 
 log = structlog.get_logger()
 
@@ -101,7 +98,7 @@ class KeepDir:
             return
         for name in names:
             path = f"{self._folder}/{name}"
-            if _OURS.fullmatch(name) and path not in needed:
+            if KEPT_PIN.fullmatch(name) and path not in needed:
                 self._unpin(path)
 
     def unpin(self, waiting: Waiting) -> None:
