@@ -4,6 +4,7 @@ Whatever implements it raises OSError with the kernel's own errno, and nothing e
 found in one place above, and runs in every test, with privileges or without.
 """
 
+from array import array
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +63,8 @@ class TestRun:
 class Kernel(Protocol):
     """bpf(2). Thread rule: any method may be called from any thread.
 
-    All but `map_delete`, `prog_load` and `prog_test_run` are short and are to be called inline, also in an event loop;
-    those three may take long, let other threads run meanwhile, and belong in a thread.
+    All but `map_write`, `map_delete`, `prog_load` and `prog_test_run` are short and are to be called inline, also in an
+    event loop; those four may take long, let other threads run meanwhile, and belong in a thread.
     """
 
     @property
@@ -86,6 +87,19 @@ class Kernel(Protocol):
 
     def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
         """MAP_LOOKUP_ELEM of each index from `start` up to `stop`: (index, value) of those that are not empty."""
+
+    def map_ids(self, fd: int, start: int, stop: int) -> "array[int]":
+        """MAP_LOOKUP_ELEM of each index from `start` up to `stop` of a program array: u32 ids, and 0 for an empty one.
+
+        Each entry is as it was at some moment of the call.
+        """
+
+    def map_write(self, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
+        """MAP_UPDATE_ELEM of many: `indexes` (u32) to the program fds in `values` (i32); -1: MAP_DELETE_ELEM.
+
+        In that order, up to the first that the kernel refuses: (how many were written, the errno; 0 after all). To
+        empty what is empty already counts as written. May wait as `map_delete` does, and lets other threads run.
+        """
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
         """MAP_UPDATE_ELEM with a u32 key and value. In a program array the value is a program's fd."""

@@ -4,10 +4,11 @@ import ctypes
 import errno
 import os
 import platform
+from array import array
 from pathlib import Path
 from typing import Any, Final
 
-from app.bpf import attr
+from app.bpf import attr, one_by_one
 from app.bpf.bpffs import LinuxFolders
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
@@ -98,6 +99,14 @@ class LinuxKernel(LinuxFolders):
             elif (error := ctypes.get_errno()) != errno.ENOENT:
                 raise OSError(error, f"MAP_LOOKUP_ELEM: {os.strerror(error)}")
         return found
+
+    def map_ids(self, fd: int, start: int, stop: int) -> "array[int]":
+        """One by one."""
+        return one_by_one.map_ids(self, fd, start, stop)
+
+    def map_write(self, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
+        """One by one."""
+        return one_by_one.map_write(self, fd, indexes, values)
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
         """MAP_UPDATE_ELEM.

@@ -1,6 +1,7 @@
 """One suite for both kernels: what is true of Linux must be true of the one in memory, errno by errno."""
 
 import errno
+from array import array as numbers
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +123,40 @@ class TestFit:
         kernel.map_update(array, 0, program)
         refusal(lambda: kernel.map_update(array, 0, load(type_=ProgType.SOCKET_FILTER)))
         assert kernel.map_lookup(array, 0) == kernel.prog_info(program).id
+
+
+class TestTables:
+    def test_many_are_written_in_order(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        drop, tx = load(1), load(3)
+        kernel.map_update(array, 5, drop)
+        written = kernel.map_write(array, numbers("I", [1, 2, 5, 1, 7]), numbers("i", [drop, tx, -1, tx, -1]))
+        assert written == (5, 0)
+        id_ = kernel.prog_info(tx).id
+        assert list(kernel.map_ids(array, 0, 8)) == [0, id_, id_, 0, 0, 0, 0, 0]
+        assert list(kernel.map_ids(array, 2, 3)) == [id_]
+
+    def test_the_first_that_is_refused_ends_it(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        drop, other = load(1), load(2, ProgType.SOCKET_FILTER)
+        written = kernel.map_write(array, numbers("I", range(4)), numbers("i", [drop, drop, other, drop]))
+        assert written == (2, errno.EINVAL)
+        assert [bool(id_) for id_ in kernel.map_ids(array, 0, 4)] == [True, True, False, False]
+
+    def test_nothing_is_written_where_nothing_is_to_be(self, kernel: Kernel, array: int) -> None:
+        assert kernel.map_write(array, numbers("I"), numbers("i")) == (0, 0)
+        assert not kernel.map_ids(array, 3, 3)
+
+    def test_a_frozen_array_takes_none(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_freeze(array)
+        for value in (program, -1):
+            assert kernel.map_write(array, numbers("I", [0]), numbers("i", [value])) == (0, errno.EPERM)
+
+    def test_what_is_no_program_and_what_is_no_entry(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
+        program = load()
+        assert kernel.map_write(array, numbers("I", [0]), numbers("i", [987654])) == (0, errno.EBADF)
+        assert kernel.map_write(array, numbers("I", [8]), numbers("i", [program])) == (0, errno.E2BIG)
 
 
 class TestDelete:
