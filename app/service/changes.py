@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from app.service.confirmations import Confirmations
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
@@ -18,7 +19,17 @@ from app.service.registry import Registry
 from app.service.retained import Retained
 from app.service.writing import Step, WriteFailed, put_back, write
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, EntryChange, Kind, Waiting
+from app.store.records import Change, EntryChange, Kind
+
+
+@dataclass(eq=False, slots=True)
+class Begun:
+    """A change that nothing is in the way of; `replaced`: the programs that it replaces, kept open, by id."""
+
+    held: HeldMap
+    steps: Sequence[Step]
+    change: Change
+    replaced: dict[int, Program]
 
 
 class Changes:
@@ -87,20 +98,16 @@ class Changes:
     async def _apply(
         self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None
     ) -> Change:
-        self._check_permitted(held, steps, origin)
-        indexes = [step.index for step in steps]
-        self.confirmations.check_free(held, indexes, reverts)
-        replaced = self.retained.hold(step.before for step in steps if step.before is not None)
-        held.writing = indexes if len(indexes) == 1 else frozenset(indexes)
-        waiting: Waiting | None = None
+        begun = self.begin(held, kind, steps, origin, reverts)
+        change, waiting = begun.change, None
         try:
-            change = self._change(held, kind, self._entries(held, steps), origin, reverts)
             if origin.confirm_within is not None:
-                waiting = await self.confirmations.begin(held, change, replaced, origin.confirm_within)
-            change = await self._write(held, steps, change, replaced, waiting)
+                waiting = await self.confirmations.begin(held, change, begun.replaced, origin.confirm_within)
+            await write(held.opened(), steps, begun.replaced, lambda: self._stopping)
+            await self.journal_all([begun], token=None if waiting is None else waiting.token)
         except BaseException as error:
-            self._figures.changes[kind, _outcome(error)] += 1
-            self.retained.release(replaced)
+            if not isinstance(error, JournalUnavailable):
+                self.failed(begun, error)
             if waiting is not None:
                 await self.confirmations.give_up(waiting)
             if isinstance(error, WriteFailed):
@@ -108,34 +115,55 @@ class Changes:
                     raise error.cause from error
                 raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
             raise
-        finally:
-            held.writing = ()
-        self._figures.changes[kind, "applied"] += 1
-        self.retained.keep(change.id, replaced)
         if reverts is not None:
             self.confirmations.end(reverts)
         if waiting is not None:
             self.confirmations.run(waiting, change)
         return change
 
-    async def _write(
-        self,
-        held: HeldMap,
-        steps: Sequence[Step],
-        change: Change,
-        replaced: dict[int, Program],
-        waiting: Waiting | None,
-    ) -> Change:
-        array = held.opened()
-        await write(array, steps, replaced, lambda: self._stopping)
+    def begin(
+        self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None = None
+    ) -> Begun:
+        """All that comes before the first write. `failed`, or `journal_all`, has to follow. Errors: as `apply`.
+
+        Call it under the map's lock.
+        """
+        self._check_permitted(held, steps, origin)
+        indexes = [step.index for step in steps]
+        self.confirmations.check_free(held, indexes, reverts)
+        change = self._change(held, kind, self._entries(held, steps), origin, reverts)
+        replaced = self.retained.hold([step.before for step in steps if step.before is not None])
+        held.writing = {*held.writing, *indexes}
+        return Begun(held, steps, change, replaced)
+
+    def failed(self, begun: Begun, error: BaseException) -> None:
+        """What was begun came to nothing."""
+        self._figures.changes[begun.change.kind, _outcome(error)] += 1
+        self.retained.release(begun.replaced)
+        begun.held.writing = ()
+
+    async def journal_all(self, all_begun: Sequence[Begun], *, token: str | None = None) -> None:
+        """Journal what was written, in this order and in one transaction; `token`: of a Waiting for the only one.
+
+        JournalUnavailable: all was put back, or `left` tells the indexes where it could not be.
+        """
         try:
-            change = await self.journal.append(change, token=None if waiting is None else waiting.token)
+            await self.journal.append_all([begun.change for begun in all_begun], token=token)
         except JournalFailed as error:
-            left = await put_back(array, steps, replaced)
-            raise JournalUnavailable(str(error), not left, left) from error
-        if held.recorded is not None:
-            held.recorded.took(change)
-        return change
+            left = []
+            for begun in reversed(all_begun):
+                left += await put_back(begun.held.opened(), begun.steps, begun.replaced)
+            failure = JournalUnavailable(str(error), not left, left)
+            for begun in all_begun:
+                self.failed(begun, failure)
+            raise failure from error
+        for begun in all_begun:
+            held, change = begun.held, begun.change
+            held.writing = ()
+            if held.recorded is not None:
+                held.recorded.took(change)
+            self._figures.changes[change.kind, "applied"] += 1
+            self.retained.keep(change.id, begun.replaced)
 
     def _change(
         self, held: HeldMap, kind: Kind, entries: Sequence[EntryChange], origin: Origin, reverts: int | None = None

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from app.bpf.uapi import BPF_ANY
-from app.service.changes import Changes
+from app.service.changes import Begun, Changes
 from app.service.errors import (
     BodyIndexOutOfRange,
     DuplicateIndex,
@@ -28,7 +28,7 @@ Precondition = Callable[[int | None], None]
 TablePrecondition = Callable[[int, list[tuple[int, int]]], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetResult:
     """`map_id`: of the array; `before`: the id of the program that was there; `fit`: how surely a dry run knows it."""
 
@@ -75,6 +75,11 @@ async def set_entry(
     """
     registry = changes.registry
     async with held.lock:
+        if not dry_run and origin.confirm_within is None and flags == BPF_ANY and isinstance(ref, ByName):
+            result, begun = set_at_once(changes, held, index, ref, origin, precondition)
+            if begun is not None:
+                await changes.journal_all([begun])
+            return result
         array = held.opened()
         check_entries(held, [index], origin.actor, origin.grant)
         array.check_index(index)
@@ -99,6 +104,38 @@ async def set_entry(
                 return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
             change = await changes.apply(held, "set", steps, origin)
     return SetResult(array.id, before, after, change=change)
+
+
+def set_at_once(
+    changes: Changes,
+    held: HeldMap,
+    index: int,
+    ref: ByName,
+    origin: Origin,
+    precondition: Precondition | None = None,
+) -> tuple[SetResult, Begun | None]:
+    """Point an entry to a held program, with nothing awaited, under the map's lock; `Begun` is to be journalled.
+
+    None: it was there already. Errors: as `set_entry`, and nothing was written.
+    """
+    array, programs = held.opened(), changes.registry.programs
+    check_entries(held, (index,), origin.actor, origin.grant)
+    array.check_index(index)
+    program = programs.named(ref.name).opened()
+    before = array.get(index)
+    if precondition is not None:
+        precondition(before)
+    result = SetResult(array.id, before, programs.describe(program.id))
+    if before == program.id:
+        return result, None
+    begun = changes.begin(held, "set", [Step(index, before, program)], origin)
+    try:
+        array.set(index, program)
+    except BaseException as error:
+        changes.failed(begun, error)
+        raise
+    result.change = begun.change
+    return result, begun
 
 
 async def clear_entry(

@@ -122,6 +122,12 @@ class Programs:
                 held.release()
                 self._index()
 
+    def named(self, name: str) -> HeldProgram:
+        """The program that a body names. Errors: ProgramNotFound."""
+        if name not in self._held:
+            raise ProgramNotFound(name)
+        return self._held[name]
+
     @contextmanager
     def resolve(self, ref: ProgramRef) -> Iterator[Program]:
         """The program that a request refers to, open for as long as the context lasts.
@@ -129,9 +135,7 @@ class Programs:
         Errors: ProgramNotFound, ProgramUnavailable, NotAProgram, PinNotAllowed, PinUnusable, KernelPermission.
         """
         if isinstance(ref, ByName):
-            if ref.name not in self._held:
-                raise ProgramNotFound(ref.name)
-            yield self._held[ref.name].opened()
+            yield self.named(ref.name).opened()
         elif isinstance(ref, ById) and ref.id in self._by_id:
             yield self._by_id[ref.id].opened()
         else:

@@ -43,21 +43,34 @@ class History(Database):
 
         `token`: of the Waiting that was written before it. JournalFailed: nothing was written.
         """
-        return await self.write(lambda: self._insert(change, token), single=change.reverts is None and token is None)
+        await self.append_all([change], token=token)
+        return change
 
-    def _insert(self, change: Change, token: str | None) -> Change:
-        id_, event = self._last_change + 1, self._last_event + 1
-        self._writer.execute(
-            "INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (id_, event, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
-             change.request_id, change.note, _ENTRIES.dump_json(change.entries).decode(), change.state, change.reverts,
-             change.confirm_by),
-        )  # fmt: skip
+    async def append_all(self, changes: Sequence[Change], *, token: str | None = None) -> None:
+        """The same for several, in this order and in one transaction; `token`: of the only one."""
+        is_plain = len(changes) == 1 and token is None and changes[0].reverts is None
+        await self.write(lambda: self._insert(changes, token), single=is_plain)
+
+    def _insert(self, changes: Sequence[Change], token: str | None) -> None:
+        id_, event = self._last_change, self._last_event
+        rows = []
+        for change in changes:
+            id_, event = id_ + 1, event + 1
+            change.id = id_
+            rows.append(
+                (id_, event, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
+                 change.request_id, change.note, _ENTRIES.dump_json(change.entries).decode(), change.state,
+                 change.reverts, change.confirm_by)
+            )  # fmt: skip
+        self._writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+        for number, change in enumerate(changes, self._last_event + 1):
+            self._mark(change, token, number)
         self._last_change, self._last_event = id_, event
-        # In place, as to copy it would take as long as all else that is done here in Python.
-        object.__setattr__(change, "id", id_)
+
+    def _mark(self, change: Change, token: str | None, event: int) -> None:
+        """What else there is to write of a change."""
         if token is not None:
-            self._writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (id_, token))
+            self._writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (change.id, token))
         undone = None
         if change.reverts is not None:
             state = "expired" if change.kind == "expire" else "reverted"
@@ -66,7 +79,6 @@ class History(Database):
             undone = self._undone(change, self._writer) if change.kind == "expire" else None
         self._weight += len(change.entries)
         self._fresh.append(Event(event, "expired" if undone else "change", change.map, undone or change))
-        return change
 
     async def confirm(self, change: Change) -> Change:
         """The change stands: it waits no more. JournalFailed."""

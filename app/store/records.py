@@ -31,7 +31,7 @@ class EntryChange:
     after: ProgramRecord | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as making a frozen one takes three times as long
 class Change:
     """A change of entries. `at`, `confirm_by`: seconds since 1970; `reverts`: what it undoes; `id`: 0 until journalled.
 

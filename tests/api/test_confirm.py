@@ -183,7 +183,7 @@ class TestBesideOthers:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         (waiting,) = app.state.changes.confirmations._waiting.values()
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "append", full)
+            patch.setattr(app.state.changes.journal, "append_all", full)
             assert not await app.state.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).status_code == 404
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
@@ -377,7 +377,7 @@ class TestCutOff:
         monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
         journal = app.state.changes.journal
         with monkeypatch.context() as patch:
-            for name in ("append", "wait_no_more"):
+            for name in ("append_all", "wait_no_more"):
                 patch.setattr(journal, name, full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")

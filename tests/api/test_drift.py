@@ -295,7 +295,7 @@ class TestOnStart:
             update(*arguments)
 
         monkeypatch.setattr(kernel, "map_update", counted)
-        monkeypatch.setattr(Journal, "append", fail)
+        monkeypatch.setattr(Journal, "append_all", fail)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
                 await app.state.upkeep._retry()

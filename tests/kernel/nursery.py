@@ -155,11 +155,11 @@ def _lay(fuse: Fuse, later: float) -> None:
         (Journal, "_commit"),
     ):
         setattr(owner, name, _burning(getattr(owner, name), fuse))
-    apply, confirm, init = Changes.apply, Confirmations.confirm, Confirmations.__init__
+    begin, confirm, init = Changes.begin, Confirmations.confirm, Confirmations.__init__
 
-    def lit_apply(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, **more: Any) -> Any:
+    def lit_begin(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
         fuse.light(origin.note, kind)
-        return apply(changes, held, kind, steps, origin, **more)
+        return begin(changes, held, kind, steps, origin, *more)
 
     def lit_confirm(confirmations: Confirmations, change: Any) -> Any:
         fuse.light(change.note, "confirm")
@@ -171,7 +171,7 @@ def _lay(fuse: Fuse, later: float) -> None:
         confirmations.uptime = lambda: uptime() + later
 
     laid: list[tuple[type, str, Callable[..., Any]]] = [
-        (Changes, "apply", lit_apply),
+        (Changes, "begin", lit_begin),
         (Confirmations, "confirm", lit_confirm),
         (Confirmations, "__init__", later_init),
     ]

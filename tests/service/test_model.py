@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
                     assert self.outcome(self.changes.confirmations.undo(waiting)) is journal_works
 
     def no_journal(self) -> Any:
-        return patch.object(self.changes.journal, "append", side_effect=JournalFailed("full"))
+        return patch.object(self.changes.journal, "append_all", side_effect=JournalFailed("full"))
 
     @rule(index=INDEX, number=PROGRAM, within=WITHIN)
     def set_without_journal(self, index: int, number: int, within: int | None) -> None:
