@@ -107,7 +107,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     wanted = ((entry.index, None if entry.after is None else entry.after.id) for entry in change.entries)
     check_programs(changes.registry.programs, held, wanted, origin.actor, origin.grant)
     confirmed = await changes.confirmations.confirm(change)
-    tell(request, change=id, map=confirmed.map)
+    tell(request.scope, change=id, map=confirmed.map)
     return outputs.Json(outputs.change_json(confirmed))
 
 

@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api import documented, fields, inputs, outputs
 from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
-from app.api.entry_json import entries_json, entry_of
+from app.api.entry_json import entries_json, entry_json, entry_of
 from app.api.problems import Refused
 from app.api.state import (
     ConfirmWithin,
@@ -23,10 +24,11 @@ from app.api.state import (
     upkeep_of,
 )
 from app.api.strict_route import StrictRoute
-from app.service.entries import Precondition, clear_entry, set_entry
+from app.service.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.held import HeldMap
 from app.service.registry import Registry
+from app.service.upkeep import Upkeep
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -112,13 +114,21 @@ async def set_entry_route(
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
     )
-    entry = entry_of(registry, name, result.map_id, index, result.after)
+    status, etag, answer = set_answer(request.scope, registry, held, index, result)
+    return outputs.Json(answer, status, headers_of(dry_run=dry_run, change=result.change, ETag=etag))
+
+
+def set_answer(
+    scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult
+) -> tuple[int, str, bytes]:
+    """The status, the tag and the entry as JSON, once it is set; the audit is told."""
     if result.change is not None:
-        tell(request, change=result.change.id, map=name, index=index,
-                   before=result.before, after=result.after.id)  # fmt: skip
-    answer = entry if result.fit is None else outputs.DryEntry(**dict(entry), fit=result.fit)
-    headers = headers_of(dry_run=dry_run, change=result.change, ETag=entry.etag)
-    return outputs.Json(answer, 201 if result.before is None else 200, headers)
+        tell(scope, change=result.change.id, map=held.name, index=index, before=result.before, after=result.after.id)
+    etag, entry = entry_json(registry, held.name, result.map_id, index, result.after)
+    if result.fit is not None:
+        dry = entry_of(registry, held.name, result.map_id, index, result.after)
+        entry = outputs.DryEntry(**dict(dry), fit=result.fit).model_dump_json().encode()
+    return 201 if result.before is None else 200, etag, entry
 
 
 @router.get(
@@ -136,15 +146,20 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     registry = registry_of(request)
     held = registry.maps.get(name)
     conditions = Conditions.for_reading(request)
+    etag, entry = read_entry(registry, upkeep_of(request), held, index)
+    if conditions.not_modified(etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    return outputs.Json(entry, headers={"ETag": etag})
+
+
+def read_entry(registry: Registry, upkeep: Upkeep, held: HeldMap, index: int) -> tuple[str, bytes]:
+    """The tag of an entry, and itself as JSON. Errors: EntryEmpty, IndexOutOfRange, MapUnavailable, KernelError."""
     array = held.opened()
     program_id = array.get(index)
-    upkeep_of(request).drift.seen_one(held, index, program_id)
+    upkeep.drift.seen_one(held, index, program_id)
     if program_id is None:
         raise EntryEmpty(index)
-    entry = entry_of(registry, name, array.id, index, registry.programs.describe(program_id))
-    if conditions.not_modified(entry.etag):
-        return Response(status_code=304, headers={"ETag": entry.etag})
-    return outputs.Json(entry, headers={"ETag": entry.etag})
+    return entry_json(registry, held.name, array.id, index, registry.programs.describe(program_id))
 
 
 @router.delete(
@@ -178,7 +193,7 @@ async def clear_entry_route(
     )
     if change is not None:
         before = change.entries[0].before
-        tell(request, change=change.id, map=name, index=index, before=before and before.id, after=None)
+        tell(request.scope, change=change.id, map=name, index=index, before=before and before.id, after=None)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))
 
 

@@ -134,7 +134,7 @@ async def hold_map(
         if dry_run:
             held.release()
     if not dry_run:
-        tell(request, map=name, map_id=answer.id, created=answer.created_here)
+        tell(request.scope, map=name, map_id=answer.id, created=answer.created_here)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
     return outputs.Json(answer, 201 if is_new else 200, headers)
 
@@ -158,5 +158,5 @@ async def release_map(
         raise forbidden(request.scope, "whoever has bounds may not release by force")
     await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
     if not dry_run:
-        tell(request, map=name, force=force)
+        tell(request.scope, map=name, force=force)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
-from starlette.requests import Request
 from starlette.types import Scope
 
 from app.access.peers import Peer, Peers, is_loopback
@@ -22,6 +21,7 @@ ACTOR: Final = "jumptable.actor"
 AUTHORIZATION: Final = "jumptable.authorization"
 PEER: Final = "jumptable.peer"
 NAMES: Final = "jumptable.names"
+COUNTED: Final = "jumptable.counted"  # against the asker's requests_per_second
 
 _HOST: Final = re.compile(r"(?:https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
@@ -121,9 +121,8 @@ def grant_of(scope: Scope) -> Grant:
     return Grant("metrics", frozenset()) if actor is None or actor.grant is None else actor.grant
 
 
-def check_access(request: Request, operation: str) -> None:
+def check_access(scope: Scope, operation: str, name: str | None) -> None:
     """Who asks, and whether the operation, and the map or program in the path, are open to them. Refused where not."""
-    scope = request.scope
     check_host(scope)
     authentication: Authentication = scope["app"].state.authentication
     scope[ACTOR] = actor = None
@@ -134,10 +133,11 @@ def check_access(request: Request, operation: str) -> None:
     except Refused:
         if RIGHTS[operation] is not Right.NONE:
             raise
-    if actor is not None and RIGHTS[operation] is not Right.NONE:
+    right = RIGHTS[operation]
+    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
         limits: Limits = scope["app"].state.limits
         limits.check_rate(actor.name)
-    right = RIGHTS[operation]
+        scope[COUNTED] = True
     if right is not Right.NONE:
         if actor is None:
             raise unauthenticated("send a token: Authorization: Bearer …")
@@ -145,7 +145,6 @@ def check_access(request: Request, operation: str) -> None:
             raise forbidden(scope, f"{operation} needs the right {right.name.lower()}")
     if authentication.read_only and right in CHANGING:
         raise Refused("read-only", "the service is configured to be read only")
-    name = request.path_params.get("name")
     if name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):

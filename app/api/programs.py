@@ -111,7 +111,7 @@ async def hold_program(
         if dry_run:
             held.release()
     if not dry_run:
-        tell(request, program=name, program_id=answer.id)
+        tell(request.scope, program=name, program_id=answer.id)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
     return outputs.Json(answer, 201 if is_new else 200, headers)
 
@@ -132,7 +132,7 @@ async def release_program(
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
     await holding_of(request).release_program(name, origin_of(request), dry_run=dry_run)
     if not dry_run:
-        tell(request, program=name)
+        tell(request.scope, program=name)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run))
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import Query
 from starlette.requests import Request
+from starlette.types import Scope
 
 from app.access.rights import Actor
 from app.api.audit import FACTS
@@ -79,6 +80,6 @@ def headers_of(*, dry_run: bool, change: Change | None = None, **headers: str) -
     return headers | ({"Dry-Run": "true"} if dry_run else {})
 
 
-def tell(request: Request, **facts: object) -> None:
+def tell(scope: Scope, **facts: object) -> None:
     """What was done, for the line that the audit has of it."""
-    request.scope.setdefault(FACTS, {}).update(facts)
+    scope.setdefault(FACTS, {}).update(facts)

@@ -75,7 +75,7 @@ class StrictRoute(APIRoute):
         operation = self.operation_id or self.name
 
         async def handle(request: Request) -> Response:
-            check_access(request, operation)
+            check_access(request.scope, operation, request.path_params.get("name"))
             taken = _Taken(defaults)
             if request.scope["query_string"]:
                 taken.query(request, query_fields)
@@ -85,7 +85,7 @@ class StrictRoute(APIRoute):
                 taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
             taken.refuse()
             if taken.values.get("dry_run"):
-                tell(request, dry_run=True)
+                tell(request.scope, dry_run=True)
             if wanted.request_param_name is not None:
                 taken.values[wanted.request_param_name] = request
             return await endpoint(**taken.values)

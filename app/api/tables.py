@@ -79,7 +79,7 @@ def _applied(result: TableResult) -> bytes:
 def answer(request: Request, result: TableResult, *, dry_run: bool, **facts: object) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
-        tell(request, change=result.change.id, map=result.change.map, **facts)
+        tell(request.scope, change=result.change.id, map=result.change.map, **facts)
     return outputs.Json(_applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
 
 
