@@ -3,10 +3,14 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import structlog
 from pydantic_core import to_json
+
+log = structlog.get_logger()
 
 
 class _Stderr:
@@ -23,6 +27,17 @@ class _Stderr:
 
 def _json(event: object, **_: Any) -> str:
     return to_json(event, fallback=repr).decode()
+
+
+def info(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Log events, each with its facts, at once: one by one they would cost a change a tenth of its time."""
+    if sys.stderr.isatty():
+        for event, facts in lines:
+            log.info(event, **facts)
+        return
+    stamp = {"level": "info", "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+    _Stderr().write("".join([f"{_json({**facts, 'event': event, **stamp})}\n" for event, facts in lines]))
+    _Stderr().flush()
 
 
 def configure() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.access.certificates import names_of
 from app.access.peers import Peer
@@ -14,13 +14,13 @@ from app.api.framing import addressed, doubt, length_alone
 from app.api.limits import Bounds
 from app.api.policy import NAMES, PEER
 from app.api.problems import Refused, bare_problem
+from app.connection import Connection
 
 _PIPELINED: Final = 16  # requests that may wait for the answer to the one before
-_UNREAD_SECONDS: Final = 30.0  # that an answer may wait to be read
 _PER_BYTE: Final = 8  # bytes that frame one byte of a body: a chunk of its own takes 5
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(Connection):
     """Thread rule: one event loop."""
 
     bounds = Bounds()
@@ -33,7 +33,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
-        self._unread: asyncio.TimerHandle | None = None
         self._fields = 0  # bytes of header fields, and of the trailer's
         self._framing = 0  # bytes of a body that are not its content, so far
         self._running: RequestResponseCycle | None = None  # self.cycle is the one that came last
@@ -57,7 +56,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end, or we, have gone."""
         self._stop_timer()
-        self._stop_unread()
+        self.stop_unread()
         if self.transport is not None:
             super().connection_lost(exc)
         if self._running is not None:
@@ -70,14 +69,15 @@ class Protocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head += len(data)
-            if self._timer is None:  # the first bytes of another request
-                self._start_timer()
         else:
             self._framing += len(data)
-        self._unset_keepalive_if_required()
         self._feed(data)
+        if self.plain is not None:
+            self.leave_direct_way()
         if self._in_head and self._head > self.bounds.header_bytes:
             self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+        elif self._in_head and self._head and self._timer is None:  # some of a head: the rest has to come in time
+            self._start_timer()
         elif not self._in_head and self._framing > self.bounds.header_bytes:
             self._refuse("malformed-header", "the chunks are more than what is in them")
 
@@ -107,8 +107,7 @@ class Protocol(HttpToolsProtocol):
             return
         super().on_message_begin()
         self._fields = 0
-        self.scope[PEER] = self._peer  # type: ignore[typeddict-unknown-key]
-        self.scope[NAMES] = self._names  # type: ignore[typeddict-unknown-key]
+        self.scope[PEER], self.scope[NAMES] = self._peer, self._names
 
     def on_url(self, url: bytes) -> None:
         """Some of the target is there."""
@@ -119,7 +118,10 @@ class Protocol(HttpToolsProtocol):
         """One header field is there; or one of the trailer, of which nothing is made."""
         if self._in_head and not self._again:
             self._fields += len(name) + len(value)
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect":
+                self.expect_100_continue = value.lower() == b"100-continue"
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there."""
@@ -136,6 +138,9 @@ class Protocol(HttpToolsProtocol):
         if self._fields + len(self.url) > self.bounds.header_bytes:
             self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
             return
+        if self.begin_plain():
+            self._in_head, self._framing = False, 0
+            return
         why = doubt(self.parser.get_http_version(), self.headers)
         if why is not None:
             self._refuse("malformed-header", why)
@@ -149,7 +154,9 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of the body is there."""
         self._framing = max(self._framing - len(body) * (_PER_BYTE + 1), -self.bounds.header_bytes)
-        if not self._refused:
+        if self.plain is not None:
+            self.plain.body += body
+        elif not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -157,33 +164,22 @@ class Protocol(HttpToolsProtocol):
         if self._is_upgrade:
             return  # it is told again, with its body
         self._in_head, self._head = True, 0
-        if not self._refused:
+        if not self.end_plain() and not self._refused:
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed."""
         self._refuse("malformed-header", msg)
 
-    def pause_writing(self) -> None:
-        """The other end does not read: for so long, and no longer."""
-        self.flow.pause_writing()
-        self._unread = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """It reads on."""
-        self._stop_unread()
-        self.flow.resume_writing()
-
-    def _stop_unread(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-
     def end_stream(self) -> None:
         """The service ends, and what a reader of events has not read by now it will not get."""
         scope: dict[str, Any] | None = getattr(self, "scope", None)  # before the first request there is none
         if scope is not None and scope.get("path") == "/events":
             self.transport.abort()
+
+    def is_coming(self) -> bool:
+        """Whether some of a request's head is there."""
+        return self._in_head and self._head > 0
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.bounds.header_seconds, self._too_slow)
@@ -221,7 +217,6 @@ class Protocol(HttpToolsProtocol):
         is_last = not self.pipeline
         super().on_response_complete()
         if is_last and self._after is not None and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
             self.transport.write(self._after)
             self.transport.close()
 

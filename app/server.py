@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.access.peers import is_loopback
+from app.api.direct import Direct
 from app.api.limits import Bounds
 from app.protocol import Protocol
 from app.systemd import Manager
@@ -129,7 +130,7 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    Protocol.bounds = bounds or Bounds()
+    Protocol.bounds, Protocol.direct = bounds or Bounds(), Direct(app)
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
     # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
     gc.freeze()

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from app import sections
+from app import logs, sections
 from app.access.peers import Peers, is_loopback
 from app.access.rights import Actor
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
@@ -86,6 +86,7 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
             settings.audit.file,
             fsync=settings.audit.fsync,
             opened=open_audit if keeper is None else lambda file: _kept_audit(keeper, file),
+            to_log=logs.info,
         )
     except OSError as error:
         message = (

@@ -1,7 +1,7 @@
 """Rights: what a role may do, and within which bounds."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Literal
 
@@ -19,6 +19,8 @@ class Right(Enum):
     ADMIN = auto()  # hold, release, reconcile, protected entries
     METRICS = auto()
     DOCS = auto()
+
+    __hash__ = object.__hash__  # Enum's own, written in Python, would be the most of what a check costs
 
 
 _READER: Final = frozenset({Right.NONE, Right.READ, Right.METRICS, Right.DOCS})
@@ -65,11 +67,11 @@ class Grant:
     maps: frozenset[str] | None = None
     entries: Ranges | None = None
     programs: frozenset[str] | None = None
+    is_unbounded: bool = field(init=False)  # whether it may do everything
 
-    @property
-    def is_unbounded(self) -> bool:
-        """Whether it may do everything."""
-        return self.role == "admin" and self.maps is None and self.entries is None and self.programs is None
+    def __post_init__(self) -> None:
+        bounds = {self.maps, self.entries, self.programs}
+        object.__setattr__(self, "is_unbounded", self.role == "admin" and bounds == {None})
 
     def allows(self, right: Right) -> bool:
         """Whether the role has this right, somewhere."""

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import hmac
 import os
 import secrets
 import stat
@@ -166,6 +165,7 @@ class Tokens:
         self._fd: int | None = None  # the file, of which `ask` has told
         self._seen: tuple[int, ...] | None = None
         self._known: dict[str, tuple[float | None, Actor]] = {}  # when it is over, and whose it is, by hash
+        self._is_one_moment = self._is_fresh = False
         self.trouble: str | None = None  # why they cannot be checked, as of the last time
 
     def actor(self, secret: str) -> Actor | None:
@@ -179,7 +179,6 @@ class Tokens:
         return found
 
     def _actor(self, hashed: str) -> Actor | None:
-        found = None
         try:
             self._reload()
             if self._ask is not None and hashed not in self._known:
@@ -191,19 +190,29 @@ class Tokens:
             reason = "the keeper has ended: restart the service" if getattr(error, "errno", 0) == errno.EPIPE else ""
             message = f"{self._file.path} {reason or 'is no file of tokens: move it away, and make the tokens anew'}"
             raise TokensUnusable(message) from error
-        for kept, (expires, actor) in self._known.items():
-            # All are compared, each in constant time: how long it takes tells nothing.
-            if hmac.compare_digest(kept, hashed) and (expires is None or time.time() < expires):
-                found = actor
-        return found
+        # Found by its hash, which whoever tries secrets cannot choose: how long it takes tells nothing of them.
+        expires, actor = self._known.get(hashed, (0.0, None))
+        return actor if expires is None or time.time() < expires else None
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """All that is asked meanwhile is asked at one moment: the file is looked at once."""
+        self._is_one_moment, self._is_fresh = True, False
+        try:
+            yield
+        finally:
+            self._is_one_moment = False
 
     def _reload(self) -> None:
+        if self._is_one_moment and self._is_fresh:
+            return
         seen = self._stamp()
         if seen is None or seen != self._seen:
             self._forget()  # where the new file cannot be read, the old one counts no more
             if self._ask is None:
                 self._known = {token.hash: (token.expires, token.actor()) for token in self._file.read().values()}
                 self._seen = seen
+        self._is_fresh = True
 
     def _learn(self, hashed: str, told: bytes, fd: int | None) -> None:
         if fd is None or self._fd is None or _stamp_of(os.fstat(fd)) != self._seen:

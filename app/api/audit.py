@@ -1,9 +1,10 @@
 """One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,9 @@ FACTS: Final = "jumptable.facts"  # key in the scope: what a route has to tell o
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # pasted into a path
 _DENIED: Final = {401, 403, 421, 429}
 
+# What was done, and the facts of it.
+Lines = Sequence[tuple[str, dict[str, Any]]]
+
 log = structlog.get_logger()
 
 
@@ -26,14 +30,30 @@ def open_audit(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
+def _one_by_one(lines: Lines) -> None:
+    for what, told in lines:
+        log.info(what, **told)
+
+
 class Audit:
     """Where the lines go. Neither tokens nor bodies are in them."""
 
     def __init__(
-        self, file: Path | None = None, *, fsync: bool = False, opened: Callable[[Path], int] = open_audit
+        self,
+        file: Path | None = None,
+        *,
+        fsync: bool = False,
+        opened: Callable[[Path], int] = open_audit,
+        to_log: Callable[[Lines], None] = _one_by_one,
     ) -> None:
-        """`file`: of its own; None: to the log; `opened`: gives an fd to append to it. OSError."""
+        """`file`: of its own; None: to the log; `opened`: gives an fd to append to it. OSError.
+
+        `to_log`: writes lines to the log.
+        """
         self._file, self._fsync, self._opened, self._fd = file, fsync, opened, -1
+        self._log = to_log
+        self._lines: list[tuple[str, dict[str, Any]]] = []
+        self._are_held = False
         self.reopen()
 
     def reopen(self) -> None:
@@ -53,28 +73,47 @@ class Audit:
         """Tell of one request, if it is to be told of."""
         if RIGHTS.get(operation) not in CHANGING and status not in _DENIED:
             return
-        actor, facts = scope.get(ACTOR), scope.get(FACTS, {})
+        actor, path = scope.get(ACTOR), scope["path"]
         told: dict[str, Any] = {
             "request_id": request_id,
             "actor": None if actor is None else actor.name,
             "outcome": _outcome(status),
             "status": status,
-            **({} if code is None else {"code": code}),
-            "path": _TOKEN.sub("jt_…", scope["path"][:256]),
-            **facts,
         }
+        if code is not None:
+            told["code"] = code
+        told["path"] = _TOKEN.sub("jt_…", path[:256]) if "jt_" in path else path[:256]
+        told.update(scope.get(FACTS, ()))
+        self._lines.append((operation, told))
+        if not self._are_held:
+            self._write()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is told meanwhile is written at the end, at once."""
+        self._are_held = True
+        try:
+            yield
+        finally:
+            self._are_held = False
+            if self._lines:
+                self._write()
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
         if self._fd < 0:
-            log.info(operation, **told)
+            self._log(lines)
             return
         at = datetime.now(UTC).isoformat()
         try:
-            line = to_json({"at": at, "what": operation, **told}, fallback=repr) + b"\n"
-            if os.write(self._fd, line) < len(line):  # then the disk is full
+            text = b"".join([to_json({"at": at, "what": what, **told}, fallback=repr) + b"\n" for what, told in lines])
+            if os.write(self._fd, text) < len(text):  # then the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:
                 os.fsync(self._fd)
         except OSError as error:
-            log.warning("the audit file cannot be written", reason=error.strerror, event_lost=operation, **told)
+            for what, told in lines:
+                log.warning("the audit file cannot be written", reason=error.strerror, event_lost=what, **told)
 
 
 def _outcome(status: int) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -19,6 +20,7 @@ from app.service.errors import ServiceError
 # Keys in the scope.
 REQUEST_ID: Final = "jumptable.request_id"
 IS_HEAD: Final = "jumptable.is_head"
+FAILED: Final = "jumptable.failed"  # the ServiceError with which it ended before it came here
 
 _HARMLESS_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
@@ -41,8 +43,7 @@ class Envelope:
         began, code = time.perf_counter(), None
         exchange = _Exchange(scope, receive, send)
         try:
-            if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
-                raise Refused("draining", "the service is stopping")
+            _check(scope)
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except (ServiceError, Refused, HTTPException) as error:
             if exchange.status:
@@ -73,14 +74,23 @@ class Envelope:
                 state.figures.request(operation, exchange.status, time.perf_counter() - began)
 
 
+def _check(scope: Scope) -> None:
+    """Raises what a request ends with before it is routed."""
+    if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
+        raise Refused("draining", "the service is stopping")
+    if FAILED in scope:
+        raise scope[FAILED]
+    if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
+        raise Refused("malformed-header", "there are several Authorization headers")
+
+
 class _Exchange:
     """One request and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # By hand, as every request comes this way: Starlette's Headers would cost it ten times as much.
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self.request_id = given if _HARMLESS_ID.fullmatch(given) else os.urandom(16).hex()
+        self.request_id = request_id_of(headers)
         self.is_head = scope["method"] == "HEAD"
         self.status = 0  # until the answer begins
         self.body_is_open = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
@@ -113,6 +123,14 @@ class _Exchange:
         elif self.is_head:
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The one that the request brings, where that is harmless, or a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _HARMLESS_ID.fullmatch(text := given.decode("latin-1")):
+        return text
+    return os.urandom(16).hex()
 
 
 def _path(scope: Scope) -> str:

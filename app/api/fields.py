@@ -14,7 +14,8 @@ _NAME: Final = rf"^(?!\.\.?$){NAME_PATTERN.removeprefix('^')}"  # neither . nor 
 MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
 
 
-def _decimal(text: Any) -> int:
+def decimal(text: Any) -> int:
+    """The number from 0 to 2^32 - 1 that a text names. ValueError where it names none."""
     if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or int(text) > MAX_INDEX:
         message = f"must be a decimal number from 0 to {MAX_INDEX}, without sign or leading zeros"
         raise ValueError(message)
@@ -28,7 +29,7 @@ MapName = Annotated[Name, Path(description="The name the map is held under.", ex
 ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
 Decimal = Annotated[
     int,
-    PlainValidator(_decimal),
+    PlainValidator(decimal),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_INDEX}),
 ]
 Positive = Annotated[Decimal, Field(gt=0), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_INDEX})]

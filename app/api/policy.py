@@ -1,8 +1,9 @@
 """Who asks, and what for: the one table from route to right, and the one place where it is held against the asker."""
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +24,7 @@ PEER: Final = "jumptable.peer"
 NAMES: Final = "jumptable.names"
 COUNTED: Final = "jumptable.counted"  # against the asker's requests_per_second
 
+_HOSTS: Final = frozenset({b"host", b"origin"})
 _HOST: Final = re.compile(r"(?:https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
 # By operation_id. What is not here nobody may do.
@@ -86,6 +88,15 @@ class Authentication:
         peer: Peer | None = scope.get(PEER)
         return None if peer is None or self.peers is None else self.peers.actor(peer)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is asked meanwhile is asked at one moment: the file of tokens is looked at once."""
+        if self.tokens is None:
+            yield
+        else:
+            with self.tokens.at_once():
+                yield
+
     def _bearer(self, authorization: bytes) -> Actor:
         kind, _, secret = authorization.decode("latin-1").partition(" ")
         if kind.lower() != "bearer":
@@ -126,8 +137,6 @@ def check_access(scope: Scope, operation: str, name: str | None) -> None:
     check_host(scope)
     authentication: Authentication = scope["app"].state.authentication
     scope[ACTOR] = actor = None
-    if scope[AUTHORIZATION] is not None and sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
-        raise Refused("malformed-header", "there are several Authorization headers")
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except Refused:
@@ -172,17 +181,14 @@ def check_host(scope: Scope) -> None:
     server = scope.get("server")
     if server is None or not server[0] or not is_loopback(server[0]):
         return
-    for name in (b"host", b"origin"):
-        for key, value in scope["headers"]:
-            if key == name and not _is_local(value.decode("latin-1")):
-                detail = (
-                    f"{name.decode().capitalize()} is {value.decode('latin-1')[:100]!r}: not a name of this machine"
-                )
-                raise Refused("host-not-allowed", detail)
+    for name, value in scope["headers"]:
+        if name in _HOSTS and not _is_local(value):
+            detail = f"{name.decode().capitalize()} is {value.decode('latin-1')[:100]!r}: not a name of this machine"
+            raise Refused("host-not-allowed", detail)
 
 
 @functools.lru_cache(maxsize=256)
-def _is_local(value: str) -> bool:
+def _is_local(value: bytes) -> bool:
     """Of a Host (`localhost:8080`) or an Origin (`http://localhost:8080`)."""
-    found = _HOST.fullmatch(value)
+    found = _HOST.fullmatch(value.decode("latin-1"))
     return found is not None and (found[1].lower() == "localhost" or is_loopback(found[1].strip("[]")))

@@ -64,8 +64,13 @@ def holding_of(request: Request) -> Holding:
 
 def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> Origin:
     """Who asks."""
-    actor: Actor = request.scope[ACTOR]
-    return Origin(actor.name, request.scope[REQUEST_ID], note, confirm_within, grant_of(request.scope))
+    return origin(request.scope, note, confirm_within)
+
+
+def origin(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> Origin:
+    """The same, of a request's scope."""
+    actor: Actor = scope[ACTOR]
+    return Origin(actor.name, scope[REQUEST_ID], note, confirm_within, grant_of(scope))
 
 
 def registry_of(request: Request) -> Registry:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from app.bpf import attr, one_by_one
 from app.bpf.bpffs import LinuxFolders
+from app.bpf.element import FD, FLAGS, KEY, VALUE, Element
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
 
@@ -29,6 +30,15 @@ _AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 _PACKET_GROWTH: Final = 1 << 16
 
 
+_LOOKUP, _UPDATE = (ctypes.c_int(cmd) for cmd in (Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_UPDATE_ELEM))
+_U32: Final = 4
+
+
+def _failed(cmd: Cmd) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{cmd.name}: {os.strerror(number)}")
+
+
 class LinuxKernel(LinuxFolders):
     """bpf(2) on the machine that this runs on. Thread rule: any method from any thread."""
 
@@ -40,13 +50,13 @@ class LinuxKernel(LinuxFolders):
         if machine not in SYSCALL_NUMBERS:
             raise OSError(errno.ENOSYS, f"bpf(2) has no known system call number on {machine}")
         self._number = ctypes.c_long(SYSCALL_NUMBERS[machine])
+        self._element = Element()
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
     def _bpf(self, cmd: Cmd, fields: ctypes.Structure, call: Any = _short) -> int:
         result: int = call(self._number, int(cmd), ctypes.byref(fields), ctypes.sizeof(fields))
         if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{cmd.name}: {os.strerror(number)}")
+            raise _failed(cmd)
         return result
 
     def _bpf_again(self, cmd: Cmd, fields: ctypes.Structure) -> int:
@@ -81,6 +91,12 @@ class LinuxKernel(LinuxFolders):
 
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
         """MAP_LOOKUP_ELEM."""
+        if value_size == _U32:
+            element, call = self._element.own
+            element[FD], element[KEY], element[FLAGS] = fd, index, 0
+            if _short(self._number, _LOOKUP, *call) < 0:
+                raise _failed(Cmd.MAP_LOOKUP_ELEM)
+            return element[VALUE]
         key, value = ctypes.c_uint32(index), ctypes.create_string_buffer(value_size)
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
         self._bpf(Cmd.MAP_LOOKUP_ELEM, fields)
@@ -114,9 +130,11 @@ class LinuxKernel(LinuxFolders):
         Short, unless somebody else's tool just clears an entry of this map which loaded programs refer to by a
         constant index: it then waits for that clear, on the map's poke mutex.
         """
-        key, new = ctypes.c_uint32(index), ctypes.c_uint32(value)
-        fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(new), flags=flags)
-        self._bpf(Cmd.MAP_UPDATE_ELEM, fields)
+        element, call = self._element.own
+        element[FD], element[KEY], element[VALUE] = fd, index, value
+        element[FLAGS], element[FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
+        if _short(self._number, _UPDATE, *call) < 0:
+            raise _failed(Cmd.MAP_UPDATE_ELEM)
 
     def map_delete(self, fd: int, index: int) -> None:
         """MAP_DELETE_ELEM, without the GIL: it waits 8 ms and more where a program has this index as a constant."""

@@ -61,12 +61,14 @@ class Figures:
 
 
 def _timed(call: Callable[P, R], timing: Timing) -> Callable[P, R]:
+    clock, add = time.perf_counter, timing.add
+
     @wraps(call)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-        began = time.perf_counter()
+        began = clock()
         try:
             return call(*args, **kwargs)
         finally:
-            timing.add(time.perf_counter() - began)
+            add(clock() - began)
 
     return timed

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.access.rights import EVERYTHING, Grant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Origin:
     """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed.
 

@@ -64,21 +64,21 @@ class History(Database):
             )  # fmt: skip
         self._writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
         for number, change in enumerate(changes, self._last_event + 1):
-            self._mark(change, token, number)
+            told = change if token is None and change.reverts is None else self._mark(change, token)
+            self._fresh.append(Event(number, "change" if told is change else "expired", change.map, told))
+            self._weight += len(change.entries)
         self._last_change, self._last_event = id_, event
 
-    def _mark(self, change: Change, token: str | None, event: int) -> None:
-        """What else there is to write of a change."""
+    def _mark(self, change: Change, token: str | None) -> Change:
+        """Write what else there is of a change; what its event is to tell: the change, or the one that has expired."""
         if token is not None:
             self._writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (change.id, token))
-        undone = None
-        if change.reverts is not None:
-            state = "expired" if change.kind == "expire" else "reverted"
-            self._writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
-            self._writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
-            undone = self._undone(change, self._writer) if change.kind == "expire" else None
-        self._weight += len(change.entries)
-        self._fresh.append(Event(event, "expired" if undone else "change", change.map, undone or change))
+        if change.reverts is None:
+            return change
+        state = "expired" if change.kind == "expire" else "reverted"
+        self._writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
+        self._writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
+        return self._undone(change, self._writer) if change.kind == "expire" else change
 
     async def confirm(self, change: Change) -> Change:
         """The change stands: it waits no more. JournalFailed."""

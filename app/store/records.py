@@ -78,7 +78,7 @@ class Waiting:
     after: int = 0
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Event:
     """Something that happened. `change`: of `change`, `confirmed`, `expired`; `data`: what is told of others."""
 

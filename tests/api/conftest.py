@@ -10,7 +10,9 @@ from fastapi import FastAPI
 
 from app.service.registry import Registry
 from tests.conftest import application
+from tests.over_wire import OverWire
 
+_way = ["regular"]
 ENTRY = "/maps/jump_table/entries/3"
 
 
@@ -37,9 +39,22 @@ async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
             await app.state.upkeep.finish()
 
 
+@pytest.fixture(params=["regular", "direct"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Whatever is asked of the application is asked both ways."""
+    _way[0] = request.param
+    return _way[0]
+
+
+@pytest.fixture
+def registry(way: str, registry: Registry) -> Registry:
+    return registry
+
+
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    """A client on it."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable")
+    """A client on it, on the way that is tested."""
+    transport = httpx.ASGITransport(app) if _way[0] == "regular" else OverWire(app)
+    return httpx.AsyncClient(transport=transport, base_url="http://jumptable")
 
 
 @asynccontextmanager

@@ -157,7 +157,7 @@ class TestQuery:
         assert_problem(await client.delete(f"{ENTRY}?allow_missing=true&{query}"), 422, "validation")
 
     async def test_a_thousand_slips_get_a_short_answer(self, client: httpx.AsyncClient) -> None:
-        query = "&".join(f"slip{number}" for number in range(5000))
+        query = "&".join(f"slip{number}" for number in range(2500))
         response = await client.get(f"/maps/jump_table/entries?{query}")
         assert_problem(response, 422, "validation")
         assert len(response.content) < 5000
@@ -171,7 +171,7 @@ class TestMethod:
          ("/openapi.json", "GET, HEAD"), ("/docs/assets/swagger-ui.css", "GET, HEAD")],
     )  # fmt: skip
     async def test_a_405_lists_all_methods(self, client: httpx.AsyncClient, url: str, allow: str) -> None:
-        for method in ("PATCH", "OPTIONS", "TRACE", "BREW"):
+        for method in ("PATCH", "OPTIONS", "TRACE", "PROPFIND"):
             response = await client.request(method, url)
             assert_problem(response, 405, "method-not-allowed")
             assert response.headers["allow"] == allow

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app import demo
 from app.bpf.kernel import Kernel
@@ -268,11 +269,11 @@ class TestGivenUp:
 
 class TestJournalUnavailable:
     async def test_the_kernel_is_put_back_and_nothing_is_told_to_be_done(
-        self, registry: Registry, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
+        self, app: FastAPI, registry: Registry, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", None, "drop"]})
         before = (await client.get(TABLE)).json()
-        journal = client._transport.app.state.changes.journal  # type: ignore[attr-defined]
+        journal = app.state.changes.journal
         journal._writer.execute("PRAGMA query_only = 1")
         for response in (
             await client.put("/maps/jump_table/entries/0", json={"program": "pass"}),

@@ -1,0 +1,92 @@
+"""Requests as bytes to the protocol that serves them, without sockets: so they may go the direct way."""
+
+import asyncio
+from typing import Any
+
+import h11
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
+
+from app.api.direct import Direct
+from app.protocol import Protocol
+
+
+class OverWire(httpx.AsyncBaseTransport):
+    """Each request on a connection of its own. `direct`: what takes those that may go the direct way."""
+
+    def __init__(self, app: FastAPI, *, direct: bool = True) -> None:
+        self.direct: Direct | None = Direct(app) if direct else None
+        self._config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, proxy_headers=False)
+        self._config.load()
+        self._state = ServerState()
+        self._state.default_headers = [(b"date", b"Mon, 23 Nov 2026 00:00:00 GMT")]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The answer, once it is whole."""
+        client, pipe = h11.Connection(h11.CLIENT), Pipe()
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        content = await request.aread()
+        sent = [client.send(head), client.send(h11.Data(content)) if content else b"", client.send(h11.EndOfMessage())]
+        protocol = self.connect(pipe)
+        try:
+            protocol.data_received(b"".join(part or b"" for part in sent))
+            return await _answer(client, pipe)
+        finally:
+            protocol.connection_lost(None)
+
+    def connect(self, pipe: "Pipe") -> Protocol:
+        """A connection of which the answers go into a pipe."""
+        protocol = Protocol(config=self._config, server_state=self._state, app_state={})
+        protocol.direct = self.direct
+        protocol.connection_made(pipe)
+        return protocol
+
+
+async def _answer(client: h11.Connection, pipe: "Pipe") -> httpx.Response:
+    response, content = None, b""
+    while True:
+        event = client.next_event()
+        if event is h11.NEED_DATA:
+            client.receive_data(await pipe.read())
+        elif isinstance(event, h11.Response):
+            response = event
+        elif isinstance(event, h11.Data):
+            content += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            assert response is not None
+            headers = [(name, value) for name, value in response.headers if name != b"date"]
+            return httpx.Response(response.status_code, headers=headers, content=content)
+
+
+class Pipe(asyncio.Transport):
+    """What the protocol writes can be read here."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("192.0.2.1", 80), "peername": ("127.0.0.1", 123)})
+        self._written, self._is_closing = asyncio.Queue[bytes](), False
+
+    async def read(self) -> bytes:
+        """Some bytes, once there are some; none at the end."""
+        return await self._written.get()
+
+    def write(self, data: Any) -> None:
+        if data:
+            self._written.put_nowait(bytes(data))
+
+    def close(self) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            self._written.put_nowait(b"")
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
