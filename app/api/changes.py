@@ -1,14 +1,17 @@
 """What was changed: /changes."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
+from app.api.change_json import change_parts
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
+from app.api.long_json import long_json
 from app.api.policy import grant_of
 from app.api.problems import Refused
 from app.api.state import ConfirmWithin, DryRun, Note, changes_of, origin_of, tell, upkeep_of
@@ -23,6 +26,8 @@ from app.store.journal import JournalFailed
 from app.store.records import Change
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
+
+_PART: Final = 1 << 18  # bytes of an answer that are made at a stretch
 
 
 def _maps(request: Request, wanted: str | None) -> list[str] | None:
@@ -74,8 +79,20 @@ async def list_changes(
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
     told = outputs.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
-    changes = b",".join(outputs.change_json(change) for change in page)
-    return outputs.Json(told.replace(b'"changes":[]', b'"changes":[%b]' % changes, 1))
+    return long_json(_joined(told, page))
+
+
+def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
+    """The list, in parts: of a large change some, of small changes several in one. `told`: without any of them."""
+    text, _, last = told.partition(b"]")
+    for number, change in enumerate(page):
+        text += b"," if number else b""
+        for part in change_parts(change):
+            text += part
+            if len(text) > _PART:
+                yield text
+                text = b""
+    yield text + b"]" + last
 
 
 @router.get(
@@ -87,7 +104,7 @@ async def list_changes(
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
-    return outputs.Json(outputs.change_json(_change(request, id)))
+    return long_json(change_parts(_change(request, id)))
 
 
 @router.post(
@@ -104,11 +121,11 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     change = _change(request, id)
     origin = origin_of(request)
     held = next((held for held in changes.registry.maps if held.name == change.map), HeldMap(change.map, Made()))
-    wanted = ((entry.index, None if entry.after is None else entry.after.id) for entry in change.entries)
-    check_programs(changes.registry.programs, held, wanted, origin.actor, origin.grant)
+    indexes, after = change.entries.indexes, change.entries.after
+    check_programs(changes.registry.programs, held, indexes, after, origin.actor, origin.grant)
     confirmed = await changes.confirmations.confirm(change)
     tell(request.scope, change=id, map=confirmed.map)
-    return outputs.Json(outputs.change_json(confirmed))
+    return long_json(change_parts(confirmed))
 
 
 @router.post(

@@ -3,9 +3,7 @@
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -54,10 +52,9 @@ def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
     return f'"{boot_id[:8]}-{map_id:x}-{index:x}-{program_id:x}"'
 
 
-def table_etag(boot_id: str, map_id: int, entries: Iterable[tuple[int, int]]) -> str:
-    """The tag of a whole table; `entries`: (index, program id)."""
-    numbers = array("I", chain.from_iterable(entries)).tobytes()
-    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(numbers, digest_size=8).hexdigest()}"'
+def table_etag(boot_id: str, map_id: int, ids: "array[int]") -> str:
+    """The tag of a whole table; `ids`: of the program that each entry points to, by index."""
+    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(ids, digest_size=8).hexdigest()}"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The entries of a map: /maps/{name}/entries."""
 
+from array import array
+from itertools import compress, islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -10,7 +12,8 @@ from starlette.types import Scope
 from app.api import documented, fields, inputs, outputs
 from app.api.conditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, no_content, problems
-from app.api.entry_json import entries_json, entry_json, entry_of
+from app.api.entry_json import entries_parts, entry_json, entry_of
+from app.api.long_json import long_json
 from app.api.problems import Refused
 from app.api.state import (
     ConfirmWithin,
@@ -29,6 +32,7 @@ from app.service.errors import EntryEmpty
 from app.service.held import HeldMap
 from app.service.registry import Registry
 from app.service.upkeep import Upkeep
+from app.store.records import NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -192,8 +196,7 @@ async def clear_entry_route(
         dry_run=dry_run,
     )
     if change is not None:
-        before = change.entries[0].before
-        tell(request.scope, change=change.id, map=name, index=index, before=before and before.id, after=None)
+        tell(request.scope, change=change.id, map=name, index=index, before=change.entries.before[0], after=None)
     return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))
 
 
@@ -225,14 +228,11 @@ async def list_entries(
     conditions = Conditions.for_reading(request)
     found = await held.read()
     upkeep_of(request).drift.seen(held, found)
-    array = held.opened()
-    etag = table_etag(registry.kernel.boot_id, array.id, found)
+    array_ = held.opened()
+    etag = table_etag(registry.kernel.boot_id, array_.id, found)
     if conditions.not_modified(etag):
         return Response(status_code=304, headers={"ETag": etag})
-    wanted = [(index, program_id) for index, program_id in found if index >= start]
-    page = wanted if limit is None else wanted[:limit]
-    following = wanted[len(page)][0] if len(page) < len(wanted) else None
-    table = outputs.Entries(map=name, max_entries=array.max_entries, etag=etag, entries=[], next=following)
-    entries = await entries_json(registry, name, array.id, page)
-    content = table.model_dump_json().encode().replace(b'"entries":[]', b'"entries":[%b]' % entries, 1)
-    return Response(content + b"\n", headers={"ETag": etag}, media_type="application/json")
+    wanted = compress(range(start, len(found)), found[start:])
+    page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
+    table = outputs.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
+    return long_json(entries_parts(registry, table, array_.id, page, found), {"ETag": etag})

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from itertools import chain
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -12,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api import fields, outputs
+from app.api import fields
+from app.api.change_json import change_parts
 from app.api.documented import Responses, problems
 from app.api.envelope import IS_HEAD
 from app.api.policy import ACTOR, grant_of, may_still
@@ -132,15 +134,24 @@ async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope
         async for batch in batches:
             if not may_still(scope, "watch_events"):
                 return  # its token was revoked, or is over
-            content = b"".join(batch) or b":\n\n"
-            # In slices: what a reader has not taken yet waits in memory, once for each of them.
-            for start in range(0, len(content), _SLICE):
-                yield content[start : start + _SLICE]
+            content = b"" if batch else b":\n\n"
+            for part in chain.from_iterable(batch):
+                content += part
+                if len(content) >= _SLICE:
+                    # In slices: what a reader has not taken yet waits in memory, once for each of them.
+                    for start in range(0, len(content), _SLICE):
+                        yield content[start : start + _SLICE]
+                    content = b""
+                    await asyncio.sleep(0)  # others have their turn
+            if content:
+                yield content
 
 
-def _encoded(event: Event) -> bytes:
+def _encoded(event: Event) -> Iterator[bytes]:
+    """The event as its readers get it, in parts."""
+    yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
-        data = outputs.change_json(event.change).decode()
+        yield from change_parts(event.change)
     else:
-        data = json.dumps(event.data, separators=(",", ":"))
-    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()
+        yield json.dumps(event.data, separators=(",", ":")).encode()
+    yield b"\n\n"

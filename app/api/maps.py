@@ -17,6 +17,7 @@ from app.service.drift import Drift
 from app.service.errors import MapUnknown
 from app.service.held import HeldMap
 from app.service.registry import Registry
+from app.store.records import EMPTY
 
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
@@ -34,7 +35,8 @@ async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
         )  # fmt: skip
-    used = len(await held.read())
+    found = await held.read()
+    used = len(found) - found.count(EMPTY)
     drift = await drifts.look(held)
     if held.object is not array:
         return await _map(registry, drifts, held)  # opened anew meanwhile

@@ -1,20 +1,16 @@
 """What is answered, as JSON."""
 
 import functools
-from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import Response
 
 from app.api.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
 from app.service.program import ProgramSummary
-from app.store.records import Change as ChangeRecord
-from app.store.records import EntryChange, Kind, State
-
-_ENTRIES: Final = TypeAdapter(tuple[EntryChange, ...])
+from app.store.records import Kind, State
 
 
 class Json(Response):
@@ -124,14 +120,6 @@ class Change(BaseModel):
     confirm_by: datetime | None = Field(description="When it is undone, unless it is confirmed before.")
     state: State
     reverts: int | None = Field(description="The change that this one undoes.")
-
-
-def change_json(record: ChangeRecord) -> bytes:
-    """A Change, as JSON, from the journal's record. Its entries, which may be many, are not made into models first."""
-    change = Change.model_validate(replace(record, entries=()), from_attributes=True).model_dump_json().encode()
-    # No text can have the same in it, as its quotes would be escaped. In an earlier boot's program the id is 0.
-    entries = _ENTRIES.dump_json(record.entries).replace(b'"id":0,', b'"id":null,')
-    return change.replace(b'"entries":[]', b'"entries":%b' % entries, 1)
 
 
 class Changes(BaseModel):

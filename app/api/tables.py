@@ -1,23 +1,29 @@
 """A whole table, or several of its entries: PUT and PATCH of /maps/{name}/entries."""
 
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
+from app.api.change_json import change_parts
 from app.api.conditions import TABLE_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE, REFERENCE
+from app.api.long_json import long_json
 from app.api.problems import Refused
 from app.api.state import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
 from app.api.strict_route import TableRoute
-from app.service.entries import TablePrecondition, TableResult, change_table
 from app.service.origin import Origin
-from app.service.programs import ProgramRef
+from app.service.programs import ByName
+from app.service.tables import TablePrecondition, TableResult, Wanted, change_table
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
 
-Wanted = list[tuple[int, ProgramRef | None]]
+_Given = str | inputs.ProgramObject | outputs.EntryProgram | None
 
 _RESPONSES = (
     answers(
@@ -39,24 +45,23 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-class _References(dict[str | None, ProgramRef | None]):
-    """What each name of a body refers to: made once for all entries that have the same."""
-
-    def __missing__(self, name: str | None) -> ProgramRef | None:
-        self[name] = None if name is None else inputs.program_ref(name)
-        return self[name]
-
-    def of(self, given: "str | inputs.ProgramObject | outputs.EntryProgram | None") -> ProgramRef | None:
-        """The reference."""
-        return self[given] if given is None or isinstance(given, str) else inputs.program_ref(given)
+def _wanted(indexes: Iterable[int], given: Sequence[_Given]) -> Wanted:
+    """What the entries of a body are to hold."""
+    if {str, type(None)}.issuperset(map(type, given)):
+        names = cast("Sequence[str | None]", given)
+        return Wanted.of(indexes, names, lambda name: None if name is None else ByName(name))
+    refs = [None if each is None else inputs.program_ref(each) for each in given]
+    return Wanted.of(indexes, refs, lambda ref: ref)
 
 
 def _precondition(request: Request) -> TablePrecondition:
     conditions = Conditions.of(request)
     boot_id = changes_of(request).registry.kernel.boot_id
 
-    def check(map_id: int, entries: list[tuple[int, int]]) -> None:
-        etag = table_etag(boot_id, map_id, entries)
+    def check(map_id: int, ids: "array[int]") -> None:
+        if conditions.if_match is None and conditions.if_none_match is None:
+            return
+        etag = table_etag(boot_id, map_id, ids)
         header = conditions.failed(etag)
         if header is not None:
             detail = f"{header} does not hold: the table's tag is {etag}"
@@ -65,22 +70,31 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult) -> bytes:
-    """The answer to a change of several entries."""
+def _applied(result: TableResult) -> Iterator[bytes]:
+    """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        return outputs.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        yield outputs.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        return
     applied = outputs.Applied(change=None, **counts).model_dump_json().encode()
     if result.change is None:
-        return applied
-    return applied.replace(b'"change":null', b'"change":%b' % outputs.change_json(result.change), 1)
+        yield applied
+        return
+    before, _, after = applied.partition(b"null")
+    part = before
+    for following in change_parts(result.change):
+        if part is not before:
+            yield part
+            part = b""
+        part += following
+    yield part + after
 
 
 def answer(request: Request, result: TableResult, *, dry_run: bool, **facts: object) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
         tell(request.scope, change=result.change.id, map=result.change.map, **facts)
-    return outputs.Json(_applied(result), headers=headers_of(dry_run=dry_run, change=result.change))
+    return long_json(_applied(result), headers_of(dry_run=dry_run, change=result.change))
 
 
 async def _change(
@@ -121,11 +135,11 @@ async def replace_entries(
     falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
     table does not: list callees before the entries that lead to them.
     """
-    references = _References()
     if body.entries is not None:
-        wanted = [(entry.index, references.of(entry.program)) for entry in body.entries]
+        wanted = _wanted([entry.index for entry in body.entries], [entry.program for entry in body.entries])
     else:
-        wanted = [(index, references.of(program)) for index, program in enumerate(body.programs or ())]
+        programs = body.programs or ()
+        wanted = _wanted(range(len(programs)), programs)
     origin = origin_of(request, note, confirm_within)
     return await _change(request, name, wanted, origin, replace=True, dry_run=dry_run)
 
@@ -147,7 +161,6 @@ async def update_entries(
     dry_run: DryRun = False,
 ) -> Response:
     """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
-    references = _References()
-    wanted = [(entry.index, references.of(entry.program)) for entry in body.entries]
+    wanted = _wanted([entry.index for entry in body.entries], [entry.program for entry in body.entries])
     origin = origin_of(request, note, confirm_within)
     return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)

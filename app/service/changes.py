@@ -17,9 +17,10 @@ from app.service.permits import check_entries, check_programs
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
-from app.service.writing import Step, WriteFailed, put_back, write
+from app.service.steps import Marks, Steps
+from app.service.writing import WriteFailed, put_back, write
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, EntryChange, Kind
+from app.store.records import EMPTY, Change, EntryChanges, Kind
 
 
 @dataclass(eq=False, slots=True)
@@ -27,7 +28,7 @@ class Begun:
     """A change that nothing is in the way of; `replaced`: the programs that it replaces, kept open, by id."""
 
     held: HeldMap
-    steps: Sequence[Step]
+    steps: Steps
     change: Change
     replaced: dict[int, Program]
 
@@ -67,7 +68,7 @@ class Changes:
         return change
 
     async def apply(
-        self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, *, reverts: int | None = None
+        self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, *, reverts: int | None = None
     ) -> Change:
         """Write the steps and journal them, or leave everything as it was. Call it under the map's lock.
 
@@ -95,9 +96,7 @@ class Changes:
             await asyncio.wait(self._running)
         await self.confirmations.finish()
 
-    async def _apply(
-        self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None
-    ) -> Change:
+    async def _apply(self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, reverts: int | None) -> Change:
         begun = self.begin(held, kind, steps, origin, reverts)
         change, waiting = begun.change, None
         try:
@@ -121,19 +120,16 @@ class Changes:
             self.confirmations.run(waiting, change)
         return change
 
-    def begin(
-        self, held: HeldMap, kind: Kind, steps: Sequence[Step], origin: Origin, reverts: int | None = None
-    ) -> Begun:
+    def begin(self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, reverts: int | None = None) -> Begun:
         """All that comes before the first write. `failed`, or `journal_all`, has to follow. Errors: as `apply`.
 
         Call it under the map's lock.
         """
         self._check_permitted(held, steps, origin)
-        indexes = [step.index for step in steps]
-        self.confirmations.check_free(held, indexes, reverts)
+        self.confirmations.check_free(held, steps.indexes, reverts)
         change = self._change(held, kind, self._entries(held, steps), origin, reverts)
-        replaced = self.retained.hold([step.before for step in steps if step.before is not None])
-        held.writing = {*held.writing, *indexes}
+        replaced = self.retained.hold(set(steps.before) - {EMPTY})
+        held.writing = {*held.writing, *steps.indexes} if len(steps) == 1 else Marks(steps.indexes)
         return Begun(held, steps, change, replaced)
 
     def failed(self, begun: Begun, error: BaseException) -> None:
@@ -166,7 +162,7 @@ class Changes:
             self.retained.keep(change.id, begun.replaced)
 
     def _change(
-        self, held: HeldMap, kind: Kind, entries: Sequence[EntryChange], origin: Origin, reverts: int | None = None
+        self, held: HeldMap, kind: Kind, entries: EntryChanges, origin: Origin, reverts: int | None = None
     ) -> Change:
         at = self._clock()
         return Change(
@@ -174,7 +170,7 @@ class Changes:
             map_id=held.opened().id,
             boot_id=self.registry.kernel.boot_id,
             kind=kind,
-            entries=tuple(entries),
+            entries=entries,
             at=at,
             actor=origin.actor,
             request_id=origin.request_id,
@@ -184,49 +180,35 @@ class Changes:
             confirm_by=None if origin.confirm_within is None else at + origin.confirm_within,
         )
 
-    def _entries(self, held: HeldMap, steps: Sequence[Step]) -> tuple[EntryChange, ...]:
-        record, known = self.registry.programs.record, {} if held.recorded is None else held.recorded.entries
-        paths: dict[int, str | None] = {}
-        for step in steps:
-            if step.before is not None:  # a path that it was named by once is still known
-                was = known.get(step.index)
-                paths.setdefault(step.before, was.pinned if was is not None and was.id == step.before else None)
-            if step.after is not None and paths.get(step.after) is None:
-                paths[step.after] = step.pinned
-        records = {id_: record(id_, path) for id_, path in paths.items()}
-        return tuple(
-            EntryChange(
-                step.index,
-                None if step.before is None else records[step.before],
-                None if step.after is None else records[step.after],
-            )
-            for step in steps
-        )
+    def _entries(self, held: HeldMap, steps: Steps) -> EntryChanges:
+        record, pin_of = self.registry.programs.record, _unknown if held.recorded is None else held.recorded.pin_of
+        # A path by which a program was named once is still known.
+        paths = {id_: pin_of(id_) for id_ in {*steps.before, *steps.after} if id_ != EMPTY} | dict(steps.pinned)
+        programs = {id_: record(id_, path) for id_, path in paths.items()}
+        return EntryChanges(steps.indexes, steps.before, steps.after, programs)
 
-    def _check_permitted(self, held: HeldMap, steps: Sequence[Step], origin: Origin) -> None:
-        if not origin.grant.is_unbounded:
-            wanted = ((step.index, step.after) for step in steps)
-            check_programs(self.registry.programs, held, wanted, origin.actor, origin.grant)
+    def _check_permitted(self, held: HeldMap, steps: Steps, origin: Origin) -> None:
+        check_programs(self.registry.programs, held, steps.indexes, steps.after, origin.actor, origin.grant)
 
-    def check(self, held: HeldMap, steps: Sequence[Step], origin: Origin, reverts: int | None = None) -> None:
+    def check(self, held: HeldMap, steps: Steps, origin: Origin, reverts: int | None = None) -> None:
         """What can be known before the first write: Forbidden, EntryProtected, MapFrozen, EntryWaits, NotRestorable."""
         self._check_permitted(held, steps, origin)
         check_not_frozen(held.opened())
-        self.confirmations.check_free(held, [step.index for step in steps], reverts)
+        self.confirmations.check_free(held, steps.indexes, reverts)
         if origin.confirm_within is not None:
-            replaced = self.retained.hold(step.before for step in steps if step.before is not None)
+            replaced = self.retained.hold(set(steps.before) - {EMPTY})
             try:
                 change = self._change(held, "set", self._entries(held, steps), origin)
                 self.confirmations.keep_dir.check(held, change, replaced)
             finally:
                 self.retained.release(replaced)
 
-    async def adopt(self, held: HeldMap, entries: Sequence[EntryChange], origin: Origin) -> Change:
+    async def adopt(self, held: HeldMap, entries: EntryChanges, origin: Origin) -> Change:
         """Journal what somebody else has made of these entries; nothing is written to the kernel. JournalUnreadable.
 
         Call it under the map's lock.
         """
-        check_entries(held, (entry.index for entry in entries), origin.actor, origin.grant)
+        check_entries(held, entries.indexes, origin.actor, origin.grant)
         try:
             change = await self.journal.append(self._change(held, "adopt", entries, origin))
         except JournalFailed as error:
@@ -245,3 +227,7 @@ def _outcome(error: BaseException) -> str:
     if isinstance(error, JournalUnavailable):
         return "not journalled"
     return "refused" if isinstance(error, WriteFailed | ServiceError) else "failed"
+
+
+def _unknown(_: int) -> None:
+    return None

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -27,6 +27,7 @@ from app.service.keep_dir import KeepDir, programs_before
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
+from app.service.steps import Waits
 from app.service.undoing import Undoing
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, Waiting
@@ -60,7 +61,7 @@ class Confirmations:
         return len(self._waiting)
 
     @staticmethod
-    def check_free(held: HeldMap, indexes: Iterable[int], reverts: int | None = None) -> None:
+    def check_free(held: HeldMap, indexes: Sequence[int], reverts: int | None = None) -> None:
         """EntryWaits where one of the entries waits, unless for what is reverted."""
         if held.waits:
             for index in indexes:
@@ -119,17 +120,15 @@ class Confirmations:
         # Held apart from those of other changes, of which only so many are kept.
         self._held[waiting.token] = list(self._retained.hold(programs_before(change)))
         with suppress(MapUnknown):
-            self.attach(self._registry.maps.get(change.map))
+            self._registry.maps.get(change.map).waits.add(change.entries.indexes, change.id)
         self._timers[waiting.token] = asyncio.create_task(self._expire(waiting))
 
     def attach(self, held: HeldMap) -> None:
         """A map is held from now on: its entries that wait are known again."""
-        held.waits = {
-            entry.index: waiting.change.id
-            for waiting in self._waiting.values()
-            if waiting.change.map == held.name
-            for entry in waiting.change.entries
-        }
+        held.waits = Waits()
+        for waiting in self._waiting.values():
+            if waiting.change.map == held.name:
+                held.waits.add(waiting.change.entries.indexes, waiting.change.id)
 
     async def _expire(self, waiting: Waiting) -> None:
         while (left := waiting.deadline - self.uptime()) > 0:  # noqa: ASYNC110 - the clock is another one
@@ -151,10 +150,7 @@ class Confirmations:
     def _let_go(self, waiting: Waiting) -> None:
         change = waiting.change
         with suppress(MapUnknown):
-            waits = self._registry.maps.get(change.map).waits
-            for entry in change.entries:
-                if waits.get(entry.index) == change.id:
-                    del waits[entry.index]
+            self._registry.maps.get(change.map).waits.end(change.entries.indexes, change.id)
         timer = self._timers.pop(waiting.token, None)
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()

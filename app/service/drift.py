@@ -1,7 +1,8 @@
 """Drift: where the kernel is not as the journal says, because somebody else has written there."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from app.service.errors import MapUnavailable, MapUnknown, ServiceError
 from app.service.held import HeldMap
 from app.service.recorded import Recorded
 from app.store.journal import JournalFailed
-from app.store.records import Array, ProgramRecord
+from app.store.records import EMPTY, NUMBERS, Array, ProgramRecord, numbered
+from app.store.table import Table
 
 _AT_A_STRETCH: Final = 256  # entries: about 2 ms, then others have their turn
 _TOLD: Final = 100  # entries that an event tells
@@ -50,42 +52,53 @@ class Drift:
             try:
                 kept = None if anew else await self._changes.journal.recorded(held.name, identity.boot_id)
                 found = await held.read()
-                entries = self._as_found(found) if kept is None else self._recognised(*kept, identity, dict(found))
-                if kept is None or kept != (identity, entries):
-                    await self._changes.journal.begin_recording(held.name, identity, entries)
+                if kept is not None:
+                    kept = kept[0], kept[1].resized(len(found))
+                table = self._as_found(found) if kept is None else self._recognised(*kept, identity, found)
+                if kept is None or kept != (identity, table):
+                    await self._changes.journal.begin_recording(held.name, identity, table)
             except (JournalFailed, ServiceError) as error:
                 log.warning("what its entries are to hold is not known yet", map=held.name, reason=str(error))
                 return False
-            held.recorded = Recorded(identity, entries, used=len(found))
+            held.recorded = Recorded(identity, table, used=len(found) - found.count(EMPTY))
             if held.restore:
-                held.recorded.to_restore = held.recorded.suspects(found)
+                held.recorded.to_restore = set(held.recorded.suspects(found))
         return True
 
-    def _as_found(self, found: Iterable[tuple[int, int]]) -> dict[int, ProgramRecord]:
-        return {index: self._registry.programs.record(program_id) for index, program_id in found}
+    def _as_found(self, found: "array[int]") -> Table:
+        return Table(found[:], {id_: self._registry.programs.record(id_) for id_ in set(found) - {EMPTY}})
 
-    def _recognised(
-        self, was: Array, entries: dict[int, ProgramRecord], identity: Array, found: dict[int, int]
-    ) -> dict[int, ProgramRecord]:
-        """The recorded entries; for another array, or of an earlier boot, with the programs that they are now.
+    def _recognised(self, was: Array, table: Table, identity: Array, found: "array[int]") -> Table:
+        """The recorded table; for another array, or of an earlier boot, with the programs that they are now.
 
         A program with the same code in the same place is taken for it; else the one that is found again; else its id
         becomes 0, for it may still come.
         """
-        if was == identity and all(record.id for record in entries.values()):
-            return entries
-        again: dict[ProgramRecord, ProgramRecord] = {}
-        for record in set(entries.values()):
+        if was == identity and all(record.id for record in table.programs.values()):
+            return table
+        again: dict[int, ProgramRecord] = {}
+        for number in set(table.numbers) - {EMPTY}:
+            record = table.programs[number]
             program = self._changes.retained.find(record)
-            again[record] = replace(record, id=0)
+            again[number] = replace(record, id=0)
             if program is not None:
                 with program:
-                    again[record] = self._registry.programs.record(program.id, record.pinned)
-        return {index: self._same_code(record, found.get(index)) or again[record] for index, record in entries.items()}
+                    again[number] = self._registry.programs.record(program.id, record.pinned)
+        # What is there and what was to be there decide, and few tables have many such pairs.
+        pairs = set(zip(table.numbers, found, strict=True))
+        taken = {
+            (number, id_): self._same_code(table.programs[number], id_) or again[number]
+            for number, id_ in pairs
+            if number != EMPTY
+        }
+        programs = numbered(dict.fromkeys(taken.values()))
+        number_of = {record: number for number, record in programs} | {None: EMPTY}
+        numbers = {pair: number_of[taken.get(pair)] for pair in pairs}
+        return Table(array(NUMBERS, map(numbers.__getitem__, zip(table.numbers, found, strict=True))), dict(programs))
 
     def _same_code(self, record: ProgramRecord, program_id: int | None) -> ProgramRecord | None:
         """The program, where it has the code of the recorded one."""
-        if program_id is None or record.tag is None:
+        if not program_id or record.tag is None:
             return None
         holds = self._registry.programs.record(program_id)
         return holds if holds.tag == record.tag else None
@@ -96,11 +109,11 @@ class Drift:
         if recorded is None:
             return []
         found = await held.read()
-        drifted = await self._drifted(held, recorded, sorted(recorded.suspects(found)))
+        drifted = await self._drifted(held, recorded, recorded.suspects(found))
         if held.recorded is not recorded:
             return []  # another array has the name by now
         if not quietly:
-            recorded.used = len(found)
+            recorded.used = len(found) - found.count(EMPTY)
             await self._tell(held, recorded, drifted)
         return drifted
 
@@ -112,9 +125,9 @@ class Drift:
                 await asyncio.sleep(0)
             if held.recorded is not recorded:
                 return []
-            if index in held.writing or index in held.undone:
+            if held.is_changing(index):
                 continue
-            holds, record = held.opened().get(index), recorded.entries.get(index)
+            holds, record = held.opened().get(index), recorded.table.get(index)
             if holds == (None if record is None else record.id):
                 continue
             same = None if record is None or record.id else self._same_code(record, holds)
@@ -146,15 +159,15 @@ class Drift:
             log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
             recorded.drift = known  # told at the next look
 
-    def seen(self, held: HeldMap, found: Iterable[tuple[int, int]]) -> None:
+    def seen(self, held: HeldMap, found: "array[int]") -> None:
         """A table was read: look closer where it is not as recorded."""
-        if held.recorded is not None and held.recorded.suspects(found) - held.recorded.drift.keys():
+        if held.recorded is not None and not held.recorded.drift.keys() >= set(held.recorded.suspects(found)):
             self._look_soon(held)
 
     def seen_one(self, held: HeldMap, index: int, program_id: int | None) -> None:
         """The same, of one entry."""
         recorded = held.recorded
-        if recorded is not None and recorded.ids.get(index) != program_id and index not in recorded.drift:
+        if recorded is not None and recorded.id_at(index) != (program_id or EMPTY) and index not in recorded.drift:
             self._look_soon(held)
 
     def _look_soon(self, held: HeldMap) -> None:

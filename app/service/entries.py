@@ -1,31 +1,25 @@
-"""Changing entries, one or a whole table: checked first, then written, or only checked."""
+"""Changing one entry: checked first, then written, or only checked."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.bpf.uapi import BPF_ANY
 from app.service.changes import Begun, Changes
 from app.service.errors import (
-    BodyIndexOutOfRange,
-    DuplicateIndex,
     EntryEmpty,
     UnsupportedFlags,
 )
 from app.service.fit import Fit, fit_of
-from app.service.held import ById, HeldMap, Pinned
+from app.service.held import HeldMap, Pinned
 from app.service.origin import Origin
 from app.service.permits import check_entries, check_reference
 from app.service.program import ProgramSummary
-from app.service.program_array import ProgramArray
 from app.service.programs import ByName, ProgramRef
-from app.service.writing import Step
-from app.store.records import Change
+from app.service.steps import Steps
+from app.store.records import EMPTY, Change
 
 # Called with the id of the entry's program (None: empty), under the map's lock, and raises what forbids the change.
 Precondition = Callable[[int | None], None]
-# The same with the whole table: (map id, (index, program id) of every populated entry).
-TablePrecondition = Callable[[int, list[tuple[int, int]]], None]
 
 
 @dataclass(slots=True)
@@ -37,25 +31,6 @@ class SetResult:
     after: ProgramSummary
     fit: Fit | None = None
     change: Change | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TableResult:
-    """How many entries were set, cleared and left as they were; `change`: None where none was, and after a dry run."""
-
-    change: Change | None
-    set: int
-    cleared: int
-    unchanged: int
-    fit: Fit | None = None
-
-    @classmethod
-    def of(
-        cls, change: Change | None, steps: Sequence[Step], *, unchanged: int = 0, fit: Fit | None = None
-    ) -> "TableResult":
-        """That of these steps."""
-        cleared = sum(step.program is None for step in steps)
-        return cls(change, len(steps) - cleared, cleared, unchanged, fit)
 
 
 async def set_entry(
@@ -84,7 +59,7 @@ async def set_entry(
         check_entries(held, [index], origin.actor, origin.grant)
         array.check_index(index)
         needs_none = origin.grant.role == "admin" or isinstance(ref, ByName)
-        there = set() if needs_none else {program_id for _, program_id in await held.read()}
+        there = set() if needs_none else set(await held.read()) - {EMPTY}
         check_reference(registry.programs, index, ref, None, there, origin)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
@@ -98,7 +73,7 @@ async def set_entry(
             after = registry.programs.describe(program.id, program)
             if before == program.id:
                 return SetResult(array.id, before, after, "tried" if dry_run else None)
-            steps = [Step(index, before, program, ref.path if isinstance(ref, Pinned) else None)]
+            steps = Steps.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
             if dry_run:
                 changes.check(held, steps, origin)
                 return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
@@ -128,7 +103,7 @@ def set_at_once(
     result = SetResult(array.id, before, programs.describe(program.id))
     if before == program.id:
         return result, None
-    begun = changes.begin(held, "set", [Step(index, before, program)], origin)
+    begun = changes.begin(held, "set", Steps.one(index, before, program), origin)
     try:
         array.set(index, program)
     except BaseException as error:
@@ -161,80 +136,8 @@ async def clear_entry(
         precondition(before)
         if before is None:
             return None
-        steps = [Step(index, before, None)]
+        steps = Steps.one(index, before, None)
         if dry_run:
             changes.check(held, steps, origin)
             return None
         return await changes.apply(held, "clear", steps, origin)
-
-
-async def change_table(
-    changes: Changes,
-    held: HeldMap,
-    wanted: Sequence[tuple[int, ProgramRef | None]],
-    origin: Origin,
-    *,
-    replace: bool,
-    precondition: TablePrecondition,
-    dry_run: bool = False,
-) -> TableResult:
-    """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
-
-    Everything that can be known is checked first: bounds, programs, fit, preconditions. Each entry changes at once,
-    the table does not. Errors: BodyIndexOutOfRange, DuplicateIndex; those of Changes.apply, Programs.resolve and
-    `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
-    """
-    registry = changes.registry
-    async with held.lock:
-        array = held.opened()
-        _check_indexes(array, [index for index, _ in wanted])
-        found = await held.read()
-        seeds = await registry.seeds_for(held)
-        current = dict(found)
-        listed = {index for index, _ in wanted}
-        # What is there by its id already needs not be opened: that would take a right.
-        there = {index for index, ref in wanted if isinstance(ref, ById) and ref.id == current.get(index)}
-        wanted = [(index, ref) for index, ref in wanted if index not in there]
-        references, known = [(index, ref) for index, ref in wanted if ref is not None], set(current.values())
-        for index, ref in references:
-            check_reference(registry.programs, index, ref, None, known, origin)
-        with ExitStack() as stack:
-            programs = {
-                ref: stack.enter_context(registry.programs.opened_copy(ref))
-                for ref in dict.fromkeys(ref for _, ref in wanted if ref is not None)
-            }
-            for index, ref in references:
-                check_reference(registry.programs, index, ref, programs[ref].id, known, origin)
-            steps = [
-                Step(
-                    index,
-                    current.get(index),
-                    None if ref is None else programs[ref],
-                    ref.path if isinstance(ref, Pinned) else None,
-                )
-                for index, ref in wanted
-            ]
-            if replace:
-                steps += [Step(index, current[index], None) for index in sorted(current.keys() - listed, reverse=True)]
-            precondition(array.id, found)
-            unchanged = len(there) + sum(step.before == step.after for step in steps)
-            steps = [step for step in steps if step.before != step.after]
-            fit: Fit | None = "tried"
-            if steps:
-                changes.check(held, steps, origin)
-                new = [program for program in programs.values() if program.id not in known]
-                fit = fit_of(registry, array, new, seeds)
-            change = None
-            if steps and not dry_run:
-                change = await changes.apply(held, "replace" if replace else "update", steps, origin)
-    return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
-
-
-def _check_indexes(array: ProgramArray, indexes: Iterable[int]) -> None:
-    seen: set[int] = set()
-    for index in indexes:
-        if index >= array.max_entries:
-            raise BodyIndexOutOfRange(index, array.max_entries)
-        if index in seen:
-            raise DuplicateIndex(index)
-        seen.add(index)

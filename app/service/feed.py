@@ -1,11 +1,12 @@
 """The stream of events, to any number of readers, none of whom holds up whoever makes the events."""
 
 import asyncio
+import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Final
 
 from app.service.errors import EventsExpired, JournalUnreadable
@@ -13,17 +14,52 @@ from app.store.journal import Journal, JournalFailed
 from app.store.records import Event
 
 _RECENT: Final = 16_384  # entries of events that are kept at hand
+_SMALL: Final = 64  # entries of one of them that is kept as text, too
 _AT_ONCE: Final = 64  # events that a reader gets at a time, and readers that are woken at a time
 _PAUSE: Final = 0.02  # s, between two rounds of waking
 _KEEPALIVE: Final = 15.0  # s
 
-Encode = Callable[[Event], bytes]
+Encode = Callable[[Event], Iterator[bytes]]
+
+
+class Encoded:
+    """An event as its readers get it, in parts. Each is made when the first reader comes to it, for all of them."""
+
+    __slots__ = ("__weakref__", "_made", "_rest")
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._made: list[bytes] = []
+        self._rest = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for place in count():
+            if place == len(self._made):
+                part = next(self._rest, None)
+                if part is None:
+                    return
+                self._made.append(part)
+            yield self._made[place]
 
 
 @dataclass(eq=False, slots=True)
 class _Recent:
+    """`small`: kept for as long as the event is at hand; `large`: only for as long as somebody reads it."""
+
     event: Event
-    encoded: bytes | None = None
+    small: Encoded | None = None
+    large: "weakref.ref[Encoded] | None" = None
+
+    def encoded(self, encode: Encode) -> Encoded:
+        """As its readers get it: the same for all of them."""
+        known = self.small if self.large is None else self.large()
+        if known is not None:
+            return known
+        if self.event.weight <= _SMALL:
+            self.small = Encoded(iter((b"".join(encode(self.event)),)))
+            return self.small
+        fresh = Encoded(encode(self.event))
+        self.large = weakref.ref(fresh)
+        return fresh
 
 
 class Feed:
@@ -92,7 +128,7 @@ class Feed:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
-    async def read(self, after: int, wanted: Callable[[Event], bool], encode: Encode) -> AsyncGenerator[list[bytes]]:
+    async def read(self, after: int, wanted: Callable[[Event], bool], encode: Encode) -> AsyncGenerator[list[Encoded]]:
         """The wanted ones of the events after this one, as they happen; nothing after every 15 s without any.
 
         It ends with the service, and where the reader was so slow that the journal knows no more what is next.
@@ -102,17 +138,17 @@ class Feed:
         told = clock()
         try:
             while not self.ended.is_set():
+                encoded: list[Encoded] = []  # of the last events nothing is kept while this waits
                 found = self._after(after)
                 if found is None:
                     return
                 if found:
                     after = found[-1].event.id
                     found = [each for each in found if wanted(each.event)]
-                    encoded = [_encoded(each, encode) for each in found]
+                    encoded = [each.encoded(encode) for each in found]
                     await asyncio.sleep(0)  # whoever has much to catch up with lets others have their turn
                 else:
                     await self._sleep(told + _KEEPALIVE - clock())
-                    encoded = []
                 if encoded or clock() >= told + _KEEPALIVE:
                     told = clock()
                     yield encoded
@@ -143,9 +179,3 @@ class Feed:
             return [_Recent(event) for event in self._journal.events(after, _AT_ONCE)] or None
         except JournalFailed:
             return None
-
-
-def _encoded(recent: _Recent, encode: Encode) -> bytes:
-    if recent.encoded is None:
-        recent.encoded = encode(recent.event)
-    return recent.encoded

@@ -1,9 +1,9 @@
 """Maps and programs as they are held: under a name, opened from a source."""
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from array import array
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
@@ -12,9 +12,11 @@ from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, P
 from app.service.program import Program
 from app.service.program_array import ProgramArray
 from app.service.recorded import Recorded
+from app.service.steps import Waits
+from app.store.records import NUMBERS
 
-# Lookups at a stretch in the event loop: about 3 ms, then others have their turn.
-_LOOKUPS_AT_A_STRETCH: Final = 1024
+# Lookups at a stretch in the event loop: at most 5 ms, then others have their turn.
+_LOOKUPS_AT_A_STRETCH: Final = 2048
 
 
 _NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
@@ -107,10 +109,10 @@ class HeldMap(Held[ProgramArray]):
     protected: Ranges = NONE  # entries that only an admin may change
     recorded: Recorded | None = None  # None: not yet, or another array has the name by now
     writing: Collection[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
-    undone: frozenset[int] = frozenset()  # entries that were put back, which the journal does not know yet
-    waits: dict[int, int] = field(default_factory=dict)  # entries that wait for a confirmation: of which change
-    _scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that runs
-    _next_scan: "asyncio.Task[list[tuple[int, int]]] | None" = None  # the one that begins when that has ended
+    undone: dict[str, Collection[int]] = field(default_factory=dict)  # put back, which the journal does not know yet
+    waits: Waits = field(default_factory=Waits)  # entries that wait for a confirmation: of which change
+    _scan: "asyncio.Task[array[int]] | None" = None  # the one that runs
+    _next_scan: "asyncio.Task[array[int]] | None" = None  # the one that begins when that has ended
 
     @property
     def pins(self) -> list[str]:
@@ -125,43 +127,42 @@ class HeldMap(Held[ProgramArray]):
             raise MapUnavailable(self.name, self.reason)
         return self.object
 
-    async def read(self) -> list[tuple[int, int]]:
-        """(index, program id) of every entry that points to a program, by rising index.
+    async def read(self) -> "array[int]":
+        """The id of the program that each entry points to, by index; 0: none. It is others' as well: not to be changed.
 
         Lets others have their turn in between, so a large table may be seen half before, half after a change. However
         many read at once, one scan runs and one waits: nobody is answered by a scan that began before they asked.
         """
-        array = self.opened()
-        if array.max_entries <= _LOOKUPS_AT_A_STRETCH:
-            return array.entries()
+        table = self.opened()
+        if table.max_entries <= _LOOKUPS_AT_A_STRETCH:
+            return table.ids()
         if self._next_scan is None:
             self._next_scan = asyncio.create_task(self._scan_after(self._scan))
         return await asyncio.shield(self._next_scan)
 
-    async def _scan_after(self, running: "asyncio.Task[list[tuple[int, int]]] | None") -> list[tuple[int, int]]:
+    async def _scan_after(self, running: "asyncio.Task[array[int]] | None") -> "array[int]":
         if running is not None:
             await asyncio.wait([running])
         self._scan, self._next_scan = self._next_scan, None
         while True:
-            array = self.opened()
-            found = [entry async for entry in self.scan()]
-            if self.object is array:  # else another one has the name by now
-                return found
-
-    async def scan(self) -> AsyncGenerator[tuple[int, int]]:
-        """(index, program id) of every entry that points to a program, with a turn for others now and then."""
-        for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
-            if start:
+            table, found = self.opened(), array(NUMBERS)
+            while len(found) < table.max_entries:
+                found += self.opened().ids(len(found), len(found) + _LOOKUPS_AT_A_STRETCH)
                 await asyncio.sleep(0)
-            for entry in self.opened().entries(start, start + _LOOKUPS_AT_A_STRETCH):
-                yield entry
+            if self.object is table:  # else another one has the name by now
+                return found
 
     async def first(self) -> int | None:
         """The id of the first program that an entry points to; None where the array is empty."""
-        async with contextlib.aclosing(self.scan()) as entries:
-            async for _, program_id in entries:
+        for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
+            for program_id in filter(None, self.opened().ids(start, start + _LOOKUPS_AT_A_STRETCH)):
                 return program_id
+            await asyncio.sleep(0)
         return None
+
+    def is_changing(self, index: int) -> bool:
+        """Whether this entry is just being changed, or was put back and the journal does not know yet."""
+        return index in self.writing or any(index in each for each in self.undone.values())
 
 
 @dataclass(eq=False)

@@ -13,19 +13,20 @@ from app.service.held import HeldMap, Made, Pinned
 from app.service.opening import open_program
 from app.service.pins import check_pinnable, pin_failure
 from app.service.program import Program
-from app.store.records import Change, ProgramRecord, Waiting
+from app.store.records import EMPTY, Change, ProgramRecord, Waiting
 
 log = structlog.get_logger()
 
 
 def programs_before(change: Change) -> dict[int, ProgramRecord]:
     """What the undo of a change would put back, by id."""
-    return {entry.before.id: entry.before for entry in change.entries if entry.before is not None}
+    records = (change.entries.programs[number] for number in set(change.entries.before) - {EMPTY})
+    return {record.id: record for record in records}
 
 
 def programs_after(change: Change) -> set[int]:
     """What it would replace."""
-    return {entry.after.id for entry in change.entries if entry.after is not None}
+    return set(change.entries.after) - {EMPTY}
 
 
 class KeepDir:

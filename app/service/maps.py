@@ -170,8 +170,9 @@ class Maps:
         found: Uses = {}
         for held in self:
             with contextlib.suppress(MapUnavailable, MapUnknown):  # or released while others had their turn
-                for index, program_id in await held.read():
-                    found.setdefault(program_id, []).append((held.name, index))
+                for index, program_id in enumerate(await held.read()):
+                    if program_id:
+                        found.setdefault(program_id, []).append((held.name, index))
         return found
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Whether whoever asks may change these entries: asked of every change, wherever it comes from."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from app.access.rights import Grant
 from app.service.errors import EntryProtected, Forbidden
@@ -9,32 +9,32 @@ from app.service.origin import Origin
 from app.service.programs import ByName, ProgramRef, Programs
 
 
-def check_entries(held: HeldMap, indexes: Iterable[int], actor: str, grant: Grant) -> None:
+def check_entries(held: HeldMap, indexes: Sequence[int], actor: str, grant: Grant) -> None:
     """Forbidden, EntryProtected where the map or one of the entries is beyond the bounds."""
     if grant.is_unbounded:
         return
-    is_admin = grant.role == "admin"
+    if indexes and not grant.has_map(held.name):
+        raise Forbidden(actor, indexes[0], f"map {held.name!r} is not among its maps")
+    if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
+        return
     for index in indexes:
-        if not grant.has_map(held.name):
-            raise Forbidden(actor, index, f"map {held.name!r} is not among its maps")
         if not grant.has_entry(index):
             raise Forbidden(actor, index, "it is not among its entries")
-        if not is_admin and index in held.protected:
+        if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
 
 def check_programs(
-    programs: Programs, held: HeldMap, wanted: Iterable[tuple[int, int | None]], actor: str, grant: Grant
+    programs: Programs, held: HeldMap, indexes: Sequence[int], ids: Sequence[int], actor: str, grant: Grant
 ) -> None:
-    """The same for (index, id of the program that is to be there), also where one of the programs is."""
+    """The same, also where one of the programs is; `ids`: of those that are to be there. 0: none."""
     if grant.is_unbounded:
         return
-    wanted = list(wanted)
-    check_entries(held, (index for index, _ in wanted), actor, grant)
+    check_entries(held, indexes, actor, grant)
     if grant.programs is not None:
         named = {each.object.id for each in programs if each.object is not None and each.name in grant.programs}
-        for index, program_id in wanted:
-            if program_id is not None and program_id not in named:
+        for index, program_id in zip(indexes, ids, strict=True) if set(ids) - named - {0} else ():
+            if program_id and program_id not in named:
                 raise Forbidden(actor, index, f"program {program_id} is not among its programs")
 
 

@@ -1,6 +1,9 @@
 """The program array: the jump table of bpf_tail_call()."""
 
 import errno
+import os
+from array import array
+from collections.abc import Collection
 
 from app.bpf.kernel import Kernel, MapInfo, MapState
 from app.bpf.uapi import BPF_ANY, MapType, map_type_name, prog_type_name
@@ -22,7 +25,9 @@ from app.service.errors import (
 from app.service.owned_fd import OwnedFd
 from app.service.program import Program
 
+CLEAR = -1  # instead of a program's fd
 _U32 = 4
+_SPREAD = 8  # where so many entries lie between two that are asked for, each is asked for by itself
 
 
 class ProgramArray(OwnedFd):
@@ -144,20 +149,46 @@ class ProgramArray(OwnedFd):
                 raise EntryEmpty(index) from error
             raise self._write_failure("MAP_DELETE_ELEM", error) from error
 
-    def entries(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-        """(index, program id) of each entry from `start` up to `stop` that points to a program, by rising index.
+    def write_many(self, indexes: "array[int]", fds: "array[int]") -> tuple[int, int]:
+        """Point each of `indexes` (u32, below max_entries) to the program with this fd (i32), or CLEAR it, in order.
 
-        Not one moment's picture: each entry is asked for by itself, as the kernel has no other way. KernelError.
+        How many were written, and the errno with which the next was refused (see `refusal`), or 0. Empty entries may
+        be cleared. It may wait as `clear_index` does: call it in a thread. Kernel: MAP_UPDATE_ELEM, MAP_DELETE_ELEM.
+        """
+        return self._kernel.map_write(self.fd, indexes, fds)
+
+    def refusal(self, program: Program | None, number: int) -> ServiceError:
+        """Why the kernel has answered with this errno to `program` (None: to a clear), as far as it lets one see."""
+        error = OSError(number, os.strerror(number))
+        try:
+            return (
+                self._write_failure("MAP_DELETE_ELEM", error) if program is None else self._set_failure(program, error)
+            )
+        except ServiceError as failure:
+            return failure
+
+    def ids(self, start: int = 0, stop: int | None = None) -> "array[int]":
+        """The ids of the programs from `start` up to `stop`, u32; 0: the entry is empty. KernelError.
+
+        Not one moment's picture, as the kernel has no way to it. Kernel: MAP_LOOKUP_ELEM.
         """
         stop = self.max_entries if stop is None else min(stop, self.max_entries)
         try:
-            return self._kernel.map_entries(self.fd, start, stop)
+            return self._kernel.map_ids(self.fd, start, stop)
         except OSError as error:
             raise kernel_failure("MAP_LOOKUP_ELEM", error) from error
 
+    def get_many(self, indexes: Collection[int]) -> "array[int]":
+        """The same of these indexes (u32, below max_entries), in this order."""
+        first, last = min(indexes, default=0), max(indexes, default=-1)
+        if last - first > _SPREAD * len(indexes):
+            return array("I", [self.get(index) or 0 for index in indexes])
+        ids = self.ids(first, last + 1)
+        return array("I", [ids[index - first] for index in indexes])
+
     def indices(self) -> list[int]:
         """The indexes that point to a program, rising."""
-        return [index for index, _ in self.entries()]
+        return [index for index, id_ in enumerate(self.ids()) if id_]
 
 
 def misfit(state: MapState, program: Program) -> ProgramIncompatible:

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
@@ -10,7 +11,6 @@ import structlog
 
 from app.service.changes import Changes
 from app.service.drift import Drift, Drifted
-from app.service.entries import TableResult
 from app.service.errors import (
     JournalUnavailable,
     JournalUnreadable,
@@ -25,9 +25,10 @@ from app.service.held import HeldMap
 from app.service.origin import Origin
 from app.service.permits import check_entries
 from app.service.program import Program
+from app.service.steps import Steps
+from app.service.tables import TableResult
 from app.service.undoing import SERVICE
-from app.service.writing import Step
-from app.store.records import EntryChange, ProgramRecord
+from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, ProgramRecord
 
 _TOLD: Final = 20
 _PATIENCE: Final = 30.0  # s
@@ -66,11 +67,11 @@ async def reconcile_to_kernel(
     """Record what the kernel has, and write nothing there. Errors: EntryWaits, JournalUnavailable."""
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
-        check_entries(held, (each.index for each in drifted), origin.actor, origin.grant)
+        check_entries(held, [each.index for each in drifted], origin.actor, origin.grant)
         changes.confirmations.check_free(held, [each.index for each in drifted])
         if dry_run or not drifted:
             return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)
-        entries = [EntryChange(each.index, each.journal, each.kernel) for each in drifted]
+        entries = EntryChanges.of(EntryChange(each.index, each.journal, each.kernel) for each in drifted)
         return TableResult(await changes.adopt(held, entries, origin), 0, 0, len(drifted))
 
 
@@ -103,15 +104,18 @@ def _why(record: ProgramRecord) -> str:
     return f"program {name!r} is gone, and what is pinned at {record.pinned}, if anything, is not it"
 
 
-def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]) -> list[Step]:
+def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]) -> Steps:
     """Sets by rising index, then clears by falling index."""
-    sets = [
-        Step(each.index, None if each.kernel is None else each.kernel.id, programs[each.journal], each.journal.pinned)
-        for each in drifted
-        if each.journal is not None and each.journal in programs
-    ]
-    clears = [Step(each.index, each.kernel.id, None) for each in drifted if each.journal is None and each.kernel]
-    return sets + clears[::-1]
+    sets = [each for each in drifted if each.journal in programs]
+    wanted = sets + [each for each in drifted if each.journal is None][::-1]
+    ids = {record: program.id for record, program in programs.items()}
+    return Steps(
+        array(NUMBERS, [each.index for each in wanted]),
+        array(NUMBERS, [EMPTY if each.kernel is None else each.kernel.id for each in wanted]),
+        array(NUMBERS, [EMPTY if each.journal is None else ids[each.journal] for each in wanted]),
+        {program.id: program for program in programs.values()},
+        {ids[record]: record.pinned for record in programs if record.pinned is not None},
+    )
 
 
 async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
@@ -136,12 +140,12 @@ async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
-                        recorded.lost |= {step.index: str(error) for step in steps}
+                        recorded.lost |= dict.fromkeys(steps.indexes, str(error))
                         break
                     # One that does not go in must not keep the others out.
-                    wrong = error.index if isinstance(error, WriteRefused) else steps[0].index
+                    wrong = error.index if isinstance(error, WriteRefused) else steps.indexes[0]
                     recorded.lost[wrong] = str(error)
-                    steps = [step for step in steps if step.index != wrong]
+                    steps = steps.without(wrong)
                 else:
                     log.info("restored", map=held.name, change=change.id, entries=len(steps))
                     break

@@ -12,9 +12,10 @@ from app.service.keep_dir import KeepDir, programs_after, programs_before
 from app.service.program import Program
 from app.service.registry import Registry
 from app.service.retained import Retained
-from app.service.writing import Written, put_back
+from app.service.steps import Marks, Steps
+from app.service.writing import put_back
 from app.store.journal import Journal
-from app.store.records import ProgramRecord, Waiting, expire
+from app.store.records import Waiting, expire
 
 SERVICE: Final = "jumptable"  # the actor of what the service does by itself
 
@@ -45,7 +46,7 @@ class Undoing:
             await self._journalled(held, waiting)
             return
         array = held.opened()
-        held.writing = frozenset(entry.index for entry in change.entries)
+        held.writing = Marks(change.entries.indexes)
         try:
             if waiting.token not in self.unjournalled:
                 replaced = list(self._retained.hold(programs_after(change)))  # as any change, it keeps them
@@ -55,10 +56,10 @@ class Undoing:
                     self._retained.release(replaced)
                     raise
                 self.unjournalled[waiting.token] = replaced
-                held.undone |= held.writing
+                held.undone[waiting.token] = held.writing
                 log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
             await self._journalled(held, waiting)
-            held.undone -= held.writing
+            held.undone.pop(waiting.token, None)
         finally:
             held.writing = ()
 
@@ -72,12 +73,11 @@ class Undoing:
                 program = self._keep_dir.open(waiting, id_) or self._retained.find(record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
-            undos = [
-                Written(entry.index, _id(entry.before), _id(entry.after))
-                for entry in change.entries
-                if entry.index not in since
-            ]
-            return await put_back(held.opened(), undos, programs)
+            entries = change.entries
+            steps = Steps(entries.indexes, entries.before, entries.after, {}, {})
+            if since:
+                steps = steps.chosen(bytes(index not in since for index in entries.indexes))
+            return await put_back(held.opened(), steps, programs)
 
     async def _journalled(self, held: HeldMap, waiting: Waiting) -> None:
         change = waiting.change
@@ -90,7 +90,3 @@ class Undoing:
         self._retained.keep(undone.id, self.unjournalled.pop(waiting.token, []))
         if held.recorded is not None:
             held.recorded.took(undone)
-
-
-def _id(record: ProgramRecord | None) -> int | None:
-    return None if record is None else record.id

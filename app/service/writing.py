@@ -1,45 +1,27 @@
 """Writing several entries of one array: in order, whole or not at all."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.program import Program
-from app.service.program_array import ProgramArray
+from app.service.program_array import CLEAR, ProgramArray
+from app.service.steps import Steps
+from app.store.records import EMPTY
 
-# Writes at a stretch: about 2 ms, then others have their turn.
-_AT_A_STRETCH: Final = 512
+# So many sets are written inline, one by one: a thread would take longer. Clears may wait in the kernel.
+_INLINE: Final = 64
+# Of more, the kernel is given as many at a time as it writes in so many seconds, so that the service's end is seen.
+_FIRST: Final = 16
+_MOST: Final = 4096
+_SECONDS: Final = 0.01
 
-W = TypeVar("W")
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """One entry that was written: the ids of the programs before and after. None: empty."""
-
-    index: int
-    before: int | None
-    after: int | None
-
-
-@dataclass(slots=True)  # not frozen, as a table has many, and making a frozen one takes three times as long
-class Step:
-    """One entry to write. `before`: the id of its program; `program`: what it is to hold. None: nothing.
-
-    `pinned`: a path by which the request named the program; `after`: the id of the program that it is to hold.
-    """
-
-    index: int
-    before: int | None
-    program: Program | None
-    pinned: str | None = None
-    after: int | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.after = None if self.program is None else self.program.id
+T = TypeVar("T")
 
 
 class WriteFailed(Exception):
@@ -51,72 +33,95 @@ class WriteFailed(Exception):
 
 
 async def write(
-    array: ProgramArray, steps: Sequence[Step], replaced: dict[int, Program], stopping: Callable[[], bool]
+    table: ProgramArray, steps: Steps, replaced: Mapping[int, Program], stopping: Callable[[], bool]
 ) -> None:
     """Write the steps in order; where the kernel refuses one, put back what was written, and raise WriteFailed.
 
     The same, with the cause Stopping, once `stopping()` is true. `replaced`: the programs that the steps replace, by
     id. Call it under the map's lock.
     """
-    done = 0
-
-    def do(step: Step) -> None:
-        nonlocal done
-        if stopping():
-            raise Stopping
-        _write_one(array, step.index, step.program)
-        done += 1
-
-    try:
-        await _in_turns(steps, lambda step: step.program is None, do)
-    except ServiceError as error:
-        left = await put_back(array, steps[:done], replaced)
-        raise WriteFailed(steps[done].index, error, left) from error
+    do = _write_few if len(steps) <= _INLINE else _write_many
+    done, error = await _inline_or_not(steps.after, partial(do, table, steps, stopping))
+    if error is not None:
+        left = await put_back(table, steps.part(0, done), replaced)
+        raise WriteFailed(steps.indexes[done], error, left) from error
 
 
-async def put_back(array: ProgramArray, steps: Sequence[Step | Written], replaced: dict[int, Program]) -> list[int]:
+async def put_back(table: ProgramArray, steps: Steps, replaced: Mapping[int, Program]) -> list[int]:
     """Undo steps in reverse order, where the entries still hold what they put there; the indexes that it could not."""
-    left = []
+    return await _inline_or_not(steps.before, partial(_put_back, table, steps, replaced))
 
-    def undo(step: Step | Written) -> None:
+
+async def _inline_or_not(programs: "array[int]", do: Callable[[], T]) -> T:
+    """Do it in a thread, unless it is short. `programs`: the ids of what is to be written."""
+    if len(programs) <= _INLINE and EMPTY not in programs:
+        return do()
+    return await asyncio.to_thread(do)
+
+
+def _write_few(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
+    """Write one by one: how many were written, and why not the next."""
+    for done, (index, id_) in enumerate(zip(steps.indexes, steps.after, strict=True)):
         try:
-            if array.get(step.index) != step.after:
-                return  # somebody else's tool has written there since: theirs to keep
-            if step.before is None or step.before in replaced:
-                _write_one(array, step.index, None if step.before is None else replaced[step.before])
+            if stopping():
+                raise Stopping
+            if id_ != EMPTY:
+                table.set(index, steps.programs[id_])
             else:
-                left.append(step.index)
-        except ServiceError:
-            left.append(step.index)
+                with suppress(EntryEmpty):  # somebody else's tool was faster
+                    table.clear_index(index)
+        except ServiceError as error:
+            return done, error
+    return len(steps), None
 
-    await _in_turns(list(reversed(steps)), lambda step: step.before is None, undo)
+
+def _write_many(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
+    """The same, some at a time."""
+    fds, done, size = _fds(steps.programs), 0, _FIRST
+    while done < len(steps):
+        if stopping():
+            return done, Stopping()
+        began = time.monotonic()
+        written, number = table.write_many(steps.indexes[done : done + size], _values(steps.after, done, size, fds))
+        done += written
+        if number:
+            return done, table.refusal(steps.programs.get(steps.after[done]), number)
+        is_slow = time.monotonic() - began > _SECONDS
+        size = max(1, size // 4) if is_slow else min(_MOST, size * 2)
+    return done, None
+
+
+def _put_back(table: ProgramArray, steps: Steps, replaced: Mapping[int, Program]) -> list[int]:
+    fds, left = _fds(replaced), list[int]()
+    for stop in range(len(steps), 0, -_MOST):
+        part = steps.part(max(0, stop - _MOST), stop)
+        try:
+            now = table.get_many(part.indexes)
+        except ServiceError:
+            left += reversed(part.indexes)
+            continue
+        # Where somebody else's tool has written since, it is theirs to keep.
+        ours = part.chosen(bytes(map(int.__eq__, now, part.after)))
+        known = ours.chosen(bytes(map(fds.__contains__, ours.before)))
+        left += ours.chosen(bytes(id_ not in fds for id_ in ours.before)).indexes[::-1]
+        left += _write_all(table, known.indexes[::-1], _values(known.before[::-1], 0, len(known), fds))
     return left
 
 
-async def _in_turns(steps: Sequence[W], clears: Callable[[W], bool], do: Callable[[W], None]) -> None:
-    """Do all steps in order, with a turn for others now and then: sets inline, clears in a thread, as they may wait."""
-    for in_thread, group in groupby(steps, clears):
-        alike = list(group)
-        for start in range(0, len(alike), _AT_A_STRETCH):
-            chunk = alike[start : start + _AT_A_STRETCH]
-            if in_thread:
-                await asyncio.to_thread(_do_all, do, chunk)
-            else:
-                _do_all(do, chunk)
-                if len(steps) > _AT_A_STRETCH:
-                    await asyncio.sleep(0)
+def _write_all(table: ProgramArray, indexes: "array[int]", values: "array[int]") -> list[int]:
+    """Write what can be written: the indexes where it cannot."""
+    left: list[int] = []
+    while indexes:
+        done, number = table.write_many(indexes, values)
+        left += indexes[done : done + 1] if number else []
+        indexes, values = indexes[done + 1 :], values[done + 1 :]
+    return left
 
 
-def _do_all(do: Callable[[W], None], steps: Iterable[W]) -> None:
-    for step in steps:
-        do(step)
+def _fds(programs: Mapping[int, Program]) -> dict[int, int]:
+    return {id_: program.fd for id_, program in programs.items()} | {EMPTY: CLEAR}
 
 
-def _write_one(array: ProgramArray, index: int, program: Program | None) -> None:
-    if program is not None:
-        array.set(index, program)
-        return
-    try:
-        array.clear_index(index)
-    except EntryEmpty:
-        return  # somebody else's tool was faster
+def _values(ids: "array[int]", start: int, count: int, fds: Mapping[int, int]) -> "array[int]":
+    """What ProgramArray.write_many is to write, of a part."""
+    return array("i", map(fds.__getitem__, ids[start : start + count]))

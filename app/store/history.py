@@ -7,13 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import TypeAdapter
-from pydantic_core import from_json
-
 from app.store.database import Database
-from app.store.records import Change, EntryChange, Event, ProgramRecord
+from app.store.records import Change, EntryChanges, Event
 
-_ENTRIES: Final = TypeAdapter(tuple[EntryChange, ...])
 _ENTRIES_A_PAGE: Final = 4096
 
 
@@ -59,7 +55,7 @@ class History(Database):
             change.id = id_
             rows.append(
                 (id_, event, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
-                 change.request_id, change.note, _ENTRIES.dump_json(change.entries).decode(), change.state,
+                 change.request_id, change.note, change.entries.packed(), change.state,
                  change.reverts, change.confirm_by)
             )  # fmt: skip
         self._writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
@@ -220,23 +216,7 @@ class History(Database):
         return expire if row is None else replace(_change(row)[0], state="expired")
 
 
-def _entries(text: str) -> tuple[EntryChange, ...]:
-    """The entries of a change, from JSON. Those of a large table have few programs, of which each is made once."""
-    programs: dict[tuple[Any, ...], ProgramRecord] = {}
-
-    def program(told: dict[str, Any] | None) -> ProgramRecord | None:
-        if told is None:
-            return None
-        key = tuple(told.values())
-        if key not in programs:
-            programs[key] = ProgramRecord(**told)
-        return programs[key]
-
-    found = from_json(text)
-    return tuple([EntryChange(each["index"], program(each["before"]), program(each["after"])) for each in found])
-
-
 def _change(row: sqlite3.Row) -> tuple[Change, int]:
     values = dict(row)
     event = values.pop("event")
-    return Change(**values | {"entries": _entries(values["entries"])}), event
+    return Change(**values | {"entries": EntryChanges.unpacked(values["entries"])}), event

@@ -1,25 +1,24 @@
 """The journal: one SQLite file in state_dir. What has happened, and what stands by that."""
 
-import functools
 import sqlite3
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, astuple
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
 
 from app.store.database import JournalDamaged, JournalFailed
 from app.store.database import check as check_file
 from app.store.history import History
-from app.store.records import Array, Change, Hold, ProgramRecord, Waiting
+from app.store.records import Array, Change, EntryChanges, Hold, Waiting
+from app.store.table import Recording, Table
 
 __all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
 
-_CHANGE: Final = TypeAdapter(Change)
-_PROGRAM: Final = TypeAdapter(ProgramRecord)
+_TOLD: Final = [field.name for field in fields(Change) if field.name != "entries"]
 _KEEPS: Final = TypeAdapter(tuple[tuple[int, str], ...])
 _HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
 _KEPT: Final = 100_000  # changes
@@ -42,20 +41,18 @@ class Journal(History):
 
     # What entries are to hold
 
-    async def begin_recording(self, map_: str, array: Array, entries: Mapping[int, ProgramRecord]) -> None:
+    async def begin_recording(self, map_: str, array: Array, table: Table) -> None:
         """From now on the entries of this map are to hold this. JournalFailed."""
-        rows = [
-            (map_, index, array.boot_id, _PROGRAM.dump_json(program).decode()) for index, program in entries.items()
-        ]
+        recording = Recording.of(table, array.boot_id).packed()
 
         def do() -> None:
             self._forget(map_)
             self._writer.execute("INSERT INTO arrays VALUES (?,?,?)", (map_, *astuple(array)))
-            self._writer.executemany("INSERT INTO recorded VALUES (?,?,?,?)", rows)
+            self._writer.execute("INSERT INTO recorded VALUES (?,?,?)", (map_, *recording))
 
         await self.write(do)
 
-    async def recorded(self, map_: str, boot_id: str) -> tuple[Array, dict[int, ProgramRecord]] | None:
+    async def recorded(self, map_: str, boot_id: str) -> tuple[Array, Table] | None:
         """What the entries of this map are to hold, and of which array; None where that was never recorded.
 
         A program that was recorded in another boot than this has the id 0. JournalFailed.
@@ -64,21 +61,20 @@ class Journal(History):
         row = self.read("SELECT map_id, boot_id FROM arrays WHERE map = ?", [map_]).fetchone()
         if row is None:
             return None
-        found = self.read(
-            "SELECT entry, boot_id, program FROM recorded WHERE map = ? ORDER BY entry", [map_]
-        ).fetchall()
-        return Array(*row), {index: _program(text, boot == boot_id) for index, boot, text in found}
+        recording = self.read("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
+        return Array(*row), Recording(*recording).table(boot_id)
 
     def _fold(self) -> None:
         """Bring `recorded` up to the last change."""
-        execute = self._writer.execute
-        execute(
-            "INSERT OR REPLACE INTO recorded"
-            " SELECT c.map, json_extract(e.value, '$.index'), c.boot_id, json_extract(e.value, '$.after')"
-            " FROM changes c, json_each(c.entries) e"
-            " WHERE c.id > (SELECT folded FROM bookmarks) ORDER BY c.id, e.key"
-        )
-        execute("DELETE FROM recorded WHERE program IS NULL")
+        execute, recordings = self._writer.execute, dict[str, Recording]()
+        query = "SELECT map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id"
+        for map_, boot_id, entries in execute(query):
+            if map_ not in recordings:
+                known = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
+                recordings[map_] = Recording(*known or ())
+            recordings[map_].apply(EntryChanges.unpacked(entries), boot_id)
+        for map_, recording in recordings.items():
+            execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *recording.packed()))
         execute("UPDATE bookmarks SET folded = max(folded, (SELECT coalesce(max(id), 0) FROM changes))")
 
     def _forget(self, map_: str) -> None:
@@ -127,11 +123,10 @@ class Journal(History):
 
     async def wait(self, waiting: Waiting) -> None:
         """Before the first write of a change: it is to be undone unless it is confirmed. JournalFailed."""
-        row = (
-            waiting.token, _CHANGE.dump_json(waiting.change).decode(), waiting.deadline,
-            _KEEPS.dump_json(waiting.keeps).decode(),
-        )  # fmt: skip
-        query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?)"
+        change = to_json({name: getattr(waiting.change, name) for name in _TOLD}).decode()
+        keeps = _KEEPS.dump_json(waiting.keeps).decode()
+        row = waiting.token, change, waiting.change.entries.packed(), waiting.deadline, keeps
+        query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?, ?)"
         await self.write(lambda: self._writer.execute(query, row), single=True)
 
     async def wait_no_more(self, token: str) -> None:
@@ -144,17 +139,15 @@ class Journal(History):
         for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
             change = None if row["change_id"] is None else self.change(row["change_id"])
             keeps = _KEEPS.validate_json(row["keeps"])
-            change = change or _CHANGE.validate_json(row["change"])
+            change = change or Change(**from_json(row["change"]), entries=EntryChanges.unpacked(row["entries"]))
             found.append(Waiting(row["token"], change, row["deadline"], keeps, row["after"]))
         return found
 
     def changed_since(self, waiting: Waiting) -> set[int]:
         """The entries of its map that changes have named which were journalled after it began. JournalFailed."""
-        query = (
-            "SELECT DISTINCT json_extract(e.value, '$.index') FROM changes c, json_each(c.entries) e"
-            " WHERE c.id > ? AND c.map = ?"
-        )
-        return {index for (index,) in self.read(query, [waiting.after, waiting.change.map]).fetchall()}
+        query = "SELECT entries FROM changes WHERE id > ? AND map = ?"
+        found = self.read(query, [waiting.after, waiting.change.map]).fetchall()
+        return {index for (entries,) in found for index in EntryChanges.unpacked(entries).indexes}
 
     # Pruning
 
@@ -213,9 +206,3 @@ def check(file: Path) -> list[Hold]:
     JournalDamaged, JournalFailed.
     """
     return [Hold(*row) for row in check_file(file, _HOLDS)]
-
-
-@functools.lru_cache(maxsize=4096)  # one object for all entries that are to hold the same program
-def _program(text: str, is_of_this_boot: bool) -> ProgramRecord:
-    record = _PROGRAM.validate_json(text)
-    return record if is_of_this_boot else ProgramRecord(**asdict(record) | {"id": 0})

@@ -1,7 +1,19 @@
 """What the journal keeps, as plain frozen records."""
 
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from pydantic_core import from_json, to_json
+
+# Of programs: an id is one that the kernel has given; 0: no program. Those of an earlier boot, whose id is not known
+# any more, have numbers from 2^31 on, which the kernel gives to none (bpf_prog_alloc_id: below INT_MAX).
+EMPTY: Final = 0
+NUMBERS: Final = "I"  # the type of arrays of them, and of indexes: u32
+_UNKNOWN: Final = 1 << 31
+_COMPRESSED_FROM: Final = 4096  # bytes
 
 State = Literal["applied", "unconfirmed", "confirmed", "reverted", "expired"]
 # `expire`: undone, as nobody confirmed it; `reconcile`, `restore`: drift was written over with what is recorded, at a
@@ -22,13 +34,85 @@ class ProgramRecord:
     pinned: str | None = None
 
 
-@dataclass(slots=True, unsafe_hash=True)  # as good as frozen: a table has many, and frozen ones take long to make
+Programs = dict[int, ProgramRecord]  # by number
+
+
+def numbered(records: Iterable[ProgramRecord]) -> list[tuple[int, ProgramRecord]]:
+    """Each program with its number: the id, or else by its place among these."""
+    return [(record.id or _UNKNOWN + place, record) for place, record in enumerate(records)]
+
+
+@dataclass(frozen=True, slots=True)
 class EntryChange:
     """One entry of a change. None: empty."""
 
     index: int
     before: ProgramRecord | None
     after: ProgramRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryChanges:
+    """The entries of a change, in the order in which they were written: 12 bytes for each, as a table has many.
+
+    `before`, `after`: numbers in `programs`, or EMPTY. The arrays are never changed.
+    """
+
+    indexes: "array[int]"
+    before: "array[int]"
+    after: "array[int]"
+    programs: Programs
+
+    @classmethod
+    def of(cls, entries: Iterable[EntryChange]) -> "EntryChanges":
+        """From one object for each. Of programs with the same id the first counts."""
+        entries = list(entries)
+        both = [record for entry in entries for record in (entry.before, entry.after) if record is not None]
+        distinct = {record.id or record: record for record in reversed(both)}
+        programs = dict(numbered(distinct.values()))
+        number = dict(zip(distinct, programs, strict=True))
+
+        def numbers(records: Iterable[ProgramRecord | None]) -> "array[int]":
+            return array(NUMBERS, [EMPTY if each is None else number[each.id or each] for each in records])
+
+        return cls(
+            array(NUMBERS, [entry.index for entry in entries]),
+            numbers(entry.before for entry in entries),
+            numbers(entry.after for entry in entries),
+            programs,
+        )
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __iter__(self) -> Iterator[EntryChange]:
+        get = self.programs.get
+        for index, before, after in zip(self.indexes, self.before, self.after, strict=True):
+            yield EntryChange(index, get(before), get(after))
+
+    def undone(self) -> "EntryChanges":
+        """The same, the other way round."""
+        return EntryChanges(self.indexes, self.after, self.before, self.programs)
+
+    def packed(self) -> bytes:
+        """As the journal keeps it: the programs as a line of JSON, then the arrays; a large one compressed."""
+        programs = [(each.name, each.id, each.tag, each.pinned) for each in self.programs.values()]
+        content = b"".join((to_json(programs), b"\n", self.indexes, self.before, self.after))
+        return content if len(content) < _COMPRESSED_FROM else zlib.compress(content, 1)
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> "EntryChanges":
+        """The opposite of `packed`."""
+        if not content.startswith(b"["):
+            content = zlib.decompress(content)
+        start = content.index(b"\n") + 1
+        numbers = array(NUMBERS, content[start:])
+        count = len(numbers) // 3
+        programs = dict(numbered(ProgramRecord(*each) for each in from_json(content[:start])))
+        return cls(numbers[:count], numbers[count : 2 * count], numbers[2 * count :], programs)
+
+
+NO_ENTRIES: Final = EntryChanges.of(())
 
 
 @dataclass(slots=True)  # not frozen, as making a frozen one takes three times as long
@@ -42,7 +126,7 @@ class Change:
     map_id: int
     boot_id: str
     kind: Kind
-    entries: tuple[EntryChange, ...]
+    entries: EntryChanges
     at: float
     actor: str
     request_id: str
@@ -55,9 +139,8 @@ class Change:
 
 def expire(change: Change, at: float, actor: str) -> Change:
     """The change that undoes one that nobody has confirmed."""
-    entries = tuple(EntryChange(entry.index, entry.after, entry.before) for entry in change.entries)
     return replace(
-        change, id=0, kind="expire", entries=entries, at=at, actor=actor, note=None, state="applied",
+        change, id=0, kind="expire", entries=change.entries.undone(), at=at, actor=actor, note=None, state="applied",
         reverts=change.id, confirm_by=None,
     )  # fmt: skip
 
@@ -91,7 +174,7 @@ class Event:
     @property
     def weight(self) -> int:
         """How large it is: of a table with many entries as many as they are."""
-        return 1 + len(self.change.entries if self.change is not None else ())
+        return 1 + (0 if self.change is None else len(self.change.entries))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ VERSIONS: Final = (
         actor TEXT NOT NULL,
         request_id TEXT NOT NULL,
         note TEXT,
-        entries TEXT NOT NULL,             -- JSON: [{"index", "before", "after"}, …]
+        entries BLOB NOT NULL,             -- see records.EntryChanges.packed
         state TEXT NOT NULL,               -- see records.State
         reverts INTEGER,
         confirm_by REAL                    -- seconds since 1970
@@ -31,7 +31,8 @@ VERSIONS: Final = (
         token TEXT PRIMARY KEY,
         change_id INTEGER,                 -- NULL: it is still being written
         after INTEGER NOT NULL,            -- the last change that was journalled before it
-        change TEXT NOT NULL,              -- JSON: the whole of it
+        change TEXT NOT NULL,              -- JSON: the whole of it, but for its entries
+        entries BLOB NOT NULL,             -- as of changes
         deadline REAL NOT NULL,            -- seconds of CLOCK_BOOTTIME
         keeps TEXT NOT NULL                -- JSON: [[program id, path], …]
     );
@@ -40,13 +41,11 @@ VERSIONS: Final = (
         map_id INTEGER NOT NULL,
         boot_id TEXT NOT NULL
     ) WITHOUT ROWID;
-    CREATE TABLE recorded (                -- what each entry is to hold, by the changes up to bookmarks.folded
-        map TEXT NOT NULL,
-        entry INTEGER NOT NULL,
-        boot_id TEXT NOT NULL,
-        program TEXT,                      -- JSON
-        PRIMARY KEY (map, entry)
-    ) WITHOUT ROWID;
+    CREATE TABLE recorded (                -- what entries are to hold, by the changes up to bookmarks.folded
+        map TEXT PRIMARY KEY,
+        programs TEXT NOT NULL,            -- see table.Recording
+        numbers BLOB NOT NULL
+    );
     CREATE TABLE holds (                   -- what requests had held
         kind TEXT NOT NULL,                -- map, program
         name TEXT NOT NULL,

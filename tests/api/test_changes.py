@@ -12,7 +12,7 @@ from app import demo
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
 from app.service.changes import Changes
-from app.service.entries import change_table, set_entry
+from app.service.entries import set_entry
 from app.service.errors import ChangeNotRevertible
 from app.service.held import ById
 from app.service.opening import make_array
@@ -20,6 +20,7 @@ from app.service.origin import Origin
 from app.service.programs import ByName
 from app.service.registry import Registry
 from app.service.revert import revert_change
+from app.service.tables import Wanted, change_table
 from app.store.journal import Journal
 from tests.api.conftest import ENTRY, assert_problem
 from tests.conftest import load
@@ -246,7 +247,7 @@ class TestRevert:
         changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
         held, origin = registry.maps.get("large"), Origin("unix", "one")
         for name in ("drop", "pass"):
-            wanted = [(index, ByName(name)) for index in range(2048)]
+            wanted = Wanted.of(range(2048), [name] * 2048, ByName)
             await change_table(changes, held, wanted, origin, replace=True, precondition=lambda *_: None)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))

@@ -18,7 +18,7 @@ from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.origin import Origin
 from app.service.registry import Registry
-from app.service.writing import Step
+from app.service.steps import Steps, Waits
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load
@@ -399,7 +399,7 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.changes
         origin = Origin("unix", "one", confirm_within=60)
-        change = changes._change(held, "set", changes._entries(held, [Step(0, None, safe)]), origin)
+        change = changes._change(held, "set", changes._entries(held, Steps.one(0, None, safe)), origin)
         await changes.confirmations.begin(held, change, {}, 60)
         if then:
             await client.put("/maps/table/entries/0", json={"program": "safe"})
@@ -432,7 +432,7 @@ class TestRestart:
 async def restarted(registry: Registry, file: Path, uptime: float) -> AsyncIterator[Changes]:
     """The service's changes after a restart, at this time since boot."""
     for held in registry.maps:
-        held.waits, held.recorded = {}, None
+        held.waits, held.recorded = Waits(), None
     changes = Changes(registry, Journal(file, "process"))
     changes.confirmations.uptime = lambda: uptime
     await changes.confirmations.load()

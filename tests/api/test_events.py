@@ -4,9 +4,10 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class Told:
     id: int
     type: str
     data: dict[str, Any]
+
+
+def encoded(event: Event) -> bytes:
+    return b"".join(_encoded(event))
 
 
 def parsed(text: str) -> list[Told]:
@@ -128,15 +133,15 @@ class TestEvents:
     async def test_resumed_anywhere_without_a_gap_or_a_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await make_many(client)
         journal = app.state.changes.journal
-        everything = [_encoded(event) for event in journal.events(0, 1000)]
+        everything = [encoded(event) for event in journal.events(0, 1000)]
         ids = [event.id for event in journal.events(0, 1000)]
         assert ids == list(range(1, len(ids) + 1))
         for after in range(len(ids) + 1):
-            assert [_encoded(event) for event in journal.events(after, 1000)] == everything[after:]
+            assert [encoded(event) for event in journal.events(after, 1000)] == everything[after:]
             async with aclosing(app.state.changes.feed.read(after, any_event, _encoded)) as batches:
                 got: list[bytes] = []
                 while len(got) < len(ids) - after:
-                    got += await anext(batches)
+                    got += [b"".join(each) for each in await anext(batches)]
             assert got == everything[after:], "of those at hand, the same as of those in the journal"
 
     async def test_pages_of_the_journal_fit_together(self, app: FastAPI, client: httpx.AsyncClient) -> None:
@@ -229,7 +234,7 @@ class TestReaders:
         async def follow(number: int) -> None:
             async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
                 async for batch in batches:
-                    ids[number] += [each.id for each in parsed(b"".join(batch).decode())]
+                    ids[number] += [each.id for each in parsed(b"".join(chain.from_iterable(batch)).decode())]
 
         readers = [asyncio.create_task(follow(number)) for number in range(1000)]
         while len(changes.feed._sleeping) < 1000:
@@ -270,7 +275,7 @@ class TestReaders:
                 await changes.journal.tell_of("program", "x", {"number": number})
             got: list[int] = []
             while len(got) < 200:
-                got += [each.id for each in parsed(b"".join(await anext(batches)).decode())]
+                got += [each.id for each in parsed(b"".join(chain.from_iterable(await anext(batches))).decode())]
         assert got == list(range(1, 201))
 
     async def test_a_large_change_is_encoded_once_for_all(
@@ -279,13 +284,13 @@ class TestReaders:
         registry.maps.adopt("large", make_array(kernel, "large", 20_000))
         seen: list[int] = []
 
-        def encode(event: Event) -> bytes:
+        def encode(event: Event) -> Iterator[bytes]:
             seen.append(event.id)
-            return _encoded(event)
+            yield from _encoded(event)
 
         async def follow() -> bytes:
             async with aclosing(app.state.changes.feed.read(0, any_event, encode)) as batches:
-                return b"".join(await anext(batches))
+                return b"".join(chain.from_iterable(await anext(batches)))
 
         readers = [asyncio.create_task(follow()) for _ in range(20)]
         await client.put("/maps/large/entries", json={"programs": ["drop"] * 20_000})

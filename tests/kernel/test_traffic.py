@@ -10,12 +10,13 @@ from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.changes import Changes
-from app.service.entries import change_table, set_entry
+from app.service.entries import set_entry
 from app.service.opening import make_array
 from app.service.origin import Origin
 from app.service.program import Program
 from app.service.programs import ByName
 from app.service.registry import Registry
+from app.service.tables import Wanted, change_table
 from app.store.journal import Journal
 from tests.conftest import load
 
@@ -56,7 +57,7 @@ def test_no_packet_falls_through_while_programs_are_changed() -> None:
             if number % 10:
                 await set_entry(changes, held, 3, ref, ORIGIN, precondition=lambda _: None)
             else:
-                wanted = [(1, ref), (3, ref)]
+                wanted = Wanted.of([1, 3], [ref, ref], lambda ref: ref)
                 await change_table(changes, held, wanted, ORIGIN, replace=True, precondition=lambda *_: None)
 
     asyncio.run(set_first(changes, held.name))

@@ -20,7 +20,7 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.memory import MemoryKernel
 from app.service import errors
 from app.service.changes import Changes
-from app.service.entries import SetResult, TableResult, change_table, clear_entry, set_entry
+from app.service.entries import SetResult, clear_entry, set_entry
 from app.service.errors import ServiceError
 from app.service.held import ById, HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
@@ -29,9 +29,10 @@ from app.service.programs import ByName, ProgramRef
 from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.registry import Registry
 from app.service.revert import revert_change
+from app.service.tables import TableResult, Wanted, change_table
 from app.service.upkeep import Upkeep
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, EntryChange, Event
+from app.store.records import Change, EntryChange, EntryChanges, Event
 from tests.conftest import load
 from tests.service.model import ENTRIES, Made, Model, Steps, Told
 
@@ -208,9 +209,10 @@ class Machine(RuleBasedStateMachine):
         for index in unchanged:
             del steps[index]
         told = self.model.change("replace" if replace else "update", steps, within, dry)
-        refs = [(index, None if program is None else self.ref(program, way)) for index, program in programs.items()]
+        refs = [None if program is None else self.ref(program, way) for program in programs.values()]
+        listed = Wanted.of(programs, refs, lambda ref: ref)
         call = change_table(
-            self.changes, self.table, refs, by(within), replace=replace, precondition=anything, dry_run=dry
+            self.changes, self.table, listed, by(within), replace=replace, precondition=anything, dry_run=dry
         )
         assert self.outcome(call) == self.table_result(told, steps, len(unchanged))
 
@@ -313,7 +315,9 @@ class Machine(RuleBasedStateMachine):
             if index not in self.model.waits and self.model.kernel.get(index) not in self.model.strays
         }
         record = self.changes.registry.programs.record
-        entries = tuple(EntryChange(i, *(None if p is None else record(p) for p in pair)) for i, pair in steps.items())
+        entries = EntryChanges.of(
+            EntryChange(i, *(None if p is None else record(p) for p in pair)) for i, pair in steps.items()
+        )
         change = Change("table", self.table.opened().id, self.kernel.boot_id, "update", entries, 0.0, "unix", "r")
         replaced = self.changes.retained.hold(self.model.befores(steps))
         self.runner.run(self.changes.confirmations.begin(self.table, change, replaced, 60))
@@ -335,7 +339,7 @@ class Machine(RuleBasedStateMachine):
         model, journal = self.model, self.changes.journal
         assert dict(self.kernel.map_entries(self.fd, 0, ENTRIES)) == model.kernel
         assert self.table.recorded is not None
-        assert self.table.recorded.ids == model.recorded
+        assert {index: each.id for index, each in self.table.recorded.table.items()} == model.recorded
         assert self.table.waits == model.waits
         assert {each.change.id: each.deadline for each in journal.waiting()} == model.deadlines
         assert self.pins() == sorted(id_ for ids in model.pins.values() for id_ in ids)

@@ -167,8 +167,8 @@ class TestIndices:
         for index in (7, 0, 3):
             array.set(index, program)
         assert array.indices() == [0, 3, 7]
-        assert list(array.entries()) == [(index, program.id) for index in (0, 3, 7)]
-        assert list(array.entries(1, 7)) == [(3, program.id)]
+        assert list(array.ids()) == [program.id if index in {0, 3, 7} else 0 for index in range(array.max_entries)]
+        assert list(array.ids(1, 7)) == [0, 0, program.id, 0, 0, 0]
 
     def test_none(self, array: ProgramArray) -> None:
         assert array.indices() == []

@@ -16,14 +16,22 @@ import pytest
 
 from app.store import journal as store
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Array, Change, EntryChange, ProgramRecord, Waiting
+from app.store.records import Array, Change, EntryChange, EntryChanges, ProgramRecord, Waiting
+from app.store.table import Table
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 
 
 def change(map_: str = "jump_table", request_id: str = "one", reverts: int | None = None) -> Change:
-    entries = (EntryChange(3, None, DROP), EntryChange(4, DROP, None))
+    entries = EntryChanges.of([EntryChange(3, None, DROP), EntryChange(4, DROP, None)])
     return Change(map_, 41, "boot", "update", entries, 1_800_000_000.25, "unix", request_id, "why", reverts=reverts)
+
+
+def of(journal: Journal, boot_id: str = "boot") -> tuple[Array, dict[int, ProgramRecord]]:
+    """What is recorded of the jump table."""
+    recorded = asyncio.run(journal.recorded("jump_table", boot_id))
+    assert recorded is not None
+    return recorded[0], dict(recorded[1].items())
 
 
 @pytest.fixture(params=["power", "process"])
@@ -162,7 +170,7 @@ class TestCheck:
     def test_one_that_is_written_just_now_is_not_taken_for_damaged(self, file: Path) -> None:
         """Half of it is in the -wal, and moves over at a checkpoint."""
         journal = Journal(file, "process")
-        entries = tuple(EntryChange(index, DROP, DROP) for index in range(64))
+        entries = EntryChanges.of(EntryChange(index, DROP, DROP) for index in range(64))
         for _ in range(300):
             asyncio.run(journal.append(replace(change(), entries=entries)))
             check(file)
@@ -212,7 +220,7 @@ class TestPruning:
         return int(used - free)
 
     def test_large_changes_do_not_outgrow_it(self, journal: Journal) -> None:
-        entries = tuple(EntryChange(index, DROP, DROP) for index in range(100))
+        entries = EntryChanges.of(EntryChange(index, DROP, DROP) for index in range(100))
         for _ in range(60):
             asyncio.run(journal.append(replace(change(), entries=entries)))
             assert self.pages(journal) < 140
@@ -226,13 +234,13 @@ class TestPruning:
         assert journal.change(1) is not None, "the last change is never dropped"
 
     def test_what_entries_are_to_hold_is_never_forgotten(self, file: Path, journal: Journal) -> None:
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {1: DROP, 4: DROP}))
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({1: DROP, 4: DROP})))
         asyncio.run(journal.append(change()))
         fat = replace(change("other"), note="x" * 5000)
         for _ in range(100):
             asyncio.run(journal.append(replace(fat)))
         assert journal.change(1) is None, "that change is gone"
-        recorded = asyncio.run(journal.recorded("jump_table", "boot"))
+        recorded = of(journal)
         assert recorded == (Array(41, "boot"), {1: DROP, 3: DROP}), "and what it did is not"
 
     def test_nor_what_waits(self, journal: Journal) -> None:
@@ -264,15 +272,16 @@ class TestPruning:
 class TestRecorded:
     def test_by_all_changes_since_it_began(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {7: DROP}))
-        assert asyncio.run(journal.recorded("jump_table", "boot")) == (Array(41, "boot"), {7: DROP})
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        assert of(journal) == (Array(41, "boot"), {7: DROP})
         asyncio.run(journal.append(change()))
-        asyncio.run(journal.append(replace(change(), entries=(EntryChange(7, DROP, None),))))
-        assert asyncio.run(journal.recorded("jump_table", "boot")) == (Array(41, "boot"), {3: DROP})
+        asyncio.run(journal.append(replace(change(), entries=EntryChanges.of([EntryChange(7, DROP, None)]))))
+        assert of(journal) == (Array(41, "boot"), {3: DROP})
         assert asyncio.run(journal.recorded("other", "boot")) is None
 
     def test_ids_mean_nothing_beyond_their_boot(self, journal: Journal) -> None:
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), {7: DROP}))
-        asyncio.run(journal.append(replace(change(), boot_id="next", entries=(EntryChange(8, None, DROP),))))
-        recorded = asyncio.run(journal.recorded("jump_table", "next"))
-        assert recorded == (Array(41, "boot"), {7: replace(DROP, id=0), 8: DROP})
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        asyncio.run(
+            journal.append(replace(change(), boot_id="next", entries=EntryChanges.of([EntryChange(8, None, DROP)])))
+        )
+        assert of(journal, "next") == (Array(41, "boot"), {7: replace(DROP, id=0), 8: DROP})

@@ -1,0 +1,166 @@
+"""Changing several entries of a map, or all: checked first, then written, or only checked."""
+
+import asyncio
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import compress
+from typing import Final, TypeVar
+
+from app.service.changes import Changes
+from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
+from app.service.fit import Fit, fit_of
+from app.service.held import ById, HeldMap, Pinned
+from app.service.origin import Origin
+from app.service.permits import check_reference
+from app.service.program import Program
+from app.service.programs import ProgramRef
+from app.service.steps import Steps
+from app.store.records import EMPTY, NUMBERS, Change
+
+_NO_ID: Final = -1
+
+N = TypeVar("N", bound=Hashable)
+
+# Called with the map's id and what each entry holds (0: nothing), under the map's lock; raises what forbids the change.
+TablePrecondition = Callable[[int, "array[int]"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What entries are to hold: `indexes` (u32), and for each the place of its reference in `refs`. None: nothing."""
+
+    indexes: "array[int]"
+    places: "array[int]"
+    refs: Sequence[ProgramRef | None]
+
+    @classmethod
+    def of(cls, indexes: Iterable[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]) -> "Wanted":
+        """From a name for each, of which each is looked up once."""
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        refs = [ref_of(name) for name in places]
+        return cls(array(NUMBERS, indexes), array(NUMBERS, map(places.__getitem__, names)), refs)
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """How many entries were set, cleared and left as they were; `change`: None where none was, and after a dry run."""
+
+    change: Change | None
+    set: int
+    cleared: int
+    unchanged: int
+    fit: Fit | None = None
+
+    @classmethod
+    def of(cls, change: Change | None, steps: Steps, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
+        """That of these steps."""
+        return cls(change, len(steps) - steps.cleared, steps.cleared, unchanged, fit)
+
+
+async def change_table(
+    changes: Changes,
+    held: HeldMap,
+    wanted: Wanted,
+    origin: Origin,
+    *,
+    replace: bool,
+    precondition: TablePrecondition,
+    dry_run: bool = False,
+) -> TableResult:
+    """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
+
+    Everything that can be known is checked first: bounds, programs, fit, preconditions. Each entry changes at once,
+    the table does not. Errors: BodyIndexOutOfRange, DuplicateIndex; those of Changes.apply, Programs.resolve and
+    `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
+    """
+    registry = changes.registry
+    async with held.lock:
+        table = held.opened()
+        _check_indexes(wanted.indexes, table.max_entries)
+        found = await held.read()
+        seeds = await registry.seeds_for(held)
+        known = set(found) - {EMPTY}
+        with ExitStack() as stack:
+            programs = _opened(changes, wanted, found, known, origin, stack)
+            await asyncio.sleep(0)
+            listed = _listed(wanted, programs, found)
+            steps = listed.changing()
+            unchanged = len(listed) - len(steps)
+            await asyncio.sleep(0)
+            if replace:
+                steps = steps.then_clear(_others(wanted.indexes, found), found)
+            precondition(table.id, found)
+            fit: Fit | None = "tried"
+            if steps:
+                changes.check(held, steps, origin)
+                new = [program for program in steps.programs.values() if program.id not in known]
+                fit = fit_of(registry, table, new, seeds)
+            change = None
+            if steps and not dry_run:
+                change = await changes.apply(held, "replace" if replace else "update", steps, origin)
+    return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
+
+
+def _check_indexes(indexes: "array[int]", max_entries: int) -> None:
+    if max(indexes, default=0) < max_entries and len(set(indexes)) == len(indexes):
+        return
+    seen: set[int] = set()
+    for index in indexes:
+        if index >= max_entries:
+            raise BodyIndexOutOfRange(index, max_entries)
+        if index in seen:
+            raise DuplicateIndex(index)
+        seen.add(index)
+
+
+def _opened(
+    changes: Changes, wanted: Wanted, found: "array[int]", known: set[int], origin: Origin, stack: ExitStack
+) -> Mapping[int, Program]:
+    """The programs that are referred to, by the place of the reference, open for as long as the stack."""
+    programs = changes.registry.programs
+    needed = [(index, place, ref) for index, place, ref in _needed(wanted, found) if ref is not None]
+    for index, _, ref in needed:
+        check_reference(programs, index, ref, None, known, origin)
+    opened = {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
+    for index, place, ref in needed:
+        check_reference(programs, index, ref, opened[place].id, known, origin)
+    return opened
+
+
+def _needed(wanted: Wanted, found: "array[int]") -> list[tuple[int, int, ProgramRef | None]]:
+    """Of each reference the first index, its place, and itself; but for programs that are all there by their id.
+
+    To open one that nobody here holds takes a right, and an entry that is left as it is needs none.
+    """
+    there = [ref.id if isinstance(ref, ById) else _NO_ID for ref in wanted.refs]
+    first: dict[int, int] = {}
+    for index, place in zip(wanted.indexes, wanted.places, strict=True):
+        if place not in first and there[place] != found[index]:
+            first[place] = index
+            if len(first) == len(there):
+                break
+    return [(index, place, wanted.refs[place]) for place, index in first.items()]
+
+
+def _listed(wanted: Wanted, opened: Mapping[int, Program], found: "array[int]") -> Steps:
+    """A step for each entry that is listed, also where it is as it is to be."""
+    ids = [ref.id if isinstance(ref, ById) else EMPTY for ref in wanted.refs]
+    for place, program in opened.items():
+        ids[place] = program.id
+    return Steps(
+        wanted.indexes,
+        array(NUMBERS, map(found.__getitem__, wanted.indexes)),
+        array(NUMBERS, map(ids.__getitem__, wanted.places)),
+        {program.id: program for program in opened.values()},
+        {ids[place]: ref.path for place, ref in enumerate(wanted.refs) if isinstance(ref, Pinned)},
+    )
+
+
+def _others(listed: "array[int]", found: "array[int]") -> "array[int]":
+    """The entries that hold a program and are not listed, by falling index."""
+    left = found[:]
+    for index in listed:
+        left[index] = EMPTY
+    return array(NUMBERS, compress(range(len(left)), left))[::-1]
