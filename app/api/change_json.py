@@ -1,6 +1,8 @@
 """Changes, as they are answered: of one entry, or of a whole table of them."""
 
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -10,25 +12,43 @@ from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
 
 _AT_A_STRETCH: Final = 4096  # entries: about 1 ms
+_AHEAD: Final = 16  # parts: 11 MB at the most
 _PROGRAM: Final = TypeAdapter(ProgramRecord)
 _TOLD: Final = [name for name in Change.model_fields if name != "entries"]
 
 
-def change_json(record: ChangeRecord) -> bytes:
-    """The whole of it."""
-    return b"".join(change_parts(record))
+class EntriesAhead:
+    """The entries of a change, as JSON, of which some parts are made before they are asked for."""
+
+    def __init__(self) -> None:
+        self._made: deque[str] = deque()
+        self._rest: Iterator[str] | None = None
+
+    def make(self, entries: EntryChanges) -> Iterator[None]:
+        """Make a part at each step."""
+        self._rest = _entries(entries)
+        for text in islice(self._rest, _AHEAD):
+            self._made.append(text)
+            yield
+
+    def take(self, entries: EntryChanges) -> Iterator[str]:
+        """All parts, for once."""
+        while self._made:
+            yield self._made.popleft()
+        yield from _entries(entries) if self._rest is None else self._rest
 
 
-def change_parts(record: ChangeRecord) -> Iterator[bytes]:
+def change_parts(record: ChangeRecord, ahead: EntriesAhead | None = None) -> Iterator[bytes]:
     """A Change, as JSON, from the journal's record: in parts, each of which is made when it is asked for.
 
-    Its entries, which may be many, are put together from what all with the same programs have in common.
+    Its entries, which may be many, are put together from what all with the same programs have in common; `ahead`: they
+    may have been made already.
     """
     told = {name: getattr(record, name) for name in _TOLD}
     text = Change.model_validate(told | {"entries": []}).model_dump_json()
     # No text can have the same in it, as its quotes would be escaped.
     before, _, after = text.partition('"entries":[]')
-    texts = _entries(record.entries)
+    texts = _entries(record.entries) if ahead is None else ahead.take(record.entries)
     text = f'{before}"entries":[{next(texts, "")}'
     for following in texts:
         yield text.encode()

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
-from app.api.change_json import change_parts
+from app.api.change_json import EntriesAhead, change_parts
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE
 from app.api.long_json import long_json
@@ -161,8 +161,9 @@ async def revert_change_route(
     """
     _change(request, id)
     origin = origin_of(request, note, confirm_within)
-    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run)
-    return answer(request, result, dry_run=dry_run, reverts=id)
+    ahead = EntriesAhead()
+    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run, meanwhile=ahead.make)
+    return answer(request, result, dry_run=dry_run, ahead=ahead, reverts=id)
 
 
 @router.post(

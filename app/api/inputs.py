@@ -102,11 +102,11 @@ ProgramReference = Annotated[
 
 def _names_at_once(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
     """Of a list of names each name is checked once, as a table of 65,536 has few; `one_by_one` tells what is wrong."""
-    if isinstance(value, list) and {type(each) for each in value} <= {str, type(None)}:
-        with contextlib.suppress(ValueError):
-            for name in set(value) - {None}:
-                checked_name(name)
-            return value
+    if isinstance(value, list):
+        with contextlib.suppress(ValueError, TypeError):  # what is no name cannot always be in a set
+            distinct = set(value) - {None}
+            if all(isinstance(name, str) and checked_name(name) for name in distinct):
+                return value
     return one_by_one(value)
 
 

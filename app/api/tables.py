@@ -1,7 +1,7 @@
 """A whole table, or several of its entries: PUT and PATCH of /maps/{name}/entries."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from fastapi import APIRouter
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import documented, fields, inputs, outputs
-from app.api.change_json import change_parts
+from app.api.change_json import EntriesAhead, change_parts
 from app.api.conditions import TABLE_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
 from app.api.entries import CHANGE, REFERENCE
@@ -45,13 +45,15 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _wanted(indexes: Iterable[int], given: Sequence[_Given]) -> Wanted:
+def _wanted(indexes: Sequence[int], given: Sequence[_Given]) -> Wanted:
     """What the entries of a body are to hold."""
-    if {str, type(None)}.issuperset(map(type, given)):
+    try:
+        # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
         return Wanted.of(indexes, names, lambda name: None if name is None else ByName(name))
-    refs = [None if each is None else inputs.program_ref(each) for each in given]
-    return Wanted.of(indexes, refs, lambda ref: ref)
+    except TypeError:
+        refs = [None if each is None else inputs.program_ref(each) for each in given]
+        return Wanted.of(indexes, refs, lambda ref: ref)
 
 
 def _precondition(request: Request) -> TablePrecondition:
@@ -70,7 +72,7 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult) -> Iterator[bytes]:
+def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
@@ -82,7 +84,7 @@ def _applied(result: TableResult) -> Iterator[bytes]:
         return
     before, _, after = applied.partition(b"null")
     part = before
-    for following in change_parts(result.change):
+    for following in change_parts(result.change, ahead):
         if part is not before:
             yield part
             part = b""
@@ -90,17 +92,19 @@ def _applied(result: TableResult) -> Iterator[bytes]:
     yield part + after
 
 
-def answer(request: Request, result: TableResult, *, dry_run: bool, **facts: object) -> Response:
+def answer(
+    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesAhead | None = None, **facts: object
+) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
         tell(request.scope, change=result.change.id, map=result.change.map, **facts)
-    return long_json(_applied(result), headers_of(dry_run=dry_run, change=result.change))
+    return long_json(_applied(result, ahead or EntriesAhead()), headers_of(dry_run=dry_run, change=result.change))
 
 
 async def _change(
     request: Request, name: str, wanted: Wanted, origin: Origin, *, replace: bool, dry_run: bool
 ) -> Response:
-    changes = changes_of(request)
+    changes, ahead = changes_of(request), EntriesAhead()
     result = await change_table(
         changes,
         changes.registry.maps.get(name),
@@ -109,8 +113,9 @@ async def _change(
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
+        meanwhile=ahead.make,
     )
-    return answer(request, result, dry_run=dry_run, set=result.set, cleared=result.cleared)
+    return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
 
 
 @router.put(

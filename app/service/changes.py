@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app.service.confirmations import Confirmations
+from app.service.draft import change_of, entries_of
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
 from app.service.feed import Feed
 from app.service.figures import Figures
@@ -20,7 +21,10 @@ from app.service.retained import Retained
 from app.service.steps import Marks, Steps
 from app.service.writing import WriteFailed, put_back, write
 from app.store.journal import Journal, JournalFailed
-from app.store.records import EMPTY, Change, EntryChanges, Kind
+from app.store.records import Change, EntryChanges, Kind
+
+# Something that is done step by step, each of about a millisecond.
+Meanwhile = Callable[[EntryChanges], Iterator[None]]
 
 
 @dataclass(eq=False, slots=True)
@@ -68,17 +72,24 @@ class Changes:
         return change
 
     async def apply(
-        self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, *, reverts: int | None = None
+        self,
+        held: HeldMap,
+        kind: Kind,
+        steps: Steps,
+        origin: Origin,
+        *,
+        reverts: int | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> Change:
         """Write the steps and journal them, or leave everything as it was. Call it under the map's lock.
 
-        Errors: WriteRefused, or for a single step what the kernel refused it for; EntryWaits; NotRestorable;
-        JournalUnavailable.
+        `meanwhile`: is gone through while the kernel writes many, as far as that lasts. Errors: WriteRefused, or for a
+        single step what the kernel refused it for; EntryWaits; NotRestorable; JournalUnavailable.
         """
         if len(steps) == 1 and origin.confirm_within is None:
-            return await self._apply(held, kind, steps, origin, reverts)
+            return await self._apply(held, kind, steps, origin, reverts, None)
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
-        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts))
+        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts, meanwhile))
         self._running.add(task)
         task.add_done_callback(self._ended)
         await asyncio.wait([task])
@@ -96,13 +107,22 @@ class Changes:
             await asyncio.wait(self._running)
         await self.confirmations.finish()
 
-    async def _apply(self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, reverts: int | None) -> Change:
+    async def _apply(
+        self,
+        held: HeldMap,
+        kind: Kind,
+        steps: Steps,
+        origin: Origin,
+        reverts: int | None,
+        meanwhile: Meanwhile | None,
+    ) -> Change:
         begun = self.begin(held, kind, steps, origin, reverts)
         change, waiting = begun.change, None
         try:
             if origin.confirm_within is not None:
                 waiting = await self.confirmations.begin(held, change, begun.replaced, origin.confirm_within)
-            await write(held.opened(), steps, begun.replaced, lambda: self._stopping)
+            ready = _make_ready(change.entries, meanwhile)
+            await write(held.opened(), steps, begun.replaced, lambda: self._stopping, ready)
             await self.journal_all([begun], token=None if waiting is None else waiting.token)
         except BaseException as error:
             if not isinstance(error, JournalUnavailable):
@@ -127,8 +147,9 @@ class Changes:
         """
         self._check_permitted(held, steps, origin)
         self.confirmations.check_free(held, steps.indexes, reverts)
-        change = self._change(held, kind, self._entries(held, steps), origin, reverts)
-        replaced = self.retained.hold(set(steps.before) - {EMPTY})
+        entries = entries_of(self.registry, held, steps)
+        change = change_of(self.registry, held, kind, entries, origin, self._clock(), reverts)
+        replaced = self.retained.hold(steps.replaced)
         held.writing = {*held.writing, *steps.indexes} if len(steps) == 1 else Marks(steps.indexes)
         return Begun(held, steps, change, replaced)
 
@@ -161,32 +182,6 @@ class Changes:
             self._figures.changes[change.kind, "applied"] += 1
             self.retained.keep(change.id, begun.replaced)
 
-    def _change(
-        self, held: HeldMap, kind: Kind, entries: EntryChanges, origin: Origin, reverts: int | None = None
-    ) -> Change:
-        at = self._clock()
-        return Change(
-            map=held.name,
-            map_id=held.opened().id,
-            boot_id=self.registry.kernel.boot_id,
-            kind=kind,
-            entries=entries,
-            at=at,
-            actor=origin.actor,
-            request_id=origin.request_id,
-            note=origin.note,
-            state="applied" if origin.confirm_within is None else "unconfirmed",
-            reverts=reverts,
-            confirm_by=None if origin.confirm_within is None else at + origin.confirm_within,
-        )
-
-    def _entries(self, held: HeldMap, steps: Steps) -> EntryChanges:
-        record, pin_of = self.registry.programs.record, _unknown if held.recorded is None else held.recorded.pin_of
-        # A path by which a program was named once is still known.
-        paths = {id_: pin_of(id_) for id_ in {*steps.before, *steps.after} if id_ != EMPTY} | dict(steps.pinned)
-        programs = {id_: record(id_, path) for id_, path in paths.items()}
-        return EntryChanges(steps.indexes, steps.before, steps.after, programs)
-
     def _check_permitted(self, held: HeldMap, steps: Steps, origin: Origin) -> None:
         check_programs(self.registry.programs, held, steps.indexes, steps.after, origin.actor, origin.grant)
 
@@ -196,9 +191,10 @@ class Changes:
         check_not_frozen(held.opened())
         self.confirmations.check_free(held, steps.indexes, reverts)
         if origin.confirm_within is not None:
-            replaced = self.retained.hold(set(steps.before) - {EMPTY})
+            replaced = self.retained.hold(steps.replaced)
             try:
-                change = self._change(held, "set", self._entries(held, steps), origin)
+                entries = entries_of(self.registry, held, steps)
+                change = change_of(self.registry, held, "set", entries, origin, self._clock())
                 self.confirmations.keep_dir.check(held, change, replaced)
             finally:
                 self.retained.release(replaced)
@@ -210,7 +206,8 @@ class Changes:
         """
         check_entries(held, entries.indexes, origin.actor, origin.grant)
         try:
-            change = await self.journal.append(self._change(held, "adopt", entries, origin))
+            draft = change_of(self.registry, held, "adopt", entries, origin, self._clock())
+            change = await self.journal.append(draft)
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
         if held.recorded is not None:
@@ -229,5 +226,9 @@ def _outcome(error: BaseException) -> str:
     return "refused" if isinstance(error, WriteFailed | ServiceError) else "failed"
 
 
-def _unknown(_: int) -> None:
-    return None
+def _make_ready(entries: EntryChanges, meanwhile: Meanwhile | None) -> Iterator[None]:
+    """What comes after the kernel has written, as far as it can be done before."""
+    entries.pack()
+    yield
+    if meanwhile is not None:
+        yield from meanwhile(entries)

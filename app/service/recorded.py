@@ -6,7 +6,7 @@ from itertools import compress
 from operator import ne
 from typing import Final
 
-from app.store.records import Array, Change, ProgramRecord, Programs
+from app.store.records import Array, Change, Indexes, ProgramRecord, Programs
 from app.store.table import Table
 
 _AT_A_TIME: Final = 256  # entries that are compared
@@ -35,12 +35,15 @@ class Recorded:
         """These entries are as the change says from now on."""
         entries, numbers = change.entries, self.table.numbers
         self._learn(entries.programs)
-        for index, number in zip(entries.indexes, entries.after, strict=True):
-            numbers[index] = number
+        if isinstance(entries.indexes, range):
+            numbers[entries.indexes.start : entries.indexes.stop] = entries.after
+        else:
+            for index, number in zip(entries.indexes, entries.after, strict=True):
+                numbers[index] = number
         if self.drift or self.to_restore or self.lost:
             self._settle(entries.indexes)
 
-    def _settle(self, indexes: "array[int]") -> None:
+    def _settle(self, indexes: Indexes) -> None:
         for index in indexes:
             self.drift.pop(index, None)
             self.to_restore.discard(index)

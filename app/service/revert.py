@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
 
-from app.service.changes import Changes
+from app.service.changes import Changes, Meanwhile
 from app.service.errors import ChangeConflict, ChangeNotRevertible
 from app.service.fit import fit_of
 from app.service.held import HeldMap
@@ -18,8 +18,10 @@ from app.store.records import EMPTY, NUMBERS, Change
 _LOOKED_UP_AT_ONCE: Final = 512
 
 
-async def revert_change(changes: Changes, id_: int, origin: Origin, *, dry_run: bool = False) -> TableResult:
-    """Undo a change, if its entries still hold what it put there.
+async def revert_change(
+    changes: Changes, id_: int, origin: Origin, *, dry_run: bool = False, meanwhile: Meanwhile | None = None
+) -> TableResult:
+    """Undo a change, if its entries still hold what it put there; `meanwhile`: as of Changes.apply.
 
     Errors: ChangeUnknown; ChangeConflict with what the entries hold; ChangeNotRevertible; those of Changes.apply.
     """
@@ -42,7 +44,7 @@ async def revert_change(changes: Changes, id_: int, origin: Origin, *, dry_run: 
                 changes.check(held, steps, origin, id_)
                 fit = fit_of(registry, table, list(steps.programs.values()), seeds)
                 return TableResult.of(None, steps, fit=fit)
-            applied = await changes.apply(held, "revert", steps, origin, reverts=id_)
+            applied = await changes.apply(held, "revert", steps, origin, reverts=id_, meanwhile=meanwhile)
             return TableResult.of(applied, steps)
 
 
@@ -60,7 +62,8 @@ def _steps(changes: Changes, change: Change, stack: ExitStack) -> Steps:
         if record.pinned is not None:
             pinned[program.id] = record.pinned
     after = array(NUMBERS, map(ids.__getitem__, reversed(entries.before)))
-    return Steps(entries.indexes[::-1], entries.after[::-1], after, programs, pinned)
+    indexes = array(NUMBERS, reversed(entries.indexes))
+    return Steps(indexes, entries.after[::-1], after, programs, pinned)
 
 
 async def _check_it_stands(changes: Changes, held: HeldMap, change: Change) -> None:

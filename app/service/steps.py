@@ -3,26 +3,28 @@
 from array import array
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import compress, count
+from functools import cached_property
+from itertools import chain, compress, count
 from operator import ne
 
 from app.service.program import Program
-from app.store.records import EMPTY, NUMBERS
+from app.store.records import EMPTY, NUMBERS, Indexes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Steps:
     """Parallel arrays, as a table has many. The arrays are never changed.
 
-    `before`, `after`: the ids of the programs, or EMPTY; `programs`: those that are to be put in, by id, open for as
-    long as they are needed; `pinned`: of them, by id, the paths by which the request named them.
+    `indexes`: an array, or a range; `before`, `after`: the ids of the programs, or EMPTY; `programs`: those that are to
+    be put in, by id, open for as long as they are needed; `pinned`: of them, by id, the paths by which the request
+    named them.
     """
 
-    indexes: "array[int]"
+    indexes: Indexes
     before: "array[int]"
     after: "array[int]"
     programs: Mapping[int, Program]
-    pinned: Mapping[int, str]
+    pinned: dict[int, str]
 
     @classmethod
     def one(cls, index: int, before: int | None, program: Program | None, pinned: str | None = None) -> "Steps":
@@ -39,10 +41,15 @@ class Steps:
     def __len__(self) -> int:
         return len(self.indexes)
 
-    @property
+    @cached_property
     def cleared(self) -> int:
         """How many of them leave an entry empty."""
         return self.after.count(EMPTY)
+
+    @cached_property
+    def replaced(self) -> set[int]:
+        """The ids of the programs that they replace."""
+        return set(self.before) - {EMPTY}
 
     def part(self, start: int, stop: int) -> "Steps":
         """Those from `start` up to `stop`."""
@@ -54,13 +61,13 @@ class Steps:
         changes = bytes(map(ne, self.before, self.after))
         return self if 0 not in changes else self.chosen(changes)
 
-    def then_clear(self, indexes: "array[int]", found: "array[int]") -> "Steps":
+    def then_clear(self, indexes: Collection[int], found: "array[int]") -> "Steps":
         """These, and then clear those; `found`: what each entry holds, by index."""
         if not indexes:
             return self
         before = self.before + array(NUMBERS, map(found.__getitem__, indexes))
         after = self.after + array(NUMBERS, bytes(4 * len(indexes)))
-        return Steps(self.indexes + indexes, before, after, self.programs, self.pinned)
+        return Steps(array(NUMBERS, chain(self.indexes, indexes)), before, after, self.programs, self.pinned)
 
     def without(self, index: int) -> "Steps":
         """All but that of this entry."""
@@ -79,6 +86,9 @@ class Marks(Collection[int]):
 
     def __init__(self, indexes: Collection[int]) -> None:
         self._marks = marks = bytearray(max(indexes, default=-1) + 1)
+        if isinstance(indexes, range):
+            marks[indexes.start : indexes.stop] = b"\1" * len(indexes)
+            return
         for index in indexes:
             marks[index] = 1
 

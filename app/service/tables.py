@@ -2,13 +2,13 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import compress
 from typing import Final, TypeVar
 
-from app.service.changes import Changes
+from app.service.changes import Changes, Meanwhile
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
 from app.service.fit import Fit, fit_of
 from app.service.held import ById, HeldMap, Pinned
@@ -17,7 +17,7 @@ from app.service.permits import check_reference
 from app.service.program import Program
 from app.service.programs import ProgramRef
 from app.service.steps import Steps
-from app.store.records import EMPTY, NUMBERS, Change
+from app.store.records import EMPTY, NUMBERS, Change, Indexes, Kind
 
 _NO_ID: Final = -1
 
@@ -29,18 +29,22 @@ TablePrecondition = Callable[[int, "array[int]"], None]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What entries are to hold: `indexes` (u32), and for each the place of its reference in `refs`. None: nothing."""
+    """What entries are to hold: for each of `indexes` the place of its reference in `refs`. None: nothing.
 
-    indexes: "array[int]"
+    `indexes`: u32; a range from 0 on is the fastest.
+    """
+
+    indexes: Indexes
     places: "array[int]"
     refs: Sequence[ProgramRef | None]
 
     @classmethod
-    def of(cls, indexes: Iterable[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]) -> "Wanted":
+    def of(cls, indexes: Sequence[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]) -> "Wanted":
         """From a name for each, of which each is looked up once."""
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         refs = [ref_of(name) for name in places]
-        return cls(array(NUMBERS, indexes), array(NUMBERS, map(places.__getitem__, names)), refs)
+        indexes = indexes if isinstance(indexes, range) else array(NUMBERS, indexes)
+        return cls(indexes, array(NUMBERS, map(places.__getitem__, names)), refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +72,13 @@ async def change_table(
     replace: bool,
     precondition: TablePrecondition,
     dry_run: bool = False,
+    meanwhile: Meanwhile | None = None,
 ) -> TableResult:
     """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
 
     Everything that can be known is checked first: bounds, programs, fit, preconditions. Each entry changes at once,
-    the table does not. Errors: BodyIndexOutOfRange, DuplicateIndex; those of Changes.apply, Programs.resolve and
-    `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
+    the table does not. `meanwhile`: as of Changes.apply. Errors: BodyIndexOutOfRange, DuplicateIndex; those of
+    Changes.apply, Programs.resolve and `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
     """
     registry = changes.registry
     async with held.lock:
@@ -99,12 +104,16 @@ async def change_table(
                 fit = fit_of(registry, table, new, seeds)
             change = None
             if steps and not dry_run:
-                change = await changes.apply(held, "replace" if replace else "update", steps, origin)
+                kind: Kind = "replace" if replace else "update"
+                change = await changes.apply(held, kind, steps, origin, meanwhile=meanwhile)
     return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
 
 
-def _check_indexes(indexes: "array[int]", max_entries: int) -> None:
-    if max(indexes, default=0) < max_entries and len(set(indexes)) == len(indexes):
+def _check_indexes(indexes: Indexes, max_entries: int) -> None:
+    is_range = isinstance(indexes, range)
+    if (len(indexes) if is_range else max(indexes, default=-1) + 1) <= max_entries and (
+        is_range or len(set(indexes)) == len(indexes)
+    ):
         return
     seen: set[int] = set()
     for index in indexes:
@@ -151,15 +160,24 @@ def _listed(wanted: Wanted, opened: Mapping[int, Program], found: "array[int]") 
         ids[place] = program.id
     return Steps(
         wanted.indexes,
-        array(NUMBERS, map(found.__getitem__, wanted.indexes)),
+        _at(wanted.indexes, found),
         array(NUMBERS, map(ids.__getitem__, wanted.places)),
         {program.id: program for program in opened.values()},
         {ids[place]: ref.path for place, ref in enumerate(wanted.refs) if isinstance(ref, Pinned)},
     )
 
 
-def _others(listed: "array[int]", found: "array[int]") -> "array[int]":
+def _at(indexes: Indexes, found: "array[int]") -> "array[int]":
+    """What these entries hold."""
+    if isinstance(indexes, range):
+        return found[indexes.start : indexes.stop]
+    return array(NUMBERS, map(found.__getitem__, indexes))
+
+
+def _others(listed: Indexes, found: "array[int]") -> "array[int]":
     """The entries that hold a program and are not listed, by falling index."""
+    if isinstance(listed, range):
+        return array(NUMBERS, compress(range(len(listed), len(found)), found[len(listed) :]))[::-1]
     left = found[:]
     for index in listed:
         left[index] = EMPTY

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -12,7 +12,7 @@ from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.program import Program
 from app.service.program_array import CLEAR, ProgramArray
 from app.service.steps import Steps
-from app.store.records import EMPTY
+from app.store.records import EMPTY, NUMBERS
 
 # So many sets are written inline, one by one: a thread would take longer. Clears may wait in the kernel.
 _INLINE: Final = 64
@@ -33,15 +33,21 @@ class WriteFailed(Exception):
 
 
 async def write(
-    table: ProgramArray, steps: Steps, replaced: Mapping[int, Program], stopping: Callable[[], bool]
+    table: ProgramArray,
+    steps: Steps,
+    replaced: Mapping[int, Program],
+    stopping: Callable[[], bool],
+    meanwhile: Iterator[None] = iter(()),  # noqa: B008 - empty for ever
 ) -> None:
     """Write the steps in order; where the kernel refuses one, put back what was written, and raise WriteFailed.
 
     The same, with the cause Stopping, once `stopping()` is true. `replaced`: the programs that the steps replace, by
-    id. Call it under the map's lock.
+    id; `meanwhile`: is gone through, with a turn for others after each step, while the kernel is at many, as far as
+    that lasts. Call it under the map's lock.
     """
     do = _write_few if len(steps) <= _INLINE else _write_many
-    done, error = await _inline_or_not(steps.after, partial(do, table, steps, stopping))
+    writing = _inline_or_not(steps.after, partial(do, table, steps, stopping))
+    done, error = await (writing if len(steps) < _MOST else _beside(writing, meanwhile))
     if error is not None:
         left = await put_back(table, steps.part(0, done), replaced)
         raise WriteFailed(steps.indexes[done], error, left) from error
@@ -57,6 +63,15 @@ async def _inline_or_not(programs: "array[int]", do: Callable[[], T]) -> T:
     if len(programs) <= _INLINE and EMPTY not in programs:
         return do()
     return await asyncio.to_thread(do)
+
+
+async def _beside(writing: Coroutine[None, None, T], meanwhile: Iterator[None]) -> T:
+    task = asyncio.create_task(writing)
+    with suppress(Exception):  # at its end; and what goes wrong there comes up again where it is needed
+        while not task.done():
+            await asyncio.sleep(0)
+            next(meanwhile)
+    return await task
 
 
 def _write_few(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
@@ -82,7 +97,8 @@ def _write_many(table: ProgramArray, steps: Steps, stopping: Callable[[], bool])
         if stopping():
             return done, Stopping()
         began = time.monotonic()
-        written, number = table.write_many(steps.indexes[done : done + size], _values(steps.after, done, size, fds))
+        indexes = array(NUMBERS, steps.indexes[done : done + size])
+        written, number = table.write_many(indexes, _values(steps.after, done, size, fds))
         done += written
         if number:
             return done, table.refusal(steps.programs.get(steps.after[done]), number)
@@ -104,7 +120,8 @@ def _put_back(table: ProgramArray, steps: Steps, replaced: Mapping[int, Program]
         ours = part.chosen(bytes(map(int.__eq__, now, part.after)))
         known = ours.chosen(bytes(map(fds.__contains__, ours.before)))
         left += ours.chosen(bytes(id_ not in fds for id_ in ours.before)).indexes[::-1]
-        left += _write_all(table, known.indexes[::-1], _values(known.before[::-1], 0, len(known), fds))
+        indexes = array(NUMBERS, known.indexes[::-1])
+        left += _write_all(table, indexes, _values(known.before[::-1], 0, len(known), fds))
     return left
 
 

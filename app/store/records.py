@@ -3,8 +3,8 @@
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic_core import from_json, to_json
 
@@ -34,6 +34,7 @@ class ProgramRecord:
     pinned: str | None = None
 
 
+Indexes: TypeAlias = "array[int] | range"
 Programs = dict[int, ProgramRecord]  # by number
 
 
@@ -55,13 +56,14 @@ class EntryChange:
 class EntryChanges:
     """The entries of a change, in the order in which they were written: 12 bytes for each, as a table has many.
 
-    `before`, `after`: numbers in `programs`, or EMPTY. The arrays are never changed.
+    `indexes`: an array, or a range; `before`, `after`: numbers in `programs`, or EMPTY. The arrays are never changed.
     """
 
-    indexes: "array[int]"
+    indexes: Indexes
     before: "array[int]"
     after: "array[int]"
     programs: Programs
+    _packed: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of(cls, entries: Iterable[EntryChange]) -> "EntryChanges":
@@ -94,10 +96,17 @@ class EntryChanges:
         """The same, the other way round."""
         return EntryChanges(self.indexes, self.after, self.before, self.programs)
 
+    def pack(self) -> None:
+        """Make ready what `packed` is once to return."""
+        self._packed.append(self.packed())
+
     def packed(self) -> bytes:
         """As the journal keeps it: the programs as a line of JSON, then the arrays; a large one compressed."""
+        if self._packed:
+            return self._packed.pop()
         programs = [(each.name, each.id, each.tag, each.pinned) for each in self.programs.values()]
-        content = b"".join((to_json(programs), b"\n", self.indexes, self.before, self.after))
+        indexes = array(NUMBERS, self.indexes) if isinstance(self.indexes, range) else self.indexes
+        content = b"".join((to_json(programs), b"\n", indexes, self.before, self.after))
         return content if len(content) < _COMPRESSED_FROM else zlib.compress(content, 1)
 
     @classmethod

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from app.bpf.kernel import Kernel
 from app.service import confirmations, retained
 from app.service.changes import Changes
+from app.service.draft import change_of, entries_of
 from app.service.held import HeldMap, HeldProgram, Pinned
 from app.service.opening import make_array
 from app.service.origin import Origin
@@ -399,7 +400,7 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.changes
         origin = Origin("unix", "one", confirm_within=60)
-        change = changes._change(held, "set", changes._entries(held, Steps.one(0, None, safe)), origin)
+        change = change_of(registry, held, "set", entries_of(registry, held, Steps.one(0, None, safe)), origin, 0.0)
         await changes.confirmations.begin(held, change, {}, 60)
         if then:
             await client.put("/maps/table/entries/0", json={"program": "safe"})

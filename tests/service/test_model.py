@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
             del steps[index]
         told = self.model.change("replace" if replace else "update", steps, within, dry)
         refs = [None if program is None else self.ref(program, way) for program in programs.values()]
-        listed = Wanted.of(programs, refs, lambda ref: ref)
+        listed = Wanted.of(list(programs), refs, lambda ref: ref)
         call = change_table(
             self.changes, self.table, listed, by(within), replace=replace, precondition=anything, dry_run=dry
         )

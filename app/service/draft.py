@@ -1,0 +1,43 @@
+"""A change as it is to be journalled, before it is written."""
+
+from app.service.held import HeldMap
+from app.service.origin import Origin
+from app.service.registry import Registry
+from app.service.steps import Steps
+from app.store.records import Change, EntryChanges, Kind
+
+
+def change_of(
+    registry: Registry,
+    held: HeldMap,
+    kind: Kind,
+    entries: EntryChanges,
+    origin: Origin,
+    at: float,
+    reverts: int | None = None,
+) -> Change:
+    """The change. `at`: seconds since 1970; `reverts`: the one that it undoes."""
+    return Change(
+        map=held.name,
+        map_id=held.opened().id,
+        boot_id=registry.kernel.boot_id,
+        kind=kind,
+        entries=entries,
+        at=at,
+        actor=origin.actor,
+        request_id=origin.request_id,
+        note=origin.note,
+        state="applied" if origin.confirm_within is None else "unconfirmed",
+        reverts=reverts,
+        confirm_by=None if origin.confirm_within is None else at + origin.confirm_within,
+    )
+
+
+def entries_of(registry: Registry, held: HeldMap, steps: Steps) -> EntryChanges:
+    """Its entries, with what is known of their programs: also a path by which one was named once."""
+    recorded, record = held.recorded, registry.programs.record
+    ids = {*steps.replaced, *steps.programs}
+    paths = {id_: None if recorded is None else recorded.pin_of(id_) for id_ in ids} | steps.pinned
+    return EntryChanges(
+        steps.indexes, steps.before, steps.after, {id_: record(id_, path) for id_, path in paths.items()}
+    )
