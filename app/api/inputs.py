@@ -1,6 +1,5 @@
 """What requests bring, as JSON."""
 
-import contextlib
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -11,16 +10,14 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidatorFunctionWrapHandler,
     WithJsonSchema,
-    WrapValidator,
     model_validator,
 )
 
 from app.api.fields import MAX_ENTRIES, U32, Name, PinPath
 from app.api.outputs import EntryProgram
 from app.bpf.uapi import MIN_PACKET
-from app.service.held import ById, Pinned, checked_name
+from app.service.held import ById, Pinned
 from app.service.programs import ByName, ProgramRef
 
 
@@ -34,12 +31,12 @@ def _packet(text: str) -> str:
     return text
 
 
-def _without(*names: str) -> dict[str, Any]:
+def without(*names: str) -> dict[str, Any]:
     """A schema for which all of these are left out or null."""
     return {"properties": {name: {"type": "null"} for name in names}}
 
 
-def _given(name: str) -> dict[str, Any]:
+def given(name: str) -> dict[str, Any]:
     """A schema for which this is there, and not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
@@ -55,9 +52,9 @@ class ProgramObject(Input):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": _given("pinned"),
-            "then": _without("name", "id"),
-            "else": {"if": _without("name"), "then": _given("id")},
+            "if": given("pinned"),
+            "then": without("name", "id"),
+            "else": {"if": without("name"), "then": given("id")},
         }
     )
 
@@ -100,16 +97,6 @@ ProgramReference = Annotated[
 ]
 
 
-def _names_at_once(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
-    """Of a list of names each name is checked once, as a table of 65,536 has few; `one_by_one` tells what is wrong."""
-    if isinstance(value, list):
-        with contextlib.suppress(ValueError, TypeError):  # what is no name cannot always be in a set
-            distinct = set(value) - {None}
-            if all(isinstance(name, str) and checked_name(name) for name in distinct):
-                return value
-    return one_by_one(value)
-
-
 class SetEntry(Input):
     """What an entry is to point to. An entry as GET answers it can be sent back."""
 
@@ -118,49 +105,6 @@ class SetEntry(Input):
     map: Any = Field(None, description="Ignored.")
     index: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-
-
-class ListedEntry(Input):
-    """One entry of a table. An entry as GET answers it can be sent back."""
-
-    index: U32 = Field(examples=[3])
-    program: ProgramReference | None = Field(description="null: empty.", examples=["drop", None])
-    map: Any = Field(None, description="Ignored.")
-    etag: Any = Field(None, description="Ignored.")
-
-
-class UpdateEntries(Input):
-    """The entries to change, in this order. What GET answers can be sent back."""
-
-    entries: Annotated[list[ListedEntry], Field(fail_fast=True)]
-    map: Any = Field(None, description="Ignored.")
-    max_entries: Any = Field(None, description="Ignored.")
-    etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="A page is not the whole table: only null is taken.")
-
-
-class ReplaceEntries(Input):
-    """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"if": _given("entries"), "then": _without("programs"), "else": _given("programs")}
-    )
-
-    entries: Annotated[list[ListedEntry], Field(fail_fast=True)] | None = None
-    programs: Annotated[list[ProgramReference | None], Field(fail_fast=True), WrapValidator(_names_at_once)] | None = (
-        Field(None, examples=[["pass", None, "drop"]])
-    )
-    map: Any = Field(None, description="Ignored.")
-    max_entries: Any = Field(None, description="Ignored.")
-    etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="A page is not the whole table: only null is taken.")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.entries is None) == (self.programs is None):
-            message = "exactly one of entries and programs is needed"
-            raise ValueError(message)
-        return self
 
 
 class CreateMap(Input):
@@ -172,7 +116,7 @@ class CreateMap(Input):
 class HoldProgram(Input):
     """Where to open what is to be held: one of the two."""
 
-    model_config = ConfigDict(json_schema_extra={"if": _given("pinned"), "then": _without("id"), "else": _given("id")})
+    model_config = ConfigDict(json_schema_extra={"if": given("pinned"), "then": without("id"), "else": given("id")})
 
     pinned: PinPath | None = None
     id: U32 | None = None
@@ -194,9 +138,9 @@ class HoldMap(HoldProgram):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": _given("pinned"),
-            "then": _without("id"),
-            "else": {"allOf": [_given("id"), _without("create")]},
+            "if": given("pinned"),
+            "then": without("id"),
+            "else": {"allOf": [given("id"), without("create")]},
         }
     )
 

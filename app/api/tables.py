@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import documented, fields, inputs, outputs
+from app.api import documented, fields, inputs, outputs, table_inputs
 from app.api.change_json import EntriesAhead, change_parts
 from app.api.conditions import TABLE_PARAMETERS, Conditions, table_etag
 from app.api.documented import BODY, KERNEL, answers, problems
@@ -22,8 +22,6 @@ from app.service.programs import ByName
 from app.service.tables import TablePrecondition, TableResult, Wanted, change_table
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
-
-_Given = str | inputs.ProgramObject | outputs.EntryProgram | None
 
 _RESPONSES = (
     answers(
@@ -45,15 +43,18 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _wanted(indexes: Sequence[int], given: Sequence[_Given]) -> Wanted:
+def _wanted(indexes: Sequence[int], given: Sequence[table_inputs.Given]) -> Wanted:
     """What the entries of a body are to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
         return Wanted.of(indexes, names, lambda name: None if name is None else ByName(name))
     except TypeError:
-        refs = [None if each is None else inputs.program_ref(each) for each in given]
-        return Wanted.of(indexes, refs, lambda ref: ref)
+        # Of the same object there is one for all entries that have it.
+        keys = [each if each is None or isinstance(each, str) else id(each) for each in given]
+        objects = dict(zip(keys, given, strict=True))
+        refs = {key: None if each is None else inputs.program_ref(each) for key, each in objects.items()}
+        return Wanted.of(indexes, keys, refs.__getitem__)
 
 
 def _precondition(request: Request) -> TablePrecondition:
@@ -129,7 +130,7 @@ async def _change(
 async def replace_entries(
     request: Request,
     name: fields.MapName,
-    body: inputs.ReplaceEntries,
+    body: table_inputs.ReplaceEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -141,7 +142,7 @@ async def replace_entries(
     table does not: list callees before the entries that lead to them.
     """
     if body.entries is not None:
-        wanted = _wanted([entry.index for entry in body.entries], [entry.program for entry in body.entries])
+        wanted = _wanted(body.entries.indexes, body.entries.programs)
     else:
         programs = body.programs or ()
         wanted = _wanted(range(len(programs)), programs)
@@ -160,12 +161,12 @@ async def replace_entries(
 async def update_entries(
     request: Request,
     name: fields.MapName,
-    body: inputs.UpdateEntries,
+    body: table_inputs.UpdateEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
     """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
-    wanted = _wanted([entry.index for entry in body.entries], [entry.program for entry in body.entries])
+    wanted = _wanted(body.entries.indexes, body.entries.programs)
     origin = origin_of(request, note, confirm_within)
     return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)
