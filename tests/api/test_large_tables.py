@@ -1,0 +1,174 @@
+"""Tables of many entries: the same as small ones, in another way."""
+
+import asyncio
+import errno
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app import demo
+from app.bpf.kernel import Kernel
+from app.bpf.memory import MemoryKernel
+from app.service.opening import make_array
+from app.service.registry import Registry
+from tests.api.conftest import asking, assert_problem
+from tests.conftest import load
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 10_000
+LARGE = "/maps/large/entries"
+NAMES = ("drop", "pass", "tx")
+
+
+def programs(turn: int) -> list[str | None]:
+    """A table; another turn differs in every entry, but for some that are empty in each."""
+    return [None if index % 100 == 0 else NAMES[(index + turn) % 3] for index in range(SIZE)]
+
+
+@pytest.fixture
+async def large(registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -> httpx.AsyncClient:
+    registry.maps.adopt("large", make_array(kernel, "large", SIZE))
+    return client
+
+
+async def table(client: httpx.AsyncClient) -> list[str | None]:
+    """The held name of each entry, as GET tells it."""
+    told: list[str | None] = [None] * SIZE
+    for each in (await client.get(LARGE)).json()["entries"]:
+        told[each["index"]] = each["program"]["name"]
+    return told
+
+
+class TestReplace:
+    async def test_written_told_journalled_and_reverted(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        answer = await large.put(LARGE, json={"programs": programs(1)})
+        assert (answer.status_code, answer.headers["change-id"]) == (200, "2")
+        assert await table(large) == programs(1)
+        change = answer.json()["change"]
+        assert [(each["index"], each["before"]["name"], each["after"]["name"]) for each in change["entries"]] == [
+            (index, programs(0)[index], name) for index, name in enumerate(programs(1)) if name is not None
+        ]
+        assert (await large.get("/changes/2")).json() == change
+        assert (await large.get("/changes?after=1&limit=1")).json()["changes"] == [change]
+        reverted = (await large.post("/changes/2/revert")).json()
+        assert [each["index"] for each in reverted["change"]["entries"]] == [
+            each["index"] for each in reversed(change["entries"])
+        ]
+        assert await table(large) == programs(0)
+
+    async def test_half_of_it_cleared_by_falling_index(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": ["drop"] * SIZE})
+        answer = (await large.put(LARGE, json={"programs": ["drop"] * 100 + ["pass"] * 100})).json()
+        assert (answer["set"], answer["cleared"], answer["unchanged"]) == (100, SIZE - 200, 100)
+        indexes = [each["index"] for each in answer["change"]["entries"]]
+        assert indexes == [*range(100, 200), *range(SIZE - 1, 199, -1)]
+        assert await table(large) == ["drop"] * 100 + ["pass"] * 100 + [None] * (SIZE - 200)
+
+    async def test_what_get_answers_can_be_put_back(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        told = (await large.get(LARGE)).json()
+        assert (await large.put(LARGE, json=told)).json()["unchanged"] == len(told["entries"])
+        await large.put(LARGE, json={"programs": []})
+        told["entries"].reverse()
+        assert (await large.put(LARGE, json=told)).json()["change"]["entries"][0]["index"] == SIZE - 1
+        assert await table(large) == programs(0)
+
+    async def test_confirmed_in_time_or_undone(self, app: FastAPI, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        for number, is_confirmed in ((2, True), (3, False)):
+            await large.put(f"{LARGE}?confirm_within=60", json={"programs": programs(number)})
+            assert_problem(await large.put(f"{LARGE}/7", json={"program": "count"}), 409, "change-conflict")
+            if is_confirmed:
+                assert (await large.post(f"/changes/{number}/confirm")).json()["state"] == "confirmed"
+        confirmations = app.state.changes.confirmations
+        assert await confirmations.undo(confirmations._waiting[3])
+        assert await table(large) == programs(2)
+        assert (await large.put(f"{LARGE}/7", json={"program": "count"})).status_code == 200
+
+
+class TestList:
+    async def test_pages_are_parts_of_the_whole(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        whole, found = (await large.get(LARGE)).json(), list[Any]()
+        start: int | None = 0
+        while start is not None:
+            page = (await large.get(f"{LARGE}?start={start}&limit=4500")).json()
+            assert page["etag"] == whole["etag"]
+            found += page["entries"]
+            start = page["next"]
+        assert found == whole["entries"]
+        assert found[4200] == (await large.get(f"{LARGE}/{found[4200]['index']}")).json()
+
+    async def test_head_has_no_body(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        head = await large.head(LARGE)
+        assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "application/json")
+
+    async def test_others_have_their_turn_meanwhile(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        for request in (large.get(LARGE), large.put(LARGE, json={"programs": programs(1)}), large.get("/changes/1")):
+            task, turns = asyncio.ensure_future(request), 0
+            while not task.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns > 2
+
+
+class TestRefused:
+    async def test_midway_all_is_put_back(self) -> None:
+        class Refusing(MemoryKernel):
+            refused = -1
+
+            def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
+                if index == self.refused:
+                    raise OSError(errno.ENOMEM, "refused")
+                super().map_update(fd, index, value, flags)
+
+        registry = Registry(kernel := Refusing())
+        demo.fill(registry)
+        registry.maps.adopt("large", make_array(kernel, "large", SIZE))
+        async with asking(registry) as client:
+            await client.put(LARGE, json={"programs": programs(0)})
+            kernel.refused = 7001
+            refused = await client.put(LARGE, json={"programs": programs(1)})
+            assert_problem(refused, 500, "kernel-error")
+            facts = refused.json()
+            assert (facts["index"], facts["put_back"], facts["left"], facts["errno"]) == (7001, True, [], "ENOMEM")
+            assert await table(client) == programs(0)
+        registry.close()
+
+    async def test_a_program_that_does_not_fit(self, large: httpx.AsyncClient, kernel: Kernel) -> None:
+        await large.put(LARGE, json={"programs": ["drop"] * 100})
+        with load(kernel, 1, 1) as other:
+            await large.put("/programs/other", json={"id": other.id})
+            refused = await large.put(LARGE, json={"programs": ["pass"] * 5000 + ["other"]})
+            assert_problem(refused, 422, "program-incompatible")
+        assert await table(large) == ["drop"] * 100 + [None] * (SIZE - 100)
+
+    @pytest.mark.parametrize(
+        ("entry", "told"),
+        [
+            ({"index": True, "program": "drop"}, "body.entries.1.index"),
+            ({"index": -1, "program": "drop"}, "body.entries.1.index"),
+            ({"index": 1 << 32, "program": "drop"}, "body.entries.1.index"),
+            ({"index": 1}, "body.entries.1.program"),
+            ({"index": 1, "program": "no name"}, "body.entries.1.program"),
+            ({"index": 1, "program": {}}, "body.entries.1.program"),
+            ({"index": 1, "program": {"id": True}}, "body.entries.1.program"),
+            ({"index": 1, "program": {"id": 1, "pinned": "/sys/fs/bpf/x"}}, "body.entries.1.program"),
+            ({"index": 1, "program": {"name": "drop", "what": 1}}, "body.entries.1.program"),
+            ({"index": 1, "program": ["drop"]}, "body.entries.1.program"),
+            ({"index": 1, "program": "drop", "what": 1}, "body.entries.1.what"),
+            ("index", "body.entries.1"),
+        ],
+    )
+    async def test_one_wrong_entry_is_told_by_its_place(self, large: httpx.AsyncClient, entry: Any, told: str) -> None:
+        for first in ("drop", {"id": 1}, None):
+            entries = [{"index": 0, "program": first}, entry]
+            refused = await large.put(LARGE, json={"entries": entries})
+            assert_problem(refused, 422, "validation")
+            assert refused.json()["errors"][0]["loc"].startswith(told)
