@@ -11,8 +11,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from app.bpf.linux import SYSCALL_NUMBERS
 from app.bpf.privileges import check
+from app.bpf.syscall import SYSCALL_NUMBERS
 from app.bpf.uapi import Cmd
 
 # include/uapi/linux/audit.h; the numbers: include/uapi/asm-generic/unistd.h, and x86-64's own table.

@@ -1,4 +1,4 @@
-"""bpf(2) of the running Linux: the only module that makes the system call."""
+"""bpf(2) of the running Linux."""
 
 import ctypes
 import errno
@@ -6,37 +6,20 @@ import os
 import platform
 from array import array
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from app.bpf import attr, one_by_one
 from app.bpf.bpffs import LinuxFolders
 from app.bpf.element import FD, FLAGS, KEY, VALUE, Element
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
+from app.bpf.syscall import NUMBER, bpf, bpf_again, failed, long, short
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
-
-# The system call's number: include/uapi/asm-generic/unistd.h, and x86-64's own table.
-SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
-
-# The same libc twice. PyDLL keeps the GIL over a call: right for one of a microsecond, which would otherwise wait far
-# longer to get the GIL back from a busy thread. CDLL gives it up: right for one that may wait inside the kernel.
-_short = ctypes.PyDLL(None, use_errno=True).syscall
-_long = ctypes.CDLL(None, use_errno=True).syscall
-
-# A signal that is pending makes PROG_LOAD answer EAGAIN and PROG_TEST_RUN EINTR: both only ask to try again.
-_ATTEMPTS: Final = 32
-_AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 
 # PROG_TEST_RUN copies the packet out whole or says ENOSPC: room for what a program may add to it.
 _PACKET_GROWTH: Final = 1 << 16
 
-
 _LOOKUP, _UPDATE = (ctypes.c_int(cmd) for cmd in (Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_UPDATE_ELEM))
 _U32: Final = 4
-
-
-def _failed(cmd: Cmd) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{cmd.name}: {os.strerror(number)}")
 
 
 class LinuxKernel(LinuxFolders):
@@ -46,27 +29,10 @@ class LinuxKernel(LinuxFolders):
     trouble: str | None = None
 
     def __init__(self) -> None:
-        machine = platform.machine()
-        if machine not in SYSCALL_NUMBERS:
-            raise OSError(errno.ENOSYS, f"bpf(2) has no known system call number on {machine}")
-        self._number = ctypes.c_long(SYSCALL_NUMBERS[machine])
+        if NUMBER.value < 0:
+            raise OSError(errno.ENOSYS, f"bpf(2) has no known system call number on {platform.machine()}")
         self._element = Element()
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-    def _bpf(self, cmd: Cmd, fields: ctypes.Structure, call: Any = _short) -> int:
-        result: int = call(self._number, int(cmd), ctypes.byref(fields), ctypes.sizeof(fields))
-        if result < 0:
-            raise _failed(cmd)
-        return result
-
-    def _bpf_again(self, cmd: Cmd, fields: ctypes.Structure) -> int:
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._bpf(cmd, fields, _long)
-            except OSError as error:
-                if error.errno not in _AGAIN:
-                    raise
-        return self._bpf(cmd, fields, _long)
 
     def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
         """MAP_CREATE; a program array gets BTF for key and value where the kernel takes it (Linux 4.18)."""
@@ -75,17 +41,17 @@ class LinuxKernel(LinuxFolders):
         )
         btf_fd = self._btf_load() if type_ == MapType.PROG_ARRAY else None
         if btf_fd is None:
-            return self._bpf(Cmd.MAP_CREATE, fields)
+            return bpf(Cmd.MAP_CREATE, fields)
         try:
             fields.btf_fd, fields.btf_key_type_id, fields.btf_value_type_id = btf_fd, 1, 1
-            return self._bpf(Cmd.MAP_CREATE, fields)
+            return bpf(Cmd.MAP_CREATE, fields)
         finally:
             os.close(btf_fd)
 
     def _btf_load(self) -> int | None:
         blob = ctypes.create_string_buffer(attr.BTF_U32, len(attr.BTF_U32))
         try:
-            return self._bpf(Cmd.BTF_LOAD, attr.BtfLoad(btf=ctypes.addressof(blob), btf_size=len(attr.BTF_U32)))
+            return bpf(Cmd.BTF_LOAD, attr.BtfLoad(btf=ctypes.addressof(blob), btf_size=len(attr.BTF_U32)))
         except OSError:
             return None  # an array without BTF works as well; only its pin can't be read as a file
 
@@ -94,19 +60,19 @@ class LinuxKernel(LinuxFolders):
         if value_size == _U32:
             element, call = self._element.own
             element[FD], element[KEY], element[FLAGS] = fd, index, 0
-            if _short(self._number, _LOOKUP, *call) < 0:
-                raise _failed(Cmd.MAP_LOOKUP_ELEM)
+            if short(NUMBER, _LOOKUP, *call) < 0:
+                raise failed(Cmd.MAP_LOOKUP_ELEM)
             return element[VALUE]
         key, value = ctypes.c_uint32(index), ctypes.create_string_buffer(value_size)
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
-        self._bpf(Cmd.MAP_LOOKUP_ELEM, fields)
+        bpf(Cmd.MAP_LOOKUP_ELEM, fields)
         return int.from_bytes(value.raw, "little")
 
     def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
         """MAP_LOOKUP_ELEM of many, with one key and one value for all."""
         key, value = ctypes.c_uint32(), ctypes.c_uint32()
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
-        call, number, reference, size = _short, self._number, ctypes.byref(fields), ctypes.sizeof(fields)
+        call, number, reference, size = short, NUMBER, ctypes.byref(fields), ctypes.sizeof(fields)
         command, found = int(Cmd.MAP_LOOKUP_ELEM), []
         for index in range(start, stop):
             key.value = index
@@ -133,17 +99,17 @@ class LinuxKernel(LinuxFolders):
         element, call = self._element.own
         element[FD], element[KEY], element[VALUE] = fd, index, value
         element[FLAGS], element[FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
-        if _short(self._number, _UPDATE, *call) < 0:
-            raise _failed(Cmd.MAP_UPDATE_ELEM)
+        if short(NUMBER, _UPDATE, *call) < 0:
+            raise failed(Cmd.MAP_UPDATE_ELEM)
 
     def map_delete(self, fd: int, index: int) -> None:
         """MAP_DELETE_ELEM, without the GIL: it waits 8 ms and more where a program has this index as a constant."""
         key = ctypes.c_uint32(index)
-        self._bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), _long)
+        bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), long)
 
     def map_freeze(self, fd: int) -> None:
         """MAP_FREEZE (Linux 5.2)."""
-        self._bpf(Cmd.MAP_FREEZE, attr.MapFd(map_fd=fd))
+        bpf(Cmd.MAP_FREEZE, attr.MapFd(map_fd=fd))
 
     def map_info(self, fd: int) -> MapInfo:
         """OBJ_GET_INFO_BY_FD (Linux 4.13)."""
@@ -165,7 +131,7 @@ class LinuxKernel(LinuxFolders):
 
     def map_get_fd_by_id(self, id_: int) -> int:
         """MAP_GET_FD_BY_ID (Linux 4.13, CAP_SYS_ADMIN)."""
-        return self._bpf(Cmd.MAP_GET_FD_BY_ID, attr.GetId(id=id_))
+        return bpf(Cmd.MAP_GET_FD_BY_ID, attr.GetId(id=id_))
 
     def prog_load(
         self, type_: int, instructions: bytes, name: str = "", *, expected_attach_type: int = 0, flags: int = 0
@@ -182,7 +148,7 @@ class LinuxKernel(LinuxFolders):
             prog_name=_name(name),
             expected_attach_type=expected_attach_type,
         )
-        return self._bpf_again(Cmd.PROG_LOAD, fields)
+        return bpf_again(Cmd.PROG_LOAD, fields)
 
     def prog_info(self, fd: int) -> ProgInfo:
         """OBJ_GET_INFO_BY_FD, twice where the program uses maps: for their number, then for their ids."""
@@ -214,12 +180,12 @@ class LinuxKernel(LinuxFolders):
         buffer = ctypes.create_string_buffer(size)
         ctypes.memmove(ctypes.addressof(buffer) + attr.PROG_INFO_MAP_IDS_OFFSET, map_ids, len(map_ids))
         fields = attr.Info(bpf_fd=fd, info_len=size, info=ctypes.addressof(buffer))
-        self._bpf(Cmd.OBJ_GET_INFO_BY_FD, fields)
+        bpf(Cmd.OBJ_GET_INFO_BY_FD, fields)
         return buffer.raw
 
     def prog_get_fd_by_id(self, id_: int) -> int:
         """PROG_GET_FD_BY_ID (Linux 4.13, CAP_SYS_ADMIN)."""
-        return self._bpf(Cmd.PROG_GET_FD_BY_ID, attr.GetId(id=id_))
+        return bpf(Cmd.PROG_GET_FD_BY_ID, attr.GetId(id=id_))
 
     def prog_test_run(self, fd: int, packet: bytes, repeat: int = 1) -> TestRun:
         """PROG_TEST_RUN (Linux 4.12)."""
@@ -233,18 +199,18 @@ class LinuxKernel(LinuxFolders):
             data_out=ctypes.addressof(out),
             repeat=repeat,
         )
-        self._bpf_again(Cmd.PROG_TEST_RUN, fields)
+        bpf_again(Cmd.PROG_TEST_RUN, fields)
         return TestRun(fields.retval, fields.duration, out.raw[: fields.data_size_out])
 
     def obj_pin(self, fd: int, path: str) -> None:
         """OBJ_PIN (Linux 4.4)."""
         name = ctypes.create_string_buffer(os.fsencode(path))
-        self._bpf(Cmd.OBJ_PIN, attr.Obj(pathname=ctypes.addressof(name), bpf_fd=fd))
+        bpf(Cmd.OBJ_PIN, attr.Obj(pathname=ctypes.addressof(name), bpf_fd=fd))
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """OBJ_GET (Linux 4.4)."""
         name = ctypes.create_string_buffer(os.fsencode(path))
-        return self._bpf(Cmd.OBJ_GET, attr.Obj(pathname=ctypes.addressof(name), file_flags=flags))
+        return bpf(Cmd.OBJ_GET, attr.Obj(pathname=ctypes.addressof(name), file_flags=flags))
 
     def obj_kind(self, fd: int) -> str:
         """`map` or `prog`: by /proc, as one's info can be read as if it were the other's."""

@@ -17,6 +17,7 @@ from typing import Any
 from app.api.audit import Audit
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
+from app.bpf.syscall import NUMBER
 from app.bpf.uapi import MapType, ProgType
 from app.keeper.client import KeeperClient, KeptKernel
 from app.keeper.wire import REQUEST, Op
@@ -59,8 +60,8 @@ def _attack(outside: str, secrets: list[str]) -> dict[str, str]:
         "load a program": lambda: linux.prog_load(ProgType.XDP, asm.returns(1), "bad"),
         "make a map": lambda: linux.map_create(MapType.PROG_ARRAY, 4, 4, 1),
         "get a program by id": lambda: linux.prog_get_fd_by_id(1),
-        "walk all ids": lambda: _bpf(linux, _PROG_GET_NEXT_ID, 0),
-        "attach a program": lambda: _attach(linux),
+        "walk all ids": lambda: _bpf(_PROG_GET_NEXT_ID, 0),
+        "attach a program": _attach,
         "read from the keeper's files": lambda: keeper.open(Op.READ, text=secrets[0]),
         "ptrace the keeper": lambda: _call(_libc.ptrace(_PTRACE_ATTACH, pid, 0, 0)),
         "read the keeper's memory": Path(f"/proc/{pid}/mem").read_bytes,
@@ -91,20 +92,20 @@ def _call(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _attach(linux: LinuxKernel) -> None:
+def _attach() -> None:
     """BPF_LINK_CREATE of a program that this process holds, to the loopback device."""
     program = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             program = int(link.name) if "bpf-prog" in str(link.readlink()) else program
     assert program
-    _bpf(linux, _LINK_CREATE, program, _LOOPBACK, _XDP, 0)
+    _bpf(_LINK_CREATE, program, _LOOPBACK, _XDP, 0)
 
 
-def _bpf(linux: LinuxKernel, command: int, *words: int) -> None:
+def _bpf(command: int, *words: int) -> None:
     """A command that the service does not know."""
     fields = (ctypes.c_uint32 * len(words))(*words)
-    _call(_libc.syscall(linux._number, command, ctypes.byref(fields), ctypes.sizeof(fields)) < 0)
+    _call(_libc.syscall(NUMBER, command, ctypes.byref(fields), ctypes.sizeof(fields)) < 0)
 
 
 def _in_a_user_namespace() -> None:
