@@ -82,6 +82,18 @@ class TestRun(Structure):
     )
 
 
+class TestRunContext(Structure):
+    """PROG_TEST_RUN, up to `ctx_out`: what runs on a context, BPF_PROG_TYPE_SYSCALL (Linux 5.14)."""
+
+    _fields_ = (
+        *TestRun._fields_,
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("ctx_in", c_uint64),
+        ("ctx_out", c_uint64),
+    )
+
+
 class Obj(Structure):
     """OBJ_PIN and OBJ_GET."""
 

@@ -1,4 +1,4 @@
-"""Runs the instructions that `asm` makes, for the memory kernel.
+"""Runs the instructions of `asm` that the programs of the demo and the tests consist of, for the memory kernel.
 
 There are no addresses: a pointer is a pair of a memory and an offset into it, and a map is itself.
 """
@@ -36,7 +36,7 @@ class Pointer(NamedTuple):
 
 
 def decode(instructions: bytes, map_of: Callable[[int], Any]) -> list[Instruction]:
-    """Take assembled bytes apart; `map_of` gives the map behind an fd. EINVAL for what is not made by `asm`."""
+    """Take assembled bytes apart; `map_of` gives the map behind an fd. EINVAL for others."""
     if len(instructions) < INSN.size:
         raise OSError(errno.E2BIG, "PROG_LOAD: no instructions")
     code: list[Instruction] = []

@@ -1,5 +1,6 @@
 """bpf(2) of the running Linux."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -8,9 +9,10 @@ from array import array
 from pathlib import Path
 from typing import Final
 
-from app.bpf import attr, one_by_one
+from app.bpf import attr, in_kernel, one_by_one
 from app.bpf.bpffs import LinuxFolders
 from app.bpf.element import FD, FLAGS, KEY, VALUE, Element
+from app.bpf.in_kernel import TablePrograms
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_again, failed, long, short
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
@@ -27,6 +29,8 @@ class LinuxKernel(LinuxFolders):
 
     name = "linux"
     trouble: str | None = None
+
+    in_kernel = True  # False: whole tables are written and read one by one, also where programs could do it
 
     def __init__(self) -> None:
         if NUMBER.value < 0:
@@ -82,12 +86,22 @@ class LinuxKernel(LinuxFolders):
                 raise OSError(error, f"MAP_LOOKUP_ELEM: {os.strerror(error)}")
         return found
 
+    def table_programs(self) -> TablePrograms:
+        """What `map_ids` and `map_write` run, if there is any; the first call in a process takes 0.1 s."""
+        return in_kernel.loaded(self) if self.in_kernel else TablePrograms()
+
     def map_ids(self, fd: int, start: int, stop: int) -> "array[int]":
-        """One by one."""
+        """Inside the kernel where it can be, else one by one."""
+        with contextlib.suppress(OSError):  # which the lookups tell in their way
+            if (reader := self.table_programs().reader) is not None:
+                return in_kernel.read(self, reader, fd, start, stop)
         return one_by_one.map_ids(self, fd, start, stop)
 
     def map_write(self, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
-        """One by one."""
+        """Inside the kernel where it can be (Linux 5.14), else one by one; without the GIL."""
+        with contextlib.suppress(OSError):
+            if (writer := self.table_programs().writer) is not None:
+                return in_kernel.write(writer, fd, indexes, values)
         return one_by_one.map_write(self, fd, indexes, values)
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:

@@ -38,6 +38,7 @@ class ProgType(IntEnum):
     KPROBE = 2
     SCHED_CLS = 3
     XDP = 6
+    SYSCALL = 31
 
 
 # enum bpf_map_type in order, in lower case, as bpftool prints them.
@@ -75,7 +76,15 @@ BPF_OBJ_NAME_LEN: Final = 16  # with the closing NUL
 
 BPF_PSEUDO_MAP_FD: Final = 1  # src_reg of a 16-byte load: imm is a map's fd
 BPF_PSEUDO_MAP_VALUE: Final = 2  # the same, and the result is the address of the map's first value
+BPF_F_SLEEPABLE: Final = 1 << 4  # of PROG_LOAD: it runs where it may wait
+
+# enum bpf_func_id
+BPF_FUNC_KTIME_GET_NS: Final = 5
 BPF_FUNC_TAIL_CALL: Final = 12
+BPF_FUNC_GET_CURRENT_TASK: Final = 35
+BPF_FUNC_PROBE_READ_KERNEL: Final = 113
+BPF_FUNC_COPY_FROM_USER: Final = 148
+BPF_FUNC_SYS_BPF: Final = 166
 
 MAX_TAIL_CALL_CNT: Final = 33
 MIN_PACKET: Final = 14  # ETH_HLEN: BPF_PROG_TEST_RUN refuses less
