@@ -7,7 +7,7 @@ arguments, r6 to r9 kept over calls, r10 the frame pointer. Little-endian machin
 import struct
 from typing import Final, NamedTuple, TypeAlias
 
-from app.bpf.uapi import BPF_FUNC_TAIL_CALL, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+from app.bpf.uapi import BPF_FUNC_TAIL_CALL, BPF_PSEUDO_KFUNC_CALL, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
 
 INSN: Final = struct.Struct("<BBhi")  # opcode, src << 4 | dst, offset, immediate
 
@@ -132,6 +132,11 @@ def store_zero(dst: int, offset: int) -> bytes:
 def call(function: int) -> bytes:
     """`r0 = ` a helper function of enum bpf_func_id, with r1 to r5; those are lost."""
     return _insn(0x85, imm=function)
+
+
+def call_kernel(number: int) -> bytes:
+    """`r0 = ` a function of the kernel itself, by its number in the kernel's BTF (kfunc, Linux 5.13)."""
+    return _insn(0x85, src=BPF_PSEUDO_KFUNC_CALL, imm=number)
 
 
 class Jump(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where fields of the kernel's own structures are, by the types that the kernel tells of itself (BTF).
+"""Where the fields of the kernel's own structures are, by the types that the kernel tells of itself (BTF).
 
 Format: Documentation/bpf/btf.rst; the file: CONFIG_DEBUG_INFO_BTF, Linux 5.4.
 """
@@ -8,7 +8,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 
@@ -16,31 +16,43 @@ _HEADER: Final = struct.Struct("<HBB5I")  # magic, version, flags, header's byte
 _MAGIC: Final = 0xEB9F
 _TYPE: Final = struct.Struct("<3I")  # struct btf_type: name, info, size or type
 _MEMBER: Final = struct.Struct("<3I")  # struct btf_member: name, type, offset in bits
-_STRUCT, _UNION = 4, 5  # enum BTF_KIND_…
+_STRUCT, _UNION, _FUNCTION = 4, 5, 12  # BTF_KIND_…
 # What comes behind struct btf_type, by kind: bytes for each of its `vlen` parts, or once.
 _EACH: Final = {_STRUCT: 12, _UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}  # enum, func_proto, datasec, enum64
 _ONCE: Final = {1: 4, 3: 12, 14: 4, 17: 4}  # int, array, var, decl_tag
 
 
-def offsets(wanted: Mapping[str, Sequence[str]], file: Path = VMLINUX) -> dict[tuple[str, str], int]:
-    """The offset in bytes of each wanted field: {(structure, field): offset}, also of one in an anonymous member.
+class Layout(NamedTuple):
+    """`offsets`: in bytes, by (structure, field); `numbers`: of the types, by the names of structures and functions."""
+
+    offsets: Mapping[tuple[str, str], int]
+    numbers: Mapping[str, int]
+
+
+def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = (), file: Path = VMLINUX) -> Layout:
+    """Where each wanted field is, also one in an anonymous member, and those of the functions that the kernel has.
 
     `wanted`: the fields by structure. About 40 ms and 6 MB, which are given back. OSError where the kernel tells
     nothing; LookupError where it has no such field, or two structures of that name that differ in it.
     """
     found: dict[tuple[str, str], set[int]] = {}
+    numbers: dict[str, int] = {}
     # Memory of its own, and not malloc's, which from then on would keep pieces of that size.
     with file.open("rb") as opened, mmap.mmap(-1, max(file.stat().st_size, _HEADER.size)) as data:
         opened.readinto(data)
         types = _Types(data)
-        for name, start in types.structures({types.name(each): each for each in wanted}):
-            for field, offset in types.fields(start):
-                if field in wanted[name]:
+        for kind, name, number in types.named({types.name(each): each for each in (*wanted, *functions)}):
+            if name in wanted and kind == _STRUCT:
+                numbers[name] = number
+                for field, offset in types.fields(number):
                     found.setdefault((name, field), set()).add(offset)
-    for key in ((name, field) for name, fields in wanted.items() for field in fields):
-        if len(found.get(key, ())) != 1:
-            raise LookupError(key)
-    return {key: offset for key, (offset,) in found.items()}
+            elif name in functions and kind == _FUNCTION:
+                numbers[name] = number
+    keys = [(name, field) for name, fields in wanted.items() for field in fields]
+    unclear = [key for key in keys if len(found.get(key, ())) != 1]
+    if unclear:
+        raise LookupError(*unclear)
+    return Layout({key: found[key].pop() for key in keys}, numbers)
 
 
 class _Types:
@@ -67,26 +79,27 @@ class _Types:
         at = self._data.find(b"\0%s\0" % text.encode(), self._strings, self._strings_end)
         return 0 if at < 0 else at + 1 - self._strings
 
-    def structures(self, names: Mapping[int, str]) -> Iterator[tuple[str, int]]:
-        """(name, where it is) of each structure that has one of these names."""
+    def named(self, names: Mapping[int, str]) -> Iterator[tuple[int, str, int]]:
+        """(kind, name, number) of each type that has one of these names."""
         data, read = self._data, _TYPE.unpack_from
-        for start in self._starts[1:]:
+        for number, start in enumerate(self._starts):
             name, info, _ = read(data, start)
-            if name in names and info >> 24 & 31 == _STRUCT:
-                yield names[name], start
+            if name in names and number:
+                yield info >> 24 & 31, names[name], number
 
-    def fields(self, start: int, base: int = 0) -> Iterator[tuple[str, int]]:
+    def fields(self, number: int, base: int = 0) -> Iterator[tuple[str, int]]:
         """(name, offset in bytes) of each field, those of anonymous members too."""
+        start = self._starts[number]
         info = _TYPE.unpack_from(self._data, start)[1]
-        if info >> 24 & 31 not in {_STRUCT, _UNION}:
+        if not number or info >> 24 & 31 not in {_STRUCT, _UNION}:
             return
         for at in range(start + 12, start + 12 + 12 * (info & 0xFFFF), 12):
             name, type_, bits = _MEMBER.unpack_from(self._data, at)
             offset = base + (bits & 0xFFFFFF if info >> 31 else bits) // 8  # info's top bit: some are bit fields
             if name:
                 yield self._text(name), offset
-            elif self._starts[type_]:
-                yield from self.fields(self._starts[type_], offset)
+            else:
+                yield from self.fields(type_, offset)
 
     def _text(self, name: int) -> str:
         at = self._strings + name

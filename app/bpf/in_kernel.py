@@ -8,13 +8,14 @@ import errno
 import os
 import threading
 from array import array
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
-from app.bpf import attr, btf, one_by_one, table_reader, table_writer
+from app.bpf import attr, btf, map_of_fd, one_by_one, table_reader, table_writer
 from app.bpf.kernel import Kernel
+from app.bpf.map_of_fd import PACKET, READING, TOLD
 from app.bpf.syscall import bpf_again, long, short
-from app.bpf.table_reader import PACKET, READ_AT_ONCE, READING, TOLD
+from app.bpf.table_reader import AT_ONCE, CAST
 from app.bpf.table_writer import Writing
 from app.bpf.uapi import BPF_F_SLEEPABLE, Cmd, MapType, ProgType
 
@@ -66,34 +67,41 @@ def load_writer(kernel: Kernel) -> int:
 
 
 def load_reader(kernel: Kernel) -> int:
-    """PROG_LOAD of the reader for this very kernel, proven. OSError, LookupError."""
+    """PROG_LOAD of the reader for this very kernel, proven: by casts, else by copies. OSError, LookupError."""
     with ExitStack() as stack:
         # First what shows whether there are any rights.
-        scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, READ_AT_ONCE + 8, "table_proof")
+        scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, AT_ONCE + 8, "table_proof")
         stack.callback(os.close, scratch)
-        offsets = btf.offsets(table_reader.FIELDS)
-        finder = kernel.prog_load(ProgType.XDP, table_reader.operations(offsets), "table_proof")
+        layout = btf.layout(table_reader.FIELDS, [CAST])
+        finder = kernel.prog_load(ProgType.XDP, map_of_fd.operations(layout), "table_proof")
         stack.callback(os.close, finder)
         found = _Run(finder)
         if not found.ask(scratch, 0, 0, 0, 0):
             raise OSError(errno.ENOTSUP, "the file behind an fd is not where it should be")
-        code = table_reader.reader(offsets, found.first_word())
-        reader = kernel.prog_load(ProgType.XDP, code, "table_reader")
-        on_failure = stack.enter_context(ExitStack())
-        on_failure.callback(os.close, reader)
-        _prove(kernel, scratch, reader, finder)
-        on_failure.pop_all()
-        return reader
+        if CAST in layout.numbers:
+            with suppress(OSError):
+                return _proven(kernel, table_reader.reader(layout, found.first_word(), cast=True), scratch, finder)
+        return _proven(kernel, table_reader.reader(layout, found.first_word(), cast=False), scratch, finder)
+
+
+def _proven(kernel: Kernel, code: bytes, scratch: int, other: int) -> int:
+    reader = kernel.prog_load(ProgType.XDP, code, "table_reader")
+    try:
+        _prove(kernel, scratch, reader, other)
+    except BaseException:
+        os.close(reader)
+        raise
+    return reader
 
 
 def _prove(kernel: Kernel, scratch: int, reader: int, other: int) -> None:
     """OSError unless the reader tells of an array what the kernel's own lookups tell, and refuses all else."""
-    for index, program in ((0, reader), (3, other), (READ_AT_ONCE - 1, other), (READ_AT_ONCE, reader)):
+    for index, program in ((0, reader), (3, other), (AT_ONCE - 1, other), (AT_ONCE, reader)):
         kernel.map_update(scratch, index, program)
     info, run = kernel.map_info(scratch), _Run(reader)
     size, id_ = info.max_entries, info.id
     ids = array("I", bytes(2 * PACKET))
-    tells = [run.ask(scratch, id_, size, at, size, ids, at) for at in (0, READ_AT_ONCE)]
+    tells = [run.ask(scratch, id_, size, at, size, ids, at) for at in (0, AT_ONCE)]
     told = ids[:size] == one_by_one.map_ids(kernel, scratch, 0, size)
     refused = ((scratch, id_ + 1, size, 0, 1), (scratch, id_, size - 1, 0, 1), (scratch, id_, size, 0, size + 1),
                (reader, id_, size, 0, 1), (1 << 30, id_, size, 0, 1))  # fmt: skip
@@ -145,8 +153,8 @@ def read(kernel: Kernel, program: int, fd: int, start: int, stop: int) -> "array
     """As Kernel.map_ids, by the reader, and by plain lookups where it refuses. OSError."""
     info, run = kernel.map_info(fd), _Run(program)
     ids = array("I", bytes(4 * (stop - start) + PACKET))  # the kernel writes whole packets
-    for at in range(start, stop, READ_AT_ONCE):
-        end = min(at + READ_AT_ONCE, stop)
+    for at in range(start, stop, AT_ONCE):
+        end = min(at + AT_ONCE, stop)
         if not run.ask(fd, info.id, info.max_entries, at, end, ids, at - start):
             ids[at - start : end - start] = one_by_one.map_ids(kernel, fd, at, end)
     del ids[stop - start :]

@@ -76,6 +76,7 @@ BPF_OBJ_NAME_LEN: Final = 16  # with the closing NUL
 
 BPF_PSEUDO_MAP_FD: Final = 1  # src_reg of a 16-byte load: imm is a map's fd
 BPF_PSEUDO_MAP_VALUE: Final = 2  # the same, and the result is the address of the map's first value
+BPF_PSEUDO_KFUNC_CALL: Final = 2  # src_reg of a call: imm is the number of one of the kernel's own functions
 BPF_F_SLEEPABLE: Final = 1 << 4  # of PROG_LOAD: it runs where it may wait
 
 # enum bpf_func_id
