@@ -42,7 +42,9 @@ def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | 
     """The kernel of this name: `linux` or `memory`; `keeper`: opens and makes what this process may not."""
     if name == "memory":
         return MemoryKernel()
-    return LinuxKernel() if keeper is None else KeptKernel(keeper, None if keep_dir is None else str(keep_dir))
+    kernel = LinuxKernel() if keeper is None else KeptKernel(keeper, None if keep_dir is None else str(keep_dir))
+    kernel.table_programs()  # now, and not while the first request waits
+    return kernel
 
 
 def lock_state(folder: Path) -> int:

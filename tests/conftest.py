@@ -58,8 +58,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def table_programs() -> None:
+    """What this process loads once, and keeps: before anybody counts its files."""
+    with contextlib.suppress(OSError):
+        LinuxKernel().table_programs()
+
+
 @pytest.fixture(autouse=True)
-def no_fd_is_left() -> Iterator[None]:
+def no_fd_is_left(table_programs: None) -> Iterator[None]:
     """Every test closes what it opens."""
     before = _fds()
     yield

@@ -2,16 +2,32 @@
 
 import errno
 from array import array
+from typing import Final
 
 from app.bpf.kernel import Kernel
+
+_ATTEMPTS: Final = 100  # a program of a device that is gone has no id for good: bpf_prog_offload_destroy()
 
 
 def map_ids(kernel: Kernel, fd: int, start: int, stop: int) -> "array[int]":
     """As Kernel.map_ids."""
     ids = array("I", bytes(4 * (stop - start)))
     for index, id_ in kernel.map_entries(fd, start, stop):
-        ids[index - start] = id_
+        ids[index - start] = id_ or _looked_up_again(kernel, fd, index)
     return ids
+
+
+def _looked_up_again(kernel: Kernel, fd: int, index: int) -> int:
+    """For an id of 0: the program was just going away (bpf_prog_free_id()), so by now another is there, or none."""
+    for _ in range(_ATTEMPTS):
+        try:
+            if id_ := kernel.map_lookup(fd, index):
+                return id_
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            break
+    return 0
 
 
 def map_write(kernel: Kernel, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from app.bpf.in_kernel import TablePrograms
 from app.bpf.kernel import MapInfo
 from app.bpf.linux import LinuxKernel
 from app.keeper.wire import MAX_REPLY, REPLY, REQUEST, Duties, Op, receive, send
@@ -28,6 +29,8 @@ class KeeperClient:
     def __init__(self, duties: Duties) -> None:
         """Start it, and wait until it answers. OSError."""
         self._lock = threading.Lock()
+        self._programs_lock = threading.Lock()
+        self._programs: TablePrograms | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(_SECONDS)
         root = str(Path(__file__).parents[2])
@@ -76,6 +79,19 @@ class KeeperClient:
             raise OSError(errno.EPROTO, f"{op.name}: no fd came")
         return fd
 
+    def table_programs(self) -> TablePrograms:
+        """Those that it loads and passes on; they are this client's, which asks for them once."""
+        with self._programs_lock:
+            if self._programs is None:
+                self._programs = TablePrograms(self._program(0), self._program(1))
+            return self._programs
+
+    def _program(self, number: int) -> int | None:
+        try:
+            return self.ask(Op.TABLE_PROGRAM, number)[1]
+        except OSError:
+            return None
+
     @property
     def pid(self) -> int:
         """Its process."""
@@ -89,6 +105,11 @@ class KeeperClient:
     def close(self) -> None:
         """End it, and wait for its end."""
         self._channel.close()
+        with self._programs_lock:
+            programs, self._programs = self._programs, TablePrograms()
+        for fd in programs or ():
+            if fd is not None:
+                os.close(fd)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it ends by itself once it sees that this process has
             self._process.wait(_SECONDS)
 
@@ -112,6 +133,10 @@ class KeptKernel(LinuxKernel):
     def trouble(self) -> str | None:  # type: ignore[override]
         """The keeper's."""
         return self._keeper.trouble
+
+    def table_programs(self) -> TablePrograms:
+        """The keeper's."""
+        return self._keeper.table_programs() if self.in_kernel else TablePrograms()
 
     def _passed_on(self, op: Op, number: int = 0, text: str = "") -> int:
         told, fd = self._keeper.ask(op, number, text)

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from app.bpf import in_kernel
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.linux import LinuxKernel
 from app.bpf.privileges import keep_only
@@ -106,7 +107,7 @@ class Keeper:
                 os.close(fd)
 
     def _do(self, number: int, argument: int, text: str, given: int | None) -> tuple[bytes, int | None]:
-        kernel, duties, told, fd = self._kernel, self._duties, b"", None
+        kernel, told, fd = self._kernel, b"", None
         match number:
             case Op.OPEN_PIN:
                 with self._paths.open(text) as path:
@@ -124,6 +125,16 @@ class Keeper:
             case Op.CHECK_PIN:
                 with self._paths.folder(text):
                     kernel.check_pin(text)
+            case Op.TABLE_PROGRAM if not text:
+                program = in_kernel.loaded(kernel)[argument]
+                fd = None if program is None else os.dup(program)  # it is loaded once, however often it is asked for
+            case _:
+                told, fd = self._file(number, text)
+        return told, fd
+
+    def _file(self, number: int, text: str) -> tuple[bytes, int | None]:
+        duties, told, fd = self._duties, b"", None
+        match number:
             case Op.KEEP_DIR if duties.keep_dir is not None:
                 fd = self._keep_dir(duties.keep_dir)
             case Op.READ if text in duties.reads:

@@ -28,6 +28,7 @@ class Op(IntEnum):
     READ = 9  # text: one of the files of Duties.reads -> its fd, to read
     AUDIT = 10  # -> the audit file, to append to
     TOKEN = 11  # text: the SHA-256 of a bearer token, in hex -> what is kept of it (JSON) or nothing; the file (O_PATH)
+    TABLE_PROGRAM = 12  # number: 0 for the one that writes tables, 1: that reads them -> its fd; none: not to be had
 
 
 REQUEST: Final = struct.Struct("<II")  # operation, number

@@ -16,7 +16,7 @@ BOUNDS: Final = (
 )  # fmt: skip
 _TIMED: Final = (
     "map_lookup", "map_entries", "map_update", "map_delete", "prog_test_run", "obj_get", "obj_pin", "map_get_fd_by_id",
-    "prog_get_fd_by_id", "map_create",
+    "prog_get_fd_by_id", "map_create", "map_ids", "map_write",
 )  # fmt: skip
 
 P = ParamSpec("P")

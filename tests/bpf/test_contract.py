@@ -9,10 +9,24 @@ import pytest
 
 from app.bpf import asm
 from app.bpf.kernel import Kernel
+from app.bpf.linux import LinuxKernel
+from app.bpf.memory import MemoryKernel
 from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, ENOTSUPP, MAX_TAIL_CALL_CNT, MapType, ProgType
 from app.demo import count, entry
 
 PACKET = bytes([3]) + bytes(13)
+
+
+@pytest.fixture(
+    params=["memory", *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux one by one"))]
+)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """All of them."""
+    if request.param == "memory":
+        return MemoryKernel()
+    kernel = LinuxKernel()
+    kernel.in_kernel = request.param == "linux"
+    return kernel
 
 
 @pytest.fixture
