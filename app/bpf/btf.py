@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _HEADER: Final = struct.Struct("<HBB5I")  # magic, version, flags, header's bytes, types at, bytes, strings at, bytes
 _MAGIC: Final = 0xEB9F
@@ -29,17 +29,18 @@ class Layout(NamedTuple):
     numbers: Mapping[str, int]
 
 
-def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = (), file: Path = VMLINUX) -> Layout:
+def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = ()) -> Layout:
     """Where each wanted field is, also one in an anonymous member, and those of the functions that the kernel has.
 
     `wanted`: the fields by structure. About 40 ms and 6 MB, which are given back. OSError where the kernel tells
-    nothing; LookupError where it has no such field, or two structures of that name that differ in it.
+    nothing; LookupError where it has no such field, or two structures of that name that differ in it; struct.error
+    where it is cut off.
     """
     found: dict[tuple[str, str], set[int]] = {}
     numbers: dict[str, int] = {}
     # Memory of its own, and not malloc's, which from then on would keep pieces of that size.
-    with file.open("rb") as opened, mmap.mmap(-1, max(file.stat().st_size, _HEADER.size)) as data:
-        opened.readinto(data)
+    with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
+        file.readinto(data)
         types = _Types(data)
         for kind, name, number in types.named({types.name(each): each for each in (*wanted, *functions)}):
             if name in wanted and kind == _STRUCT:

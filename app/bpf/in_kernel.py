@@ -6,18 +6,20 @@ Where the kernel or the rights of this process do not allow a program, there is 
 import ctypes
 import errno
 import os
+import struct
 import threading
 from array import array
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from app.bpf import attr, btf, map_of_fd, one_by_one, table_reader, table_writer
 from app.bpf.kernel import Kernel
-from app.bpf.map_of_fd import PACKET, READING, TOLD
-from app.bpf.syscall import bpf_again, long, short
+from app.bpf.map_of_fd import FOUND, PACKET, READING, TOLD
+from app.bpf.syscall import bpf, bpf_again, long, short
 from app.bpf.table_reader import AT_ONCE, CAST
 from app.bpf.table_writer import Writing
-from app.bpf.uapi import BPF_F_SLEEPABLE, Cmd, MapType, ProgType
+from app.bpf.uapi import BPF_F_SLEEPABLE, BPF_F_WRONLY, Cmd, MapType, ProgType
 
 
 class TablePrograms(NamedTuple):
@@ -26,6 +28,9 @@ class TablePrograms(NamedTuple):
     writer: int | None = None
     reader: int | None = None
 
+
+_PROOF: Final = AT_ONCE + 8  # entries of the arrays on which the reader is tried
+_NO_FD: Final = (1 << 30) - 1  # beyond what any process may have open: fs.nr_open
 
 _loaded: TablePrograms | None = None
 _lock: Final = threading.Lock()
@@ -46,7 +51,11 @@ def load(kernel: Kernel) -> TablePrograms:
     for do in (load_writer, load_reader):
         try:
             programs.append(do(kernel))
-        except (OSError, LookupError):  # no rights, lockdown, no BTF, or a kernel that is too old or too new
+        except (
+            OSError,
+            LookupError,
+            struct.error,
+        ):  # no rights, lockdown, no BTF, or a kernel that is too old or too new
             programs.append(None)
     return TablePrograms(*programs)
 
@@ -69,43 +78,62 @@ def load_writer(kernel: Kernel) -> int:
 def load_reader(kernel: Kernel) -> int:
     """PROG_LOAD of the reader for this very kernel, proven: by casts, else by copies. OSError, LookupError."""
     with ExitStack() as stack:
-        # First what shows whether there are any rights.
-        scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, AT_ONCE + 8, "table_proof")
-        stack.callback(os.close, scratch)
+
+        def kept(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        # First what shows whether there are any rights. The second is open to be written alone.
+        maps = kept(_scratch()), kept(_scratch(BPF_F_WRONLY))
         layout = btf.layout(table_reader.FIELDS, [CAST])
-        finder = kernel.prog_load(ProgType.XDP, map_of_fd.operations(layout), "table_proof")
-        stack.callback(os.close, finder)
-        found = _Run(finder)
-        if not found.ask(scratch, 0, 0, 0, 0):
-            raise OSError(errno.ENOTSUP, "the file behind an fd is not where it should be")
+        finder = kept(kernel.prog_load(ProgType.XDP, map_of_fd.finder(layout), "table_proof"))
+        map_fops = _map_fops(finder, maps)
         if CAST in layout.numbers:
             with suppress(OSError):
-                return _proven(kernel, table_reader.reader(layout, found.first_word(), cast=True), scratch, finder)
-        return _proven(kernel, table_reader.reader(layout, found.first_word(), cast=False), scratch, finder)
+                return _proven(kernel, table_reader.reader(layout, map_fops, cast=True), maps, finder)
+        return _proven(kernel, table_reader.reader(layout, map_fops, cast=False), maps, finder)
 
 
-def _proven(kernel: Kernel, code: bytes, scratch: int, other: int) -> int:
+def _scratch(flags: int = 0) -> int:
+    fields = attr.MapCreate(
+        map_type=MapType.PROG_ARRAY, key_size=4, value_size=4, max_entries=_PROOF, map_flags=flags, map_name=b"proof"
+    )
+    return bpf(Cmd.MAP_CREATE, fields)
+
+
+def _map_fops(finder: int, maps: tuple[int, int]) -> int:
+    """The address of the kernel's bpf_map_fops: that of all maps, and of nothing else. OSError."""
+    run = _Run(finder)
+    told = [run.found(fd) for fd in (*maps, finder)]
+    of_map, of_other_map, of_program = (f_op for f_op, _ in told)
+    size = int(Path("/proc/self/status").read_text("ascii").split("FDSize:")[1].split()[0])
+    if of_map != of_other_map or of_map == of_program or {max_fds for _, max_fds in told} != {size}:
+        raise OSError(errno.ENOTSUP, "the files of this process are not where they should be")
+    return of_map
+
+
+def _proven(kernel: Kernel, code: bytes, maps: tuple[int, int], other: int) -> int:
+    """PROG_LOAD. OSError also unless it tells of an array what lookups tell, and refuses all else."""
     reader = kernel.prog_load(ProgType.XDP, code, "table_reader")
     try:
-        _prove(kernel, scratch, reader, other)
+        _prove(kernel, reader, maps, other)
     except BaseException:
         os.close(reader)
         raise
     return reader
 
 
-def _prove(kernel: Kernel, scratch: int, reader: int, other: int) -> None:
-    """OSError unless the reader tells of an array what the kernel's own lookups tell, and refuses all else."""
+def _prove(kernel: Kernel, reader: int, maps: tuple[int, int], other: int) -> None:
+    fd, for_writing = maps
     for index, program in ((0, reader), (3, other), (AT_ONCE - 1, other), (AT_ONCE, reader)):
-        kernel.map_update(scratch, index, program)
-    info, run = kernel.map_info(scratch), _Run(reader)
-    size, id_ = info.max_entries, info.id
+        kernel.map_update(fd, index, program)
+    run, id_, size = _Run(reader), kernel.map_info(fd).id, _PROOF
     ids = array("I", bytes(2 * PACKET))
-    tells = [run.ask(scratch, id_, size, at, size, ids, at) for at in (0, AT_ONCE)]
-    told = ids[:size] == one_by_one.map_ids(kernel, scratch, 0, size)
-    refused = ((scratch, id_ + 1, size, 0, 1), (scratch, id_, size - 1, 0, 1), (scratch, id_, size, 0, size + 1),
-               (reader, id_, size, 0, 1), (1 << 30, id_, size, 0, 1))  # fmt: skip
-    if not all(tells) or not told or any(run.ask(*each) for each in refused):
+    tells = [run.ask(fd, id_, size, at, size, ids, at) for at in (0, AT_ONCE)]
+    refused = ((fd, id_ + 1, size, 0, 1), (fd, id_, size - 1, 0, 1), (fd, id_, size, 0, size + 1),
+               (for_writing, kernel.map_info(for_writing).id, size, 0, 1), (reader, id_, size, 0, 1),
+               (_NO_FD, id_, size, 0, 1))  # fmt: skip
+    if not all(tells) or ids[:size] != one_by_one.map_ids(kernel, fd, 0, size) or any(run.ask(*a) for a in refused):
         raise OSError(errno.ENOTSUP, "the reader does not tell what is there")
 
 
@@ -127,9 +155,12 @@ class _Run:
         bpf_again(Cmd.PROG_TEST_RUN, fields, short)
         return bool(fields.retval == TOLD)
 
-    def first_word(self) -> int:
-        """What was told, where `ids` were not given: a u64."""
-        return int.from_bytes(self._packet.raw[:8], "little")
+    def found(self, fd: int) -> tuple[int, int]:
+        """What the finder puts there. OSError."""
+        if not self.ask(fd, 0, 0, 0, 0):
+            raise OSError(errno.ENOTSUP, "it finds no file")
+        f_op, max_fds = FOUND.unpack_from(self._packet)
+        return f_op, max_fds
 
 
 def write(program: int, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
@@ -137,16 +168,22 @@ def write(program: int, fd: int, indexes: "array[int]", values: "array[int]") ->
     if len(indexes) != len(values):
         raise ValueError("as many indexes as values")
     count, done = len(indexes), 0
-    context = Writing(map_fd=fd)
-    fields = attr.TestRunContext(prog_fd=program, ctx_size_in=ctypes.sizeof(context), ctx_in=ctypes.addressof(context))
+    writing = Writing(map_fd=fd)
     at, values_at = indexes.buffer_info()[0], values.buffer_info()[0]
     while done < count:
-        context.count, context.indexes, context.values = count - done, at + 4 * done, values_at + 4 * done
-        bpf_again(Cmd.PROG_TEST_RUN, fields, long)
-        done += context.done
-        if fields.retval:
-            return done, fields.retval
+        writing.count, writing.indexes, writing.values = count - done, at + 4 * done, values_at + 4 * done
+        number = run_writer(program, writing)
+        done += writing.done
+        if number:
+            return done, number
     return done, 0
+
+
+def run_writer(program: int, writing: Writing) -> int:
+    """One run, which may end before all is done: the errno of what was refused, or 0. Without the GIL. OSError."""
+    fields = attr.TestRunContext(prog_fd=program, ctx_size_in=ctypes.sizeof(writing), ctx_in=ctypes.addressof(writing))
+    bpf_again(Cmd.PROG_TEST_RUN, fields, long)
+    return int(fields.retval)
 
 
 def read(kernel: Kernel, program: int, fd: int, start: int, stop: int) -> "array[int]":

@@ -116,17 +116,23 @@ def read(size: int, offset: int) -> Parts:
     )
 
 
-def operations(layout: Layout) -> bytes:
-    """A program that puts `f_op` of the file behind an fd (the first u32 of its packet) there, as a u64.
+FOUND: Final = struct.Struct("=QI")  # f_op of the file behind the fd, max_fds of this process's table of files
 
-    Only who loads the reader runs it: that address is the kernel's own.
+
+def finder(layout: Layout) -> bytes:
+    """A program that puts FOUND at the beginning of its packet, or refuses.
+
+    Only who loads the reader runs it: the address is the kernel's own.
     """
     return asm.assembled(
         *parameters(),
         *_file_of_fd(layout),
         *read(8, layout.offsets["file", "f_op"]),
-        asm.load(DWORD, 1, 10, DATA),
-        asm.store(DWORD, 1, 0, 0),
+        asm.load(DWORD, 6, 10, DATA),
+        asm.store(DWORD, 6, 0, 0),
+        asm.load(DWORD, 0, 10, _FDT),
+        *read(4, layout.offsets["fdtable", "max_fds"]),
+        asm.store(WORD, 6, 8, 0),
         asm.mov(0, TOLD),
         asm.exit_(),
         "refused",

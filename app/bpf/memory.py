@@ -9,14 +9,13 @@ import os
 import re
 import time
 import uuid
-from array import array
 from typing import Final
 
-from app.bpf import one_by_one
 from app.bpf.bpffs import MemoryFolders
 from app.bpf.interpreter import decode, run, sk_buff, xdp_md
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.objects import Map, Program, claim, fail
+from app.bpf.one_by_one import OneByOne
 from app.bpf.uapi import (
     BPF_ANY,
     BPF_F_RDONLY,
@@ -36,7 +35,7 @@ _MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bp
 _RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
 
 
-class MemoryKernel(MemoryFolders):
+class MemoryKernel(OneByOne, MemoryFolders):
     """bpf(2) in memory. Thread rule: any method from any thread; one lock guards all."""
 
     name = "memory"
@@ -100,14 +99,6 @@ class MemoryKernel(MemoryFolders):
         if map_.type != MapType.PROG_ARRAY:
             fail(cmd, ENOTSUPP)
         return map_
-
-    def map_ids(self, fd: int, start: int, stop: int) -> "array[int]":
-        """One by one."""
-        return one_by_one.map_ids(self, fd, start, stop)
-
-    def map_write(self, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
-        """One by one."""
-        return one_by_one.map_write(self, fd, indexes, values)
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
         """MAP_UPDATE_ELEM of a program array."""

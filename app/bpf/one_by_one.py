@@ -42,3 +42,15 @@ def map_write(kernel: Kernel, fd: int, indexes: "array[int]", values: "array[int
             if value >= 0 or error.errno != errno.ENOENT:
                 return done, error.errno or errno.EIO
     return len(indexes), 0
+
+
+class OneByOne:
+    """For a kernel that has no better way."""
+
+    def map_ids(self: Kernel, fd: int, start: int, stop: int) -> "array[int]":
+        """One by one."""
+        return map_ids(self, fd, start, stop)
+
+    def map_write(self: Kernel, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
+        """One by one."""
+        return map_write(self, fd, indexes, values)

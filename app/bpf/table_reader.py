@@ -32,7 +32,7 @@ def reader(layout: Layout, map_fops: int, *, cast: bool) -> bytes:
     """The program of map_ids: type XDP, on a packet of PACKET bytes; returns TOLD or REFUSED.
 
     The packet begins with a READING (`stop` at most AT_ONCE after `start`), and comes back as u32 ids, 0 for an
-    empty entry. `layout`: of FIELDS, and CAST; `map_fops`: the address of the kernel's bpf_map_fops, see `operations`;
+    empty entry. `layout`: of FIELDS, and CAST; `map_fops`: the address of the kernel's bpf_map_fops, see `finder`;
     `cast`: by CAST, in a tenth of the time.
     To load it takes CAP_BPF, CAP_PERFMON (bpf_probe_read_kernel()) and CAP_NET_ADMIN; CAP_SYS_ADMIN stands for each.
 

@@ -172,6 +172,76 @@ class TestTables:
         assert kernel.map_write(array, numbers("I", [0]), numbers("i", [987654])) == (0, errno.EBADF)
         assert kernel.map_write(array, numbers("I", [8]), numbers("i", [program])) == (0, errno.E2BIG)
 
+    @pytest.mark.parametrize("at", [0, 511, 512, 1024, 1299])
+    @pytest.mark.parametrize(("wrong", "number"), [(987654, errno.EBADF), (-2, errno.EINVAL), (-3, errno.EINVAL)])
+    def test_what_is_refused_is_told_wherever_it_is(
+        self, kernel: Kernel, opened: Callable[[int], int], load: Callable[..., int], at: int, wrong: int, number: int
+    ) -> None:
+        array, program = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1300)), load(1)
+        value = {-2: array, -3: load(2, ProgType.SOCKET_FILTER)}.get(wrong, wrong)
+        values = numbers("i", [program] * 1300)
+        kernel.map_update(array, 0, program)
+        values[at] = value
+        assert kernel.map_write(array, numbers("I", range(1300)), values) == (at, number)
+        id_ = kernel.prog_info(program).id
+        assert list(kernel.map_ids(array, 0, 1300)) == [id_ if index < max(at, 1) else 0 for index in range(1300)]
+
+    def test_deletes_among_sets_over_many_entries(
+        self, kernel: Kernel, opened: Callable[[int], int], load: Callable[..., int]
+    ) -> None:
+        array, drop, tx = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 3000)), load(1), load(3)
+        wanted = [(drop, tx, -1)[index * index % 3 if index % 7 else 2] for index in range(3000)]
+        ids = {drop: kernel.prog_info(drop).id, tx: kernel.prog_info(tx).id, -1: 0}
+        for turn in (1, -1):
+            indexes, values = numbers("I", range(3000))[::turn], numbers("i", wanted)
+            assert kernel.map_write(array, indexes, values) == (3000, 0)
+            assert list(kernel.map_ids(array, 0, 3000)) == [ids[value] for value in wanted[::turn]]
+            assert list(kernel.map_ids(array, 500, 1100)) == [ids[value] for value in wanted[::turn][500:1100]]
+
+    def test_beyond_the_end_nothing_is(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_update(array, 7, program)
+        assert list(kernel.map_ids(array, 7, 600)) == [kernel.prog_info(program).id] + [0] * 592
+        assert not any(kernel.map_ids(array, 8, 20))
+
+    def test_what_is_no_array(self, kernel: Kernel, load: Callable[..., int]) -> None:
+        program = load()
+        for fd, number in ((987654, errno.EBADF), (program, errno.EINVAL)):
+            for value in (program, -1):
+                assert kernel.map_write(fd, numbers("I", [0]), numbers("i", [value])) == (0, number)
+            assert refusal(lambda fd=fd: kernel.map_ids(fd, 0, 1)) == number  # type: ignore[misc]
+
+    def test_an_fd_to_read_writes_nothing(
+        self, kernel: Kernel, pins: Path, array: int, load: Callable[..., int]
+    ) -> None:
+        kernel.obj_pin(array, f"{pins}/table")
+        program, fd = load(), kernel.obj_get(f"{pins}/table", BPF_F_RDONLY)
+        kernel.map_update(array, 2, program)
+        for value in (program, -1):
+            assert kernel.map_write(fd, numbers("I", [2]), numbers("i", [value])) == (0, errno.EPERM)
+        assert list(kernel.map_ids(fd, 1, 3)) == [0, kernel.prog_info(program).id]
+        kernel.close(fd)
+
+    def test_a_frozen_array_is_still_read(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+        program = load()
+        kernel.map_write(array, numbers("I", [1]), numbers("i", [program]))
+        kernel.map_freeze(array)
+        assert kernel.map_write(array, numbers("I", [1, 2]), numbers("i", [program, -1])) == (0, errno.EPERM)
+        assert list(kernel.map_ids(array, 0, 3)) == [0, kernel.prog_info(program).id, 0]
+
+    def test_a_packet_takes_the_jump_that_was_written(
+        self, kernel: Kernel, array: int, load: Callable[..., int], opened: Callable[[int], int]
+    ) -> None:
+        caller, values = opened(kernel.prog_load(ProgType.XDP, entry(array))), [load(each) for each in range(1, 5)]
+        for turn in range(4):
+            turned = numbers("i", values[turn:] + values[:turn])
+            assert kernel.map_write(array, numbers("I", range(4)), turned) == (4, 0)
+            assert [kernel.prog_test_run(caller, bytes([index]) + bytes(13)).returned for index in range(4)] == [
+                (index + turn) % 4 + 1 for index in range(4)
+            ]
+        assert kernel.map_write(array, numbers("I", [3]), numbers("i", [-1])) == (1, 0)
+        assert kernel.prog_test_run(caller, PACKET).returned == 0
+
 
 class TestDelete:
     def test_filled_then_empty(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:

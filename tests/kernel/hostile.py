@@ -61,6 +61,7 @@ def _attack(outside: str, secrets: list[str]) -> dict[str, str]:
         "make a map": lambda: linux.map_create(MapType.PROG_ARRAY, 4, 4, 1),
         "get a program by id": lambda: linux.prog_get_fd_by_id(1),
         "walk all ids": lambda: _bpf(_PROG_GET_NEXT_ID, 0),
+        "attach the program that reads tables": lambda: _attach(kept.table_programs().reader or -1),
         "attach a program": _attach,
         "read from the keeper's files": lambda: keeper.open(Op.READ, text=secrets[0]),
         "ptrace the keeper": lambda: _call(_libc.ptrace(_PTRACE_ATTACH, pid, 0, 0)),
@@ -92,13 +93,12 @@ def _call(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _attach() -> None:
+def _attach(program: int = 0) -> None:
     """BPF_LINK_CREATE of a program that this process holds, to the loopback device."""
-    program = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own
-            program = int(link.name) if "bpf-prog" in str(link.readlink()) else program
-    assert program
+            program = program or int(link.name) if "bpf-prog" in str(link.readlink()) else program
+    assert program > 0
     _bpf(_LINK_CREATE, program, _LOOPBACK, _XDP, 0)
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, EXDEV
 from pathlib import Path
@@ -152,6 +154,75 @@ class TestPins:
         assert errno_of(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, entries)) == EINVAL
 
 
+class TestTablePrograms:
+    def test_are_passed_on_to_who_may_do_nothing(self, duties: Duties, pins: Path) -> None:
+        """They write and read tables for a process without any capability, under its filter of system calls."""
+        code = f"""
+import errno
+from array import array
+from app.bpf import asm, in_kernel
+from app.bpf.confine import confine
+from app.bpf.privileges import become, effective, keep_only
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.wire import Duties
+keeper = KeeperClient(Duties.load({duties.dump()!r}))
+kernel = KeptKernel(keeper, None)
+table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
+programs = kernel.table_programs()
+become({NOBODY}, {NOBODY})
+keep_only([])
+confine()
+assert effective() == [] and None not in programs
+assert kernel.table_programs() == programs
+ids = [0, kernel.prog_info(drop).id, kernel.prog_info(drop).id, 0]
+assert in_kernel.write(programs.writer, table, array("I", [1, 2, 3]), array("i", [drop, drop, -1])) == (3, 0)
+assert list(in_kernel.read(kernel, programs.reader, table, 0, 4)) == ids
+assert list(kernel.map_ids(table, 0, 4)) == ids
+assert kernel.map_write(table, array("I", [1, 2]), array("i", [-1, 999])) == (1, errno.EBADF)
+for load in (in_kernel.load_writer, in_kernel.load_reader):
+    try:
+        load(kernel)
+    except OSError as error:
+        assert error.errno in {{errno.EPERM, errno.EINVAL}}
+    else:
+        raise AssertionError("it was loaded")
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_are_loaded_once(self, keeper: KeeperClient, kernel: KeptKernel) -> None:
+        programs = kernel.table_programs()
+        assert None not in programs
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL, "what it passed on is closed by then"
+        before, ids = _fds(keeper.pid), [kernel.prog_info(fd or -1).id for fd in programs]
+        for number in (0, 1, 1, 0):
+            fd = keeper.open(Op.TABLE_PROGRAM, number)
+            assert kernel.prog_info(fd).id == ids[number]
+            os.close(fd)
+        for number, text in ((2, ""), (1 << 31, ""), (0, "x")):
+            assert errno_of(keeper.ask, Op.TABLE_PROGRAM, number, text) == EINVAL
+        assert _fds(keeper.pid) == before
+
+    def test_where_there_are_none_it_goes_on_one_by_one(self, duties: Duties, pins: Path) -> None:
+        """A keeper with CAP_BPF alone, as where all is pinned."""
+        code = f"""
+from array import array
+from app.bpf.privileges import keep_only
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.wire import Duties
+keep_only(["CAP_BPF", "CAP_DAC_OVERRIDE"])
+keeper = KeeperClient(Duties.load({duties.dump()!r}))
+kernel = KeptKernel(keeper, None)
+table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
+assert kernel.table_programs() == (None, None)
+assert kernel.map_write(table, array("I", [1]), array("i", [drop])) == (1, 0)
+assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(drop).id, 0]
+assert keeper.trouble is None
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
 class TestKeepDir:
     def test_is_made_for_the_owner_alone(self, kernel: KeptKernel, pins: Path) -> None:
         kernel.make_folder(str(pins / "keep"))
@@ -256,6 +327,8 @@ class TestLife:
         st.sampled_from([None, "file", "socket", "many"]),
     )
     def test_whatever_is_said_to_it_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
+        keeper.table_programs()  # which it then holds for good
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         before = _fds(keeper.pid)
         ours, theirs = socket.socketpair()
         with ours, theirs:
