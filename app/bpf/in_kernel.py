@@ -51,17 +51,13 @@ def load(kernel: Kernel) -> TablePrograms:
     for do in (load_writer, load_reader):
         try:
             programs.append(do(kernel))
-        except (
-            OSError,
-            LookupError,
-            struct.error,
-        ):  # no rights, lockdown, no BTF, or a kernel that is too old or too new
-            programs.append(None)
+        except (OSError, LookupError, struct.error):
+            programs.append(None)  # no rights, lockdown, no BTF, or a kernel that is too old or too new
     return TablePrograms(*programs)
 
 
 def load_writer(kernel: Kernel) -> int:
-    """PROG_LOAD of the writer, as this kernel takes its loop (Linux 6.9, else 5.14). OSError."""
+    """PROG_LOAD of the writer, as this kernel takes its loop (Linux 6.9, else 5.14; tried on 6.1, 6.12, 6.18). OSError."""
 
     def loaded_as(*, bounded: bool) -> int:
         code = table_writer.writer(bounded=bounded)
@@ -76,7 +72,10 @@ def load_writer(kernel: Kernel) -> int:
 
 
 def load_reader(kernel: Kernel) -> int:
-    """PROG_LOAD of the reader for this very kernel, proven: by casts, else by copies. OSError, LookupError."""
+    """PROG_LOAD of the reader for this very kernel, proven: by casts, else by copies.
+
+    OSError, LookupError, struct.error.
+    """
     with ExitStack() as stack:
 
         def kept(fd: int) -> int:

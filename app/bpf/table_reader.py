@@ -42,7 +42,9 @@ def reader(layout: Layout, map_fops: int, *, cast: bool) -> bytes:
     - that one has to be a program array with the id and the size that OBJ_GET_INFO_BY_FD has told for this fd, and
       no entry beyond its end is read;
     - it reads an entry as prog_fd_array_sys_lookup_elem() does, under the same rcu_read_lock() (BPF_PROG_TEST_RUN of
-      an XDP program holds it), which keeps a program that is replaced meanwhile from being freed;
+      an XDP program holds it), which keeps a program that is replaced meanwhile from being freed: that waits for a
+      grace period of RCU, or, for one that may sleep, of RCU Tasks Trace, which implies it
+      (__bpf_prog_put_noref(), rcu_trace_implies_rcu_gp());
     - an id of 0 where there is a program (it is just going away: bpf_prog_free_id()), or a read that fails, has it
       refuse, and the entries are looked up by the kernel's own command;
     - in the end it finds the map anew: had the fd been closed meanwhile, and the map with it, that would be seen
