@@ -57,7 +57,10 @@ def load(kernel: Kernel) -> TablePrograms:
 
 
 def load_writer(kernel: Kernel) -> int:
-    """PROG_LOAD of the writer, as this kernel takes its loop (Linux 6.9, else 5.14; tried on 6.1, 6.12, 6.18). OSError."""
+    """PROG_LOAD of the writer, as this kernel takes its loop: Linux 6.9, else 5.14. OSError.
+
+    Both programs were tried on 6.1, 6.12 and 6.18.
+    """
 
     def loaded_as(*, bounded: bool) -> int:
         code = table_writer.writer(bounded=bounded)
