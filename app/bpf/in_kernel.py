@@ -167,8 +167,7 @@ class _Run:
 
 def write(program: int, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
     """As Kernel.map_write, by the writer; it keeps nothing of what it is given. OSError: the kernel does not run it."""
-    if len(indexes) != len(values):
-        raise ValueError("as many indexes as values")
+    one_by_one.check(indexes, values)
     count, done = len(indexes), 0
     writing = Writing(map_fd=fd)
     at, values_at = indexes.buffer_info()[0], values.buffer_info()[0]

@@ -99,6 +99,7 @@ class Kernel(Protocol):
 
         In that order, up to the first that the kernel refuses: (how many were written, the errno; 0 after all). To
         empty what is empty already counts as written. May wait as `map_delete` does, and lets other threads run.
+        ValueError where there are not as many of both, or their typecodes are not `I` and `i`.
         """
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:

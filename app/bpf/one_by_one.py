@@ -30,8 +30,15 @@ def _looked_up_again(kernel: Kernel, fd: int, index: int) -> int:
     return 0
 
 
+def check(indexes: "array[int]", values: "array[int]") -> None:
+    """ValueError unless there are as many u32 indexes as i32 values: in other arrays -1 would be something else."""
+    if len(indexes) != len(values) or indexes.typecode != "I" or values.typecode != "i":
+        raise ValueError("as many indexes (u32) as values (i32)")
+
+
 def map_write(kernel: Kernel, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
     """As Kernel.map_write."""
+    check(indexes, values)
     for done, (index, value) in enumerate(zip(indexes, values, strict=True)):
         try:
             if value < 0:

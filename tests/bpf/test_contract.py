@@ -198,6 +198,12 @@ class TestTables:
             assert list(kernel.map_ids(array, 0, 3000)) == [ids[value] for value in wanted[::turn]]
             assert list(kernel.map_ids(array, 500, 1100)) == [ids[value] for value in wanted[::turn][500:1100]]
 
+    @pytest.mark.parametrize(("indexes", "values"), [("I", "I"), ("i", "i"), ("I", "q"), ("I", "")])
+    def test_arrays_of_other_numbers(self, kernel: Kernel, array: int, indexes: str, values: str) -> None:
+        """A u32 0xFFFFFFFF is no -1."""
+        with pytest.raises(ValueError, match="as many indexes"):
+            kernel.map_write(array, numbers(indexes, [1]), numbers(values, [1]) if values else numbers("i"))
+
     def test_beyond_the_end_nothing_is(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load()
         kernel.map_update(array, 7, program)

@@ -135,10 +135,6 @@ class TestTables:
         assert writing.done == 0
         assert not any(plain(table, 0, 8))
 
-    def test_as_many_indexes_as_values(self, table: Table) -> None:
-        with pytest.raises(ValueError, match="as many"):
-            table.kernel.map_write(table.fd, numbers("I", [1, 2]), numbers("i", [-1]))
-
     def test_an_fd_to_write_tells_nothing(self, table: Table, bpffs: Path) -> None:
         table.kernel.obj_pin(table.fd, f"{bpffs}/table")
         fd = table.kernel.obj_get(f"{bpffs}/table", BPF_F_WRONLY)
