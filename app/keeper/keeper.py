@@ -42,8 +42,9 @@ def main(fd: str, duties: str) -> None:
     keeper = Keeper(Duties.load(duties))
     # Whoever never reads an answer, and leaves its end in a question, would keep this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+    parent = _parent()  # before it hears that this one is there, and may end
     send(channel, REPLY.pack(0))
-    keeper.serve(channel, _parent())
+    keeper.serve(channel, parent)
     keeper.clear_up()
 
 

@@ -171,12 +171,11 @@ class TestMeanwhile:
         seen: set[int] = set()
         mixed = 0
         with _meanwhile(flip, ended):
-            for _ in range(600):
+            while len(seen) < 2 or flips < 20:
                 ids = set(kernel.map_ids(table.fd, 0, ENTRIES))
                 seen |= ids
                 mixed += len(ids) == 2
         assert seen == set(table.ids)
-        assert flips > 2
         assert mixed, "some were read in the midst of a flip"
 
     def test_programs_that_are_freed_are_never_told_after_others(self, kernel: LinuxKernel) -> None:
@@ -189,16 +188,16 @@ class TestMeanwhile:
                 while not ended.is_set():
                     given.append(_put_new(kernel, table, indexes))
 
-            last, seen = given[0], set()
+            last, seen = given[0], set[int]()
             with _meanwhile(replace, ended):
-                deadline = time.monotonic() + 3
-                while time.monotonic() < deadline:
+                deadline = time.monotonic() + 60
+                while len(seen) < 200 and time.monotonic() < deadline:
                     ids = kernel.map_ids(table.fd, 0, 2 * AT_ONCE)
                     assert min(ids) >= last, "an entry never goes back, and never is empty"
                     seen |= set(ids)
                     last = min(ids)
             assert seen <= set(given)
-            assert len(seen) > 20
+            assert len(seen) >= 200
 
     def test_several_threads_at_once(self, kernel: LinuxKernel) -> None:
         wrong: list[str] = []
