@@ -1,48 +1,92 @@
 """How fast it is, side by side with its peers: .venv/bin/python -m tests.benchmarks  (as root)
 
-The machines take turns; the figures are medians over the rounds, and each ratio is taken within its round. Not run by
-pytest. It needs golang-go, golang-github-cilium-ebpf-dev, gcc and bpftool (apt-get install).
+The machines take turns; the figures are medians over the rounds, and each ratio is taken within its round. A whole run
+writes its table into the README, and draws result.svg. Not run by pytest. It needs golang-go,
+golang-github-cilium-ebpf-dev, gcc and bpftool (apt-get install).
 """
 
-import statistics
-import sys
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
+from tests.benchmarks import callers, curves, plot, soak, states, table, works
 from tests.benchmarks.bench import Bench, prepared
-from tests.benchmarks.works import WORKS, Work, memory
+from tests.benchmarks.servers import go, ours
+from tests.benchmarks.table import Row, told
 
-ROUNDS = 5
-
-
-def told(value: float, unit: str) -> str:
-    """A figure, to read."""
-    if unit == "/s":
-        return f"{value:,.0f} /s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+FOLDER = Path(__file__).parent
+_SIZES = {"64": 64, "1024": 1024, "65536": 65_536} | {f"called{count}": callers.SIZE for count in callers.COUNTS}
+_OTHERS = {"unix64": 64, "power64": 64, "fresh64": 64, "memory64": 64, "floor64": 64, "floor1024": 1024,
+           "floor65536": 65_536, "bpftool65536": 65_536}  # fmt: skip
 
 
-def line(bench: Bench, work: Work) -> str:
-    """One line of the table, in Markdown."""
-    rounds = [{name: measure(bench) for name, measure in work.measures.items()} for _ in range(ROUNDS)]
-    medians = {name: statistics.median(each[name] for each in rounds) for name in work.measures}
-    ratio = statistics.median(each[work.ours] / each[work.peer] for each in rounds)
-    goal = ""
-    if work.goal is not None:
-        goal = f"{'≥' if work.unit == '/s' else '≤'} {work.goal:g}"
-        reached = ratio >= work.goal if work.unit == "/s" else ratio <= work.goal
-        goal += "" if reached else " (not reached)"
-    figures = ", ".join(f"{name} {told(value, work.unit)}" for name, value in medians.items())
-    return f"| {work.name} | {figures} | {ratio:.2f} x {work.peer} | {goal} |"
+def _measured(bench: Bench, chosen: list[str]) -> Iterator[Row]:
+    """The rows of all works; of those alone whose name has one of `chosen` in it."""
+    prefixed = {f"{prefix}{name}": size for prefix in ("ours", "go") for name, size in _SIZES.items()}
+    for name, size in (prefixed | _OTHERS).items():
+        bench.pin_array(name, size)
+    called = {f"{prefix}called{count}": count for prefix in ("ours", "go") for count in callers.COUNTS}
+    if not chosen:
+        yield from states.memory(bench)
+    with ExitStack() as stack:
+        stack.enter_context(callers.loaded(bench, called))
+        for name, server in {
+            "Go": go(bench, [f"go{name}" for name in _SIZES]),
+            "ours": ours(bench, "ours", [f"ours{name}" for name in _SIZES]),
+            "unix": ours(bench, "unix", ["unix64"], unix=True),
+            "power": ours(bench, "power", ["power64"], durability="power"),
+        }.items():
+            bench.servers[name] = stack.enter_context(server)
+        for work in (*works.WORKS, *states.WORKS, *callers.WORKS):
+            if not chosen or any(part in work.name for part in chosen):
+                yield from works.rows(bench, work)
+        if not chosen:
+            afterwards = told(bench.servers["ours"].memory(), "B")
+            yield Row("memory after all of this, with arrays of 65,536, 1,024 and 64 entries", f"ours {afterwards}")
+
+
+def _results(arguments: argparse.Namespace) -> None:
+    with prepared() as bench:
+        rows = []
+        for row in _measured(bench, arguments.works):
+            rows.append(row)
+            print(table.markdown([row]).splitlines()[-1], flush=True)
+        if arguments.soak:
+            for name, size in soak.TABLES.items():
+                bench.pin_array(name, size)
+            rows += soak.rows(bench, arguments.soak)
+    print(table.markdown(rows))
+    if not arguments.works and not arguments.print:
+        (FOLDER / "result.svg").write_text(plot.bars(rows))
+        picture = "![Each work's speed beside its peer's, and the goals](tests/benchmarks/result.svg)"
+        table.write("benchmarks", f"{table.markdown(rows)}\n\n{picture}")
+
+
+def _curves(arguments: argparse.Namespace) -> None:
+    found = []
+    with prepared() as bench:
+        for measure in curves.CURVES:
+            found.append(measure(bench))
+            print(found[-1].markdown(), flush=True)
+    if not arguments.print:
+        (FOLDER / "curves.svg").write_text(plot.curves(found))
+        picture = "![Time and memory against what grows](tests/benchmarks/curves.svg)"
+        table.write("curves", "\n\n".join([*(each.markdown() for each in found), picture]))
 
 
 def main() -> None:
-    """Measure, and print a table. Arguments: only the works whose name has one of them in it."""
-    with prepared() as bench:
-        print("| work | medians | ratio | goal |\n|---|---|---|---|")
-        print(f"| memory at rest, with the keeper | {memory(bench.servers['ours']) / 2**20:.0f} MiB | | |")
-        for work in WORKS:
-            if len(sys.argv) < 2 or any(part in work.name for part in sys.argv[1:]):
-                print(line(bench, work), flush=True)
-        print(f"| memory afterwards | {memory(bench.servers['ours']) / 2**20:.0f} MiB | | |")
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("works", nargs="*", help="only works whose name has one of these in it; nothing is written")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="also mixed work for so long: 600")
+    parser.add_argument("--curves", action="store_true", help="instead, what grows with what: ten minutes at the most")
+    parser.add_argument("--print", action="store_true", help="write neither the README nor the pictures")
+    arguments = parser.parse_args()
+    if arguments.curves:
+        _curves(arguments)
+    else:
+        _results(arguments)
 
 
 main()

@@ -1,39 +1,27 @@
-"""What is measured against what: the floor, the peers and the service, started on arrays of their own."""
+"""What a run stands on: the tools built, the arrays and programs pinned, and the load that is put on a server."""
 
 import json
 import os
-import re
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from app.access.tokens import Token, TokenFile
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from tests import private_mounts
-from tests.running import running
 
 PEERS = Path(__file__).parent / "peers"
-PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-SIZES = (64, 1024, 65_536)
+ENV = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
 PROGRAMS = ("drop", "pass")
-_CONFIG = """
-[server]
-{where}
-state_dir = "{folder}/state"
-pin_dirs = ["{pins}"]
-durability = "{durability}"
-[tokens]
-file = "{folder}/tokens.json"
-"""
+_PINS = [f"programs/{name}" for name in PROGRAMS]
+
+Figures = dict[str, float]
 
 
 @dataclass
@@ -46,167 +34,158 @@ class Server:
     token: str = ""
     pid: int = 0
 
+    def memory(self) -> float:
+        """Resident, with the keeper where there is one: bytes."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        total = 0
+        for pid in (str(self.pid), *children):
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
 
 @dataclass
 class Bench:
     """What is built and pinned for a run."""
 
     folder: Path
-    pins: Path
-    peer: Path
-    floor: Path
     servers: dict[str, Server] = field(default_factory=dict)
+
+    @property
+    def pins(self) -> Path:
+        """The bpffs of this run."""
+        return self.folder / "bpf"
 
     def pin(self, name: str) -> str:
         """The path of a pin."""
         return str(self.pins / name)
 
+    def pin_array(self, name: str, size: int) -> None:
+        """Make an array and pin it, with a program in each of its entries."""
+        kernel = LinuxKernel()
+        array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, size, name)
+        program = kernel.obj_get(self.pin(f"programs/{PROGRAMS[0]}"))
+        for index in range(size):
+            kernel.map_update(array, index, program)
+        kernel.obj_pin(array, self.pin(name))
+        kernel.close(program)
+        kernel.close(array)
+
     def bodies(self, *lines: Any) -> str:
-        """A file with these as JSON, for `load`."""
+        """A file with these as JSON, for `load`; "DELETE" stands for itself."""
         with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False) as file:
-            file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+            for line in lines:
+                file.write(("DELETE" if line == "DELETE" else json.dumps(line, separators=(",", ":"))) + "\n")
         return file.name
 
-    def load(self, server: Server, path: str, bodies: str = "", **options: float | bool) -> dict[str, float]:
+    def changes(self) -> str:
+        """Bodies for one entry; each changes it."""
+        return self.bodies(*({"program": name} for name in PROGRAMS))
+
+    def tables(self, size: int) -> str:
+        """Bodies for a table; each changes every entry."""
+        return self.bodies(
+            *({"programs": [PROGRAMS[(index + turn) % 2] for index in range(size)]} for turn in range(2))
+        )
+
+    def load(self, server: Server, path: str, bodies: str = "", **options: float) -> Figures:
         """What `peer load` tells: rate (1/s), p50 and p99 (s), count."""
         with self.loading(server, path, bodies, **options) as told:
             return told()
 
     @contextmanager
-    def loading(
-        self, server: Server, path: str, bodies: str = "", **options: float | bool
-    ) -> Iterator[Callable[[], dict[str, float]]]:
+    def loading(self, server: Server, path: str, bodies: str = "", **options: float) -> Iterator[Callable[[], Figures]]:
         """The same beside something else; what comes is to be called for the figures."""
-        arguments = [f"-{name}={str(value).lower()}" for name, value in options.items()]
-        process = subprocess.Popen(
-            [self.peer, "load", f"-address={server.address}", f"-path={path}", f"-bodies={bodies}",
-             f"-token={server.token}", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        with self._peer(server, "load", f"-path={path}", f"-bodies={bodies}", **options) as process:
+            yield lambda: _figures(process)
 
-        def figures() -> dict[str, float]:
-            out, err = process.communicate()
-            if process.returncode:
-                message = f"{server.name} {path}: {err}"
+    def delay(self, server: Server, path: str, bodies: str, **options: float) -> Figures:
+        """What `peer delay` tells: p50, p99 of an event and `answer` of its PUT (s)."""
+        with self._peer(server, "delay", f"-path={path}", f"-bodies={bodies}", **options) as process:
+            return _figures(process)
+
+    @contextmanager
+    def watched(self, server: Server, readers: int) -> Iterator[Callable[[], Figures]]:
+        """So many readers of /events; what comes is to be called for "events" in all, and "fewest" of one reader."""
+        with self._peer(server, "watch", readers=readers) as process:
+            if not _pipe(process.stdout).readline():
+                message = f"{server.name}: {_pipe(process.stderr).read()}"
                 raise RuntimeError(message)
-            told: dict[str, float] = json.loads(out)
-            return told
 
-        try:
+            def figures() -> Figures:
+                _pipe(process.stdin).close()
+                told: Figures = json.loads(_pipe(process.stdout).read())
+                return told
+
             yield figures
-        finally:
-            process.kill()
-            process.communicate()
+
+    @contextmanager
+    def _peer(self, server: Server, command: str, *arguments: str, **options: float) -> Iterator[subprocess.Popen[str]]:
+        arguments += tuple(f"-{name}={value}" for name, value in options.items())
+        process = subprocess.Popen(
+            [str(self.folder / "peer"), command, f"-address={server.address}", f"-token={server.token}", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def loop(self, what: str, table: str, count: int) -> float:
         """The floor: seconds of so many bpf(2) in a C loop."""
         done = subprocess.run(
-            [self.floor, what, self.pin(table), str(count), *(self.pin(f"programs/{name}") for name in PROGRAMS)],
+            [self.folder / "floor", what, self.pin(table), str(count), *map(self.pin, _PINS)],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         return float(done.stdout)
 
 
+def _figures(process: subprocess.Popen[str]) -> Figures:
+    """What it tells at its end. RuntimeError where it failed, as where an answer was not 2xx."""
+    out, err = process.communicate()
+    if process.returncode:
+        raise RuntimeError(err)
+    told: Figures = json.loads(out)
+    return told
+
+
+def _pipe(file: IO[str] | None) -> IO[str]:
+    assert file is not None
+    return file
+
+
 @contextmanager
 def prepared() -> Iterator[Bench]:
-    """Everything built, pinned and started; gone afterwards."""
+    """The tools built, and the programs pinned in a bpffs of this run; gone afterwards."""
     for tool in ("go", "gcc", "bpftool"):
-        if shutil.which(tool, path=PATH) is None:
+        if shutil.which(tool, path=ENV["PATH"]) is None:
             message = f"{tool} is missing: apt-get install golang-go golang-github-cilium-ebpf-dev gcc bpftool"
             raise SystemExit(message)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
-        pins = folder / "bpf"
-        pins.mkdir()
-        private_mounts.mount_bpffs(pins)
-        stack.callback(private_mounts.unmount, pins)
-        bench = Bench(folder, pins, folder / "peer", folder / "floor")
-        _build(bench)
-        _pin(bench)
-        for size in SIZES:
-            stack.enter_context(_go(bench, size))
-        for name, where, durability in (
-            ("ours", 'host = "127.0.0.1"\nport = 0', "process"),
-            ("ours, unix", f'socket = "{folder}/unix/api.sock"', "process"),
-            ("ours, power", 'host = "127.0.0.1"\nport = 0', "power"),
-        ):
-            stack.enter_context(_ours(bench, name, where, durability))
+        bench = Bench(folder)
+        bench.pins.mkdir()
+        private_mounts.mount_bpffs(bench.pins)
+        stack.callback(private_mounts.unmount, bench.pins)
+        _build(folder)
+        (bench.pins / "programs").mkdir()
+        pin_programs(bench, PROGRAMS)
         yield bench
 
 
-def _build(bench: Bench) -> None:
-    env = {**os.environ, "GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(bench.folder / "cache")}
-    subprocess.run(["go", "build", "-o", bench.peer, "."], cwd=PEERS / "peer", env=env, check=True)
-    subprocess.run(["gcc", "-O2", "-o", bench.floor, PEERS / "floor.c"], check=True)
+def _build(folder: Path) -> None:
+    env = {**ENV, "GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(folder / "cache")}
+    subprocess.run(["go", "build", "-o", folder / "peer", "."], cwd=PEERS / "peer", env=env, check=True)
+    subprocess.run(["gcc", "-O2", "-o", folder / "floor", PEERS / "floor.c"], check=True)
 
 
-def _pin(bench: Bench) -> None:
+def pin_programs(bench: Bench, names: Iterable[str]) -> None:
+    """Load XDP programs that do nothing, and pin them below programs/."""
     kernel = LinuxKernel()
-    (bench.pins / "programs").mkdir()
-    loaded = [kernel.prog_load(ProgType.XDP, asm.returns(number), name) for number, name in enumerate(PROGRAMS, 1)]
-    for fd, name in zip(loaded, PROGRAMS, strict=True):
+    for number, name in enumerate(names, 1):
+        fd = kernel.prog_load(ProgType.XDP, asm.returns(number), name[:15])
         kernel.obj_pin(fd, bench.pin(f"programs/{name}"))
-    for prefix in ("floor", "go", "ours", "unix", "power"):
-        for size in SIZES:
-            array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, size, f"{prefix}{size}")
-            kernel.obj_pin(array, bench.pin(f"{prefix}{size}"))
-            for index in range(size):
-                kernel.map_update(array, index, loaded[0])
-            kernel.close(array)
-    for fd in loaded:
         kernel.close(fd)
-
-
-@contextmanager
-def _go(bench: Bench, size: int) -> Iterator[None]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        [bench.peer, "serve", f"-address={address}", f"-table={bench.pin(f'go{size}')}",
-         f"-programs={bench.pin('programs')}"]
-    )  # fmt: skip
-    server = Server("Go", address, "go", pid=process.pid)
-    bench.servers[f"go{size}"] = server
-    try:
-        _until_it_answers(bench, server, f"/maps/go{size}/entries/0")
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _ours(bench: Bench, name: str, where: str, durability: str) -> Iterator[None]:
-    prefix = name.rpartition(" ")[2]
-    folder = bench.folder / prefix
-    folder.mkdir()
-    token = TokenFile(folder / "tokens.json").add(Token("bench", "", "admin", 0.0))
-    config = folder / "jumptable.toml"
-    text = _CONFIG.format(where=where, folder=folder, pins=bench.pins, durability=durability)
-    text += "".join(f'[maps.{prefix}{size}]\npinned = "{bench.pin(f"{prefix}{size}")}"\n' for size in SIZES)
-    text += "".join(f'[programs.{each}]\npinned = "{bench.pin(f"programs/{each}")}"\n' for each in PROGRAMS)
-    config.write_text(text)
-    # Its log goes to a file: to read it would cost this process time.
-    log = folder / "log"
-    quiet = f"import os; os.dup2(os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT), 2)"
-    with running("serve", "--config", str(config), first=quiet) as service:
-        deadline = time.monotonic() + 20
-        while not (told := re.search(r'"port":(\d+)|"socket":"([^"]+)"', log.read_text() if log.exists() else "")):
-            assert time.monotonic() < deadline, "it does not start"
-        address = f"127.0.0.1:{told[1]}" if told[1] else told[2]
-        server = Server(name, address, prefix, token, service.process.pid)
-        bench.servers[name] = server
-        _until_it_answers(bench, server, "/healthz")
-        yield
-
-
-def _until_it_answers(bench: Bench, server: Server, path: str) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            bench.load(server, path, seconds=0.01)
-        except RuntimeError:
-            assert time.monotonic() < deadline, f"{server.name} does not answer"
-        else:
-            return

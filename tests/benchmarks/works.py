@@ -1,47 +1,84 @@
-"""The works: what each of the machines does in one round, and what comes of it."""
+"""The works: what each of the machines does in one round, and how that is compared."""
 
-import os
+import itertools
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.benchmarks.bench import PATH, PROGRAMS, Bench, Server
+from tests.benchmarks.bench import ENV, PROGRAMS, Bench
+from tests.benchmarks.table import Row, told
 
 Measure = Callable[[Bench], float]
+ROUNDS = 5
 _BPFTOOL_CHANGES = 100
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A ratio, taken within each round. `goal`: of it; `most`: of the median of `ours`; `name`: what it is about."""
+
+    ours: str
+    peer: str
+    goal: float | None = None
+    most: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Work:
-    """One line of the table. `unit`: "/s" (more is better) or "s" (less is better); `goal`: of `ours` to `peer`."""
+    """`unit`: "/s" (more is better), "s" or "B" (less is better). One row of the table for each that is compared."""
 
     name: str
     unit: str
     measures: dict[str, Measure]
-    peer: str
-    goal: float | None = None
-    ours: str = "ours"
+    compared: tuple[Compared, ...]
 
 
-def _changes(bench: Bench) -> str:
-    return bench.bodies(*({"program": name} for name in PROGRAMS))
+def rows(bench: Bench, work: Work, rounds: int = ROUNDS) -> list[Row]:
+    """Measure it: the machines take turns, each second round the other way about."""
+    found: list[dict[str, float]] = []
+    for number in range(rounds):
+        names = list(work.measures)[:: -1 if number % 2 else 1]
+        found.append({name: work.measures[name](bench) for name in names})
+    medians = {name: statistics.median(each[name] for each in found) for name in work.measures}
+    return [
+        _row(work, each, medians, statistics.median(one[each.ours] / one[each.peer] for one in found))
+        for each in work.compared
+    ]
 
 
-def _set(server: str, connections: int, figure: str = "rate") -> Measure:
+def _row(work: Work, compared: Compared, medians: dict[str, float], ratio: float) -> Row:
+    shown = medians if compared is work.compared[0] else [compared.ours, compared.peer]
+    more = work.unit == "/s"
+    goal, reached = "", True
+    if compared.goal is not None:
+        goal = f"{'≥' if more else '≤'} {compared.goal:g}"
+        reached = ratio >= compared.goal if more else ratio <= compared.goal
+    elif compared.most is not None:
+        goal = f"≤ {told(compared.most, work.unit)}"
+        reached = medians[compared.ours] <= compared.most
+    return Row(
+        work.name + (f", {compared.name}" if compared.name else ""),
+        ", ".join(f"{name} {told(medians[name], work.unit)}" for name in shown),
+        ratio,
+        compared.peer,
+        goal,
+        reached,
+        ratio if more else 1 / ratio,
+        compared.goal if more or compared.goal is None else 1 / compared.goal,
+    )
+
+
+def one(server: str, connections: int, figure: str, *, change: bool, seconds: float = 1.0) -> Measure:
+    """One entry set or got, on as many entries as connections."""
+
     def measure(bench: Bench) -> float:
         chosen = bench.servers[server]
         path = f"/maps/{chosen.prefix}64/entries/%d"
-        return bench.load(chosen, path, _changes(bench), connections=connections, seconds=1.0)[figure]
-
-    return measure
-
-
-def _get(server: str, connections: int) -> Measure:
-    def measure(bench: Bench) -> float:
-        chosen = bench.servers[server]
-        return bench.load(chosen, f"/maps/{chosen.prefix}64/entries/%d", connections=connections, seconds=1.0)["rate"]
+        bodies = bench.changes() if change else ""
+        return bench.load(chosen, path, bodies, connections=connections, seconds=seconds)[figure]
 
     return measure
 
@@ -54,16 +91,11 @@ def _list(server: str, size: int) -> Measure:
     return measure
 
 
-def _tables(bench: Bench, size: int) -> str:
-    """Two tables that differ in every entry."""
-    return bench.bodies(*({"programs": [PROGRAMS[(index + turn) % 2] for index in range(size)]} for turn in range(2)))
-
-
 def _replace(server: str, size: int) -> Measure:
     def measure(bench: Bench) -> float:
         chosen = bench.servers[server]
         path = f"/maps/{chosen.prefix}{size}/entries"
-        return bench.load(chosen, path, _tables(bench, size), seconds=2.0 if size > 1024 else 0.5)["p50"]
+        return bench.load(chosen, path, bench.tables(size), seconds=2.0 if size > 1024 else 0.5)["p50"]
 
     return measure
 
@@ -73,76 +105,76 @@ def _beside_tables(server: str) -> Measure:
 
     def measure(bench: Bench) -> float:
         chosen = bench.servers[server]
-        big = bench.servers[server.replace("go64", "go65536")]
-        with bench.loading(big, f"/maps/{big.prefix}65536/entries", _tables(bench, 65_536), seconds=3.0):
+        with bench.loading(chosen, f"/maps/{chosen.prefix}65536/entries", bench.tables(65_536), seconds=3.0) as tables:
             path = f"/maps/{chosen.prefix}64/entries/%d"
-            return bench.load(chosen, path, _changes(bench), seconds=2.5)["p99"]
+            p99 = bench.load(chosen, path, bench.changes(), seconds=2.5)["p99"]
+            tables()
+            return p99
 
     return measure
 
 
+def _loop(what: str, size: int) -> Measure:
+    return lambda bench: bench.loop(what, f"floor{size}", size)
+
+
 def _bpftool(bench: Bench) -> float:
+    """A bpftool for each change: changes a second."""
     began = time.perf_counter()
     for number in range(_BPFTOOL_CHANGES):
         subprocess.run(
             ["bpftool", "map", "update", "pinned", bench.pin("floor64"), "key", "3", "0", "0", "0",
              "value", "pinned", bench.pin(f"programs/{PROGRAMS[number % 2]}")],
-            check=True, env={**os.environ, "PATH": PATH},
+            check=True, env=ENV,
         )  # fmt: skip
     return _BPFTOOL_CHANGES / (time.perf_counter() - began)
 
 
+_turns = itertools.cycle(reversed(PROGRAMS))
+
+
 def _batch(bench: Bench) -> float:
-    """`bpftool batch` of 65,536 updates: s."""
+    """`bpftool batch` of 65,536 updates, each of which changes its entry: s."""
+    table, program = bench.pin("bpftool65536"), bench.pin(f"programs/{next(_turns)}")
     file = bench.folder / "batch"
-    if not file.exists():
-        file.write_text(
-            "".join(
-                f"map update pinned {bench.pin('floor65536')} key {' '.join(map(str, index.to_bytes(4, 'little')))} "
-                f"value pinned {bench.pin('programs/drop')}\n"
-                for index in range(65_536)
-            )
-        )
+    with file.open("w") as lines:
+        for index in range(65_536):
+            key = " ".join(map(str, index.to_bytes(4, "little")))
+            lines.write(f"map update pinned {table} key {key} value pinned {program}\n")
     began = time.perf_counter()
-    subprocess.run(
-        ["bpftool", "batch", "file", file], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": PATH}
-    )
+    subprocess.run(["bpftool", "batch", "file", file], check=True, stdout=subprocess.DEVNULL, env=ENV)
     return time.perf_counter() - began
 
 
-def memory(server: Server) -> float:
-    """Resident, with the keeper where there is one: bytes."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    total = 0
-    for pid in (str(server.pid), *children):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                total += int(line.split()[1]) * 1024
-    return total
+def _both(measure: Callable[[str, int], Measure], size: int) -> dict[str, Measure]:
+    return {"ours": measure("ours", size), "Go": measure("Go", size)}
+
+
+def _many(connections: int) -> dict[str, Measure]:
+    return {name: one(name, connections, "rate", change=True) for name in ("ours", "unix", "power", "Go")}
 
 
 WORKS = [
-    Work("set, 1 connection, median", "s", {"ours": _set("ours", 1, "p50"), "Go": _set("go64", 1, "p50")}, "Go", 1.5),
-    *(
-        Work(f"set, {connections} connections", "/s",
-             {"ours": _set("ours", connections), "unix": _set("ours, unix", connections),
-              "power": _set("ours, power", connections), "Go": _set("go64", connections)}, "Go", 1.0)
-        for connections in (8, 64)
-    ),
-    Work("set, 8 connections, power", "/s", {"ours": _set("ours, power", 8), "Go": _set("go64", 8)}, "Go", 0.6),
-    Work("set, 8 connections, to one bpftool a change", "/s", {"ours": _set("ours", 8), "bpftool": _bpftool},
-         "bpftool", 30),
-    Work("get, 8 connections", "/s", {"ours": _get("ours", 8), "Go": _get("go64", 8)}, "Go", 1.0),
-    Work("list 64", "s", {"ours": _list("ours", 64), "Go": _list("go64", 64)}, "Go"),
-    Work("list 65,536", "s", {"ours": _list("ours", 65_536), "Go": _list("go65536", 65_536),
-                              "C": lambda bench: bench.loop("lookup", "floor65536", 65_536)}, "Go", 0.5),
-    *(
-        Work(f"replace {size:,}", "s", {"ours": _replace("ours", size), "Go": _replace(f"go{size}", size)}, "Go", goal)
-        for size, goal in ((64, None), (1024, None), (65_536, 0.6))
-    ),
-    Work("replace 65,536, to the C loop", "s", {"ours": _replace("ours", 65_536),
-         "C": lambda bench: bench.loop("update", "floor65536", 65_536)}, "C", 1.0),
-    Work("replace 65,536, to bpftool batch", "s", {"ours": _replace("ours", 65_536), "batch": _batch}, "batch"),
+    Work("set, 1 connection, median time", "s",
+         {name: one(name, 1, "p50", change=True) for name in ("ours", "unix", "power", "Go")}
+         | {"C": lambda bench: bench.loop("update", "floor64", 64) / 64},
+         (Compared("ours", "Go", 1.5),)),
+    Work("set, 8 connections", "/s", _many(8) | {"bpftool": _bpftool},
+         (Compared("ours", "Go", 1.0), Compared("power", "Go", 0.6, name="power"),
+          Compared("ours", "bpftool", 30, name="to a bpftool for each change"))),
+    Work("set, 64 connections", "/s", _many(64),
+         (Compared("ours", "Go", 1.0), Compared("power", "Go", 0.6, name="power"))),
+    *(Work(f"get, {connections} connection{'s' if connections > 1 else ''}", "/s",
+           {name: one(name, connections, "rate", change=False) for name in ("ours", "Go")},
+           (Compared("ours", "Go", 1.0 if connections == 8 else None),))
+      for connections in (1, 8, 64)),
+    Work("list 64", "s", _both(_list, 64) | {"C": _loop("lookup", 64)}, (Compared("ours", "Go"),)),
+    Work("list 65,536", "s", _both(_list, 65_536) | {"C": _loop("lookup", 65_536)}, (Compared("ours", "Go", 0.5),)),
+    *(Work(f"replace {size:,}", "s", _both(_replace, size) | {"C": _loop("update", size)}, (Compared("ours", "Go"),))
+      for size in (64, 1024)),
+    Work("replace 65,536", "s", _both(_replace, 65_536) | {"C": _loop("update", 65_536), "batch": _batch},
+         (Compared("ours", "Go", 0.6), Compared("ours", "C", 1.0, name="to the C loop"),
+          Compared("ours", "batch", name="to bpftool batch"))),
     Work("p99 of a set beside tables of 65,536", "s",
-         {"ours": _beside_tables("ours"), "Go": _beside_tables("go64")}, "Go"),
+         {"ours": _beside_tables("ours"), "Go": _beside_tables("Go")}, (Compared("ours", "Go", most=0.02),)),
 ]  # fmt: skip

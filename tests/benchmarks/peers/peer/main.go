@@ -1,6 +1,7 @@
 // The peer and the load of the benchmarks. As `peer serve`: a server of net/http and cilium/ebpf that does the bare
 // work, parse, look up, update, answer, with no rights, no checks beyond the bounds, and no journal. As `peer load`:
-// many connections that each send the next request once the answer is there, on the same paths for every server.
+// many connections that each send the next request once the answer is there, on the same paths for every server. As
+// `peer watch` and `peer delay`: readers of events.
 package main
 
 import (
@@ -10,7 +11,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "peer serve|load")
+		fmt.Fprintln(os.Stderr, "peer serve|load|watch|delay")
 		os.Exit(2)
 	}
 	var err error
@@ -19,11 +20,15 @@ func main() {
 		err = serve(os.Args[2:])
 	case "load":
 		err = load(os.Args[2:])
+	case "watch":
+		err = watch(os.Args[2:])
+	case "delay":
+		err = delay(os.Args[2:])
 	default:
 		err = fmt.Errorf("no such command: %s", os.Args[1])
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintln(os.Stderr, os.Args[1], err)
 		os.Exit(1)
 	}
 }

@@ -32,18 +32,14 @@ type server struct {
 	ids      map[string]uint32
 }
 
-// serve answers /maps/NAME/entries and /maps/NAME/entries/INDEX for one array and the programs that are pinned in a folder.
+// serve answers /maps/NAME/entries and /maps/NAME/entries/INDEX for arrays, and programs that are pinned in a folder.
 func serve(arguments []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	address := flags.String("address", "127.0.0.1:0", "")
-	table := flags.String("table", "", "the array's pin")
+	tables := flags.String("tables", "", "the arrays' pins, with commas between")
 	folder := flags.String("programs", "", "the folder of the programs' pins")
 	flags.Parse(arguments)
-	array, err := ebpf.LoadPinnedMap(*table, nil)
-	if err != nil {
-		return err
-	}
-	s := &server{filepath.Base(*table), array, map[string]*ebpf.Program{}, map[uint32]string{}, map[string]uint32{}}
+	programs, names, ids := map[string]*ebpf.Program{}, map[uint32]string{}, map[string]uint32{}
 	pins, err := os.ReadDir(*folder)
 	if err != nil {
 		return err
@@ -58,10 +54,17 @@ func serve(arguments []string) error {
 			return err
 		}
 		id, _ := info.ID()
-		s.programs[pin.Name()], s.names[uint32(id)], s.ids[pin.Name()] = loaded, pin.Name(), uint32(id)
+		programs[pin.Name()], names[uint32(id)], ids[pin.Name()] = loaded, pin.Name(), uint32(id)
 	}
-	http.HandleFunc("/maps/"+s.name+"/entries", s.all)
-	http.HandleFunc("/maps/"+s.name+"/entries/", s.one)
+	for _, table := range strings.Split(*tables, ",") {
+		array, err := ebpf.LoadPinnedMap(table, nil)
+		if err != nil {
+			return err
+		}
+		s := &server{filepath.Base(table), array, programs, names, ids}
+		http.HandleFunc("/maps/"+s.name+"/entries", s.all)
+		http.HandleFunc("/maps/"+s.name+"/entries/", s.one)
+	}
 	return http.ListenAndServe(*address, nil)
 }
 
@@ -93,6 +96,14 @@ func (s *server) one(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.answer(w, entry{s.name, index, program{body.Program, s.ids[body.Program]}})
+		return
+	}
+	if r.Method == http.MethodDelete {
+		if err := s.table.Delete(index); err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	var id uint32
