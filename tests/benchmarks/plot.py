@@ -67,7 +67,7 @@ def bars(rows: Iterable[Row]) -> str:
             f'<rect class="{kind}" x="{begin:.1f}" y="{y + 4:.1f}" '
             f'width="{max(1, end - begin):.1f}" height="{step - 8:g}"/>'
         )
-        parts.append(_text((left + width + 12, y + 15), f"{row.ratio:.2f} x {row.peer}", kind="faint"))
+        parts.append(_text((left + width + 12, y + 15), f"{row.speed:.2g} x {row.peer}", kind="faint"))
         if row.goal_speed is not None:
             parts.append(_line((x(row.goal_speed), y + 2), (x(row.goal_speed), y + step - 2), "goal"))
     parts.append(_line((x(1.0), top), (x(1.0), bottom), "peer"))
