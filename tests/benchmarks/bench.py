@@ -1,5 +1,6 @@
 """What a run stands on: the tools built, the arrays and programs pinned, and the load that is put on a server."""
 
+import http.client
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +45,22 @@ class Server:
                 if line.startswith("VmRSS"):
                     total += int(line.split()[1]) * 1024
         return total
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to it over TCP, for `ask`."""
+        host, _, port = self.address.rpartition(":")
+        return http.client.HTTPConnection(host, int(port), timeout=60)
+
+    def ask(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> Message:
+        """The headers of the answer, which has been read. RuntimeError where it is not 2xx."""
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status // 100 != 2:
+            message = f"{method} {path}: {answer.status} {content!r}"
+            raise RuntimeError(message)
+        return answer.headers
 
 
 @dataclass

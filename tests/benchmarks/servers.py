@@ -49,7 +49,6 @@ def ours(
     name: str,
     tables: Sequence[str],
     *,
-    programs: Iterable[str] = PROGRAMS,
     unix: bool = False,
     durability: str = "process",
 ) -> Iterator[Server]:
@@ -68,7 +67,7 @@ def ours(
     token = TokenFile(folder / "tokens.json").add(Token("bench", "", "admin", 0.0))
     text = _CONFIG.format(where=where, folder=folder, pins=bench.pins, durability=durability)
     text += "".join(f'[maps.{each}]\npinned = "{bench.pin(each)}"\n' for each in tables)
-    text += "".join(f'[programs.{each}]\npinned = "{bench.pin(f"programs/{each}")}"\n' for each in programs)
+    text += "".join(f'[programs.{each}]\npinned = "{bench.pin(f"programs/{each}")}"\n' for each in PROGRAMS)
     config = folder / "jumptable.toml"
     config.write_text(text)
     # Its log goes to a file: to read it would cost this process time.

@@ -1,11 +1,9 @@
 """The soak: mixed work for minutes, and whether memory stays."""
 
-import http.client
-import json
 import statistics
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from tests.benchmarks.bench import PROGRAMS, Bench, Server
 from tests.benchmarks.servers import ours
@@ -109,25 +107,8 @@ class _Reverts(_Beside):
     """An entry that is set, and its change reverted."""
 
     def turn(self) -> None:
-        host, _, port = self.server.address.rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
-        headers = {"Authorization": f"Bearer {self.server.token}", "Content-Type": "application/json"}
-        try:
-            connection.request("PUT", "/maps/soak64/entries/60", json.dumps({"program": PROGRAMS[1]}), headers)
-            change = _answered(connection)["Change-Id"]
-            connection.request("POST", f"/changes/{change}/revert", headers=headers)
-            _answered(connection)
-        finally:
-            connection.close()
+        with closing(self.server.connect()) as connection:
+            put = self.server.ask(connection, "PUT", "/maps/soak64/entries/60", {"program": PROGRAMS[1]})
+            self.server.ask(connection, "POST", f"/changes/{put['Change-Id']}/revert")
         self.count += 1
         self.done.wait(0.1)
-
-
-def _answered(connection: http.client.HTTPConnection) -> http.client.HTTPMessage:
-    """The headers of an answer that is 200. RuntimeError."""
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 200:
-        message = f"{answer.status} {content!r}"
-        raise RuntimeError(message)
-    return answer.headers
