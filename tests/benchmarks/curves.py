@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from app.bpf.linux import LinuxKernel
 from app.store.journal import Journal
-from app.store.records import Array, Change, EntryChange, Hold, ProgramRecord
+from app.store.records import Array, Change, EntryChange, EntryChanges, Hold, ProgramRecord
+from app.store.table import Table
 from tests.benchmarks.bench import PROGRAMS, Bench, Figures, Server, pin_programs
 from tests.benchmarks.servers import ours
 from tests.benchmarks.table import told
@@ -187,12 +188,21 @@ async def _fill(bench: Bench, journal: Journal, begin: int, end: int) -> None:
     for fd in opened:
         kernel.close(fd)
     if begin == 0:
-        await journal.begin_recording("journal64", array, dict.fromkeys(range(64), records[0]))
+        await journal.begin_recording("journal64", array, Table.of(dict.fromkeys(range(64), records[0])))
     for number in range(begin, end):
         turn = number // 64 % 2
         entry = EntryChange(number % 64, records[turn], records[1 - turn])
         await journal.append(
-            Change("journal64", array.map_id, array.boot_id, "set", (entry,), time.time(), "bench", f"request{number}")
+            Change(
+                "journal64",
+                array.map_id,
+                array.boot_id,
+                "set",
+                EntryChanges.of([entry]),
+                time.time(),
+                "bench",
+                f"request{number}",
+            )
         )
     journal.close()
 
