@@ -4,7 +4,7 @@ from app.service.held import HeldMap
 from app.service.origin import Origin
 from app.service.registry import Registry
 from app.service.steps import Steps
-from app.store.records import Change, EntryChanges, Kind
+from app.store.records import Change, EntryChanges, Kind, ProgramRecord
 
 
 def change_of(
@@ -35,9 +35,11 @@ def change_of(
 
 def entries_of(registry: Registry, held: HeldMap, steps: Steps) -> EntryChanges:
     """Its entries, with what is known of their programs: also a path by which one was named once."""
-    recorded, record = held.recorded, registry.programs.record
-    ids = {*steps.replaced, *steps.programs}
-    paths = {id_: None if recorded is None else recorded.pin_of(id_) for id_ in ids} | steps.pinned
-    return EntryChanges(
-        steps.indexes, steps.before, steps.after, {id_: record(id_, path) for id_, path in paths.items()}
-    )
+    record, programs = registry.programs.record, dict[int, ProgramRecord]()
+    known = {} if held.recorded is None else held.recorded.table.programs
+    for id_ in (*steps.replaced, *steps.programs):
+        path = steps.pinned.get(id_)
+        if path is None and id_ in known:
+            path = known[id_].pinned
+        programs[id_] = record(id_, path)
+    return EntryChanges(steps.indexes, steps.before, steps.after, programs)

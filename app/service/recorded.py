@@ -68,11 +68,6 @@ class Recorded:
         """The number of what this entry is to hold: the program's id, or EMPTY."""
         return self.table.numbers[index]
 
-    def pin_of(self, program_id: int) -> str | None:
-        """The path by which a program was named, where it is known by one."""
-        record = self.table.programs.get(program_id)
-        return None if record is None else record.pinned
-
     def suspects(self, found: "array[int]") -> list[int]:
         """The entries where what was read is not what is recorded, by rising index."""
         numbers, differ = self.table.numbers, list[int]()

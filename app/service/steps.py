@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, compress, count
 from operator import ne
 
@@ -11,7 +10,7 @@ from app.service.program import Program
 from app.store.records import EMPTY, NUMBERS, Indexes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Steps:
     """Parallel arrays, as a table has many. The arrays are never changed.
 
@@ -25,6 +24,8 @@ class Steps:
     after: "array[int]"
     programs: Mapping[int, Program]
     pinned: dict[int, str]
+    _replaced: set[int] | None = None
+    _cleared: int | None = None
 
     @classmethod
     def one(cls, index: int, before: int | None, program: Program | None, pinned: str | None = None) -> "Steps":
@@ -36,20 +37,25 @@ class Steps:
             array(NUMBERS, (after,)),
             {} if program is None else {after: program},
             {} if pinned is None else {after: pinned},
+            set() if before is None else {before},
         )
 
     def __len__(self) -> int:
         return len(self.indexes)
 
-    @cached_property
+    @property
     def cleared(self) -> int:
         """How many of them leave an entry empty."""
-        return self.after.count(EMPTY)
+        if self._cleared is None:
+            self._cleared = self.after.count(EMPTY)
+        return self._cleared
 
-    @cached_property
+    @property
     def replaced(self) -> set[int]:
         """The ids of the programs that they replace."""
-        return set(self.before) - {EMPTY}
+        if self._replaced is None:
+            self._replaced = set(self.before) - {EMPTY}
+        return self._replaced
 
     def part(self, start: int, stop: int) -> "Steps":
         """Those from `start` up to `stop`."""
