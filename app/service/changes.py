@@ -121,7 +121,7 @@ class Changes:
         try:
             if origin.confirm_within is not None:
                 waiting = await self.confirmations.begin(held, change, begun.replaced, origin.confirm_within)
-            ready = _make_ready(change.entries, meanwhile)
+            ready = _make_ready(steps, change.entries, meanwhile)
             await write(held.opened(), steps, begun.replaced, lambda: self._stopping, ready)
             await self.journal_all([begun], token=None if waiting is None else waiting.token)
         except BaseException as error:
@@ -226,9 +226,11 @@ def _outcome(error: BaseException) -> str:
     return "refused" if isinstance(error, WriteFailed | ServiceError) else "failed"
 
 
-def _make_ready(entries: EntryChanges, meanwhile: Meanwhile | None) -> Iterator[None]:
+def _make_ready(steps: Steps, entries: EntryChanges, meanwhile: Meanwhile | None) -> Iterator[None]:
     """What comes after the kernel has written, as far as it can be done before."""
     entries.pack()
+    yield
+    _ = steps.cleared  # counted once
     yield
     if meanwhile is not None:
         yield from meanwhile(entries)

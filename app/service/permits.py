@@ -39,8 +39,11 @@ def check_programs(
 
 
 def needs_no_right(programs: Programs, program_id: int, there: Collection[int]) -> bool:
-    """Whether a program may be named by id or pin by others than admins: it is held, or in the table already."""
-    return programs.held_as(program_id) is not None or program_id in there
+    """Whether a program may be named by id or pin by others than admins: it is held, or in the table already.
+
+    `there`: ids; 0 is that of no program.
+    """
+    return programs.held_as(program_id) is not None or (program_id != 0 and program_id in there)
 
 
 def check_reference(

@@ -91,10 +91,10 @@ class Marks(Collection[int]):
     """Which entries something is true of: a byte for each index up to the highest."""
 
     def __init__(self, indexes: Collection[int]) -> None:
-        self._marks = marks = bytearray(max(indexes, default=-1) + 1)
         if isinstance(indexes, range):
-            marks[indexes.start : indexes.stop] = b"\1" * len(indexes)
+            self._marks = bytearray(indexes.start) + b"\1" * len(indexes)
             return
+        self._marks = marks = bytearray(max(indexes, default=-1) + 1)
         for index in indexes:
             marks[index] = 1
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import compress
@@ -20,6 +20,7 @@ from app.service.steps import Steps
 from app.store.records import EMPTY, NUMBERS, Change, Indexes, Kind
 
 _NO_ID: Final = -1
+_FEW: Final = 8  # references
 
 N = TypeVar("N", bound=Hashable)
 
@@ -86,7 +87,8 @@ async def change_table(
         _check_indexes(wanted.indexes, table.max_entries)
         found = await held.read()
         seeds = await registry.seeds_for(held)
-        known = set(found) - {EMPTY}
+        # A look into an array is short for what is in it: only where many are looked for a set is worth its making.
+        known = found if len(wanted.refs) <= _FEW else set(found)
         with ExitStack() as stack:
             programs = _opened(changes, wanted, found, known, origin, stack)
             await asyncio.sleep(0)
@@ -125,7 +127,7 @@ def _check_indexes(indexes: Indexes, max_entries: int) -> None:
 
 
 def _opened(
-    changes: Changes, wanted: Wanted, found: "array[int]", known: set[int], origin: Origin, stack: ExitStack
+    changes: Changes, wanted: Wanted, found: "array[int]", known: Collection[int], origin: Origin, stack: ExitStack
 ) -> Mapping[int, Program]:
     """The programs that are referred to, by the place of the reference, open for as long as the stack."""
     programs = changes.registry.programs
@@ -143,7 +145,7 @@ def _needed(wanted: Wanted, found: "array[int]") -> list[tuple[int, int, Program
 
     To open one that nobody here holds takes a right, and an entry that is left as it is needs none.
     """
-    there = [ref.id if isinstance(ref, ById) else _NO_ID for ref in wanted.refs]
+    there = [(isinstance(ref, ById) and ref.id) or _NO_ID for ref in wanted.refs]
     first: dict[int, int] = {}
     for index, place in zip(wanted.indexes, wanted.places, strict=True):
         if place not in first and there[place] != found[index]:

@@ -103,7 +103,7 @@ def _write_many(table: ProgramArray, steps: Steps, stopping: Callable[[], bool])
         if number:
             return done, table.refusal(steps.programs.get(steps.after[done]), number)
         is_slow = time.monotonic() - began > _SECONDS
-        size = max(1, size // 4) if is_slow else min(_MOST, size * 2)
+        size = max(1, size // 4) if is_slow else min(_MOST, size * 4)
     return done, None
 
 

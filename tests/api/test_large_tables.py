@@ -149,6 +149,12 @@ class TestRefused:
             assert_problem(refused, 422, "program-incompatible")
         assert await table(large) == ["drop"] * 100 + [None] * (SIZE - 100)
 
+    async def test_no_program_has_the_id_0(self, large: httpx.AsyncClient) -> None:
+        """By which an empty entry is known within."""
+        for url in (LARGE, "/maps/jump_table/entries"):
+            refused = await large.patch(url, json={"entries": [{"index": 3, "program": {"id": 0}}]})
+            assert_problem(refused, 422, "program-not-found")
+
     @pytest.mark.parametrize(
         ("entry", "told"),
         [
