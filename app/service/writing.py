@@ -18,8 +18,11 @@ from app.store.records import EMPTY, NUMBERS
 _INLINE: Final = 64
 # Of more, the kernel is given as many at a time as it writes in so many seconds, so that the service's end is seen.
 _FIRST: Final = 16
-_MOST: Final = 4096
-_SECONDS: Final = 0.01
+_MOST: Final = 16384
+_SECONDS: Final = 0.02
+# From so many on, something else is done meanwhile, with pauses, so that the thread that writes comes to its turn.
+_LONG: Final = 4096
+_PAUSE: Final = 0.001  # s
 
 T = TypeVar("T")
 
@@ -47,7 +50,7 @@ async def write(
     """
     do = _write_few if len(steps) <= _INLINE else _write_many
     writing = _inline_or_not(steps.after, partial(do, table, steps, stopping))
-    done, error = await (writing if len(steps) < _MOST else _beside(writing, meanwhile))
+    done, error = await (writing if len(steps) < _LONG else _beside(writing, meanwhile))
     if error is not None:
         left = await put_back(table, steps.part(0, done), replaced)
         raise WriteFailed(steps.indexes[done], error, left) from error
@@ -68,8 +71,7 @@ async def _inline_or_not(programs: "array[int]", do: Callable[[], T]) -> T:
 async def _beside(writing: Coroutine[None, None, T], meanwhile: Iterator[None]) -> T:
     task = asyncio.create_task(writing)
     with suppress(Exception):  # at its end; and what goes wrong there comes up again where it is needed
-        while not task.done():
-            await asyncio.sleep(0)
+        while not (await asyncio.wait([task], timeout=_PAUSE))[0]:
             next(meanwhile)
     return await task
 
