@@ -16,10 +16,11 @@ from app.store.records import EMPTY, NUMBERS
 
 # So many sets are written inline, one by one: a thread would take longer. Clears may wait in the kernel.
 _INLINE: Final = 64
-# Of more, the kernel is given as many at a time as it writes in so many seconds, so that the service's end is seen.
+# Of more, the kernel is given as many at a time as it writes in so many seconds, so that the service's end is seen, and
+# since a kernel that is not preemptible lets no other thread run on that processor meanwhile.
 _FIRST: Final = 16
-_MOST: Final = 16384
-_SECONDS: Final = 0.02
+_MOST: Final = 4096
+_SECONDS: Final = 0.01
 # From so many on, something else is done meanwhile, with pauses, so that the thread that writes comes to its turn.
 _LONG: Final = 4096
 _PAUSE: Final = 0.001  # s
