@@ -86,7 +86,6 @@ async def change_table(
         table = held.opened()
         _check_indexes(wanted.indexes, table.max_entries)
         found = await held.read()
-        seeds = await registry.seeds_for(held)
         # A look into an array is short for what is in it: only where many are looked for a set is worth its making.
         known = found if len(wanted.refs) <= _FEW else set(found)
         with ExitStack() as stack:
@@ -103,7 +102,8 @@ async def change_table(
             if steps:
                 changes.check(held, steps, origin)
                 new = [program for program in steps.programs.values() if program.id not in known]
-                fit = fit_of(registry, table, new, seeds)
+                if new or dry_run:  # what is in the table already fits
+                    fit = fit_of(registry, table, new, await registry.seeds_for(held))
             change = None
             if steps and not dry_run:
                 kind: Kind = "replace" if replace else "update"
