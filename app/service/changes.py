@@ -125,7 +125,8 @@ class Changes:
             await write(held.opened(), steps, begun.replaced, lambda: self._stopping, ready)
             await self.journal_all([begun], token=None if waiting is None else waiting.token)
         except BaseException as error:
-            if not isinstance(error, JournalUnavailable):
+            has_begun = waiting is not None or origin.confirm_within is None
+            if not (has_begun and isinstance(error, JournalUnavailable)):  # else journal_all has seen to it
                 self.failed(begun, error)
             if waiting is not None:
                 await self.confirmations.give_up(waiting)

@@ -387,6 +387,19 @@ class TestCutOff:
         await retry
         assert journal.waiting() == []
 
+    async def test_one_that_cannot_be_begun_leaves_nothing_behind(
+        self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the programs that it would have replaced, nor an entry that seems to be changed for ever."""
+        await client.put(ENTRY, json={"program": "pass"})
+        held, kept = registry.maps.get("jump_table"), dict(app.state.changes.retained._uses)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.changes.journal, "wait", full)
+            refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        assert_problem(refused, 503, "journal-unavailable")
+        assert not held.is_changing(3)
+        assert dict(app.state.changes.retained._uses) == kept
+
 
 async def full(*_: object, **__: object) -> None:
     message = "the disk is full"
