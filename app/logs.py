@@ -1,6 +1,7 @@
 """Logging, to standard error: for people on a terminal, as JSON elsewhere."""
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,14 @@ def _json(event: object, **_: Any) -> str:
     return to_json(event, fallback=repr).decode()
 
 
+@functools.cache
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
 def info(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Log events, each with its facts, at once: one by one they would cost a change a tenth of its time."""
-    if sys.stderr.isatty():
+    if _is_terminal():
         for event, facts in lines:
             log.info(event, **facts)
         return
@@ -42,7 +48,7 @@ def info(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 def configure() -> None:
     """Set up structlog, and give what uvicorn and asyncio log the same form."""
-    terminal = sys.stderr.isatty()
+    terminal = _is_terminal()
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -112,7 +112,7 @@ class Protocol(Connection):
     def on_url(self, url: bytes) -> None:
         """Some of the target is there."""
         if not self._again:
-            super().on_url(url)
+            self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field is there; or one of the trailer, of which nothing is made."""
@@ -153,10 +153,11 @@ class Protocol(Connection):
 
     def on_body(self, body: bytes) -> None:
         """Some of the body is there."""
-        self._framing = max(self._framing - len(body) * (_PER_BYTE + 1), -self.bounds.header_bytes)
-        if self.plain is not None:
+        if self.plain is not None:  # its length was told, so nothing frames it
             self.plain.body += body
-        elif not self._refused:
+            return
+        self._framing = max(self._framing - len(body) * (_PER_BYTE + 1), -self.bounds.header_bytes)
+        if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:

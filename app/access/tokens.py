@@ -194,14 +194,9 @@ class Tokens:
         expires, actor = self._known.get(hashed, (0.0, None))
         return actor if expires is None or time.time() < expires else None
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """All that is asked meanwhile is asked at one moment: the file is looked at once."""
-        self._is_one_moment, self._is_fresh = True, False
-        try:
-            yield
-        finally:
-            self._is_one_moment = False
+    def is_one_moment(self, *, begins: bool) -> None:
+        """All that is asked until the moment ends is asked at once: the file is looked at once."""
+        self._is_one_moment, self._is_fresh = begins, False
 
     def _reload(self) -> None:
         if self._is_one_moment and self._is_fresh:

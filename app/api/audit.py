@@ -1,10 +1,9 @@
 """One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
 
-import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -88,16 +87,15 @@ class Audit:
         if not self._are_held:
             self._write()
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """What is told meanwhile is written at the end, at once."""
+    def hold(self) -> None:
+        """What is told until `let_go` is written then, at once."""
         self._are_held = True
-        try:
-            yield
-        finally:
-            self._are_held = False
-            if self._lines:
-                self._write()
+
+    def let_go(self) -> None:
+        """The opposite of `hold`."""
+        self._are_held = False
+        if self._lines:
+            self._write()
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []

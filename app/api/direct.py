@@ -18,14 +18,17 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from app.api import fields, inputs
+from app.api.audit import Audit
 from app.api.entries import read_entry, set_answer
 from app.api.envelope import FAILED, REQUEST_ID, request_id_of
-from app.api.policy import AUTHORIZATION, check_access
+from app.api.limits import Limits
+from app.api.policy import AUTHORIZATION, Authentication, check_access
 from app.api.problems import Refused
 from app.api.state import origin
 from app.service.changes import Begun, Changes
 from app.service.entries import SetResult, set_at_once
 from app.service.errors import ServiceError
+from app.service.figures import Figures
 from app.service.held import HeldMap
 from app.service.programs import ByName
 from app.service.upkeep import Upkeep
@@ -97,6 +100,10 @@ class Direct:
         self._app = app
         self._changes: Changes = app.state.changes
         self._upkeep: Upkeep = app.state.upkeep
+        self._authentication: Authentication = app.state.authentication
+        self._limits: Limits = app.state.limits
+        self._audit: Audit = app.state.audit
+        self._figures: Figures = app.state.figures
         self._waiting: list[Plain] = []
         self._task: asyncio.Task[None] | None = None
         # The name of the map and the route, by the method and the path but for its end.
@@ -124,9 +131,13 @@ class Direct:
 
     async def _answer_all(self, batch: list[Plain], locked: list[HeldMap]) -> None:
         """`locked` takes the maps of which the lock was taken."""
-        state = self._app.state
-        with state.audit.together(), state.authentication.at_once():
+        self._audit.hold()
+        self._authentication.is_one_moment(begins=True)
+        try:
             written, all_begun = await self._do_all(batch, locked)
+        finally:
+            self._authentication.is_one_moment(begins=False)
+            self._audit.let_go()
         if not written:
             return
         try:
@@ -136,9 +147,10 @@ class Direct:
                 plain.scope[FAILED] = error
                 plain.connection.give_up(plain)
             return
-        with state.audit.together():
-            for each in written:
-                self._tell_set(*each)
+        self._audit.hold()
+        for each in written:
+            self._tell_set(*each)
+        self._audit.let_go()
 
     async def _do_all(self, batch: list[Plain], locked: list[HeldMap]) -> tuple[list[_Written], list[Begun]]:
         """Answer what needs no journal, and write the rest."""
@@ -155,6 +167,7 @@ class Direct:
                         raise _Unusual
                     await held.lock.acquire()
                     locked.append(held)
+                    self._authentication.is_one_moment(begins=True)  # another one, if that took time
                 result, begun = set_at_once(self._changes, held, index, _named(plain.body), origin(plain.scope))
                 if begun is None:
                     self._tell_set(plain, held, index, result)
@@ -162,6 +175,9 @@ class Direct:
                     written.append((plain, held, index, result))
                     all_begun.append(begun)
             except (_Unusual, ServiceError, Refused):
+                plain.connection.give_up(plain)
+            except Exception as error:  # noqa: BLE001 - the regular way tells it
+                plain.scope[FAILED] = error
                 plain.connection.give_up(plain)
         return written, all_begun
 
@@ -176,7 +192,7 @@ class Direct:
         scope[REQUEST_ID] = request_id_of(plain.headers)
         if self._app.state.draining:
             raise _Unusual
-        check_access(scope, _OPERATIONS[plain.method], name)
+        check_access(scope, _OPERATIONS[plain.method], name, self._authentication, self._limits)
         try:
             index = fields.decimal(last.decode("latin-1"))
         except ValueError:
@@ -209,9 +225,9 @@ class Direct:
         )
         plain.connection.answer(plain, _STATUS[status], b"%b%b\n" % (head.encode("latin-1"), entry))
         self.answered += 1
-        state, operation = self._app.state, _OPERATIONS[plain.method]
-        state.audit.attempt(plain.scope, operation, status, None, request_id)
-        state.figures.request(operation, status, time.perf_counter() - plain.began)
+        operation = _OPERATIONS[plain.method]
+        self._audit.attempt(plain.scope, operation, status, None, request_id)
+        self._figures.request(operation, status, time.perf_counter() - plain.began)
 
 
 @functools.lru_cache(maxsize=1024)

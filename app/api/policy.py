@@ -1,9 +1,8 @@
 """Who asks, and what for: the one table from route to right, and the one place where it is held against the asker."""
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,14 +87,10 @@ class Authentication:
         peer: Peer | None = scope.get(PEER)
         return None if peer is None or self.peers is None else self.peers.actor(peer)
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """What is asked meanwhile is asked at one moment: the file of tokens is looked at once."""
-        if self.tokens is None:
-            yield
-        else:
-            with self.tokens.at_once():
-                yield
+    def is_one_moment(self, *, begins: bool) -> None:
+        """Whatever is asked until the moment ends is asked at once: the file of tokens is looked at once."""
+        if self.tokens is not None:
+            self.tokens.is_one_moment(begins=begins)
 
     def _bearer(self, authorization: bytes) -> Actor:
         kind, _, secret = authorization.decode("latin-1").partition(" ")
@@ -132,10 +127,11 @@ def grant_of(scope: Scope) -> Grant:
     return Grant("metrics", frozenset()) if actor is None or actor.grant is None else actor.grant
 
 
-def check_access(scope: Scope, operation: str, name: str | None) -> None:
+def check_access(
+    scope: Scope, operation: str, name: str | None, authentication: Authentication, limits: Limits
+) -> None:
     """Who asks, and whether the operation, and the map or program in the path, are open to them. Refused where not."""
     check_host(scope)
-    authentication: Authentication = scope["app"].state.authentication
     scope[ACTOR] = actor = None
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
@@ -144,7 +140,6 @@ def check_access(scope: Scope, operation: str, name: str | None) -> None:
             raise
     right = RIGHTS[operation]
     if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
-        limits: Limits = scope["app"].state.limits
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:

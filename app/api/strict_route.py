@@ -75,7 +75,9 @@ class StrictRoute(APIRoute):
         operation = self.operation_id or self.name
 
         async def handle(request: Request) -> Response:
-            check_access(request.scope, operation, request.path_params.get("name"))
+            state = request.app.state
+            name = request.path_params.get("name")
+            check_access(request.scope, operation, name, state.authentication, state.limits)
             taken = _Taken(defaults)
             if request.scope["query_string"]:
                 taken.query(request, query_fields)
