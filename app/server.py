@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -135,6 +136,8 @@ def serve(
     # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    # A thread that writes a table comes back from the kernel every few ms, and should not wait as long for its turn.
+    sys.setswitchinterval(0.0005)
     config.load()
     config.ssl = None if tls is None else tls.context
     server = _Server(config, app, manager or Manager({}))

@@ -1,6 +1,7 @@
 """One SQLite file: opened, brought to this version, or refused; one writer, commits that are shared."""
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from typing import Any, Final, Literal, NoReturn, TypeVar
 from app.store.schema import VERSIONS
 
 _APPLICATION_ID: Final = 0x6A74626C  # "jtbl": so that another program's database is told apart
+
+_QUICK: Final = 0.001  # s: a sync on a disk that has a cache that outlives a power cut
+_LOCK_SECONDS: Final = 1.0  # that a lock of somebody else's is waited for
 
 T = TypeVar("T")
 Do = Callable[[], T]
@@ -27,8 +31,8 @@ class JournalFailed(Exception):
 class Database:
     """The file and its two connections. Thread rule: one event loop.
 
-    `durability` `power`: what is written survives a power cut, and writes that come together share one sync, in a
-    thread; `process`: it survives the end of the process, and is written at once.
+    `durability` `power`: what is written survives a power cut, and writes that come together share one sync;
+    `process`: it survives the end of the process, and is written at once.
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
@@ -37,6 +41,7 @@ class Database:
         self._power = durability == "power"
         self._pending: list[tuple[Do[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._took = math.inf  # s, of the last commit
         self.failing: str | None = None  # why the last commit failed; None: it did not
         self.on_commit: Callable[[float], None] = lambda _: None  # is told how long each took: seconds
         with ExitStack() as stack:
@@ -54,7 +59,7 @@ class Database:
 
     def _connect(self, stack: ExitStack) -> sqlite3.Connection:
         # A lock that somebody else holds is waited for only where that holds nobody up.
-        timeout = 1.0 if self._power else 0.0
+        timeout = _LOCK_SECONDS if self._power else 0.0
         connection = sqlite3.connect(self._file, timeout=timeout, isolation_level=None, check_same_thread=False)
         stack.callback(connection.close)
         connection.row_factory = sqlite3.Row
@@ -93,7 +98,7 @@ class Database:
         while self._pending:
             batch, self._pending = self._pending, []
             try:
-                results = await asyncio.to_thread(self._commit, [do for do, _ in batch])
+                results = await self._commit_somewhere([do for do, _ in batch])
             except Exception as error:  # noqa: BLE001 - theirs, who wait for it
                 for _, done in batch:
                     if not done.done():
@@ -103,6 +108,18 @@ class Database:
             for (_, done), result in zip(batch, results, strict=True):
                 if not done.done():
                     done.set_result(result)
+
+    async def _commit_somewhere(self, batch: Sequence[Do[Any]]) -> list[Any]:
+        """All of them, or none: here, where the last sync was quick, as a thread takes longer; else in a thread."""
+        if self._took < _QUICK:
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                return self._commit(batch)
+            except JournalFailed:  # somebody else has locked it, perhaps: the thread waits for that
+                self._took = math.inf
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {_LOCK_SECONDS * 1000:.0f}")
+        return await asyncio.to_thread(self._commit, batch)
 
     def _commit(self, batch: Sequence[Do[Any]], *, single: bool = False) -> list[Any]:
         """All of them, or none."""
@@ -126,7 +143,8 @@ class Database:
                 raise JournalFailed(message) from error
             raise
         self.failing = None
-        self.on_commit(time.perf_counter() - began)
+        self._took = time.perf_counter() - began
+        self.on_commit(self._took)
         self.maintain()
         return results
 
