@@ -169,6 +169,8 @@ def write(program: int, fd: int, indexes: "array[int]", values: "array[int]") ->
     """As Kernel.map_write, by the writer; it keeps nothing of what it is given. OSError: the kernel does not run it."""
     one_by_one.check(indexes, values)
     count, done = len(indexes), 0
+    behind = bytes(4 * table_writer.AT_ONCE)
+    indexes, values = indexes + array("I", behind), values + array("i", behind)
     writing = Writing(map_fd=fd)
     at, values_at = indexes.buffer_info()[0], values.buffer_info()[0]
     while done < count:
