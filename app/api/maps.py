@@ -126,7 +126,7 @@ async def hold_map(
     With `create`, make it and pin it there if the pin does not exist.
     """
     create_entries = None if body.create is None else body.create.max_entries
-    check_holdable(request, name, body.source(), registry_of(request).maps, force=force)
+    check_holdable(request, body.source(), registry_of(request).maps.find(name), force=force)
     held, is_new = await holding_of(request).hold_map(
         name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
     )

@@ -103,7 +103,7 @@ async def hold_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
-    check_holdable(request, name, body.source(), registry_of(request).programs)
+    check_holdable(request, body.source(), registry_of(request).programs.find(name))
     held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
     try:
         answer = _program(held, await registry_of(request).maps.uses(), grant_of(request.scope))

@@ -1,6 +1,5 @@
 """What the routes find in their request."""
 
-from collections.abc import Iterable
 from typing import Annotated, cast
 
 from fastapi import Query
@@ -43,16 +42,14 @@ def upkeep_of(request: Request) -> Upkeep:
     return cast("Upkeep", request.app.state.upkeep)
 
 
-def check_holdable(
-    request: Request, name: str, source: Source, held: Iterable[HeldMap | HeldProgram], *, force: bool = False
-) -> None:
+def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram | None, *, force: bool = False) -> None:
     """Refused where too much is held, and where another source for a name would make bounds void.
 
-    `held`: all of that kind.
+    `was`: what is held under the name so far.
     """
-    registry, was = registry_of(request), next((each for each in held if each.name == name), None)
+    registry = registry_of(request)
     if was is None:
-        request.app.state.limits.check_held(len(list(registry.maps)) + len(list(registry.programs)))
+        request.app.state.limits.check_held(len(registry.maps) + len(registry.programs))
     if not grant_of(request.scope).is_unbounded and (was is None or was.source != source or force):
         raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
 

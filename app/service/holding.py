@@ -23,7 +23,7 @@ class Holding:
     ) -> tuple[HeldMap, bool]:
         """As Maps.hold; what its entries are to hold is known from then on. InUse, JournalUnreadable."""
         maps = self._changes.registry.maps
-        was = next((held for held in maps if held.name == name), None)
+        was = maps.find(name)
         was_id = None if was is None or was.object is None else was.object.id
 
         async def before(fresh: HeldMap) -> None:
@@ -56,7 +56,7 @@ class Holding:
         registry = self._changes.registry
 
         async def before(fresh: HeldProgram) -> None:
-            was = next((held for held in registry.programs if held.name == name), None)
+            was = registry.programs.find(name)
             if was is not None and was.object is not None and was.object.id != fresh.opened().id:
                 self._changes.confirmations.check_releasable(was)
             if not dry_run:

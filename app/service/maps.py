@@ -25,6 +25,13 @@ class Maps:
     def __iter__(self) -> Iterator[HeldMap]:
         return iter(list(self._held.values()))
 
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def find(self, name: str) -> HeldMap | None:
+        """The map held under `name`; None: there is none."""
+        return self._held.get(name)
+
     def get(self, name: str) -> HeldMap:
         """The map held under `name`. Errors: MapUnknown."""
         if name not in self._held:

@@ -1,9 +1,11 @@
 """The programs that are held under names, and how a request refers to one."""
 
 import asyncio
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from app.bpf.kernel import Kernel
@@ -38,13 +40,23 @@ class Programs:
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldProgram] = {}
         self._holding = asyncio.Lock()  # whoever holds or releases
-        self._by_id: dict[int, HeldProgram] = {}
+        self._order: dict[str, int] = {}  # of the names: which was held before which
+        self._numbers = count()
+        self._names: dict[int, list[HeldProgram]] = {}  # by a program's id all under which it is held, in that order
+        self._by_id: dict[int, HeldProgram] = {}  # the first of these
         self._named: dict[int, ProgramSummary] = {}  # of held programs
         self._records: dict[int, ProgramRecord] = {}  # of those that are held by a pin
         self._summaries: dict[int, ProgramSummary] = {}  # of others, as they were looked up
 
     def __iter__(self) -> Iterator[HeldProgram]:
         return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def find(self, name: str) -> HeldProgram | None:
+        """The program held under `name`; None: there is none."""
+        return self._held.get(name)
 
     def get(self, name: str) -> HeldProgram:
         """The program held under `name`. Errors: ProgramUnknown."""
@@ -55,7 +67,8 @@ class Programs:
     def add(self, held: HeldProgram) -> HeldProgram:
         """Hold it from now on; it may still be unavailable."""
         self._held[held.name] = held
-        self._index()
+        self._order[held.name] = next(self._numbers)
+        self._enter(held)
         return held
 
     def adopt(self, name: str, program: Program) -> HeldProgram:
@@ -64,8 +77,7 @@ class Programs:
 
     def open(self, held: HeldProgram) -> None:
         """Open, or open again, what is held. Errors: as `hold`."""
-        held.take(open_program(self._kernel, held.source))
-        self._index()
+        self._take(held, open_program(self._kernel, held.source))
 
     async def hold(
         self,
@@ -98,8 +110,7 @@ class Programs:
                 if dry_run or fresh.object is None:
                     return fresh, False
                 held.source = fresh.source
-                held.take(fresh.object)
-                self._index()
+                self._take(held, fresh.object)
                 return held, False
 
     @staticmethod
@@ -118,9 +129,9 @@ class Programs:
             held = self.get(name)
             await before(held)
             if not dry_run:
-                del self._held[name]
+                self._leave(held)
+                del self._held[name], self._order[name]
                 held.release()
-                self._index()
 
     def named(self, name: str) -> HeldProgram:
         """The program that a body names. Errors: ProgramNotFound."""
@@ -188,15 +199,36 @@ class Programs:
         """Let everything go."""
         for held in self._held.values():
             held.release()
-        self._held.clear()
-        self._index()
+        for each in (self._held, self._order, self._names, self._by_id, self._named, self._records):
+            each.clear()
 
-    def _index(self) -> None:
-        # In reverse, so that of several names the one held first counts.
-        self._by_id = {held.object.id: held for held in reversed(self._held.values()) if held.object is not None}
-        self._named = {id_: held.opened().summary(held.name) for id_, held in self._by_id.items()}
-        self._records = {
-            id_: ProgramRecord(held.name, id_, self._named[id_].tag, held.source.path)
-            for id_, held in self._by_id.items()
-            if isinstance(held.source, Pinned)
-        }
+    # What is known by a program's id. Each of these costs as much as the program has names, however many are held.
+
+    def _take(self, held: HeldProgram, program: Program) -> None:
+        self._leave(held)
+        held.take(program)
+        self._enter(held)
+
+    def _enter(self, held: HeldProgram) -> None:
+        if held.object is not None:
+            names = self._names.setdefault(held.object.id, [])
+            insort(names, held, key=lambda each: self._order[each.name])
+            self._tell_of(held.object.id, names[0])
+
+    def _leave(self, held: HeldProgram) -> None:
+        if held.object is not None:
+            id_ = held.object.id
+            names = self._names[id_]
+            names.remove(held)
+            if names:
+                self._tell_of(id_, names[0])
+            else:
+                del self._names[id_], self._by_id[id_], self._named[id_]
+                self._records.pop(id_, None)
+
+    def _tell_of(self, id_: int, first: HeldProgram) -> None:
+        self._by_id[id_] = first
+        self._named[id_] = told = first.opened().summary(first.name)
+        self._records.pop(id_, None)
+        if isinstance(first.source, Pinned):
+            self._records[id_] = ProgramRecord(first.name, id_, told.tag, first.source.path)

@@ -64,9 +64,9 @@ class Upkeep:
             )
             return
         source = source_of(hold)
-        if hold.kind == "map" and all(held.name != hold.name for held in registry.maps):
+        if hold.kind == "map" and registry.maps.find(hold.name) is None:
             registry.maps.add(HeldMap(hold.name, source, create_entries=hold.create_entries))
-        if hold.kind == "program" and all(held.name != hold.name for held in registry.programs):
+        if hold.kind == "program" and registry.programs.find(hold.name) is None:
             registry.programs.add(HeldProgram(hold.name, source))
 
     async def _retry(self) -> None:

@@ -29,7 +29,7 @@ from app.service.errors import (
 )
 from app.service.held import ById, HeldMap, HeldProgram, Pinned, checked_name
 from app.service.opening import make_array
-from app.service.program import Program
+from app.service.program import Program, ProgramSummary
 from app.service.programs import ByName
 from app.service.registry import Registry
 from tests.conftest import load
@@ -332,6 +332,40 @@ class TestPrograms:
         assert registry.programs.describe(drop.id).name == "drop"
         run(registry.programs.release("drop"))
         assert registry.programs.describe(registry.programs.get("deny").opened().id).name == "deny"
+
+    def test_of_several_names_the_first_held_counts_also_where_it_was_opened_last(
+        self, registry: Registry, kernel: Kernel
+    ) -> None:
+        programs, other = registry.programs, registry.programs.get("pass").opened().id
+        with load(kernel) as program:
+            late = programs.add(HeldProgram("late", ById(program.id)))
+            run(programs.hold("deny", ById(program.id), {}))
+            assert programs.describe(program.id).name == "deny"
+            programs.open(late)
+            assert programs.describe(program.id).name == "late"
+            run(programs.hold("late", ById(other), {}))
+            assert (programs.describe(program.id).name, programs.describe(other).name) == ("deny", "pass")
+            run(programs.release("deny"))
+            assert (programs.describe(program.id).name, programs.held_as(program.id)) == (None, None)
+
+    def test_one_more_costs_the_same_however_many_are_held(
+        self, registry: Registry, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[str | None] = []
+        summary = Program.summary
+
+        def counted(self: Program, name: str | None = None) -> ProgramSummary:
+            told.append(name)
+            return summary(self, name)
+
+        monkeypatch.setattr(Program, "summary", counted)
+        for number in range(100):
+            registry.programs.adopt(f"adopted{number}", load(kernel))
+        held = registry.programs.add(HeldProgram("more", ById(registry.programs.get("adopted0").opened().id)))
+        registry.programs.open(held)
+        run(registry.programs.release("more"))
+        run(registry.programs.release("adopted1"))
+        assert len(told) <= 103
 
     def test_another_source_while_entries_point_to_it(self, registry: Registry) -> None:
         drop, other = registry.programs.get("drop").opened(), registry.programs.get("pass").opened()
