@@ -32,22 +32,27 @@ class KeeperClient:
         self._programs_lock = threading.Lock()
         self._programs: TablePrograms | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel.settimeout(_SECONDS)
+        telling, told = socket.socketpair()  # no argument: those have 128 KiB at the most (MAX_ARG_STRLEN)
+        for each in (self._channel, telling):
+            each.settimeout(_SECONDS)
         root = str(Path(__file__).parents[2])
-        with other:
-            self._process = subprocess.Popen(  # noqa: S603 - of this project alone
-                # -I: neither the environment nor the current folder say what is imported.
-                [sys.executable, "-I", "-c", _RUN, str(other.fileno()), duties.dump(), root],
-                pass_fds=[other.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={},
-                preexec_fn=_outlive_signals,  # noqa: PLW1509 - there is no other thread yet
-            )
-        try:
-            self._receive()
-        except OSError:
-            self.close()
-            raise
+        with telling:
+            with other, told:
+                self._process = subprocess.Popen(  # noqa: S603 - of this project alone
+                    # -I: neither the environment nor the current folder say what is imported.
+                    [sys.executable, "-I", "-c", _RUN, str(other.fileno()), str(told.fileno()), root],
+                    pass_fds=[other.fileno(), told.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env={},
+                    preexec_fn=_outlive_signals,  # noqa: PLW1509 - there is no other thread yet
+                )
+            try:
+                telling.sendall(duties.dump())
+                telling.close()  # that is all: it reads to the end, once
+                self._receive()
+            except OSError:
+                self.close()
+                raise
 
     def ask(self, op: Op, number: int = 0, text: str = "", fd: int | None = None) -> tuple[bytes, int | None]:
         """What it tells, and the fd that it passes on, which is the caller's. OSError; EPIPE: it has ended."""

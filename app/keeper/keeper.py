@@ -1,8 +1,9 @@
 """The keeper: it alone opens pins, opens by id and makes arrays, and passes on what it has opened.
 
 Whatever it is asked may come from an attacker who has taken over the process that speaks HTTP. So it believes nothing:
-it knows by its own arguments below which folders and which files it may go, looks where a path has really led, and
-passes on program arrays and programs alone. It ends when the other end of its socketpair is closed by everybody.
+it was told at its start, before that process gave up its rights, below which folders and which files it may go, looks
+where a path has really led, and passes on program arrays and programs alone. It ends when the other end of its
+socketpair is closed by everybody.
 """
 
 import contextlib
@@ -36,10 +37,11 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def main(fd: str, duties: str) -> None:
-    """Serve the socketpair's end `fd` until the other one is closed."""
+    """Serve the socketpair's end `fd` until the other one is closed; `duties`: an fd, read to its end before that."""
     channel = socket.socket(fileno=int(fd))
     keep_only(KEPT)
-    keeper = Keeper(Duties.load(duties))
+    with os.fdopen(int(duties), "rb") as told:
+        keeper = Keeper(Duties.load(told.read()))
     # Whoever never reads an answer, and leaves its end in a question, would keep this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent()  # before it hears that this one is there, and may end

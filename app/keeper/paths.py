@@ -20,7 +20,7 @@ class Paths:
 
     def __init__(self, pin_dirs: Sequence[str], pins: Sequence[str], keep_dir: str | None = None) -> None:
         self._pin_dirs = pin_dirs
-        self._pins = pins
+        self._pins = frozenset(pins)
         self._keep_dir = keep_dir
 
     @contextlib.contextmanager

@@ -54,12 +54,12 @@ class Duties:
     tokens: str | None = None
     socket: str | None = None
 
-    def dump(self) -> str:
+    def dump(self) -> bytes:
         """As JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def load(cls, text: str) -> Self:
+    def load(cls, text: bytes) -> Self:
         """From what `dump` made."""
         return cls(**json.loads(text))
 

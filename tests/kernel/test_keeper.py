@@ -92,6 +92,20 @@ class TestPins:
         kernel.close(with_array)
         kernel.close(with_program)
 
+    def test_ten_thousand_of_them(self, pins: Path) -> None:
+        many = [str(pins.parent / f"a-program-with-a-name-of-some-length-{number}") for number in range(10_000)]
+        keeper = KeeperClient(Duties(pins=many))
+        kernel = KeptKernel(keeper, None)
+        (pins / "drop").rename(many[-1])
+        kernel.close(kernel.obj_get(many[-1]))
+        assert errno_of(kernel.obj_get, f"{pins}/table") == EXDEV
+        keeper.close()
+
+    def test_which_they_are_it_is_told_once(self, keeper: KeeperClient) -> None:
+        links = {int(each.name): str(each.readlink()) for each in Path(f"/proc/{keeper.pid}/fd").iterdir()}
+        heard = [link for fd, link in links.items() if fd > 2 and link.startswith(("socket:", "pipe:"))]
+        assert len(heard) == 1, "what it is asked; nothing is left of what it was told"
+
     def test_of_anything_else_it_only_tells_what_it_is(self, kernel: KeptKernel, pins: Path) -> None:
         fd = kernel.obj_get(f"{pins}/hash")
         info = kernel.map_info(fd)
