@@ -1,8 +1,9 @@
 """The journal: one SQLite file in state_dir. What has happened, and what stands by that."""
 
+import math
 import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,7 +25,18 @@ _HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
 _KEPT: Final = 100_000  # changes
 _KEPT_SECONDS: Final = 400 * 86_400.0
 _MAX_PAGES: Final = 1 << 16  # of 4 KiB
-_PRUNED_EVERY: Final = 64  # changes
+_SOME: Final = 64  # changes, or other events, after which something is done about them
+_MOST_ROWS: Final = 1024  # to be dropped at a time
+_MOST_BYTES: Final = 1 << 20
+_UNFOLDED: Final = """
+    SELECT id, map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
+"""
+_DROPPABLE: Final = """
+    SELECT id, event, at, length(entries) FROM changes
+    WHERE id < (SELECT max(id) FROM changes) AND id <= (SELECT folded FROM bookmarks)
+        AND id < (SELECT coalesce(min(change_id), 1 << 62) FROM waiting)
+    ORDER BY id LIMIT ?
+"""
 
 
 class Journal(History):
@@ -36,7 +48,7 @@ class Journal(History):
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
         """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
         super().__init__(file, durability)
-        self._looked_at = -_PRUNED_EVERY
+        self._looked_at = -_SOME
         self.maintain()
 
     # What entries are to hold
@@ -64,18 +76,22 @@ class Journal(History):
         recording = self.read("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
         return Array(*row), Recording(*recording).table(boot_id)
 
-    def _fold(self) -> None:
-        """Bring `recorded` up to the last change."""
-        execute, recordings = self._writer.execute, dict[str, Recording]()
-        query = "SELECT map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id"
-        for map_, boot_id, entries in execute(query):
-            if map_ not in recordings:
-                known = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-                recordings[map_] = Recording(*known or ())
-            recordings[map_].apply(EntryChanges.unpacked(entries), boot_id)
+    def _fold(self, changes: int = -1, entries: int = 1 << 62) -> None:
+        """Bring `recorded` up to the last change; no further than by so many changes, and about so many entries."""
+        execute, recordings, folded = self._writer.execute, dict[str, Recording](), 0
+        with closing(execute(_UNFOLDED, (changes,))) as rows:
+            for id_, map_, boot_id, packed in rows:
+                change = EntryChanges.unpacked(packed)
+                if map_ not in recordings:
+                    known = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
+                    recordings[map_] = Recording(*known or ())
+                recordings[map_].apply(change, boot_id)
+                folded, entries = id_, entries - len(change)
+                if entries <= 0:
+                    break
         for map_, recording in recordings.items():
             execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *recording.packed()))
-        execute("UPDATE bookmarks SET folded = max(folded, (SELECT coalesce(max(id), 0) FROM changes))")
+        execute("UPDATE bookmarks SET folded = max(folded, ?)", (folded,))
 
     def _forget(self, map_: str) -> None:
         self._fold()
@@ -149,55 +165,55 @@ class Journal(History):
         found = self.read(query, [waiting.after, waiting.change.map]).fetchall()
         return {index for (entries,) in found for index in EntryChanges.unpacked(entries).indexes}
 
-    # Pruning
+    # What is done now and then, a little at a time: in `process` nothing else runs meanwhile
 
     def maintain(self) -> None:
-        """Drop the oldest, where there is too much, or what is too old."""
-        if self._last_event - self._looked_at < _PRUNED_EVERY and self._weight < _PRUNED_EVERY * 64:
+        """Fold what has come, and drop some of the oldest, where there is too much, or it is too old."""
+        came, weight = self._last_event - self._looked_at, self._weight
+        if came < _SOME and weight < _SOME * 64:
             return
         self._looked_at, self._weight = self._last_event, 0
         with suppress(sqlite3.Error):  # there is time until the next
-            self._drop_old()
-            while self._is_too_large() and self._drop_tenth():
-                pass
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                # Twice as much as has come, so that it gets there whatever there was before.
+                self._fold(2 * came, 2 * weight + _SOME)
+                self._prune(_MOST_ROWS + weight // 8, _MOST_BYTES + 24 * weight)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
 
-    def _is_too_large(self) -> bool:
-        pages, free, pruned = (
-            self._writer.execute(query).fetchone()[0]
-            for query in ("PRAGMA page_count", "PRAGMA freelist_count", "SELECT pruned FROM bookmarks")
+    def _is_too_large(self, pruned: int) -> bool:
+        pages, free = (
+            self._writer.execute(query).fetchone()[0] for query in ("PRAGMA page_count", "PRAGMA freelist_count")
         )
         return bool(pages - free > _MAX_PAGES or self._last_event - pruned > _KEPT)
 
-    def _drop_old(self) -> None:
-        query = (
-            "SELECT event FROM changes WHERE id < (SELECT min(id) FROM changes WHERE at >= ?) ORDER BY id DESC LIMIT 1"
-        )
-        old = self._writer.execute(query, (time.time() - _KEPT_SECONDS,)).fetchone()
-        if old is not None:
-            self._prune(old[0])
+    def _prune(self, rows: int, size: int) -> None:
+        """Drop so many of the oldest events, and their changes, of about so many bytes.
 
-    def _drop_tenth(self) -> bool:
-        pruned = self._writer.execute("SELECT pruned FROM bookmarks").fetchone()[0]
-        return self._prune(pruned + max(1, (self._last_event - pruned) // 10))
-
-    def _prune(self, last: int) -> bool:
-        """Drop events up to this one, and their changes, but for the last, and any from one on that still waits.
-
-        False: there was nothing to be dropped.
+        But for the last change, any from one on that still waits, and what is not folded yet.
         """
         execute = self._writer.execute
-        execute("BEGIN IMMEDIATE")
-        try:
-            self._fold()
-            kept = "min((SELECT max(id) FROM changes), (SELECT coalesce(min(change_id), 1 << 62) FROM waiting))"
-            dropped = execute(f"DELETE FROM changes WHERE event <= ? AND id < {kept}", (last,)).rowcount  # noqa: S608
-            dropped += execute("DELETE FROM events WHERE id <= ?", (last,)).rowcount
-            execute("UPDATE bookmarks SET pruned = max(pruned, ?)", (min(last, self._last_event),))
-            execute("COMMIT")
-        except BaseException:
-            execute("ROLLBACK")
-            raise
-        return dropped > 0
+        pruned = execute("SELECT pruned FROM bookmarks").fetchone()[0]
+        last, dropped = pruned + (rows if self._is_too_large(pruned) else 0), 0
+        newest = execute("SELECT at FROM changes ORDER BY id DESC LIMIT 1").fetchone()
+        since = time.time() - _KEPT_SECONDS
+        if newest is None or newest["at"] < since:  # else the clock was never set
+            since = -math.inf
+        with closing(execute(_DROPPABLE, (rows,))) as changes:
+            for id_, event, at, weight in changes:
+                if event > last and at >= since:
+                    break
+                dropped, last, size = id_, max(last, event), size - weight
+                if size <= 0:
+                    last = event
+                    break
+        if last > pruned:
+            execute("DELETE FROM changes WHERE id <= ?", (dropped,))
+            execute("DELETE FROM events WHERE id <= ?", (last,))
+            execute("UPDATE bookmarks SET pruned = ?", (min(last, self._last_event),))
 
 
 def check(file: Path) -> list[Hold]:

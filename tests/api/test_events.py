@@ -170,7 +170,7 @@ class TestEvents:
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store, "_KEPT", 100)
-        monkeypatch.setattr(store, "_PRUNED_EVERY", 1)
+        monkeypatch.setattr(store, "_SOME", 1)
         for number in range(150):
             await client.put(ENTRY, json={"program": ("drop", "pass")[number % 2]})
         pruned = app.state.changes.journal.pruned_event()
@@ -298,7 +298,9 @@ class TestReaders:
         assert seen == [1]
         assert len(set(got)) == 1
 
-    async def test_a_late_confirmation_of_a_change_that_is_pruned_is_told(self, tmp_path: Path) -> None:
+    async def test_a_late_confirmation_of_a_change_that_is_pruned_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         journal = Journal(tmp_path / "journal.db", "process")
         registry = Registry(MemoryKernel())
         demo_fill(registry)
@@ -307,7 +309,9 @@ class TestReaders:
             await client.put(f"{TABLE}/4", json={"program": "drop"})
             await client.post("/changes/1/confirm")
             await client.put(f"{TABLE}/5", json={"program": "drop"})
-            journal._prune(2)
+            monkeypatch.setattr(store, "_KEPT", 2)
+            journal._fold()
+            journal._prune(2, 1 << 20)
             assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
             assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}
         registry.close()

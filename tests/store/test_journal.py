@@ -1,6 +1,7 @@
 """The journal: what is in it, what survives, and what it says when it cannot go on."""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -213,7 +214,7 @@ class TestPruning:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "_MAX_PAGES", 40)
-        monkeypatch.setattr(store, "_PRUNED_EVERY", 8)
+        monkeypatch.setattr(store, "_SOME", 8)
 
     def pages(self, journal: Journal) -> int:
         used, free = (journal.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
@@ -267,6 +268,66 @@ class TestPruning:
         journal = Journal(file, "process")
         assert asyncio.run(journal.append(change())).id == 61
         journal.close()
+
+
+class TestALittleAtATime:
+    def folded(self, journal: Journal) -> int:
+        return int(journal.read("SELECT folded FROM bookmarks").fetchone()[0])
+
+    def test_what_entries_are_to_hold_follows_the_changes(self, journal: Journal) -> None:
+        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({})))
+        for number in range(500):
+            asyncio.run(journal.append(change()))
+            assert number + 1 - self.folded(journal) < 64
+        table = EntryChanges.of(EntryChange(index, None, DROP) for index in range(8192))
+        asyncio.run(journal.append(replace(change(), entries=table)))
+        assert self.folded(journal) == 501, "a table is large enough by itself"
+        assert of(journal) == (Array(41, "boot"), dict.fromkeys(range(8192), DROP))
+
+    def test_what_was_left_behind_is_caught_up_with(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store, "_SOME", 10_000)
+        for _ in range(500):
+            asyncio.run(journal.append(change()))
+        monkeypatch.setattr(store, "_SOME", 64)
+        journal._looked_at = 500
+        steps = []
+        for _ in range(1000):
+            before = self.folded(journal)
+            asyncio.run(journal.append(change()))
+            steps.append(self.folded(journal) - before)
+        assert max(steps) <= 128
+        assert 1500 - self.folded(journal) < 64
+
+    def test_what_is_too_much_is_dropped(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(5000):
+            asyncio.run(journal.append(change()))
+        monkeypatch.setattr(store, "_KEPT", 1000)
+        steps = []
+        for _ in range(400):
+            before = journal.pruned_event()
+            asyncio.run(journal.append(change()))
+            steps.append(journal.pruned_event() - before)
+        assert max(steps) <= 1100
+        assert len(journal.changes(limit=10_000)[0]) <= 1064
+
+    def test_and_of_large_ones_no_more_bytes(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        large = replace(change(), note="x", entries=EntryChanges.of(EntryChange(i, None, DROP) for i in range(300)))
+        for _ in range(300):
+            asyncio.run(journal.append(replace(large)))
+        monkeypatch.setattr(store, "_MAX_PAGES", 40)
+        monkeypatch.setattr(store, "_MOST_BYTES", 40_000)
+        journal._weight = 0
+        for _ in range(64):
+            before = journal.pruned_event()
+            asyncio.run(journal.append(change()))
+            assert journal.pruned_event() - before <= 45_000 // 3600 + 1
+
+    def test_programs_that_come_and_go_are_not_kept(self, journal: Journal) -> None:
+        for number in range(1, 2000):
+            entries = EntryChanges.of([EntryChange(3, None, replace(DROP, id=number))])
+            asyncio.run(journal.append(replace(change(), entries=entries)))
+        (programs,) = journal.read("SELECT programs FROM recorded").fetchone()
+        assert len(json.loads(programs)) <= 130
 
 
 class TestRecorded:
