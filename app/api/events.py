@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
@@ -21,13 +22,14 @@ from app.api.policy import ACTOR, grant_of, may_still
 from app.api.problems import Refused
 from app.api.state import changes_of
 from app.api.strict_route import StrictRoute
-from app.service.feed import Feed
+from app.service.feed import Encoded, Feed
 from app.store.records import Event
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
 _GRACE_SECONDS: Final = 0.5
 _SLICE: Final = 1 << 16  # bytes
+_ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still read
 _ID: Final = re.compile(r"[0-9]{1,18}")
 _LAST_EVENT_ID: Final[dict[str, Any]] = {
     "parameters": [
@@ -130,28 +132,42 @@ def _last_event_id(request: Request) -> int | None:
 
 async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
+    clock, asked = asyncio.get_running_loop().time, -math.inf
     async with aclosing(feed.read(after, wanted, _encoded)) as batches:
         async for batch in batches:
-            if not may_still(scope, "watch_events"):
-                return  # its token was revoked, or is over
-            content = b"" if batch else b":\n\n"
-            for part in chain.from_iterable(batch):
-                content += part
-                if len(content) >= _SLICE:
-                    # In slices: what a reader has not taken yet waits in memory, once for each of them.
-                    for start in range(0, len(content), _SLICE):
-                        yield content[start : start + _SLICE]
-                    content = b""
-                    await asyncio.sleep(0)  # others have their turn
-            if content:
+            if clock() >= asked + _ASK_SECONDS:
+                if not may_still(scope, "watch_events"):
+                    return  # its token was revoked, or is over
+                asked = clock()
+            for content in _slices(batch):
                 yield content
+                if len(content) > _SLICE // 2:
+                    await asyncio.sleep(0)  # others have their turn
+            if not batch:
+                yield b":\n\n"
+
+
+def _slices(batch: list[Encoded]) -> Iterator[bytes]:
+    """The parts of these events, small ones together: what a reader has not taken yet waits in memory, for each."""
+    parts: list[bytes] = []
+    size = 0
+    for part in chain.from_iterable(batch):
+        if size + len(part) > _SLICE:
+            yield b"".join(parts)  # of one part alone no copy is made: it is that of all readers
+            parts, size = [], 0
+        parts.append(part)
+        size += len(part)
+    if parts:
+        yield b"".join(parts)
 
 
 def _encoded(event: Event) -> Iterator[bytes]:
-    """The event as its readers get it, in parts."""
+    """The event as its readers get it, in parts that are no larger than a slice."""
     yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
-        yield from change_parts(event.change)
+        for part in change_parts(event.change):
+            for start in range(0, len(part), _SLICE):
+                yield part[start : start + _SLICE]
     else:
         yield json.dumps(event.data, separators=(",", ":")).encode()
     yield b"\n\n"

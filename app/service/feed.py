@@ -14,9 +14,13 @@ from app.store.journal import Journal, JournalFailed
 from app.store.records import Event
 
 _RECENT: Final = 16_384  # entries of events that are kept at hand
-_SMALL: Final = 64  # entries of one of them that is kept as text, too
-_AT_ONCE: Final = 64  # events that a reader gets at a time, and readers that are woken at a time
-_PAUSE: Final = 0.02  # s, between two rounds of waking
+_SMALL: Final = 1024  # entries of one of them that is kept as text, too: of all of them at most 3 MB
+_JOINED: Final = 64  # entries of one of them that is one part
+_AT_ONCE: Final = 64  # events that a reader gets at a time
+_WOKEN: Final = 8  # readers that are woken at a time: some 100 us for each
+_PAGES: Final = 8  # of older events that are kept while readers are behind: many come to the same ones
+_PAUSE: Final = 0.02  # s, between two rounds of waking, at least
+_SHARE: Final = 2  # and so many times what a round has taken
 _KEEPALIVE: Final = 15.0  # s
 
 Encode = Callable[[Event], Iterator[bytes]]
@@ -55,7 +59,9 @@ class _Recent:
         if known is not None:
             return known
         if self.event.weight <= _SMALL:
-            self.small = Encoded(iter((b"".join(encode(self.event)),)))
+            self.small = Encoded(
+                iter((b"".join(encode(self.event)),)) if self.event.weight <= _JOINED else encode(self.event)
+            )
             return self.small
         fresh = Encoded(encode(self.event))
         self.large = weakref.ref(fresh)
@@ -72,8 +78,11 @@ class Feed:
         self._journal = journal
         self._recent: deque[_Recent] = deque()
         self._weight = 0
+        self._pages: dict[int, list[_Recent]] = {}  # of older events, by the one before, as they were read last
+        self._shown: list[Encoded] = []  # the last event that a reader got, for the others, however large it is
         self._unseen = False
-        self._sleeping: set[asyncio.Future[None]] = set()
+        self._sleeping: set[asyncio.Future[None]] = set()  # of readers that wait for an event
+        self._behind: list[asyncio.Future[None]] = []  # of readers that have more to read, and wait for their turn
         self._relay: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.readers = 0
@@ -87,25 +96,37 @@ class Feed:
         while self._weight > _RECENT and len(self._recent) > 1:
             self._weight -= self._recent.popleft().event.weight
         self._unseen = True
-        if self._sleeping and self._relay is None:
-            self._relay = asyncio.get_running_loop().create_task(self._wake())
+        if self._sleeping:
+            self._relay = self._relay or asyncio.get_running_loop().create_task(self._wake())
 
     async def _wake(self) -> None:
         """Wake the readers, some at a time, with a turn for others in between; then a pause, and again if need be."""
-        while self._sleeping and self._unseen:
-            self._unseen = False
-            for number, future in enumerate(list(self._sleeping), 1):
+        clock = asyncio.get_running_loop().time
+        while ready := self._ready():
+            pause, began = _PAUSE if self._sleeping else 0.0, clock()
+            for number, future in enumerate(ready, 1):
                 if not future.done():
                     future.set_result(None)
-                if number % _AT_ONCE == 0:
+                if number % _WOKEN == 0:
                     await asyncio.sleep(0)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(0)
+            self._shown = []
+            await asyncio.sleep(max(pause, _SHARE * (clock() - began)))
         self._relay = None
+        self._pages.clear()
+
+    def _ready(self) -> list[asyncio.Future[None]]:
+        """Those who are behind, and, where something has happened, those who wait for that."""
+        ready, self._behind = self._behind, []
+        if self._unseen:
+            self._unseen = False
+            ready += self._sleeping
+        return ready
 
     def stop(self) -> None:
         """End all streams, and those that would begin."""
         self.ended.set()
-        for future in self._sleeping:
+        for future in (*self._sleeping, *self._behind):
             if not future.done():
                 future.set_result(None)
 
@@ -139,21 +160,29 @@ class Feed:
         try:
             while not self.ended.is_set():
                 encoded: list[Encoded] = []  # of the last events nothing is kept while this waits
+                if after < self._journal.last_event:
+                    await self._turn()
+                else:
+                    await self._sleep(told + _KEEPALIVE - clock())
                 found = self._after(after)
-                if found is None:
+                if found is None or self.ended.is_set():
                     return
                 if found:
                     after = found[-1].event.id
-                    found = [each for each in found if wanted(each.event)]
-                    encoded = [each.encoded(encode) for each in found]
-                    await asyncio.sleep(0)  # whoever has much to catch up with lets others have their turn
-                else:
-                    await self._sleep(told + _KEEPALIVE - clock())
+                    encoded = [each.encoded(encode) for each in found if wanted(each.event)]
+                    self._shown = encoded[-1:]
                 if encoded or clock() >= told + _KEEPALIVE:
                     told = clock()
                     yield encoded
         finally:
             self.readers -= 1
+
+    async def _turn(self) -> None:
+        """However many have much to catch up with, others have their turn: they do not all go on at once."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._behind.append(future)
+        self._relay = self._relay or asyncio.get_running_loop().create_task(self._wake())
+        await future
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for an event, so long at the most."""
@@ -173,9 +202,15 @@ class Feed:
         if self._recent and after >= self._recent[0].event.id - 1:
             first = after - self._recent[0].event.id + 1
             return list(islice(self._recent, first, first + _AT_ONCE))
-        try:
-            if after < self._journal.pruned_event():
+        if after not in self._pages:
+            try:
+                is_there = after >= self._journal.pruned_event()
+                page = [_Recent(event) for event in self._journal.events(after, _AT_ONCE)] if is_there else []
+            except JournalFailed:
+                page = []
+            if not page:
                 return None
-            return [_Recent(event) for event in self._journal.events(after, _AT_ONCE)] or None
-        except JournalFailed:
-            return None
+            while len(self._pages) >= _PAGES:
+                del self._pages[next(iter(self._pages))]
+            self._pages[after] = page
+        return self._pages[after]

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.api.events import _encoded
+from app.api import events as api_events
+from app.api.events import _encoded, _slices
 from app.bpf.kernel import Kernel
 from app.bpf.memory import MemoryKernel
 from app.demo import fill as demo_fill
@@ -264,6 +265,67 @@ class TestReaders:
             assert len(await anext(batches)) == 1
         task.cancel()
         assert turns >= 8
+
+    async def test_many_who_are_behind_go_on_by_turns_and_share_what_is_read(
+        self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(feed, "_RECENT", 5)
+        journal = quiet.state.changes.journal
+        for number in range(600):
+            await journal.tell_of("program", "x", {"number": number})
+        events, pages = journal.events, list[int]()
+
+        def counted(after: int, limit: int) -> list[Event]:
+            pages.append(after)
+            return list(events(after, limit))
+
+        monkeypatch.setattr(journal, "events", counted)
+        got = [0] * 100
+
+        async def follow(reader: int) -> None:
+            async with aclosing(quiet.state.changes.feed.read(0, any_event, _encoded)) as batches:
+                while got[reader] < 600:
+                    got[reader] += len(await anext(batches))
+
+        following = asyncio.gather(*(follow(reader) for reader in range(100)))
+        most = 0
+        while not following.done():
+            before = list(got)
+            await asyncio.sleep(0)
+            most = max(most, sum(now != then for now, then in zip(got, before, strict=True)))
+        await following
+        assert most <= 8
+        assert len(pages) == len(set(pages)) == 10
+
+    async def test_the_parts_of_an_event_are_the_same_for_all_and_no_larger_than_a_slice(
+        self, registry: Registry, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.adopt("large", make_array(kernel, "large", 4000))
+        await client.put("/maps/large/entries", json={"programs": ["drop"] * 4000})
+        (event,) = app.state.changes.journal.events(0, 10)
+        shared = feed.Encoded(_encoded(event))
+        first, second = list(_slices([shared])), list(_slices([shared]))
+        assert len(first) > 5
+        assert all(len(each) <= 1 << 16 for each in first)
+        # One that is a slice by itself is not copied; the short ones beside it are.
+        assert sum(one is other for one, other in zip(first, second, strict=True)) >= len(first) - 2
+        assert b"".join(first) == encoded(event)
+
+    async def test_whether_a_reader_may_still_read_is_not_asked_for_each_batch(
+        self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(600):
+            await quiet.state.changes.journal.tell_of("program", "x", {"number": number})
+        asked: list[str] = []
+
+        def may_still(_: object, operation: str) -> bool:
+            asked.append(operation)
+            return True
+
+        monkeypatch.setattr(api_events, "may_still", may_still)
+        monkeypatch.setattr(api_events, "_ASK_SECONDS", 3600.0)
+        assert len(await stream(quiet)) == 600
+        assert asked == ["watch_events"]
 
     async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
