@@ -11,7 +11,6 @@ import re
 import time
 from typing import Final, Protocol
 
-import structlog
 from fastapi import FastAPI
 from pydantic_core import from_json
 from starlette.routing import BaseRoute, Match
@@ -43,8 +42,6 @@ _USUAL: Final = frozenset(
 )  # fmt: skip
 _STATUS: Final = {200: b"HTTP/1.1 200 OK\r\n", 201: b"HTTP/1.1 201 Created\r\n"}
 _MORE_THAN_A_PATH: Final = re.compile(rb"[?#%]")
-
-log = structlog.get_logger()
 
 
 class Plain:
