@@ -171,7 +171,8 @@ class TestMeanwhile:
         seen: set[int] = set()
         mixed = 0
         with _meanwhile(flip, ended):
-            while len(seen) < 2 or flips < 20:
+            while (len(seen) < 2 or not mixed or flips < 20) and not ended.is_set():
+                time.sleep(0)  # the other thread has its turn
                 ids = set(kernel.map_ids(table.fd, 0, ENTRIES))
                 seen |= ids
                 mixed += len(ids) == 2
@@ -191,7 +192,7 @@ class TestMeanwhile:
             last, seen = given[0], set[int]()
             with _meanwhile(replace, ended):
                 deadline = time.monotonic() + 60
-                while len(seen) < 200 and time.monotonic() < deadline:
+                while len(seen) < 200 and time.monotonic() < deadline and not ended.is_set():
                     ids = kernel.map_ids(table.fd, 0, 2 * AT_ONCE)
                     time.sleep(0)  # the other thread has its turn
                     assert min(ids) >= last, "an entry never goes back, and never is empty"
@@ -222,13 +223,24 @@ class TestMeanwhile:
 
 @contextmanager
 def _meanwhile(do: Callable[[], None], ended: threading.Event) -> Iterator[None]:
-    thread = threading.Thread(target=do)
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            do()
+        except BaseException as error:  # noqa: BLE001 - told by the one who waits
+            failed.append(error)
+            ended.set()
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _put_new(kernel: LinuxKernel, table: Table, indexes: "numbers[int]") -> int:
