@@ -145,9 +145,11 @@ class Direct:
                 plain.connection.give_up(plain)
             return
         self._audit.hold()
-        for each in written:
-            self._tell_set(*each)
-        self._audit.let_go()
+        try:
+            for each in written:
+                self._tell_set(*each)
+        finally:
+            self._audit.let_go()
 
     async def _do_all(self, batch: list[Plain], locked: list[HeldMap]) -> tuple[list[_Written], list[Begun]]:
         """Answer what needs no journal, and write the rest."""

@@ -3,6 +3,7 @@
 import statistics
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import ExitStack, closing
 
 from tests.benchmarks.bench import PROGRAMS, Bench, Server
@@ -70,7 +71,7 @@ def _told(seconds: float, marks: list[float], counts: dict[str, float]) -> list[
     ]  # fmt: skip
 
 
-class _Beside(threading.Thread):
+class _Beside(threading.Thread, ABC):
     """Something that goes on until it is `done`, and counts. `failed`: what ended it before."""
 
     def __init__(self, server: Server, done: threading.Event) -> None:
@@ -86,8 +87,9 @@ class _Beside(threading.Thread):
         except Exception as error:  # noqa: BLE001 - raised where the soak ends
             self.failed = error
 
+    @abstractmethod
     def turn(self) -> None:
-        raise NotImplementedError
+        """Once more."""
 
 
 class _Events(_Beside):
