@@ -16,9 +16,10 @@ from app.access.tokens import Token, TokenFile, Tokens
 from app.api.audit import Audit
 from app.api.limits import Limits
 from app.api.policy import Authentication
+from app.bpf.uapi import ProgType
 from app.service.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from tests.conftest import application
+from tests.conftest import application, load
 from tests.over_wire import OverWire, Pipe
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +188,24 @@ class TestTogether:
             assert array.ids() == before
             monkeypatch.undo()
             assert status((await Line(wire).ask(put("pass", 1)))[0]) == 200
+
+    async def test_one_that_the_kernel_refuses_leaves_the_others_as_being_written(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        async with started(registry) as app:
+            wire, held, journal = OverWire(app), registry.maps.get("jump_table"), app.state.changes.journal
+            append, seen = journal.append_all, []
+
+            async def noted(*args: Any, **more: Any) -> None:
+                seen.append(set(held.writing))
+                await append(*args, **more)
+
+            monkeypatch.setattr(journal, "append_all", noted)
+            asked = [put("drop", 1), put("misfit", 2)]
+            answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
+            assert [status(answer) for [answer] in answers] == [201, 422]
+            assert seen == [{1}]
 
     async def test_behind_a_change_of_the_table(self, registry: Registry) -> None:
         async with started(registry) as app:

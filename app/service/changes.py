@@ -158,7 +158,9 @@ class Changes:
         """What was begun came to nothing."""
         self._figures.changes[begun.change.kind, _outcome(error)] += 1
         self.retained.release(begun.replaced)
-        begun.held.writing = ()
+        # Others of the same map may still be written: only where there is one entry in each can there be others.
+        held, steps = begun.held, begun.steps
+        held.writing = {*held.writing} - {*steps.indexes} if len(steps) == 1 else ()
 
     async def journal_all(self, all_begun: Sequence[Begun], *, token: str | None = None) -> None:
         """Journal what was written, in this order and in one transaction; `token`: of a Waiting for the only one.
