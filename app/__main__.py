@@ -11,7 +11,7 @@ def main() -> None:
     if {"serve", "demo"} & set(sys.argv):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))
-    from app.commands import cli  # noqa: PLC0415
+    from app.cli.main import cli  # noqa: PLC0415
 
     cli(prog_name="jumptable")
 

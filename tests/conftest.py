@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from app import demo
+from app.api.app import create_app
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
-from app.main import create_app
-from app.service.program import Program
-from app.service.registry import Registry
+from app.cli import demo
+from app.service.objects.program import Program
+from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from tests import private_mounts
 

@@ -9,8 +9,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from app.api.direct import Direct
-from app.protocol import Protocol
+from app.server.connection import Protocol
+from app.server.fast_path import Direct
 
 
 class OverWire(httpx.AsyncBaseTransport):

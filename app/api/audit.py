@@ -12,7 +12,7 @@ import structlog
 from pydantic_core import to_json
 from starlette.types import Scope
 
-from app.api.policy import ACTOR, CHANGING, RIGHTS
+from app.api.authorization import ACTOR, CHANGING, RIGHTS
 
 FACTS: Final = "jumptable.facts"  # key in the scope: what a route has to tell of what it did
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # pasted into a path

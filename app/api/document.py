@@ -6,8 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.access.rights import Right
-from app.api.documented import Problem
-from app.api.policy import RIGHTS, Authentication
+from app.api.authorization import RIGHTS, Authentication
+from app.api.openapi import Problem
 
 _TOKEN: Final = {"type": "http", "scheme": "bearer", "description": "What `jumptable token new` has printed."}
 _CERTIFICATE: Final = {

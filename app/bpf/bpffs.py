@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from app.bpf.objects import Objects, fail
+from app.bpf.memory.objects import Objects, fail
 from app.bpf.uapi import Cmd
 
 KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")  # a name in keep_dir: token, program id

@@ -9,10 +9,12 @@ from array import array
 from pathlib import Path
 from typing import Final
 
-from app.bpf import attr, in_kernel, one_by_one
+from app.bpf import attr
 from app.bpf.bpffs import LinuxFolders
+from app.bpf.bulk import fallback as one_by_one
+from app.bpf.bulk import programs as in_kernel
+from app.bpf.bulk.programs import TablePrograms
 from app.bpf.element import FD, FLAGS, KEY, VALUE, Element
-from app.bpf.in_kernel import TablePrograms
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_again, failed, long, short
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from app.bpf.in_kernel import TablePrograms
+from app.bpf.bulk.programs import TablePrograms
 from app.bpf.kernel import MapInfo
 from app.bpf.linux import LinuxKernel
-from app.keeper.wire import MAX_REPLY, REPLY, REQUEST, Duties, Op, receive, send
+from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, Duties, Op, receive, send
 
 _SECONDS: Final = 10.0  # that it may take to start, and to answer
-_RUN: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.keeper import main; main(*sys.argv[1:3])"
+_RUN: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
 _GONE: Final = "the keeper has ended, so nothing can be opened or made: restart the service"
 
 

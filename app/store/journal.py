@@ -13,9 +13,9 @@ from pydantic_core import from_json, to_json
 
 from app.store.database import JournalDamaged, JournalFailed
 from app.store.database import check as check_file
+from app.store.expected import Recording, Table
 from app.store.history import History
 from app.store.records import Array, Change, EntryChanges, Hold, Waiting
-from app.store.table import Recording, Table
 
 __all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.service.registry import Registry
+from app.service.registry.registry import Registry
 from tests.conftest import application
 from tests.over_wire import OverWire
 

@@ -6,9 +6,9 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api.problems import PROBLEMS
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
-from app.service.registry import Registry
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, asking, assert_problem
 from tests.conftest import application
 

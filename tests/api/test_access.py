@@ -12,12 +12,12 @@ from fastapi import FastAPI
 
 from app.access.rights import Ranges, Right, Role
 from app.access.tokens import Token, TokenFile, Tokens
+from app.api.authorization import RIGHTS, Authentication
 from app.api.limits import Limits
-from app.api.policy import RIGHTS, Authentication
 from app.bpf.kernel import Kernel
-from app.service.held import HeldMap, Pinned
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap, Pinned
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from app.access.tokens import TokenFile, Tokens
 from app.api.audit import Audit
-from app.api.policy import Authentication
-from app.service.registry import Registry
+from app.api.authorization import Authentication
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, client_of, started
 from tests.api.test_access import new
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType
-from app.demo import fill
-from app.service.registry import Registry
+from app.cli.demo import fill
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, asking, assert_problem
 
 pytestmark = pytest.mark.anyio

@@ -8,19 +8,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app import demo
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
-from app.service.changes import Changes
-from app.service.entries import set_entry
+from app.bpf.memory.kernel import MemoryKernel
+from app.cli import demo
+from app.service.changes.changes import Changes
+from app.service.changes.entries import set_entry
+from app.service.changes.origin import Origin
+from app.service.changes.revert import revert_change
+from app.service.changes.tables import Wanted, change_table
 from app.service.errors import ChangeNotRevertible
-from app.service.held import ById
-from app.service.opening import make_array
-from app.service.origin import Origin
-from app.service.programs import ByName
-from app.service.registry import Registry
-from app.service.revert import revert_change
-from app.service.tables import Wanted, change_table
+from app.service.objects.opening import make_array
+from app.service.registry.held import ById
+from app.service.registry.programs import ByName
+from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from tests.api.conftest import ENTRY, assert_problem
 from tests.conftest import load

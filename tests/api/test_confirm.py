@@ -12,14 +12,15 @@ import pytest
 from fastapi import FastAPI
 
 from app.bpf.kernel import Kernel
-from app.service import confirmations, retained
-from app.service.changes import Changes
-from app.service.draft import change_of, entries_of
-from app.service.held import HeldMap, HeldProgram, Pinned
-from app.service.opening import make_array
-from app.service.origin import Origin
-from app.service.registry import Registry
-from app.service.steps import Steps, Waits
+from app.service.changes import confirmations
+from app.service.changes import replaced_programs as retained
+from app.service.changes.changes import Changes
+from app.service.changes.draft import change_of, entries_of
+from app.service.changes.origin import Origin
+from app.service.changes.plan import Steps, Waits
+from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load

@@ -9,10 +9,10 @@ import pytest
 from fastapi import FastAPI
 
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
-from app.service.held import HeldMap, HeldProgram, Pinned
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.bpf.memory.kernel import MemoryKernel
+from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load

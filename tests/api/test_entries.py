@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app import demo
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
-from app.service.held import Made
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.cli import demo
+from app.service.objects.opening import make_array
+from app.service.registry.held import Made
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, asking, assert_problem
 from tests.conftest import load
 

@@ -15,14 +15,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.api import events as api_events
-from app.api.events import _encoded, _slices
+from app.api.routes import events as api_events
+from app.api.routes.events import _encoded, _slices
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
-from app.demo import fill as demo_fill
-from app.service import feed
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.bpf.memory.kernel import MemoryKernel
+from app.cli.demo import fill as demo_fill
+from app.service import event_feed as feed
+from app.service.objects.opening import make_array
+from app.service.registry.registry import Registry
 from app.store import journal as store
 from app.store.journal import Journal
 from app.store.records import Event

@@ -8,11 +8,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app import demo
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.bpf.memory.kernel import MemoryKernel
+from app.cli import demo
+from app.service.objects.opening import make_array
+from app.service.registry.registry import Registry
 from tests.api.conftest import asking, assert_problem
 from tests.conftest import load
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from app.bpf.kernel import Kernel
-from app.service.held import HeldMap, HeldProgram, Pinned
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem
 from tests.conftest import load
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.service.registry import Registry
+from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY
 
 pytestmark = pytest.mark.anyio

@@ -11,10 +11,10 @@ import pytest
 from app.access.peers import Peers
 from app.access.rights import Actor, Right
 from app.access.tokens import TokenFile, Tokens
-from app.api.policy import RIGHTS, Authentication
+from app.api.authorization import RIGHTS, Authentication
 from app.api.problems import PROBLEMS
-from app.bpf.memory import MemoryKernel
-from app.service.registry import Registry
+from app.bpf.memory.kernel import MemoryKernel
+from app.service.registry.registry import Registry
 from tests.conftest import application
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")

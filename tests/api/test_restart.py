@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from app.bpf.kernel import Kernel
-from app.bpf.memory import MemoryKernel
-from app.service.held import HeldMap, Pinned
-from app.service.opening import make_array
-from app.service.registry import Registry
+from app.bpf.memory.kernel import MemoryKernel
+from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap, Pinned
+from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import assert_problem, client_of, started
 from tests.conftest import load

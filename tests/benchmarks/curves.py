@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from app.bpf.linux import LinuxKernel
+from app.store.expected import Table
 from app.store.journal import Journal
 from app.store.records import Array, Change, EntryChange, EntryChanges, Hold, ProgramRecord
-from app.store.table import Table
 from tests.benchmarks.bench import PROGRAMS, Bench, Figures, Server, pin_programs
 from tests.benchmarks.servers import ours
 from tests.benchmarks.table import told

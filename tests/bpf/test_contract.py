@@ -10,9 +10,9 @@ import pytest
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, ENOTSUPP, MAX_TAIL_CALL_CNT, MapType, ProgType
-from app.demo import count, entry
+from app.cli.demo import count, entry
 
 PACKET = bytes([3]) + bytes(13)
 

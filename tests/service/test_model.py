@@ -17,20 +17,20 @@ from structlog.testing import capture_logs
 
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
-from app.service.changes import Changes
-from app.service.entries import SetResult, clear_entry, set_entry
+from app.service.changes.changes import Changes
+from app.service.changes.entries import SetResult, clear_entry, set_entry
+from app.service.changes.origin import Origin
+from app.service.changes.revert import revert_change
+from app.service.changes.tables import TableResult, Wanted, change_table
+from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.errors import ServiceError
-from app.service.held import ById, HeldMap, HeldProgram, Pinned
-from app.service.opening import make_array
-from app.service.origin import Origin
-from app.service.programs import ByName, ProgramRef
-from app.service.reconcile import reconcile_to_journal, reconcile_to_kernel
-from app.service.registry import Registry
-from app.service.revert import revert_change
-from app.service.tables import TableResult, Wanted, change_table
-from app.service.upkeep import Upkeep
+from app.service.lifecycle import Upkeep
+from app.service.objects.opening import make_array
+from app.service.registry.held import ById, HeldMap, HeldProgram, Pinned
+from app.service.registry.programs import ByName, ProgramRef
+from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChange, EntryChanges, Event
 from tests.conftest import load

@@ -8,7 +8,7 @@ from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.errors import NotAProgram, PacketRefused, ProgramNotRunnable
-from app.service.program import Program
+from app.service.objects.program import Program
 from tests.conftest import load
 
 PACKET = bytes(14)

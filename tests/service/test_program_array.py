@@ -9,9 +9,9 @@ import pytest
 
 from app.bpf import asm
 from app.bpf.kernel import Kernel, MapInfo
-from app.bpf.memory import MemoryKernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, MapType, ProgType
-from app.demo import entry
+from app.cli.demo import entry
 from app.service.errors import (
     EntryEmpty,
     IndexOutOfRange,
@@ -27,9 +27,9 @@ from app.service.errors import (
     WrongMapType,
     WrongValueSize,
 )
-from app.service.opening import make_array
-from app.service.program import Program
-from app.service.program_array import ProgramArray
+from app.service.objects.opening import make_array
+from app.service.objects.program import Program
+from app.service.objects.program_array import ProgramArray
 from tests.conftest import load
 
 

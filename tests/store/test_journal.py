@@ -16,9 +16,9 @@ from typing import Literal
 import pytest
 
 from app.store import journal as store
+from app.store.expected import Table
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
 from app.store.records import Array, Change, EntryChange, EntryChanges, ProgramRecord, Waiting
-from app.store.table import Table
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 

@@ -1,0 +1,98 @@
+"""The application: the parts put together, nothing opened."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from app import __version__
+from app.api.audit import Audit
+from app.api.authorization import Authentication
+from app.api.document import document
+from app.api.limits import Limits
+from app.api.middleware import Envelope
+from app.api.routes import changes, entries, events, maps, metrics, programs, tables
+from app.api.routes import health as about
+from app.service.changes.changes import Changes
+from app.service.counters import Figures
+from app.service.holds import Holding
+from app.service.lifecycle import Upkeep
+from app.service.registry.registry import Registry
+from app.store.journal import Journal
+
+_DESCRIPTION: Final = """
+An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables of `bpf_tail_call()`.
+
+* Every read asks the kernel; an ETag changes also when somebody else's tool has written.
+* A change of program is one overwrite: a packet sees the old or the new program, never an empty entry.
+* Errors are `application/problem+json`; `GET /problems/{code}` explains each. Every answer has an `X-Request-ID`,
+  the one of the request where it brought one.
+* HEAD works wherever GET does.
+"""
+
+
+class _Application(FastAPI):
+    """FastAPI, with the envelope in the place of its layers for errors, telemetry, body limits and dependencies."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What a request goes through before it is routed."""
+        return Envelope(self.router)
+
+
+def create_app(
+    registry: Registry,
+    journal: Journal,
+    *,
+    keep_dir: str | None = None,
+    drift_interval: float = 5.0,
+    authentication: Authentication | None = None,
+    limits: Limits | None = None,
+    audit: Audit | None = None,
+) -> FastAPI:
+    """The application over what `registry` holds; `journal`: for what is changed; `drift_interval`: in seconds.
+
+    `authentication`: None: whoever can connect may do everything.
+
+    Its lifespan undoes what is overdue before the first request, and goes on with what is done beside requests.
+    """
+    app = _Application(
+        title="jumptable",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    figures = Figures()
+    figures.time_calls(registry.kernel)
+    journal.on_commit = figures.journal.add
+    app.state.figures = figures
+    app.state.authentication = authentication or Authentication()
+    app.state.limits = limits or Limits()
+    app.state.audit = audit or Audit()
+    app.state.changes = Changes(registry, journal, keep_dir=keep_dir, figures=figures)
+    app.state.upkeep = Upkeep(app.state.changes, drift_interval)
+    app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)
+    app.state.metrics = metrics.collectors(figures, app.state.changes)
+    app.state.draining = False  # the server sets it once the service is on its way out
+    for module in (entries, tables, changes, events, maps, programs, about, metrics):
+        # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
+        app.router.routes.extend(module.router.routes)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    upkeep: Upkeep = app.state.upkeep
+    await upkeep.start()
+    upkeep.run()
+    try:
+        yield
+    finally:
+        await upkeep.finish()

@@ -1,0 +1,1 @@
+"""Fast JSON for answers that are frequent or long."""

@@ -1,0 +1,173 @@
+"""What happens, as server-sent events (WHATWG HTML, 9.2): /events."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from itertools import chain
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.authorization import ACTOR, grant_of, may_still
+from app.api.dependencies import changes_of
+from app.api.encoding.changes import change_parts
+from app.api.middleware import IS_HEAD
+from app.api.openapi import Responses, problems
+from app.api.problems import Refused
+from app.api.routing import StrictRoute
+from app.api.schemas import fields
+from app.service.event_feed import Encoded, Feed
+from app.store.records import Event
+
+router = APIRouter(route_class=StrictRoute, tags=["changes"])
+
+_GRACE_SECONDS: Final = 0.5
+_SLICE: Final = 1 << 16  # bytes
+_ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still read
+_ID: Final = re.compile(r"[0-9]{1,18}")
+_LAST_EVENT_ID: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "required": False,
+            "description": "Go on after this event; 0: with the very first. Left out: with the next that happens.",
+            "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+            "example": 17,
+        }
+    ]
+}
+
+_RESPONSES: Final[Responses] = {
+    200: {
+        "description": "Each event has an `id`, its type as `event`, and JSON as `data`: of `change`, `confirmed` and "
+        "`expired` the change as /changes tells it; of `drift` the map, how many entries, and the first 100 of them as "
+        "the map tells them; of `map` and `program` the name and what happened. Every 15 s without any: a comment.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+# Nothing on the way is to keep it, nor to hold it back.
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class EventStream(StreamingResponse):
+    """A stream that ends with the service, also where its reader does not read on."""
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until there is no more, or nobody reads; of a service that ends, half a second longer at the most."""
+        with scope["app"].state.limits.reading(scope[ACTOR].name):
+            await self._write(scope, receive, send)
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writing = asyncio.create_task(self.stream_response(send))
+        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.changes.feed))]
+        try:
+            await asyncio.wait([writing, *others], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tasks = [writing, *others]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not writing.cancelled():
+            writing.result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _over(feed: Feed) -> None:
+    await feed.ended.wait()
+    await asyncio.sleep(_GRACE_SECONDS)
+
+
+@router.get(
+    "/events",
+    operation_id="watch_events",
+    summary="Follow what happens",
+    response_class=EventStream,
+    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
+    openapi_extra=_LAST_EVENT_ID,
+)
+async def watch_events(
+    request: Request,
+    map: Annotated[fields.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
+) -> Response:
+    """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
+    gap and without a repeat."""
+    feed = changes_of(request).feed
+    request.app.state.limits.check_readers(request.scope[ACTOR].name)
+    after = feed.start_of(_last_event_id(request))
+    if request.scope[IS_HEAD]:
+        return Response(headers=_HEADERS, media_type=EventStream.media_type)
+    grant = grant_of(request.scope)
+
+    def wanted(event: Event) -> bool:
+        if event.map is None:  # of a program
+            return map is None and grant.has_program((event.data or {}).get("program"))
+        return map in {None, event.map} and grant.has_map(event.map)
+
+    return EventStream(_stream(feed, after, wanted, request.scope), headers=_HEADERS)
+
+
+def _last_event_id(request: Request) -> int | None:
+    text = request.headers.get("last-event-id")
+    if text is None:
+        return None
+    if not _ID.fullmatch(text):
+        raise Refused("malformed-header", "Last-Event-ID is no decimal number: send the id of the last event that came")
+    return int(text)
+
+
+async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
+    yield b": after event %d\n\n" % after
+    clock, asked = asyncio.get_running_loop().time, -math.inf
+    async with aclosing(feed.read(after, wanted, _encoded)) as batches:
+        async for batch in batches:
+            if clock() >= asked + _ASK_SECONDS:
+                if not may_still(scope, "watch_events"):
+                    return  # its token was revoked, or is over
+                asked = clock()
+            for content in _slices(batch):
+                yield content
+                if len(content) > _SLICE // 2:
+                    await asyncio.sleep(0)  # others have their turn
+            if not batch:
+                yield b":\n\n"
+
+
+def _slices(batch: list[Encoded]) -> Iterator[bytes]:
+    """The parts of these events, small ones together: what a reader has not taken yet waits in memory, for each."""
+    parts: list[bytes] = []
+    size = 0
+    for part in chain.from_iterable(batch):
+        if size + len(part) > _SLICE:
+            yield b"".join(parts)  # of one part alone no copy is made: it is that of all readers
+            parts, size = [], 0
+        parts.append(part)
+        size += len(part)
+    if parts:
+        yield b"".join(parts)
+
+
+def _encoded(event: Event) -> Iterator[bytes]:
+    """The event as its readers get it, in parts that are no larger than a slice."""
+    yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
+    if event.change is not None:
+        for part in change_parts(event.change):
+            for start in range(0, len(part), _SLICE):
+                yield part[start : start + _SLICE]
+    else:
+        yield json.dumps(event.data, separators=(",", ":")).encode()
+    yield b"\n\n"

@@ -1,0 +1,178 @@
+"""The service itself: health, version, what a problem means, and the documentation."""
+
+import importlib.resources
+import json
+import platform
+from typing import Final, Literal
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__
+from app.access.rights import Right
+from app.api.authorization import grant_of
+from app.api.dependencies import changes_of, registry_of
+from app.api.middleware import REQUEST_ID
+from app.api.openapi import answers, problems
+from app.api.problems import PROBLEMS, Refused, problem
+from app.api.routing import StrictRoute
+from app.api.schemas import responses as outputs
+from app.service.registry.held import HeldMap, HeldProgram
+
+router = APIRouter(route_class=StrictRoute, tags=["service"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """All that is configured could be opened."""
+
+    status: Literal["ready"] = "ready"
+    reasons: list[str]
+
+
+class Version(BaseModel):
+    """What runs."""
+
+    name: str = "jumptable"
+    version: str = Field(examples=["0.1.0"])
+    kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
+    kernel_release: str = Field(examples=["6.18.44"])
+
+
+class Explanation(BaseModel):
+    """What a problem's code means."""
+
+    code: str = Field(examples=["entry-empty"])
+    status: int = Field(examples=[404])
+    title: str
+    remedy: str
+
+
+# Swagger UI's files, as that package carries them: no page here needs the internet. In memory, as the process that
+# serves them may not be allowed to read where they are.
+_ASSETS: Final = {
+    name: (importlib.resources.files("fastapi_offline").joinpath("static", name).read_bytes(), media_type)
+    for name, media_type in (
+        ("swagger-ui-bundle.js", "text/javascript"),
+        ("swagger-ui.css", "text/css"),
+        ("favicon.png", "image/png"),
+    )
+}
+
+
+@router.get(
+    "/healthz",
+    operation_id="get_health",
+    summary="Tell whether the process answers",
+    response_model=Health,
+    responses=answers(Health, "It does.") | problems(),
+)
+async def get_health() -> Response:
+    """For a liveness probe. Tells nothing of maps and programs."""
+    return outputs.Json(Health())
+
+
+@router.get(
+    "/readyz",
+    operation_id="get_readiness",
+    summary="Tell whether all that is configured could be opened",
+    response_model=Readiness,
+    responses=answers(Readiness, "It could.")
+    | problems("map-unavailable", "program-unavailable", "journal-unavailable"),
+)
+async def get_readiness(request: Request) -> Response:
+    """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
+    keeper has ended, the journal could not be written the last time, or the service stops.
+
+    Whoever may not read all gets no reasons."""
+    if request.app.state.draining:
+        reasons = ["the service is stopping"]
+        return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
+    registry = registry_of(request)
+    unavailable = registry.unavailable()
+    reasons = [
+        f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
+    ]
+    reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
+    if registry.kernel.trouble is not None:
+        reasons.append(registry.kernel.trouble)
+    tokens = request.app.state.authentication.tokens
+    if tokens is not None and tokens.trouble is not None:
+        reasons.append(f"tokens cannot be checked: {tokens.trouble}")
+    failing = changes_of(request).journal.failing
+    if failing is not None:
+        reasons.append(failing)
+    if reasons:
+        only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
+        code = "program-unavailable" if only_programs else "map-unavailable"
+        if len(reasons) == 1 and failing is not None:
+            code = "journal-unavailable"
+        grant = grant_of(request.scope)
+        if not grant.allows(Right.READ) or grant.maps is not None or grant.programs is not None:
+            reasons = []
+        detail = "; ".join(reasons) or "something that is to be held could not be opened"
+        return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
+    return outputs.Json(Readiness(reasons=[]))
+
+
+@router.get(
+    "/version",
+    operation_id="get_version",
+    summary="Tell what runs",
+    response_model=Version,
+    responses=answers(Version, "The versions.") | problems(),
+)
+async def get_version(request: Request) -> Response:
+    """The service's version, and the kernel that it works on."""
+    kernel = registry_of(request).kernel.name
+    return outputs.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+
+
+@router.get(
+    "/problems/{code}",
+    operation_id="explain_problem",
+    summary="Tell what a problem's code means",
+    response_model=Explanation,
+    responses=answers(Explanation, "What it means, and what to do.") | problems("not-found"),
+)
+async def explain_problem(code: str) -> Response:
+    """The page that the `type` of a problem leads to."""
+    if code not in PROBLEMS:
+        raise Refused("not-found", f"there is no problem {code[:64]!r}")
+    kind = PROBLEMS[code]
+    return outputs.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+
+
+@router.get("/openapi.json", operation_id="get_openapi", include_in_schema=False)
+async def get_openapi(request: Request) -> Response:
+    """The document."""
+    return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
+
+
+@router.get("/docs", operation_id="get_docs", include_in_schema=False)
+async def get_docs() -> Response:
+    """Swagger UI."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="jumptable",
+        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="/docs/assets/swagger-ui.css",
+        swagger_favicon_url="/docs/assets/favicon.png",
+    )
+
+
+@router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False)
+async def get_docs_asset(name: str) -> Response:
+    """A file of Swagger UI."""
+    if name not in _ASSETS:
+        raise Refused("not-found", f"there is no file {name[:64]!r}")
+    content, media_type = _ASSETS[name]
+    return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -1,0 +1,167 @@
+"""Held maps: /maps."""
+
+import contextlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import openapi as documented
+from app.api.authorization import forbidden, grant_of
+from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
+from app.api.openapi import BODY, KERNEL, answers, no_content, problems
+from app.api.routing import StrictRoute
+from app.api.schemas import fields
+from app.api.schemas import requests as inputs
+from app.api.schemas import responses as outputs
+from app.bpf.uapi import prog_type_name
+from app.service.drift.detector import Drift
+from app.service.errors import MapUnknown
+from app.service.registry.held import HeldMap
+from app.service.registry.registry import Registry
+from app.store.records import EMPTY
+
+router = APIRouter(route_class=StrictRoute, tags=["maps"])
+
+
+async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
+    if held.released:
+        raise MapUnknown(held.name)
+    array = held.object
+    warnings = registry.maps.warnings(held)
+    if held.recorded is not None:
+        warnings += [f"entry {index} is not restored: {why}" for index, why in held.recorded.lost.items()]
+    if array is None:
+        return outputs.Map(
+            name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
+            frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
+            reason=held.reason, drift=[], warnings=warnings,
+        )  # fmt: skip
+    found = await held.read()
+    used = len(found) - found.count(EMPTY)
+    drift = await drifts.look(held)
+    if held.object is not array:
+        return await _map(registry, drifts, held)  # opened anew meanwhile
+    state = array.state()
+    owner = None
+    if state.owner_type is not None:
+        owner = outputs.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
+    return outputs.Map(
+        name=held.name,
+        id=array.id,
+        kernel_name=array.info.name,
+        max_entries=array.max_entries,
+        used=used,
+        drift=[outputs.Drift.model_validate(each, from_attributes=True) for each in drift],
+        flags=array.info.flags,
+        memlock=state.memlock,
+        frozen=state.frozen,
+        owner=owner,
+        pins=held.pins,
+        created_here=held.created_here,
+        state="held",
+        reason=None,
+        warnings=warnings,
+    )
+
+
+@router.get(
+    "/maps",
+    operation_id="list_maps",
+    summary="List the held maps",
+    response_model=outputs.Maps,
+    responses=answers(outputs.Maps, "All of them, by name.") | problems(*KERNEL),
+)
+async def list_maps(request: Request) -> Response:
+    """Also those that could not be opened yet."""
+    registry, told = registry_of(request), []
+    grant = grant_of(request.scope)
+    for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
+        with contextlib.suppress(MapUnknown):  # released while others had their turn
+            told.append(await _map(registry, upkeep_of(request).drift, held))
+    return outputs.Json(outputs.Maps(maps=told))
+
+
+@router.get(
+    "/maps/{name}",
+    operation_id="get_map",
+    summary="Tell all of one map",
+    response_model=outputs.Map,
+    responses=answers(outputs.Map, "The map.") | problems("map-unknown", *KERNEL),
+)
+async def get_map(request: Request, name: fields.MapName) -> Response:
+    """Its size, what fits into it, by whom it is kept alive."""
+    registry = registry_of(request)
+    return outputs.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
+
+
+@router.put(
+    "/maps/{name}",
+    operation_id="hold_map",
+    summary="Hold a map under a name",
+    response_model=outputs.Map,
+    responses=answers(outputs.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(outputs.Map, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    | problems(
+        "map-unknown",
+        "name-taken",
+        "last-reference",
+        "not-a-program-array",
+        "pin-unusable",
+        "pin-not-allowed",
+        "in-use",
+        "read-only",
+        "journal-unavailable",
+        *KERNEL,
+        *BODY,
+    ),
+)
+async def hold_map(
+    request: Request,
+    name: fields.MapName,
+    body: inputs.HoldMap,
+    force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
+    dry_run: DryRun = False,
+) -> Response:
+    """Open a program array by its pin or its id, and keep it open until it is released, also over a restart.
+
+    With `create`, make it and pin it there if the pin does not exist.
+    """
+    create_entries = None if body.create is None else body.create.max_entries
+    check_holdable(request, body.source(), registry_of(request).maps.find(name), force=force)
+    held, is_new = await holding_of(request).hold_map(
+        name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
+    )
+    try:
+        answer = await _map(registry_of(request), upkeep_of(request).drift, held)
+    finally:
+        if dry_run:
+            held.release()
+    if not dry_run:
+        tell(request.scope, map=name, map_id=answer.id, created=answer.created_here)
+    headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
+    return outputs.Json(answer, 201 if is_new else 200, headers)
+
+
+@router.delete(
+    "/maps/{name}",
+    operation_id="release_map",
+    summary="Release a map",
+    status_code=204,
+    responses=no_content("Released.")
+    | problems("map-unknown", "last-reference", "in-use", "read-only", "journal-unavailable", *KERNEL),
+)
+async def release_map(
+    request: Request,
+    name: fields.MapName,
+    force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
+    dry_run: DryRun = False,
+) -> Response:
+    """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
+    if force and not grant_of(request.scope).is_unbounded:
+        raise forbidden(request.scope, "whoever has bounds may not release by force")
+    await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
+    if not dry_run:
+        tell(request.scope, map=name, force=force)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run))

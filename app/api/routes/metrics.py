@@ -1,0 +1,128 @@
+"""What is counted and timed, for Prometheus: /metrics."""
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from app import __version__
+from app.api.openapi import Responses, problems
+from app.api.routing import StrictRoute
+from app.service.changes.changes import Changes
+from app.service.counters import BOUNDS, Figures, Timing
+
+router = APIRouter(route_class=StrictRoute, tags=["service"])
+
+_RESPONSES: Final[Responses] = {
+    200: {"description": "In the text format of Prometheus, or as OpenMetrics where that is asked for."}
+}
+
+
+class Collector:
+    """All metrics, as of when they are asked for. Labels: names of held maps, and fixed sets."""
+
+    def __init__(self, figures: Figures, changes: Changes) -> None:
+        self._figures = figures
+        self._changes = changes
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for."""
+        registry, figures = self._changes.registry, self._figures
+        info = {"version": __version__, "kernel": registry.kernel.name}
+        yield InfoMetricFamily("jumptable", "The service and what it works on.", value=info)
+        family = CounterMetricFamily(
+            "jumptable_changes", "Changes of entries, by what became of them.", labels=("kind", "outcome")
+        )
+        yield _filled(family, dict(figures.changes))
+        yield _histogram(
+            "jumptable_kernel_call_seconds",
+            "Calls of the kernel.",
+            ("call",),
+            {(k,): t for k, t in figures.kernel.items()},
+        )
+        yield _histogram(
+            "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): figures.journal}
+        )
+        yield _histogram(
+            "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
+            ("operation", "status"), {(name, str(status)): t for (name, status), t in figures.requests.items()},
+        )  # fmt: skip
+        yield from self._maps()
+        unavailable = [held.object is None for held in registry.programs]
+        yield _gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
+        yield _gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
+        yield _gauge(
+            "jumptable_unconfirmed_changes",
+            "Changes that wait to be confirmed.",
+            (),
+            {(): len(self._changes.confirmations)},
+        )
+        yield _gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._changes.feed.readers})
+
+    def _maps(self) -> Iterator[Metric]:
+        maps = list(self._changes.registry.maps)
+        yield _gauge("jumptable_maps", "Held maps.", (), {(): len(maps)})
+        unavailable = sum(held.object is None for held in maps)
+        yield _gauge("jumptable_maps_unavailable", "Those that could not be opened.", (), {(): unavailable})
+        known = {(held.name,): held.recorded for held in maps if held.recorded is not None and held.object is not None}
+        drift = {name: len(recorded.drift) for name, recorded in known.items()}
+        yield _gauge("jumptable_drift_entries", "Entries that are not as recorded, at the last look.", ("map",), drift)
+        used = {name: recorded.used for name, recorded in known.items()}
+        yield _gauge("jumptable_entries_used", "Entries that point to a program, at the last look.", ("map",), used)
+        sizes = {(held.name,): held.object.max_entries for held in maps if held.object is not None}
+        yield _gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
+
+
+def collectors(figures: Figures, changes: Changes) -> CollectorRegistry:
+    """All that /metrics tells: the service's, and the process's."""
+    registry = CollectorRegistry()
+    registry.register(Collector(figures, changes))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+Values = Mapping[Any, float]  # by the labels' values, a tuple of strings
+
+
+def _gauge(name: str, meaning: str, labels: tuple[str, ...], values: Values) -> Metric:
+    return _filled(GaugeMetricFamily(name, meaning, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family
+
+
+def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mapping[Any, Timing]) -> Metric:
+    family = HistogramMetricFamily(name, meaning, labels=labels)
+    for label_values, timing in timings.items():
+        bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
+        counts = list(accumulate(timing.counts))
+        family.add_metric(label_values, list(zip(bounds, counts, strict=True)), timing.total)
+    return family
+
+
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Tell all figures to Prometheus",
+    response_class=PlainTextResponse,
+    responses=_RESPONSES | problems(),
+)
+async def get_metrics(request: Request) -> Response:
+    """Drift and used entries are those of the last look, which comes every `drift_interval` seconds."""
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(request.app.state.metrics), media_type=media_type)

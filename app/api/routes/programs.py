@@ -1,0 +1,167 @@
+"""Held programs: /programs."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.access.rights import Grant
+from app.api import openapi as documented
+from app.api.authorization import grant_of
+from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell
+from app.api.openapi import BODY, KERNEL, answers, no_content, problems
+from app.api.problems import Refused
+from app.api.routing import StrictRoute
+from app.api.schemas import fields
+from app.api.schemas import requests as inputs
+from app.api.schemas import responses as outputs
+from app.service.objects.program import loaded_at
+from app.service.registry.held import HeldProgram
+from app.service.registry.programs import Uses
+from app.service.test_runs import run_program as run_held_program
+
+router = APIRouter(route_class=StrictRoute, tags=["programs"])
+
+
+def _program(held: HeldProgram, uses: Uses, grant: Grant) -> outputs.Program:
+    if held.object is None:
+        return outputs.Program(
+            name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
+            gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
+        )  # fmt: skip
+    info = held.object.info()
+    return outputs.Program(
+        name=held.name,
+        id=info.id,
+        type=held.object.type,
+        tag=info.tag,
+        kernel_name=info.name,
+        loaded_at=loaded_at(info),
+        uid=info.uid,
+        map_ids=list(info.map_ids),
+        gpl=info.gpl,
+        run_count=info.run_count,
+        run_time_ns=info.run_time,
+        state="held",
+        reason=None,
+        used_by=[outputs.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
+    )
+
+
+@router.get(
+    "/programs",
+    operation_id="list_programs",
+    summary="List the held programs",
+    response_model=outputs.Programs,
+    responses=answers(outputs.Programs, "All of them, by name.") | problems(*KERNEL),
+)
+async def list_programs(request: Request) -> Response:
+    """Also those that could not be opened yet."""
+    registry = registry_of(request)
+    uses = await registry.maps.uses()
+    grant = grant_of(request.scope)
+    held = sorted((each for each in registry.programs if grant.has_program(each.name)), key=lambda each: each.name)
+    return outputs.Json(outputs.Programs(programs=[_program(each, uses, grant) for each in held]))
+
+
+@router.get(
+    "/programs/{name}",
+    operation_id="get_program",
+    summary="Tell all of one program",
+    response_model=outputs.Program,
+    responses=answers(outputs.Program, "The program.") | problems("program-unknown", *KERNEL),
+)
+async def get_program(request: Request, name: fields.ProgramName) -> Response:
+    """Its type, its maps, and which entries point to it."""
+    registry = registry_of(request)
+    registry.programs.get(name)
+    uses = await registry.maps.uses()
+    return outputs.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
+
+
+@router.put(
+    "/programs/{name}",
+    operation_id="hold_program",
+    summary="Hold a program under a name",
+    response_model=outputs.Program,
+    responses=answers(outputs.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
+    | answers(outputs.Program, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    | problems(
+        "program-unknown",
+        "name-taken",
+        "not-a-program",
+        "program-not-found",
+        "pin-unusable",
+        "pin-not-allowed",
+        "in-use",
+        "read-only",
+        "journal-unavailable",
+        *KERNEL,
+        *BODY,
+    ),
+)
+async def hold_program(
+    request: Request,
+    name: fields.ProgramName,
+    body: inputs.HoldProgram,
+    dry_run: DryRun = False,
+) -> Response:
+    """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
+    check_holdable(request, body.source(), registry_of(request).programs.find(name))
+    held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
+    try:
+        answer = _program(held, await registry_of(request).maps.uses(), grant_of(request.scope))
+    finally:
+        if dry_run:
+            held.release()
+    if not dry_run:
+        tell(request.scope, program=name, program_id=answer.id)
+    headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
+    return outputs.Json(answer, 201 if is_new else 200, headers)
+
+
+@router.delete(
+    "/programs/{name}",
+    operation_id="release_program",
+    summary="Release a program",
+    status_code=204,
+    responses=no_content("Released.")
+    | problems("program-unknown", "in-use", "read-only", "journal-unavailable", *KERNEL),
+)
+async def release_program(
+    request: Request,
+    name: fields.ProgramName,
+    dry_run: DryRun = False,
+) -> Response:
+    """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
+    await holding_of(request).release_program(name, origin_of(request), dry_run=dry_run)
+    if not dry_run:
+        tell(request.scope, program=name)
+    return Response(status_code=204, headers=headers_of(dry_run=dry_run))
+
+
+@router.post(
+    "/programs/{name}/run",
+    operation_id="run_program",
+    summary="Run a program on a packet",
+    response_model=outputs.Run,
+    responses=answers(outputs.Run, "What came out.")
+    | problems("program-unknown", "program-unavailable", "program-not-runnable", "read-only", *KERNEL, *BODY),
+)
+async def run_program(request: Request, name: fields.ProgramName, body: inputs.RunProgram) -> Response:
+    """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.
+
+    So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
+    """
+    held = registry_of(request).programs.get(name)
+    state = request.app.state
+    result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: state.draining)
+    if result is None:
+        raise Refused("draining", "the service is stopping")
+    return outputs.Json(
+        outputs.Run(
+            returned=result.returned,
+            meaning=result.meaning,
+            duration_ns=result.duration,
+            packet=result.packet.hex(),
+        )
+    )

@@ -1,0 +1,176 @@
+"""A whole table, or several of its entries: PUT and PATCH of /maps/{name}/entries."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import openapi as documented
+from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
+from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.encoding.responses import long_json
+from app.api.openapi import BODY, KERNEL, answers, problems
+from app.api.preconditions import TABLE_PARAMETERS, Conditions, table_etag
+from app.api.problems import Refused
+from app.api.routes.entries import CHANGE, REFERENCE
+from app.api.routing import TableRoute
+from app.api.schemas import fields
+from app.api.schemas import requests as inputs
+from app.api.schemas import responses as outputs
+from app.api.schemas import table_requests as table_inputs
+from app.service.changes.origin import Origin
+from app.service.changes.tables import TablePrecondition, TableResult, Wanted, change_table
+from app.service.registry.programs import ByName
+
+router = APIRouter(route_class=TableRoute, tags=["entries"])
+
+_RESPONSES = (
+    answers(
+        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+    )
+    | problems(
+        "map-unknown",
+        "map-unavailable",
+        *CHANGE,
+        "malformed-header",
+        "precondition-failed",
+        "duplicate-index",
+        "index-out-of-range",
+        *REFERENCE,
+        *BODY,
+        *KERNEL,
+        in_body="index-out-of-range",
+    )
+)  # fmt: skip
+
+
+def _wanted(indexes: Sequence[int], given: Sequence[table_inputs.Given]) -> Wanted:
+    """What the entries of a body are to hold."""
+    try:
+        # Objects cannot be told apart by their hash, so these are names.
+        names = cast("Sequence[str | None]", given)
+        return Wanted.of(indexes, names, lambda name: None if name is None else ByName(name))
+    except TypeError:
+        # Of the same object there is one for all entries that have it.
+        keys = [each if each is None or isinstance(each, str) else id(each) for each in given]
+        objects = dict(zip(keys, given, strict=True))
+        refs = {key: None if each is None else inputs.program_ref(each) for key, each in objects.items()}
+        return Wanted.of(indexes, keys, refs.__getitem__)
+
+
+def _precondition(request: Request) -> TablePrecondition:
+    conditions = Conditions.of(request)
+    boot_id = changes_of(request).registry.kernel.boot_id
+
+    def check(map_id: int, ids: "array[int]") -> None:
+        if conditions.if_match is None and conditions.if_none_match is None:
+            return
+        etag = table_etag(boot_id, map_id, ids)
+        header = conditions.failed(etag)
+        if header is not None:
+            detail = f"{header} does not hold: the table's tag is {etag}"
+            raise Refused("precondition-failed", detail, facts={"current": {"etag": etag}})
+
+    return check
+
+
+def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
+    """The answer to a change of several entries, in parts."""
+    counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
+    if result.fit is not None:
+        yield outputs.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        return
+    applied = outputs.Applied(change=None, **counts).model_dump_json().encode()
+    if result.change is None:
+        yield applied
+        return
+    before, _, after = applied.partition(b"null")
+    part = before
+    for following in change_parts(result.change, ahead):
+        if part is not before:
+            yield part
+            part = b""
+        part += following
+    yield part + after
+
+
+def answer(
+    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesAhead | None = None, **facts: object
+) -> Response:
+    """The whole answer, with `facts` for the audit's line where something was changed."""
+    if result.change is not None:
+        tell(request.scope, change=result.change.id, map=result.change.map, **facts)
+    return long_json(_applied(result, ahead or EntriesAhead()), headers_of(dry_run=dry_run, change=result.change))
+
+
+async def _change(
+    request: Request, name: str, wanted: Wanted, origin: Origin, *, replace: bool, dry_run: bool
+) -> Response:
+    changes, ahead = changes_of(request), EntriesAhead()
+    result = await change_table(
+        changes,
+        changes.registry.maps.get(name),
+        wanted,
+        origin,
+        replace=replace,
+        precondition=_precondition(request),
+        dry_run=dry_run,
+        meanwhile=ahead.make,
+    )
+    return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
+
+
+@router.put(
+    "/maps/{name}/entries",
+    operation_id="replace_entries",
+    summary="Replace the whole table",
+    response_model=outputs.Applied | outputs.DryApplied,
+    responses=_RESPONSES,
+    openapi_extra=TABLE_PARAMETERS,
+)
+async def replace_entries(
+    request: Request,
+    name: fields.MapName,
+    body: table_inputs.ReplaceEntries,
+    note: Note = None,
+    confirm_within: ConfirmWithin = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """Entries that are not listed are cleared. What GET answers can be PUT back.
+
+    Everything that can be known is checked first, then the sets are written in the order listed, then the clears by
+    falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
+    table does not: list callees before the entries that lead to them.
+    """
+    if body.entries is not None:
+        wanted = _wanted(body.entries.indexes, body.entries.programs)
+    else:
+        programs = body.programs or ()
+        wanted = _wanted(range(len(programs)), programs)
+    origin = origin_of(request, note, confirm_within)
+    return await _change(request, name, wanted, origin, replace=True, dry_run=dry_run)
+
+
+@router.patch(
+    "/maps/{name}/entries",
+    operation_id="update_entries",
+    summary="Change several entries",
+    response_model=outputs.Applied | outputs.DryApplied,
+    responses=_RESPONSES,
+    openapi_extra=TABLE_PARAMETERS,
+)
+async def update_entries(
+    request: Request,
+    name: fields.MapName,
+    body: table_inputs.UpdateEntries,
+    note: Note = None,
+    confirm_within: ConfirmWithin = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
+    wanted = _wanted(body.entries.indexes, body.entries.programs)
+    origin = origin_of(request, note, confirm_within)
+    return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)

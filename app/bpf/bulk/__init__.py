@@ -1,0 +1,1 @@
+"""Whole tables, read and written inside the kernel."""

@@ -1,0 +1,246 @@
+"""A kernel in memory: the errnos and the life of program arrays as Linux has them, with no privilege at all.
+
+What it is held to stands in tests/bpf/test_contract.py, which runs on the real kernel too.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import time
+import uuid
+from typing import Final
+
+from app.bpf.bpffs import MemoryFolders
+from app.bpf.bulk.fallback import OneByOne
+from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
+from app.bpf.memory.interpreter import decode, run, sk_buff, xdp_md
+from app.bpf.memory.objects import Map, Program, claim, fail
+from app.bpf.uapi import (
+    BPF_ANY,
+    BPF_F_RDONLY,
+    BPF_F_WRONLY,
+    BPF_F_XDP_HAS_FRAGS,
+    BPF_OBJ_NAME_LEN,
+    ENOTSUPP,
+    MIN_PACKET,
+    Cmd,
+    MapType,
+    ProgType,
+)
+
+# What bpf_obj_name_cpy() takes: ASCII letters and digits, Latin-1 letters, _ and .
+_NAME: Final = re.compile("[A-Za-z0-9_.\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]*")
+_MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bpf_test_init()
+_RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
+
+
+class MemoryKernel(OneByOne, MemoryFolders):
+    """bpf(2) in memory. Thread rule: any method from any thread; one lock guards all."""
+
+    name = "memory"
+    trouble: str | None = None
+
+    def __init__(self) -> None:
+        self.boot_id = str(uuid.uuid4())
+        super().__init__()
+
+    def close(self, fd: int) -> None:
+        """close(2)."""
+        with self._lock:
+            if fd not in self._objects.fds:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._objects.drop(self._objects.fds.pop(fd).object)
+
+    def dup(self, fd: int) -> int:
+        """fcntl(F_DUPFD_CLOEXEC)."""
+        with self._lock:
+            return self._objects.dup(fd)
+
+    def obj_kind(self, fd: int) -> str:
+        """`map` or `prog`."""
+        if fd not in self._objects.fds:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return "map" if isinstance(self._objects.fds[fd].object, Map) else "prog"
+
+    # Maps
+
+    def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
+        """MAP_CREATE of a program array, a hash or an array."""
+        name = name[: BPF_OBJ_NAME_LEN - 1]
+        sizes_are_right = key_size and value_size and (type_ != MapType.PROG_ARRAY or key_size == value_size == 4)
+        if type_ not in set(MapType) or not sizes_are_right or not max_entries or not _NAME.fullmatch(name):
+            fail(Cmd.MAP_CREATE, errno.EINVAL)
+        with self._lock:
+            map_ = Map(type_, next(self._objects.next_id), key_size, value_size, max_entries, name)
+            self._objects.maps[map_.id] = map_
+            return self._objects.open(map_)
+
+    def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
+        """MAP_LOOKUP_ELEM of a program array, or of an array's first value."""
+        with self._lock:
+            map_ = self._objects.map(Cmd.MAP_LOOKUP_ELEM, fd)
+            if map_.type == MapType.ARRAY and index == 0:
+                return int.from_bytes(map_.value[:value_size], "little")
+            if index not in map_.entries:
+                fail(Cmd.MAP_LOOKUP_ELEM, errno.ENOENT)
+            return map_.entries[index].id
+
+    def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """MAP_LOOKUP_ELEM of many."""
+        with self._lock:
+            entries = self._objects.map(Cmd.MAP_LOOKUP_ELEM, fd).entries
+            return [(index, entries[index].id) for index in range(start, stop) if index in entries]
+
+    def _writable(self, cmd: Cmd, fd: int) -> Map:
+        map_ = self._objects.map(cmd, fd)
+        if map_.frozen or not self._objects.fds[fd].writable:
+            fail(cmd, errno.EPERM)
+        if map_.type != MapType.PROG_ARRAY:
+            fail(cmd, ENOTSUPP)
+        return map_
+
+    def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
+        """MAP_UPDATE_ELEM of a program array."""
+        with self._lock:
+            map_ = self._writable(Cmd.MAP_UPDATE_ELEM, fd)
+            if flags != BPF_ANY:
+                fail(Cmd.MAP_UPDATE_ELEM, errno.EINVAL)
+            if index >= map_.max_entries:
+                fail(Cmd.MAP_UPDATE_ELEM, errno.E2BIG)
+            program = self._objects.program(Cmd.MAP_UPDATE_ELEM, value)
+            claim(Cmd.MAP_UPDATE_ELEM, map_, program.fits)
+            old = map_.entries.get(index)
+            map_.entries[index] = program
+            program.users += 1
+            if old is not None:
+                self._objects.drop(old)
+
+    def map_delete(self, fd: int, index: int) -> None:
+        """MAP_DELETE_ELEM of a program array."""
+        with self._lock:
+            map_ = self._writable(Cmd.MAP_DELETE_ELEM, fd)
+            if index >= map_.max_entries:
+                fail(Cmd.MAP_DELETE_ELEM, errno.E2BIG)
+            if index not in map_.entries:
+                fail(Cmd.MAP_DELETE_ELEM, errno.ENOENT)
+            self._objects.drop(map_.entries.pop(index))
+
+    def map_freeze(self, fd: int) -> None:
+        """MAP_FREEZE."""
+        with self._lock:
+            map_ = self._objects.map(Cmd.MAP_FREEZE, fd)
+            if map_.frozen or not self._objects.fds[fd].writable:
+                fail(Cmd.MAP_FREEZE, errno.EPERM)
+            map_.frozen = True
+
+    def map_info(self, fd: int) -> MapInfo:
+        """OBJ_GET_INFO_BY_FD of a map."""
+        if fd not in self._objects.fds:
+            fail(Cmd.OBJ_GET_INFO_BY_FD, errno.EBADFD)
+        map_ = self._objects.map(Cmd.OBJ_GET_INFO_BY_FD, fd)
+        return MapInfo(map_.type, map_.id, map_.key_size, map_.value_size, map_.max_entries, 0, map_.name)
+
+    def map_state(self, fd: int) -> MapState:
+        """The fdinfo of a map; memlock as Linux 6.18 counts it."""
+        if fd not in self._objects.fds:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        map_ = self._objects.map(Cmd.OBJ_GET_INFO_BY_FD, fd)
+        owner = map_.owner
+        return MapState(
+            memlock=312 + 8 * map_.max_entries,
+            frozen=map_.frozen,
+            owner_type=None if owner is None else owner[0],
+            owner_jited=None if owner is None else True,
+        )
+
+    def map_get_fd_by_id(self, id_: int) -> int:
+        """MAP_GET_FD_BY_ID."""
+        with self._lock:
+            return self._objects.open_by_id(Cmd.MAP_GET_FD_BY_ID, self._objects.maps.get(id_))
+
+    # Programs
+
+    def prog_load(
+        self, type_: int, instructions: bytes, name: str = "", *, expected_attach_type: int = 0, flags: int = 0
+    ) -> int:
+        """PROG_LOAD of what `asm` can assemble."""
+        with self._lock:
+            code = decode(instructions, lambda fd: self._objects.map(Cmd.PROG_LOAD, fd))
+            maps = tuple({step.map: None for step in code if step.map is not None})
+            fits = (type_, flags & BPF_F_XDP_HAS_FRAGS, expected_attach_type)
+            for used in maps:
+                if used.type == MapType.PROG_ARRAY:
+                    claim(Cmd.PROG_LOAD, used, fits)
+            program = Program(
+                type=type_,
+                id=next(self._objects.next_id),
+                name=name[: BPF_OBJ_NAME_LEN - 1],
+                tag=hashlib.sha256(instructions).hexdigest()[:16],
+                load_time=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+                code=code,
+                maps=maps,
+                fits=fits,
+            )
+            for used in maps:
+                used.callers += 1
+            self._objects.programs[program.id] = program
+            return self._objects.open(program)
+
+    def prog_info(self, fd: int) -> ProgInfo:
+        """OBJ_GET_INFO_BY_FD of a program."""
+        if fd not in self._objects.fds:
+            fail(Cmd.OBJ_GET_INFO_BY_FD, errno.EBADFD)
+        program = self._objects.program(Cmd.OBJ_GET_INFO_BY_FD, fd)
+        return ProgInfo(
+            type=program.type,
+            id=program.id,
+            tag=program.tag,
+            name=program.name,
+            load_time=program.load_time,
+            uid=os.getuid(),
+            map_ids=tuple(used.id for used in program.maps),
+            gpl=True,
+            run_count=0,
+            run_time=0,
+        )
+
+    def prog_get_fd_by_id(self, id_: int) -> int:
+        """PROG_GET_FD_BY_ID."""
+        with self._lock:
+            return self._objects.open_by_id(Cmd.PROG_GET_FD_BY_ID, self._objects.programs.get(id_))
+
+    def prog_test_run(self, fd: int, packet: bytes, repeat: int = 1) -> TestRun:
+        """PROG_TEST_RUN by the interpreter."""
+        program = self._objects.program(Cmd.PROG_TEST_RUN, fd)
+        if program.type not in _RUNNABLE:
+            fail(Cmd.PROG_TEST_RUN, ENOTSUPP)
+        if len(packet) < MIN_PACKET or (program.type != ProgType.XDP and len(packet) > _MAX_SKB):
+            fail(Cmd.PROG_TEST_RUN, errno.EINVAL)
+        data, returned, began = bytearray(packet), 0, time.perf_counter_ns()
+        for _ in range(repeat):
+            context = xdp_md(data) if program.type == ProgType.XDP else sk_buff(data)
+            returned = run(program.code, context, Map.code_at, lambda map_: map_.value)
+        return TestRun(returned, (time.perf_counter_ns() - began) // repeat, bytes(data))
+
+    # Pins
+
+    def obj_pin(self, fd: int, path: str) -> None:
+        """OBJ_PIN; every folder is taken to exist, and to be in bpffs."""
+        with self._lock:
+            if fd not in self._objects.fds:
+                fail(Cmd.OBJ_PIN, errno.EINVAL)
+            if path in self._objects.pins:
+                fail(Cmd.OBJ_PIN, errno.EEXIST)
+            if "." in path.rsplit("/", 1)[-1]:
+                fail(Cmd.OBJ_PIN, errno.EPERM)
+            self._objects.pin(fd, path)
+
+    def obj_get(self, path: str, flags: int = 0) -> int:
+        """OBJ_GET."""
+        with self._lock:
+            if flags & ~(BPF_F_RDONLY | BPF_F_WRONLY):
+                fail(Cmd.OBJ_GET, errno.EINVAL)
+            if path not in self._objects.pins:
+                fail(Cmd.OBJ_GET, errno.ENOENT)
+            return self._objects.open(self._objects.pins[path], writable=not flags & BPF_F_RDONLY)

@@ -1,0 +1,23 @@
+"""What the commands share: the configuration, or the end."""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from app.server.settings import ConfigurationError, Settings, load
+
+
+def load_or_fail(file: Path) -> Settings:
+    """The configuration, or the end, with status 2."""
+    try:
+        return load(file)
+    except ConfigurationError as error:
+        fail(str(error), 2)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """One line, and the end."""
+    click.echo(f"jumptable: {message}", err=True)
+    sys.exit(status)

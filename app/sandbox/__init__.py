@@ -1,0 +1,1 @@
+"""Capabilities, system call filters and the channel that processes with less rights share."""

@@ -1,0 +1,197 @@
+"""Listening, serving and ending: uvicorn, with its sockets and its end made ours."""
+
+import asyncio
+import codecs
+import contextlib
+import errno
+import gc
+import importlib
+import ipaddress
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app.access.peers import is_loopback
+from app.api.limits import Bounds
+from app.server.connection import Protocol
+from app.server.fast_path import Direct
+from app.server.systemd import Manager
+from app.server.tls import Tls
+
+_GRACE_SECONDS: Final = 10
+_STREAM_SECONDS: Final = 1.0  # for readers of events
+
+log = structlog.get_logger()
+
+
+class ListenError(Exception):
+    """Why the service cannot listen, in one line."""
+
+
+def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
+    """A listening unix socket with this owner and mode 0660 from its first moment; a stale file is replaced.
+
+    -1: the process's own uid or gid. ListenError where it cannot be.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            message = f"{path} is there already and is no socket: remove it, or set another socket"
+            raise ListenError(message)
+        if _answers(path):
+            message = f"{path}: another process is listening there: stop it, or set another socket"
+            raise ListenError(message)
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        umask = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(umask)
+        os.chown(path, uid, gid, follow_symlinks=False)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        message = f"cannot listen on {path}: {error.strerror or error}; make its folder writable, or set another socket"
+        raise ListenError(message) from error
+    return listener
+
+
+def listen_tcp(host: str, port: int, *, only_loopback: bool) -> socket.socket:
+    """A listening TCP socket; `only_loopback`: only where this machine alone can reach it. ListenError."""
+    try:
+        found = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+        address = ipaddress.ip_address(found.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        if only_loopback and not is_loopback(found):
+            told = host if host == found else f"{host} ({found})"
+            message = f"{told} can be reached by others: without authentication only loopback is served"
+            raise ListenError(message)
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        listener = socket.create_server((str(address), port), family=family, backlog=1024)
+    except OSError as error:
+        remedy = "; choose another port" if error.errno == errno.EADDRINUSE else ""
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}{remedy}"
+        raise ListenError(message) from error
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def raise_open_files() -> None:
+    """RLIMIT_NOFILE to its hard limit: every held object and every connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def preload() -> None:
+    """Import what is otherwise imported on the way: later the process may not be allowed to read where it is."""
+    for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "fastapi.telemetry._runtime"):
+        importlib.import_module(module)
+    for encoding in ("ascii", "latin-1", "idna"):
+        codecs.lookup(encoding)
+
+
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    bounds: Bounds | None = None,
+    tls: Tls | None = None,
+    manager: Manager | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return. `manager`: is told."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    Protocol.bounds, Protocol.direct = bounds or Bounds(), Direct(app)
+    # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
+    # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    # A thread that writes a table comes back from the kernel every few ms, and should not wait as long for its turn.
+    sys.setswitchinterval(0.0005)
+    config.load()
+    config.ssl = None if tls is None else tls.context
+    server = _Server(config, app, manager or Manager({}))
+    server.run(sockets=[listener])
+    if not server.started:
+        message = "the service could not start; the log tells why"
+        raise ListenError(message)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Manager) -> None:
+        super().__init__(config)
+        self._app = app
+        self._manager = manager
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._manager.tell("READY=1")
+            if self._manager.interval:
+                self._pat()
+
+    def _pat(self) -> None:
+        """Tell the watchdog that the event loop goes round."""
+        self._manager.tell("WATCHDOG=1")
+        asyncio.get_running_loop().call_later(self._manager.interval, self._pat)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In the place of uvicorn's, which raises the signal again at the end, so that the exit status is not 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+        yield
+
+    def _reopen(self) -> None:
+        try:
+            self._app.state.audit.reopen()
+        except OSError as error:
+            log.warning("the audit file cannot be opened anew; the old one is written on", reason=error.strerror)
+
+    def _end_streams(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.end_stream()
+
+    def _stop(self, number: int) -> None:
+        if self.should_exit:
+            self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
+            return
+        self._app.state.draining = True
+        self._app.state.changes.feed.stop()
+        asyncio.get_running_loop().call_later(_STREAM_SECONDS, self._end_streams)
+        self.should_exit = True
+        self._manager.tell("STOPPING=1")
+        log.info("stopping", signal=signal.Signals(number).name)

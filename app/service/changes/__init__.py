@@ -1,0 +1,1 @@
+"""Every change of entries: planned, checked, written, journalled, published."""

@@ -1,0 +1,1 @@
+"""Where the kernel differs from the journal."""

@@ -1,0 +1,1 @@
+"""One open program array or program, and how it is opened."""

@@ -1,0 +1,196 @@
+"""The program arrays that are held under names."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from app.bpf.kernel import Kernel
+from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
+from app.service.objects.opening import open_array, open_or_make_array
+from app.service.objects.pins import allowed_source
+from app.service.objects.program_array import ProgramArray
+from app.service.registry.held import Before, ById, HeldMap, Made, Pinned, Source, nothing_before
+from app.service.registry.programs import Uses
+
+
+class Maps:
+    """Held program arrays by name; one array has one name. Thread rule: one event loop."""
+
+    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        self._kernel = kernel
+        self._pin_dirs = pin_dirs
+        self._held: dict[str, HeldMap] = {}
+        self._holding = asyncio.Lock()  # whoever holds or releases
+
+    def __iter__(self) -> Iterator[HeldMap]:
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def find(self, name: str) -> HeldMap | None:
+        """The map held under `name`; None: there is none."""
+        return self._held.get(name)
+
+    def get(self, name: str) -> HeldMap:
+        """The map held under `name`. Errors: MapUnknown."""
+        if name not in self._held:
+            raise MapUnknown(name)
+        return self._held[name]
+
+    def add(self, held: HeldMap) -> HeldMap:
+        """Hold it from now on; it may still be unavailable."""
+        self._held[held.name] = held
+        return held
+
+    def adopt(self, name: str, array: ProgramArray) -> HeldMap:
+        """Hold an array that the caller has made."""
+        return self.add(HeldMap(name, Made(), array, created_here=True))
+
+    def open(self, held: HeldMap, *, pin: bool = True) -> None:
+        """Open, or make, what is held; `pin=False`: what is made is not pinned. Errors: as `hold`."""
+        array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
+        self._take(held, array)
+        held.created_here = created
+
+    def _take(self, held: HeldMap, array: ProgramArray) -> None:
+        for other in self._held.values():
+            if other.object is not None and other.object.id == array.id and other.name != held.name:
+                array.close()
+                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}")
+        held.take(array)
+
+    async def hold(
+        self,
+        name: str,
+        source: Source,
+        create_entries: int | None = None,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        before: Before[HeldMap] = nothing_before,
+    ) -> tuple[HeldMap, bool]:
+        """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
+
+        `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `force`: also
+        where the array held so far may be emptied for good; `dry_run`: what comes back is held by nobody, and is to be
+        released once it was looked at; `before`: is called with what was opened, the last that can forbid it. Errors:
+        NameTaken, LastReference, NotAProgramArray, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
+        """
+        fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
+        async with self._holding:
+            held = self._held.get(name)
+            if held is None:
+                self.open(fresh, pin=not dry_run)
+                await self._unless_forbidden(fresh, before)
+                return (fresh if dry_run else self.add(fresh)), True
+            async with held.lock:
+                await self._open_again(held, fresh, force=force, pin=not dry_run)
+                await self._unless_forbidden(fresh, before)
+                if dry_run or fresh.object is None:
+                    return fresh, False
+                held.source, held.create_entries = fresh.source, fresh.create_entries
+                held.created_here = fresh.created_here
+                if held.object is None or held.object.id != fresh.object.id:
+                    held.recorded = None
+                held.take(fresh.object)
+                return held, False
+
+    async def _unless_forbidden(self, fresh: HeldMap, before: Before[HeldMap]) -> None:
+        try:
+            await before(fresh)
+        except BaseException:
+            if fresh.created_here and fresh.pins:
+                self._kernel.unpin(fresh.pins[0])
+            fresh.release()
+            raise
+
+    async def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
+        """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
+        old = held.object
+        if old is None or await held.first() is None:
+            self.open(fresh, pin=pin)
+        else:
+            array = open_array(self._kernel, fresh.source)  # and never make one
+            if array.id != old.id and fresh.source != held.source:
+                array.close()
+                raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
+            if array.id != old.id and not force:
+                # Another array was pinned over the path of ours, which nothing but this service may hold by now.
+                array.close()
+                raise LastReference(held.name, old.id)
+            self._take(fresh, array)
+        if old is not None and fresh.object is not None and fresh.object.id == old.id:
+            fresh.created_here = held.created_here
+
+    async def release(
+        self, name: str, *, force: bool = False, dry_run: bool = False, before: Before[HeldMap] = nothing_before
+    ) -> None:
+        """Let a map go; `before`: the last that can forbid it.
+
+        Errors: MapUnknown; LastReference unless `force`, where that may empty it for good.
+        """
+        async with self._holding, self.get(name).lock:
+            held = self.get(name)
+            if held.object is not None and not force and self.pinned_id(held) != held.object.id:
+                raise LastReference(name, held.object.id)
+            await before(held)
+            if not dry_run:
+                del self._held[name]
+                held.release()
+
+    def pinned_id(self, held: HeldMap) -> int | None:
+        """The id of the array that the map's pin leads to just now; None where there is no pin, or it leads nowhere."""
+        if not isinstance(held.source, Pinned):
+            return None
+        try:
+            with open_array(self._kernel, held.source) as found:
+                return found.id
+        except ServiceError:
+            return None
+
+    def warnings(self, held: HeldMap) -> list[str]:
+        """What may cost the map its entries, or sends changes elsewhere than thought."""
+        if isinstance(held.source, ById):
+            return ["held by id: not pinned, so emptied when the last holder goes, and gone with the boot"]
+        if isinstance(held.source, Made):
+            return ["made by the service and pinned nowhere: gone when the service ends"]
+        if held.object is None:
+            return []
+        found = self.pinned_id(held)
+        if found not in {None, held.object.id}:
+            return [_astray(held, found)]
+        told = []
+        if found is None:
+            told.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
+        if held.create_entries not in {None, held.object.max_entries}:
+            told.append(f"create asks for {held.create_entries} entries, but the array was there, with another number")
+        return told
+
+    def astray(self, held: HeldMap) -> str | None:
+        """The sentence for a map whose pin leads to another array by now, as when its loader was run anew."""
+        found = self.pinned_id(held)
+        return None if held.object is None or found in {None, held.object.id} else _astray(held, found)
+
+    async def uses(self) -> Uses:
+        """Which entries of held maps point to which program."""
+        found: Uses = {}
+        for held in self:
+            with contextlib.suppress(MapUnavailable, MapUnknown):  # or released while others had their turn
+                for index, program_id in enumerate(await held.read()):
+                    if program_id:
+                        found.setdefault(program_id, []).append((held.name, index))
+        return found
+
+    def close(self) -> None:
+        """Let everything go."""
+        for held in self._held.values():
+            held.release()
+        self._held.clear()
+
+
+def _astray(held: HeldMap, found: int | None) -> str:
+    return (
+        f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.opened().id} is held;"
+        " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
+    )

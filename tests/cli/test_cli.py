@@ -1,0 +1,176 @@
+"""The command line: what it says, and its exit status."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import __version__
+from app.bpf.linux import LinuxKernel
+from app.service.objects.opening import make_array
+
+CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
+
+
+def jumptable(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "jumptable.toml"
+    file.write_text(CONFIG.format(tmp_path))
+    return file
+
+
+class TestUsage:
+    def test_version(self) -> None:
+        done = jumptable("--version")
+        assert (done.returncode, done.stdout) == (0, f"jumptable, version {__version__}\n")
+
+    @pytest.mark.parametrize("arguments", [["nope"], ["serve"], ["demo", "--port", "x"], ["demo", "--kernel", "bsd"]])
+    def test_a_slip_is_2_and_no_traceback(self, arguments: list[str]) -> None:
+        done = jumptable(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+    def test_demo_refuses_to_be_reached_from_outside(self) -> None:
+        done = jumptable("demo", "--host", "0.0.0.0")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "jumptable: 0.0.0.0 can be reached by others: without authentication only loopback is served\n"
+        )
+
+
+class TestServe:
+    def test_a_configuration_error_is_one_line_and_2(self, config: Path) -> None:
+        config.write_text(config.read_text() + "prot = 1\n")
+        done = jumptable("serve", "--config", str(config))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"jumptable: {config}: server.prot: there is no such key; there are: ")
+        assert done.stderr.count("\n") == 1
+
+    def test_tcp_is_refused(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'host = "127.0.0.1"\nport = 8080\n')
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 2
+        assert "serving on TCP needs authentication" in done.stderr
+
+    def test_show_config(self, config: Path) -> None:
+        done = jumptable("serve", "--config", str(config), "--show-config")
+        assert done.returncode == 0
+        assert '"kernel": "memory"' in done.stdout
+
+    def test_a_socket_that_cannot_be(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "api.sock").write_text("mine")
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 1
+        assert "is no socket: remove it, or set another socket" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_an_unknown_group(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'socket_group = "no-such-group"\n')
+        done = jumptable("serve", "--config", str(config))
+        assert done.returncode == 1
+        assert "groupadd no-such-group" in done.stderr
+
+
+class TestCheck:
+    def test_all_is_well(self, config: Path, tmp_path: Path) -> None:
+        with config.open("a") as file:
+            file.write(f'[maps.made]\npinned = "{tmp_path}/made"\ncreate = {{ max_entries = 4 }}\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0, done.stdout
+        assert f"ok    map made: is not there yet; serve makes it and pins it at {tmp_path}/made" in done.stdout
+        assert not (tmp_path / "state").exists(), "it changes nothing"
+
+    def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
+        with config.open("a") as file:
+            file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf/keep"\n')
+            file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        for line in (
+            "WRONG server.socket_group: there is no group 'no-such-group'",
+            "WRONG map gone: cannot open the pin '/sys/fs/bpf/gone': ENOENT",
+            "WRONG program gone: there is no program 77",
+        ):
+            assert line in done.stdout
+
+    def test_a_damaged_journal(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/journal.db").write_bytes(b"nonsense" * 1000)
+        for command in ("check", "serve"):
+            done = jumptable(command, "--config", str(config))
+            assert done.returncode == 1
+            assert "move it and its -wal and -shm away" in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+        assert (tmp_path / "state/journal.db").read_bytes() == b"nonsense" * 1000
+
+    @pytest.mark.kernel
+    def test_two_names_for_one_array(self, config: Path, bpffs: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        kernel = LinuxKernel()
+        with make_array(kernel, "table", 8) as array:
+            kernel.obj_pin(array.fd, f"{bpffs}/table")
+        with config.open("a") as file:
+            file.write(f'[maps.a]\npinned = "{bpffs}/table"\ncreate = {{ max_entries = 4 }}\n')
+            file.write(f'[maps.b]\npinned = "{bpffs}/table"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        assert "warn  map a: create asks for 4 entries, but it is there" in done.stdout
+        assert "WRONG map b: is the same array as map a: remove one of the two" in done.stdout
+
+    @pytest.mark.kernel
+    def test_no_bpffs_is_said_so(self, config: Path, tmp_path: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        with config.open("a") as file:
+            file.write(f'[maps.a]\npinned = "{tmp_path}/table"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        assert "no bpffs is mounted there: mount -t bpf" in done.stdout
+        with config.open("a") as file:
+            file.write("create = { max_entries = 4 }\n")
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 1
+        assert "WRONG map a: is not there, and cannot be made: " in done.stdout
+
+    def test_a_user_that_does_not_exist(self, config: Path) -> None:
+        config.write_text(config.read_text() + 'user = "no-such-user"\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0
+        assert "there is no user 'no-such-user'" in done.stdout or "the service stays uid" in done.stdout
+
+    @pytest.mark.kernel
+    def test_on_the_real_kernel(self, config: Path, bpffs: Path) -> None:
+        config.write_text(config.read_text().replace("memory", "linux"))
+        with config.open("a") as file:
+            file.write(f'[maps.made]\npinned = "{bpffs}/made"\ncreate = {{ max_entries = 4 }}\n')
+        done = jumptable("check", "--config", str(config))
+        assert done.returncode == 0, done.stdout
+        assert "rights: keeper: uid 0, CAP_BPF" in done.stdout
+        assert re.search(r"rights: listener: uid [1-9]\d*, no capability", done.stdout)
+        assert not (bpffs / "made").exists()
+
+    def test_over_tcp_it_looks_at_the_port_and_not_at_the_socket(self, config: Path) -> None:
+        text = config.read_text().replace("[server]", '[server]\nhost = "0.0.0.0"\nport = 0')
+        config.write_text(f'{text}[tokens]\n[audit]\nfile = "/nonexistent/audit"\n')
+        done = jumptable("check", "--config", str(config))
+        assert "warn  server.host: 0.0.0.0 port 0: tokens go in plain text: set [tls]" in done.stdout
+        assert "WRONG audit.file: /nonexistent/audit: its folder is missing: install -d -m 0700" in done.stdout
+        assert "server.socket" not in done.stdout
+        assert done.returncode == 1
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
+    def test_a_folder_that_others_use_is_not_given_away(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir(0o755)
+        (tmp_path / "state/passwd").touch()
+        for command in ("check", "serve"):
+            done = jumptable(command, "--config", str(config))
+            assert done.returncode == 1
+            assert "has other things in it (passwd), and would be given to" in done.stdout + done.stderr
+        assert (tmp_path / "state").stat().st_uid == 0

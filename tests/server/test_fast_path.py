@@ -1,0 +1,311 @@
+"""The direct way: what goes it, and that nobody can tell which way a request went."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.access.tokens import Token, TokenFile, Tokens
+from app.api.audit import Audit
+from app.api.authorization import Authentication
+from app.api.limits import Limits
+from app.bpf.uapi import ProgType
+from app.service.registry.registry import Registry
+from app.store.journal import Journal, JournalFailed
+from tests.conftest import application, load
+from tests.over_wire import OverWire, Pipe
+
+pytestmark = pytest.mark.anyio
+ENTRY = "/maps/jump_table/entries/3"
+HEAD = b" HTTP/1.1\r\nHost: jumptable\r\nX-Request-ID: mine\r\n"
+
+
+def put(program: str = "drop", index: int = 3, *more: bytes) -> bytes:
+    body = json.dumps({"program": program}).encode()
+    fields = [b"Content-Type: application/json", b"Content-Length: %d" % len(body), *more]
+    return b"PUT /maps/jump_table/entries/%d%b%b\r\n\r\n%b" % (index, HEAD, b"\r\n".join(fields), body)
+
+
+def get(index: int = 3, *more: bytes) -> bytes:
+    return b"GET /maps/jump_table/entries/%d%b%b\r\n" % (index, HEAD, b"".join(field + b"\r\n" for field in more))
+
+
+DELETE = b"DELETE /maps/jump_table/entries/3" + HEAD + b"\r\n"
+
+# What happens on one connection, one after the other, and how many of it go the direct way.
+PLAIN = [put(), put(), put("pass"), get(), put("tx", 15), get(15), put("count", 0)]
+UNUSUAL = [
+    get(4), get(16), put("drop", 16), put("none"), put("drop", 3, b"If-Match: *"), get(3, b"If-None-Match: *"),
+    put().replace(b"/3 HTTP", b"/3?note=why HTTP"), put().replace(b"/3 HTTP", b"/03 HTTP"),
+    get().replace(b"/3 ", b"/%33 "), get().replace(b"jump_table", b"other"), DELETE,
+    put().replace(b"json", b"xml"), put().replace(b'"drop"', b'"drop" '),
+    put().replace(b'{"program"', b'{"programs"')[:-1] + b" ",
+    get().replace(b"/entries/3", b""), get().replace(b"/maps/jump_table/entries/3", b"/maps/jump_table/entries/"),
+    put().replace(b'{"program": "drop"}', b'{"program": {"name":1}}').replace(b"Length: 19", b"Length: 23"),
+    get(3, b"Content-Length: 0"), get(3, b"Origin: http://elsewhere"), get(3, b"Connection: close"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
+    with application(registry, **options) as app:
+        await app.state.upkeep.start()
+        yield app
+        await app.state.upkeep.finish()
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, wire: OverWire) -> None:
+        self._pipe, self._read = Pipe(), b""
+        self.protocol = wire.connect(self._pipe)
+
+    async def ask(self, *requests: bytes) -> list[bytes]:
+        """The answers to requests that are sent in one go."""
+        self.protocol.data_received(b"".join(requests))
+        return [await self.answer() for _ in requests]
+
+    async def answer(self) -> bytes:
+        """The next one, whole."""
+        async with asyncio.timeout(10):
+            while not (found := _whole(self._read)):
+                more = await self._pipe.read()
+                assert more, self._read
+                self._read += more
+        self._read = self._read[len(found) :]
+        return found
+
+
+def _whole(read: bytes) -> bytes:
+    head, end, body = read.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: ([0-9]+)", head)
+    size = 0 if length is None or head.startswith(b"HTTP/1.1 304") else int(length[1])
+    return read[: len(head) + 4 + size] if end and len(body) >= size else b""
+
+
+def status(answer: bytes) -> int:
+    return int(answer[9:12])
+
+
+async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
+    """What changes, events, metrics and the audit have of it, but for times."""
+    async with httpx.AsyncClient(transport=wire, base_url="http://jumptable") as client:
+        changes = (await client.get("/changes")).json()["changes"]
+        metrics = (await client.get("/metrics")).text
+    counts = re.findall(r"(jumptable_(?:changes_total|request_seconds_count)\{.*)", metrics)
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    for each in (*changes, *lines):
+        del each["at"]
+    events = [(each.event.id, each.event.type) for each in app.state.changes.feed._recent]
+    return [changes, sorted(counts), lines, events]
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+async def test_nobody_can_tell_the_ways_apart(registry: Registry, tmp_path: Path, durability: Any) -> None:
+    both = []
+    for direct in (False, True):
+        file = tmp_path / f"audit{direct}"
+        journal = Journal(tmp_path / f"journal{direct}.db", durability)
+        audit = Audit(file)
+        async with started(registry, journal=journal, audit=audit) as app:
+            for index in (0, 3, 15):
+                array = registry.maps.get("jump_table").opened()
+                if array.get(index) is not None:
+                    array.clear_index(index)
+            wire, answers = OverWire(app, direct=direct), []
+            for request in (*PLAIN, *UNUSUAL):
+                line = Line(wire)
+                answers += await line.ask(request)
+                line.protocol.connection_lost(None)
+            both.append((answers, await told(app, wire, file)))
+            assert wire.direct is None or wire.direct.answered == len(PLAIN)
+        audit.close()
+    for regular, direct_one in zip(both[0][0], both[1][0], strict=True):
+        assert regular == direct_one
+    assert both[0][1] == both[1][1]
+
+
+@pytest.mark.parametrize("request_", UNUSUAL)
+async def test_what_is_unusual_goes_the_regular_way(registry: Registry, request_: bytes) -> None:
+    async with started(registry) as app:
+        wire = OverWire(app)
+        assert wire.direct is not None
+        line = Line(wire)
+        await line.ask(put())
+        assert wire.direct.answered == 1
+        await Line(wire).ask(request_)
+        assert wire.direct.answered == 1
+
+
+class TestTogether:
+    async def test_what_comes_in_one_turn_shares_a_transaction(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            lines, commits = [Line(wire) for _ in range(8)], sum(app.state.figures.journal.counts)
+            answers = await asyncio.gather(*(line.ask(put("drop", index)) for index, line in enumerate(lines)))
+            assert [re.findall(rb"change-id: ([0-9]+)", answer)[0] for [answer] in answers] == [
+                b"%d" % number for number in range(1, 9)
+            ]
+            assert sum(app.state.figures.journal.counts) == commits + 1
+
+    async def test_the_same_entry_twice(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            [[first], [second]] = await asyncio.gather(Line(wire).ask(put("drop")), Line(wire).ask(put("pass")))
+            assert (status(first), status(second)) == (201, 200)
+            [entry] = app.state.changes.get(2).entries
+            assert (entry.before.name, entry.after.name) == ("drop", "pass")
+
+    async def test_where_the_journal_fails_all_is_put_back(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with started(registry) as app:
+            wire, array = OverWire(app), registry.maps.get("jump_table").opened()
+            await Line(wire).ask(put("drop", 1))
+            before = array.ids()
+
+            async def full(*_: object, **__: object) -> None:
+                raise JournalFailed("full")
+
+            monkeypatch.setattr(app.state.changes.journal, "append_all", full)
+            asked = [put("pass", 1), put("tx", 1), put("drop", 2), get(1)]
+            answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
+            assert [status(answer) for [answer] in answers] == [503, 503, 503, 200]
+            assert all(b'"code":"journal-unavailable"' in answer for [answer] in answers[:3])
+            assert array.ids() == before
+            monkeypatch.undo()
+            assert status((await Line(wire).ask(put("pass", 1)))[0]) == 200
+
+    async def test_one_that_the_kernel_refuses_leaves_the_others_as_being_written(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        async with started(registry) as app:
+            wire, held, journal = OverWire(app), registry.maps.get("jump_table"), app.state.changes.journal
+            append, seen = journal.append_all, []
+
+            async def noted(*args: Any, **more: Any) -> None:
+                seen.append(set(held.writing))
+                await append(*args, **more)
+
+            monkeypatch.setattr(journal, "append_all", noted)
+            asked = [put("drop", 1), put("misfit", 2)]
+            answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
+            assert [status(answer) for [answer] in answers] == [201, 422]
+            assert seen == [{1}]
+
+    async def test_behind_a_change_of_the_table(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire, held = OverWire(app), registry.maps.get("jump_table")
+            async with held.lock:
+                line = Line(wire)
+                waits = asyncio.create_task(line.ask(put()))
+                assert status((await Line(wire).ask(get(4)))[0]) == 404
+                assert not waits.done()
+            assert status((await waits)[0]) == 201
+
+    async def test_many_with_power(self, registry: Registry, tmp_path: Path) -> None:
+        async with started(registry, journal=Journal(tmp_path / "journal.db", "power")) as app:
+            wire = OverWire(app)
+            lines, commits = [Line(wire) for _ in range(16)], sum(app.state.figures.journal.counts)
+
+            async def change(index: int, line: Line) -> None:
+                for program in ("drop", "pass") * 10:
+                    assert status((await line.ask(put(program, index)))[0]) in {200, 201}
+
+            await asyncio.gather(*(change(index, line) for index, line in enumerate(lines)))
+            assert app.state.changes.get(320).id == 320
+            assert sum(app.state.figures.journal.counts) <= commits + 80
+
+
+class TestConnection:
+    async def test_in_one_packet(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            answers = await Line(OverWire(app)).ask(put(), get(), DELETE, get(), put("pass"), get())
+            assert [status(answer) for answer in answers] == [201, 200, 204, 404, 201, 200]
+            assert b'"name":"pass"' in answers[5]
+
+    @pytest.mark.parametrize("cut", [1, 40, len(put()) - 19, len(put()) - 5])
+    async def test_in_two(self, registry: Registry, cut: int) -> None:
+        async with started(registry) as app:
+            line = Line(OverWire(app))
+            line.protocol.data_received(put()[:cut])
+            await asyncio.sleep(0)
+            line.protocol.data_received(put()[cut:])
+            assert status(await line.answer()) == 201
+            assert [status(answer) for answer in await line.ask(get())] == [200]
+
+    async def test_who_has_gone_is_not_answered(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            gone = Line(wire)
+            gone.protocol.data_received(put())
+            gone.protocol.connection_lost(None)
+            assert b'"name":"drop"' in (await Line(wire).ask(get()))[0]
+            assert app.state.changes.get(1).actor == "tcp:127.0.0.1"
+
+    async def test_garbage_behind_it(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            line = Line(OverWire(app))
+            line.protocol.data_received(put() + b"\0\r\n\r\n")
+            assert [status(await line.answer()) for _ in range(2)] == [201, 400]
+
+
+class TestRights:
+    @pytest.fixture
+    def tokens(self, tmp_path: Path) -> TokenFile:
+        return TokenFile(tmp_path / "tokens.json")
+
+    @pytest.fixture
+    def bearer(self, tokens: TokenFile) -> Callable[..., bytes]:
+        def made(name: str, role: Any, **bounds: Any) -> bytes:
+            return f"Authorization: Bearer {tokens.add(Token(name, '', role, 0.0, **bounds))}".encode()
+
+        return made
+
+    async def test_they_are_the_same(self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]) -> None:
+        reader, writer = bearer("r", "reader"), bearer("w", "writer", entries=["3"], programs=["drop"])
+        elsewhere, metrics = bearer("e", "writer", maps=["other"]), bearer("m", "metrics")
+        asked = [get(3, reader), put("drop", 3, reader), put("drop", 3, writer), put("drop", 4, writer),
+                 put("pass", 3, writer), get(3, elsewhere), put("drop", 3, elsewhere), get(3, metrics), get(3),
+                 get(3, reader, reader), get(3, b"Authorization: Bearer x")]  # fmt: skip
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            wire = OverWire(app)
+            answers = [(await Line(wire).ask(request))[0] for request in asked]
+            assert [status(each) for each in answers] == [404, 403, 201, 403, 403, 403, 403, 403, 401, 400, 401]
+
+    async def test_revoked_on_a_connection_that_is_used(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
+    ) -> None:
+        secret = bearer("mine", "admin")
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            line = Line(OverWire(app))
+            assert status((await line.ask(put("drop", 3, secret)))[0]) == 201
+            tokens.revoke("mine")
+            assert status((await line.ask(put("pass", 3, secret)))[0]) == 401
+
+    async def test_a_request_counts_once(self, registry: Registry) -> None:
+        async with started(registry, limits=Limits(requests_per_second=0.001, burst=3)) as app:
+            line = Line(OverWire(app))
+            asked = [put(), get(4), put("none"), get()]
+            assert [status((await line.ask(each))[0]) for each in asked] == [201, 404, 422, 429]
+
+    async def test_while_the_service_stops(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            app.state.draining = True
+            [answer] = await Line(OverWire(app)).ask(put())
+            assert status(answer) == 503
+            assert b'"code":"draining"' in answer

@@ -1,0 +1,258 @@
+"""The service as a process, over loopback and over the unix socket: listening, serving, ending."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.server.run import ListenError, listen_tcp, listen_unix
+from tests.api.conftest import assert_problem
+from tests.running import Service, demo, running, serve, write_config
+
+ENTRY = "/maps/jump_table/entries/3"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+@pytest.fixture(scope="module", params=["memory", pytest.param("linux", marks=pytest.mark.kernel)])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with demo("--kernel", request.param) as service:
+        yield service
+
+
+def raw(service: Service, request: bytes) -> bytes:
+    """What comes back for these very bytes, until the server closes."""
+    url = httpx.URL(service.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    return answer
+
+
+class TestOverLoopback:
+    def test_the_round(self, service: Service) -> None:
+        with service.client() as client:
+            assert client.put(ENTRY, json={"program": "drop"}).status_code == 201
+            assert client.get(ENTRY).json()["program"]["name"] == "drop"
+            assert client.put(ENTRY, json={"program": "pass"}).status_code == 200
+            assert client.head(ENTRY).headers["content-length"] == str(len(client.get(ENTRY).content))
+            assert client.delete(ENTRY).status_code == 204
+            assert_problem(client.delete(ENTRY), 404, "entry-empty")
+
+    def test_dots_in_a_path_are_not_followed(self, service: Service) -> None:
+        for path in (b"/maps/../maps", b"/maps/./entries", b"/maps/.", b"/maps/..", b"/maps/%2e%2e/../maps/jump_table"):
+            answer = raw(service, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
+            assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 422")), answer
+
+    def test_a_megabyte_gets_its_answer(self, service: Service) -> None:
+        """The answer must not be lost to a connection that is reset while the client still sends."""
+        with service.client() as client:
+            headers = {"Content-Type": "application/json"}
+            for _ in range(5):
+                assert_problem(client.put(ENTRY, content=b"[" * (1 << 20), headers=headers), 413, "body-too-large")
+
+    def test_a_chunked_body_that_never_ends(self, service: Service) -> None:
+        """Bounded: what comes is thrown away, then answered and closed."""
+        url = httpx.URL(service.url)
+        with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+            connection.sendall(
+                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            answered = threading.Event()
+            sender = threading.Thread(target=_send_chunks, args=(connection, answered))
+            sender.start()
+            answer = connection.recv(65536)
+            answered.set()
+            sender.join(20)
+        assert answer.startswith(b"HTTP/1.1 413 "), answer
+        # Of the body nothing is promised: the connection is reset under a sender who does not stop.
+        assert b"connection: close" in answer
+
+    @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes its 10 s; once is enough
+    def test_a_body_that_stops_coming(self, service: Service) -> None:
+        url = httpx.URL(service.url)
+        with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+            connection.sendall(
+                b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert b"request-timeout" in answer
+
+
+def _send_chunks(connection: socket.socket, answered: threading.Event) -> None:
+    chunk = b"10000\r\n" + b"[" * 0x10000 + b"\r\n"
+    try:
+        for _ in range(1000):
+            if answered.is_set():
+                return
+            connection.sendall(chunk)
+    except OSError:
+        return
+
+
+class TestUnixSocket:
+    def test_serve(self, config: Path, tmp_path: Path) -> None:
+        path = tmp_path / "run/api.sock"
+        with serve(config, path) as service:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+            with service.client() as client:
+                assert client.get("/maps/jump_table").json()["created_here"] is True
+            assert service.stop() == 0
+        assert not path.exists()
+
+    def test_it_is_never_wider_than_0660(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        path = tmp_path / "api.sock"
+        monkeypatch.setattr(os, "chown", lambda *_, **__: seen.append(stat.S_IMODE(path.stat().st_mode)))
+        listen_unix(path, -1, -1).close()
+        assert seen == [0o660]
+
+    def test_a_stale_one_is_replaced_and_a_live_one_is_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "api.sock"
+        listen_unix(path, -1, -1).close()
+        with listen_unix(path, -1, -1), pytest.raises(ListenError, match="another process is listening"):
+            listen_unix(path, -1, -1)
+
+    def test_a_file_in_its_place_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "api.sock").write_text("mine")
+        with pytest.raises(ListenError, match="is no socket"):
+            listen_unix(tmp_path / "api.sock", -1, -1)
+        assert (tmp_path / "api.sock").read_text() == "mine"
+
+    def test_a_state_dir_that_others_may_write_is_refused(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state").chmod(0o777)
+        with running("serve", "--config", str(config)) as service:
+            assert service.process.wait(20) == 1
+            assert "can be written by others, who could forge the journal: chmod 700 it" in service.output()
+
+    def test_one_service_a_state_dir(self, config: Path, tmp_path: Path) -> None:
+        with serve(config, tmp_path / "run/api.sock"):
+            other = tmp_path / "other.toml"
+            other.write_text(config.read_text().replace("api.sock", "other.sock"))
+            with running("serve", "--config", str(other)) as second:
+                second.wait_for("is held by another jumptable")
+                assert second.process.wait(20) == 1
+
+
+class TestLoopback:
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "127.9.9.9"])
+    def test_this_machine(self, host: str) -> None:
+        listen_tcp(host, 0, only_loopback=True).close()
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "8.8.8.8", "::ffff:8.8.8.8", "no.such.host.invalid"])
+    def test_everything_else_is_refused(self, host: str) -> None:
+        with pytest.raises(ListenError):
+            listen_tcp(host, 0, only_loopback=True)
+
+    def test_a_port_in_use(self) -> None:
+        with (
+            listen_tcp("127.0.0.1", 0, only_loopback=True) as first,
+            pytest.raises(ListenError, match="choose another port"),
+        ):
+            listen_tcp("127.0.0.1", first.getsockname()[1], only_loopback=True)
+
+
+class TestEnd:
+    def test_the_demo_leaves_no_file_behind(self, tmp_path: Path) -> None:
+        with demo("--kernel", "memory", env={"TMPDIR": str(tmp_path)}) as service, service.client() as client:
+            client.put(ENTRY, json={"program": "drop"})
+            assert [file.name for file in tmp_path.glob("*/journal.db")] == ["journal.db"]
+            assert service.stop() == 0
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_it_with_0_and_no_traceback(self, number: signal.Signals) -> None:
+        with demo("--kernel", "memory") as service:
+            with service.client() as client:
+                client.get("/maps")  # leaves a connection open
+                assert service.stop(number) == 0
+            assert "Traceback" not in service.output()
+            assert '"stopping"' in service.output()
+
+    def test_what_is_under_way_is_answered(self) -> None:
+        with demo("--kernel", "memory") as service:
+            url = httpx.URL(service.url)
+            with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+                connection.sendall(
+                    b"PUT /maps/jump_table/entries/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: 19\r\nExpect: 100-continue\r\n\r\n"
+                )
+                assert b"100 Continue" in connection.recv(4096)
+                service.process.send_signal(signal.SIGTERM)
+                service.wait_for('"stopping"')
+                connection.sendall(b'{"program": "drop"}')
+                assert connection.recv(65536).startswith(b"HTTP/1.1 201")
+            assert service.process.wait(20) == 0
+
+    def test_a_long_test_run_does_not_keep_it(self) -> None:
+        with demo("--kernel", "memory") as service:
+            url = httpx.URL(service.url)
+            body = json.dumps({"packet": "00" * 14, "repeat": 1_000_000}).encode()
+            with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+                connection.sendall(
+                    b"POST /programs/entry/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                )
+                with service.client() as client:
+                    assert client.delete("/programs/entry?dry_run=true").status_code == 204, "it waits for a slice only"
+                service.process.send_signal(signal.SIGTERM)
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert service.process.wait(5) == 0
+            assert answer.startswith(b"HTTP/1.1 503"), answer
+            assert b'"draining"' in answer
+
+    @pytest.mark.parametrize("command", ["demo", "serve"])
+    def test_a_signal_while_it_still_starts(self, config: Path, command: str) -> None:
+        arguments = ["--kernel", "memory", "--port", "0"] if command == "demo" else ["--config", str(config)]
+        # The signal comes when the imports begin: click is the first that is not the standard library's.
+        early = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Early())
+"""
+        with running(command, *arguments, first=early) as service:
+            assert service.process.wait(20) == 0
+            assert service.output() == ""
+
+
+class TestLog:
+    def test_without_a_reader_it_changes_no_answer_and_no_end(self) -> None:
+        """As when the program that the log was piped to has ended."""
+        blind = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 2); os.close(w)"
+        with demo("--kernel", "memory", first=blind) as service, service.client() as client:
+            assert client.put(ENTRY, json={"program": "drop"}).status_code == 201
+            assert client.delete(ENTRY).status_code == 204
+            assert service.stop() == 0
+
+    def test_json_when_not_on_a_terminal(self) -> None:
+        with demo("--kernel", "memory") as service:
+            with service.client() as client:
+                client.put(ENTRY, json={"program": "drop"}, headers={"X-Request-ID": "seven"})
+            line = json.loads(service.wait_for(r'.*"set_entry".*')[0])
+        assert (line["event"], line["map"], line["index"], line["request_id"]) == (
+            "set_entry",
+            "jump_table",
+            3,
+            "seven",
+        )

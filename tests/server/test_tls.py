@@ -1,0 +1,193 @@
+"""HTTPS, and clients that are known by their certificates."""
+
+import datetime as dt
+import ipaddress
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.running import Service, running
+from tests.system.test_exposed import configured, jumptable
+
+CLIENTS = """
+[tls]
+certificate = "{folder}/server.pem"
+key = "{folder}/server.key"
+client_ca = "{folder}/clients.pem"
+[tls.clients.deploy]
+san = "deploy.example.org"
+role = "writer"
+maps = ["jump_table"]
+[tls.clients.watch]
+san = "watch@example.org"
+role = "reader"
+"""
+
+
+class Files:
+    """A CA for the server, one for clients, and what they have issued."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.server, self.clients = folder, trustme.CA(), trustme.CA()
+        self.clients.cert_pem.write_to_path(folder / "clients.pem")
+        self.renew()
+
+    def renew(self) -> None:
+        """Another certificate for the server."""
+        issued = self.server.issue_cert("127.0.0.1", "localhost")
+        issued.private_key_pem.write_to_path(self.folder / "server.key")
+        issued.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
+
+    def context(self, name: str | None = None, ca: trustme.CA | None = None) -> ssl.SSLContext:
+        """That of a client, with a certificate for this name."""
+        context = ssl.create_default_context()
+        self.server.configure_trust(context)
+        if name is not None:
+            (ca or self.clients).issue_cert(name).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture
+def service(files: Files) -> Iterator[Service]:
+    config = configured(
+        files.folder, CLIENTS.format(folder=files.folder), 'host = "127.0.0.1"\nport = 0\nuser = "root"'
+    )
+    with running("serve", "--config", str(config)) as service:
+        port = service.wait_for(r'"port": ?([0-9]+)')[1]
+        service.url = f"https://127.0.0.1:{port}"
+        yield service
+
+
+def status(service: Service, context: ssl.SSLContext, method: str = "GET", path: str = "/maps") -> int:
+    """What such a client is answered, once the service answers."""
+    while True:
+        try:
+            with httpx.Client(verify=context) as client:
+                return client.request(method, service.url + path).status_code
+        except httpx.ConnectError as error:
+            if "refused" not in str(error):
+                raise
+            assert service.process.poll() is None, "it ended"
+
+
+ENTRY = "/maps/jump_table/entries/3?allow_missing=true"
+
+
+def test_each_has_the_rights_of_its_name(service: Service, files: Files) -> None:
+    deploy, watch = files.context("deploy.example.org"), files.context("watch@example.org")
+    assert status(service, deploy, "DELETE", ENTRY) == 204
+    assert status(service, deploy, "DELETE", "/maps/jump_table") == 403
+    assert status(service, watch) == 200
+    assert status(service, watch, "DELETE", ENTRY) == 403
+    assert status(service, files.context("other.example.org")) == 403, "known, and without any right"
+    assert status(service, files.context()) == 401, "without a certificate"
+    line = service.wait_for(r'.*"outcome": ?"done".*"clear_entry".*')[0]
+    assert "certificate:deploy" in line
+
+
+def test_another_ca_is_not_taken(service: Service, files: Files) -> None:
+    assert status(service, files.context()) == 401
+    with pytest.raises(httpx.HTTPError):
+        status(service, files.context("deploy.example.org", trustme.CA()))
+
+
+def odd(files: Files, *names: x509.GeneralName, days: int = 1) -> ssl.SSLContext:
+    """That of a client whose certificate, of the right CA, has these names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signer = serialization.load_pem_private_key(files.clients.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(files.clients.cert_pem.bytes())
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "deploy.example.org")]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=2))
+        .not_valid_after(now + dt.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = files.folder / "odd.pem"
+    file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
+    context = files.context()
+    context.load_cert_chain(file)
+    return context
+
+
+def test_a_name_counts_only_as_what_it_is(service: Service, files: Files) -> None:
+    name = "deploy.example.org"
+    assert status(service, odd(files, x509.DNSName("other.example.org"), x509.DNSName(name))) == 200, "one of several"
+    for names, expected in {
+        (x509.UniformResourceIdentifier(name),): 401,
+        (x509.RFC822Name(f"{name}@{name}"),): 403,
+        (x509.DNSName("*.example.org"),): 403,
+        (x509.DNSName("watch@example.org"),): 401,
+        (x509.DNSName(f"{name}\0.evil.example"),): 403,
+        (x509.DNSName(f"{name}."),): 403,
+        (x509.DNSName(f" {name}"),): 403,
+        (x509.IPAddress(ipaddress.ip_address("127.0.0.1")),): 401,
+        (x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])),): 401,
+        (x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4")),): 401,
+    }.items():
+        assert status(service, odd(files, *names)) == expected, names
+
+
+def test_one_that_is_over_is_not_taken(service: Service, files: Files) -> None:
+    assert status(service, files.context()) == 401
+    with pytest.raises(httpx.HTTPError):
+        status(service, odd(files, x509.DNSName("deploy.example.org"), days=-1))
+
+
+def test_files_are_loaded_anew(service: Service, files: Files) -> None:
+    def serial() -> int:
+        with httpx.Client(verify=files.context()) as client, client.stream("GET", service.url + "/healthz") as response:
+            certificate = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
+            return int(certificate["serialNumber"], 16)
+
+    assert status(service, files.context("deploy.example.org")) == 200
+    first, old = serial(), files.context("deploy.example.org")
+    (files.folder / "server.pem").write_text("nonsense")
+    time.sleep(1.1)  # it looks once a second
+    assert serial() == first, "what cannot be used is not used"
+    files.renew()
+    files.clients = trustme.CA()
+    files.clients.cert_pem.write_to_path(files.folder / "clients.pem")
+    time.sleep(1.1)
+    assert serial() != first
+    assert status(service, files.context("deploy.example.org")) == 200
+    with pytest.raises(httpx.HTTPError):
+        status(service, old)
+
+
+def test_plain_http_gets_no_answer(service: Service, files: Files) -> None:
+    assert status(service, files.context()) == 401
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(service.url.replace("https", "http"))
+
+
+def test_files_that_cannot_be_used(files: Files) -> None:
+    (files.folder / "server.key").write_text("nonsense")
+    config = configured(files.folder, CLIENTS.format(folder=files.folder), 'host = "127.0.0.1"\nport = 0')
+    for command in ("serve", "check"):
+        done = jumptable(command, "--config", str(config))
+        assert done.returncode == 1
+        assert "name PEM files that belong together" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,36 @@
+"""Which entries are marked, and which wait."""
+
+import random
+from array import array
+
+import pytest
+
+from app.service.changes.plan import Marks, Waits
+
+INDEXES = [array("I", [7, 3, 70_000]), range(5, 9), array("I"), range(0)]
+
+
+class TestMarks:
+    @pytest.mark.parametrize("indexes", INDEXES)
+    def test_those_and_no_others(self, indexes: "array[int] | range") -> None:
+        marks = Marks(indexes)
+        assert list(marks) == sorted(indexes)
+        assert len(marks) == len(indexes)
+        assert all((index in marks) == (index in indexes) for index in (*range(100), 70_000, 70_001, 1 << 32))
+
+
+class TestWaits:
+    def test_as_a_dict_would(self) -> None:
+        waits, told, chosen = Waits(), dict[int, int](), random.Random(1)
+        for change in range(1, 50):
+            free = [index for index in range(200) if index not in told]
+            indexes = array("I", chosen.sample(free, min(len(free), 10)))
+            waits.add(indexes, change)
+            told |= dict.fromkeys(indexes, change)
+            if change % 3 == 0:
+                over = change - chosen.randrange(3)
+                waits.end(range(200), over)
+                told = {index: each for index, each in told.items() if each != over}
+            assert waits == told
+            assert bool(waits) == bool(told)
+            assert [waits.get(index) for index in range(300)] == [told.get(index) for index in range(300)]

@@ -1,0 +1,150 @@
+"""A service in process over pins, with its journal on a tiny disk: for faults in the midst of a change."""
+
+import asyncio
+import ctypes
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.app import create_app
+from app.bpf import asm
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType, ProgType
+from app.service.changes import confirmations
+from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.registry.registry import Registry
+from app.store.journal import Journal
+from tests import private_mounts
+from tests.conftest import tool
+from tests.outside import Bpftool, Script
+
+TABLE = "/maps/table/entries"
+PATCH = {"entries": [{"index": index, "program": name} for index, name in enumerate(("pass", "drop", "tx"))]}
+BEFORE = {0: "drop", 1: "pass"}
+AFTER = {0: "pass", 1: "drop", 2: "tx"}
+MS_RDONLY, MS_REMOUNT = 1, 32
+PROGRAMS = ("drop", "pass", "tx")
+
+
+def mount_disk(folder: Path, flags: int = 0) -> None:
+    """A tmpfs of 1 MiB; with MS_REMOUNT another mode for the one that is there."""
+    private_mounts.enter()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mount(b"none", bytes(folder), b"tmpfs", flags, b"size=1m") == 0
+
+
+def prepare(pins: Path) -> None:
+    """An array with BEFORE in it and its programs, all pinned."""
+    kernel = LinuxKernel()
+    array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 16, "table")
+    kernel.obj_pin(array, str(pins / "table"))
+    for value, name in enumerate(PROGRAMS, 1):
+        fd = kernel.prog_load(ProgType.XDP, asm.returns(value), name)
+        kernel.obj_pin(fd, str(pins / name))
+        if value < 3:
+            kernel.map_update(array, value - 1, fd)
+        kernel.close(fd)
+    kernel.close(array)
+
+
+class Inside:
+    """The application in this process. `now`: the wall clock; `later`: s by which the time since boot is ahead."""
+
+    def __init__(self, pins: Path, disk: Path) -> None:
+        self.pins, self.disk = pins, disk
+        self.now, self.later = 1_800_000_000.0, 0.0
+
+    async def start(self) -> None:
+        self.kernel = LinuxKernel()
+        self.kernel.in_kernel = False  # so that `before_write` comes before each entry
+        self.registry = Registry(self.kernel, [str(self.pins)])
+        self.registry.maps.add(HeldMap("table", Pinned(str(self.pins / "table"))))
+        for name in PROGRAMS:
+            self.registry.programs.add(HeldProgram(name, Pinned(str(self.pins / name))))
+        self.registry.open_unavailable()
+        self.journal = Journal(self.disk / "journal.db")
+        app = create_app(self.registry, self.journal, keep_dir=str(self.pins / "keep"))
+        self.changes, self.upkeep = app.state.changes, app.state.upkeep
+        self.changes._clock = lambda: self.now
+        uptime = self.changes.confirmations.uptime
+        self.changes.confirmations.uptime = lambda: uptime() + self.later
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable")
+        await self.upkeep.start()
+
+    async def stop(self) -> None:
+        await self.client.aclose()
+        await self.upkeep.finish()
+        self.changes.close()
+        self.registry.close()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    def table(self) -> dict[int, str]:
+        """The names of the programs, as the kernel has them."""
+        kernel, found = LinuxKernel(), {}
+        for index, id_ in kernel.map_entries(self.registry.maps.get("table").opened().fd, 0, 16):
+            fd = kernel.prog_get_fd_by_id(id_)
+            found[index] = kernel.prog_info(fd).name
+            kernel.close(fd)
+        return found
+
+    async def drift(self) -> list[int]:
+        return [each["index"] for each in (await self.client.get("/maps/table")).json()["drift"]]
+
+    async def states(self) -> list[tuple[str, str]]:
+        """(kind, state) of every change."""
+        return [(each["kind"], each["state"]) for each in (await self.client.get("/changes")).json()["changes"]]
+
+    def kept(self) -> list[Path]:
+        return list((self.pins / "keep").glob("*"))
+
+    def before_write(self, number: int, do: Callable[[], object]) -> None:
+        """Do this right before the n-th set of an entry from now on."""
+        update, left, array = self.kernel.map_update, number, self.registry.maps.get("table").opened().fd
+
+        def writing(fd: int, index: int, value: int, flags: int = 0) -> None:
+            nonlocal left
+            left -= fd == array  # and not the scratch array on which it is tried first
+            if left == 0 and fd == array:
+                do()
+            update(fd, index, value, flags)
+
+        self.kernel.map_update = writing  # type: ignore[method-assign]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for it to be so; at the most a few seconds."""
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB that only this test sees."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount_disk(folder)
+    yield folder
+    private_mounts.unmount(folder)
+
+
+@pytest.fixture
+async def inside(bpffs: Path, disk: Path, anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Inside]:
+    monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.02)
+    prepare(bpffs)
+    inside = Inside(bpffs, disk)
+    await inside.start()
+    yield inside
+    await inside.stop()
+
+
+@pytest.fixture(params=[Script, *([Bpftool] if tool("bpftool") else [])])
+def outside(request: pytest.FixtureRequest) -> Script | Bpftool:
+    """Somebody else's tool."""
+    made: Script | Bpftool = request.param()
+    return made

@@ -1,0 +1,191 @@
+"""Services that start in tens of ms, by fork from a process that has imported them, and die where they are told to.
+
+A fuse burns one point before and one after each write: of the kernel, of a pin, of the journal. It is lit by the note
+of a change, `VERB N`, when that verb begins (the kind of a change, or confirm), or by `kill_at` at the start; at the
+N-th point the process kills itself.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from app.bpf.linux import LinuxKernel
+from app.cli import main as commands
+from app.server.systemd import Manager
+from app.service.changes.changes import Changes
+from app.service.changes.confirmations import Confirmations
+from app.store.journal import Journal
+
+_SECONDS = 60.0
+
+
+class Nursery:
+    """The process that forks services, one at a time. It sees what was mounted before it was made."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", "from tests.system.nursery import main; main()"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, config: Path, log: Path, *, kill_at: int = 0, later: float = 0.0) -> tuple[int, int | None]:
+        """Start `serve`, and wait until it answers: (pid, None), or until it has ended: (pid, wait status).
+
+        `later`: seconds by which its time since boot is ahead.
+        """
+        pid, status = self._ask({"config": str(config), "log": str(log), "kill_at": kill_at, "later": later})
+        return pid, status
+
+    def wait(self) -> int:
+        """Wait for the end of the service: its wait status."""
+        status: int = self._ask(None)
+        return status
+
+    def _ask(self, request: object) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(request)}\n")
+        self._process.stdin.flush()
+        assert select.select([self._process.stdout], [], [], _SECONDS)[0], "the service neither answers nor ends"
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it, and a service that runs."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            assert self._process.wait(_SECONDS) == 0
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+
+def main() -> None:
+    """The nursery: one line of JSON a request, one an answer, until there are no more."""
+    child = 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request is None:
+            answer: object = os.waitpid(child, 0)[1]
+            child = 0
+        else:
+            child, is_ready = _fork(request)
+            answer = child, None
+            if not is_ready:
+                answer = os.waitpid(child, 0)
+                child = 0
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
+    if child:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _fork(request: dict[str, Any]) -> tuple[int, bool]:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(read)
+            _serve(write, **request)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read, "rb") as ready:  # noqa: PTH123 - an fd
+        return pid, ready.read(1) == b"R"
+
+
+def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> None:
+    for fd, (path, flags) in enumerate(
+        [(os.devnull, os.O_RDONLY), *[(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)] * 2]
+    ):
+        opened = os.open(path, flags, 0o600)
+        os.dup2(opened, fd)
+        os.close(opened)
+    _lay(Fuse(kill_at), later)
+    told = Ready()
+    told.fd = ready
+    vars(commands)["Manager"] = lambda: told
+    commands.cli(["serve", "--config", config], prog_name="jumptable")
+
+
+class Ready(Manager):
+    """Is told in systemd's place. `fd`: where to pass it on."""
+
+    fd = -1
+
+    def tell(self, state: str) -> None:
+        if state == "READY=1":
+            os.write(self.fd, b"R")
+            os.close(self.fd)
+
+
+class Fuse:
+    """So many points are left until the process kills itself; 0: it is not lit."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def light(self, note: str | None, verb: str) -> None:
+        """Light it where the note says so."""
+        words = (note or "").split()
+        if len(words) == 2 and words[0] == verb:
+            self._left = int(words[1])
+
+    def burn(self) -> None:
+        """One point."""
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _lay(fuse: Fuse, later: float) -> None:
+    LinuxKernel.in_kernel = False  # so that there is a point before and after each entry
+    for owner, name in (
+        (LinuxKernel, "map_update"),
+        (LinuxKernel, "map_delete"),
+        (LinuxKernel, "obj_pin"),
+        (LinuxKernel, "unpin"),
+        (Journal, "_commit"),
+    ):
+        setattr(owner, name, _burning(getattr(owner, name), fuse))
+    begin, confirm, init = Changes.begin, Confirmations.confirm, Confirmations.__init__
+
+    def lit_begin(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
+        fuse.light(origin.note, kind)
+        return begin(changes, held, kind, steps, origin, *more)
+
+    def lit_confirm(confirmations: Confirmations, change: Any) -> Any:
+        fuse.light(change.note, "confirm")
+        return confirm(confirmations, change)
+
+    def later_init(confirmations: Confirmations, *args: Any) -> None:
+        init(confirmations, *args)
+        uptime = confirmations.uptime
+        confirmations.uptime = lambda: uptime() + later
+
+    laid: list[tuple[type, str, Callable[..., Any]]] = [
+        (Changes, "begin", lit_begin),
+        (Confirmations, "confirm", lit_confirm),
+        (Confirmations, "__init__", later_init),
+    ]
+    for changed, name, new in laid:
+        setattr(changed, name, new)
+
+
+def _burning(do: Callable[..., Any], fuse: Fuse) -> Callable[..., Any]:
+    @wraps(do)
+    def burning(*args: Any, **kwargs: Any) -> Any:
+        fuse.burn()
+        result = do(*args, **kwargs)
+        fuse.burn()
+        return result
+
+    return burning

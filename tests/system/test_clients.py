@@ -1,0 +1,177 @@
+"""The same round by a generated client, by curl and by httpx, over loopback and over the unix socket."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import pytest
+
+from app.bpf.memory.kernel import MemoryKernel
+from app.service.registry.registry import Registry
+from tests.conftest import application, tool
+from tests.running import Service, demo, serve, write_config
+
+
+class Client(Protocol):
+    """The status, and the program's name or the problem's code."""
+
+    def put(self, index: int, program: str) -> tuple[int, str]: ...
+
+    def get(self, index: int) -> tuple[int, str]: ...
+
+    def delete(self, index: int) -> tuple[int, str]: ...
+
+
+def _told(body: dict[str, Any]) -> str:
+    return str(body["code"] if "code" in body else body["program"]["name"])
+
+
+class Httpx:
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.client = service.client()
+
+    def _ask(self, method: str, index: int, **more: Any) -> tuple[int, str]:
+        response = self.client.request(method, f"/maps/jump_table/entries/{index}", **more)
+        return response.status_code, _told(response.json()) if response.content else ""
+
+    def put(self, index: int, program: str) -> tuple[int, str]:
+        return self._ask("PUT", index, json={"program": program})
+
+    def get(self, index: int) -> tuple[int, str]:
+        return self._ask("GET", index)
+
+    def delete(self, index: int) -> tuple[int, str]:
+        return self._ask("DELETE", index)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class Curl:
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service = service
+
+    def _ask(self, method: str, index: int, *more: str) -> tuple[int, str]:
+        url = f"{self.service.url}/maps/jump_table/entries/{index}"
+        command = [*self.service.curl(), "-w", "%{http_code}", "-X", method, *more, url]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        body, status = output[:-3], int(output[-3:])
+        assert not body or body.endswith("\n")
+        return status, _told(json.loads(body)) if body else ""
+
+    def put(self, index: int, program: str) -> tuple[int, str]:
+        return self._ask("PUT", index, "-H", "Content-Type: application/json", "-d", json.dumps({"program": program}))
+
+    def get(self, index: int) -> tuple[int, str]:
+        return self._ask("GET", index)
+
+    def delete(self, index: int) -> tuple[int, str]:
+        return self._ask("DELETE", index)
+
+    def close(self) -> None:
+        pass
+
+
+class Generated:
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.package = importlib.import_module("jumptable_client")
+        self.models = importlib.import_module("jumptable_client.models")
+        transport = None if service.socket is None else httpx.HTTPTransport(uds=str(service.socket))
+        self.client = self.package.Client(base_url=service.url, httpx_args={"transport": transport})
+
+    def _ask(self, operation: str, index: int, **more: Any) -> tuple[int, str]:
+        module = importlib.import_module(f"jumptable_client.api.entries.{operation}")
+        response = module.sync_detailed("jump_table", index, client=self.client, **more)
+        parsed = response.parsed
+        if parsed is None:
+            return int(response.status_code), ""
+        is_problem = isinstance(parsed, self.models.Problem)
+        return int(response.status_code), parsed.code if is_problem else parsed.program.name
+
+    def put(self, index: int, program: str) -> tuple[int, str]:
+        return self._ask("set_entry", index, body=self.models.SetEntry(program=program))
+
+    def get(self, index: int) -> tuple[int, str]:
+        return self._ask("get_entry", index)
+
+    def delete(self, index: int) -> tuple[int, str]:
+        return self._ask("clear_entry", index)
+
+    def close(self) -> None:
+        self.client.get_httpx_client().close()
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The client that openapi-python-client makes of the document, with no hand work and no warning."""
+    folder = tmp_path_factory.mktemp("client")
+    document = folder / "openapi.json"
+    with application(Registry(MemoryKernel())) as app:
+        document.write_text(json.dumps(app.openapi()))
+    config = folder / "config.json"
+    config.write_text('{"post_hooks": []}')  # no formatting: the formatter need not be on the PATH
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", str(document),
+               "--config", str(config), "--meta", "none", "--output-path", str(folder / "jumptable_client"),
+               "--fail-on-warning"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def over_loopback() -> Iterator[Service]:
+    with demo("--kernel", "memory") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def over_unix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("serve")
+    with serve(write_config(folder), folder / "run/api.sock") as service:
+        yield service
+
+
+@pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
+def test_the_round(kind: Any, over_loopback: Service, generated: Path) -> None:
+    client: Any = kind(over_loopback, generated)
+    assert client.put(3, "drop") == (201, "drop")
+    assert client.get(3) == (200, "drop")
+    assert client.put(3, "pass") == (200, "pass")
+    assert client.delete(3) == (204, "")
+    assert client.delete(3) == (404, "entry-empty")
+    assert client.put(3, "nope") == (422, "program-not-found")
+    assert client.put(16, "drop") == (404, "index-out-of-range")
+    client.close()
+
+
+@pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
+def test_the_unix_socket(kind: Any, over_unix: Service, generated: Path) -> None:
+    client: Any = kind(over_unix, generated)
+    assert client.get(3) == (404, "entry-empty")
+    assert client.put(3, "nope") == (422, "program-not-found")
+    client.close()
+
+
+def test_what_the_generated_client_is_given_is_typed(over_loopback: Service, generated: Path) -> None:
+    models = importlib.import_module("jumptable_client.models")
+    client: Any = Generated(over_loopback, generated)
+    client.put(5, "drop")
+    got = importlib.import_module("jumptable_client.api.entries.get_entry").sync("jump_table", 5, client=client.client)
+    assert isinstance(got, models.Entry)
+    assert isinstance(got.program, models.EntryProgram)
+    assert got.program.loaded_at.year >= 2026
+    again = importlib.import_module("jumptable_client.api.entries.set_entry").sync(
+        "jump_table", 6, client=client.client, body=models.SetEntry(program=got.program)
+    )
+    assert again.program == got.program, "what was answered can be sent back as it is"
+    client.delete(6)
+    page = importlib.import_module("jumptable_client.api.entries.list_entries").sync("jump_table", client=client.client)
+    assert [entry.index for entry in page.entries] == [5]
+    client.close()

@@ -1,0 +1,125 @@
+"""What deploy/ ships agrees with the service that it is for."""
+
+import json
+import os
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from app.access.tokens import TokenFile
+from app.bpf.uapi import Cmd
+from app.keeper.process import KEPT
+from app.server.settings import Settings, load
+
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+def test_the_seccomp_profile_allows_the_bpf_commands_that_are_used_and_no_other() -> None:
+    profile = json.loads((DEPLOY / "seccomp.json").read_text())
+    rules = [rule for rule in profile["syscalls"] if "bpf" in rule["names"]]
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert {rule["action"] for rule in rules} == {"SCMP_ACT_ALLOW"}
+    assert {argument["value"] for rule in rules for argument in rule["args"]} == set(Cmd)
+
+
+def test_the_sample_configuration_is_the_defaults() -> None:
+    assert load(DEPLOY / "jumptable.toml") == Settings()
+
+
+def test_the_unit_and_the_compose_file_give_what_the_service_keeps_and_what_the_start_needs() -> None:
+    wanted = {*KEPT, "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"}
+    unit = re.search(r"^CapabilityBoundingSet=(.*)$", (DEPLOY / "jumptable.service").read_text(), re.MULTILINE)
+    assert unit is not None
+    assert set(unit[1].split()) == wanted
+    block = (DEPLOY / "compose.yaml").read_text().split("cap_add:")[1].split("security_opt:")[0]
+    assert {f"CAP_{name}" for name in re.findall(r"^ +- ([A-Z_]+)", block, re.MULTILINE)} == wanted
+
+
+def test_the_pods_have_the_capabilities_of_the_compose_file_and_its_seccomp_profile() -> None:
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    added = re.search(r"^ +add: \[(.*)\]$", text, re.MULTILINE)
+    assert added is not None
+    assert {f"CAP_{name}" for name in added[1].split(", ")} == {*KEPT, "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"}
+    for line in (
+        "drop: [ALL]",
+        "privileged: false",
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+        "type: Localhost",
+        "mountPropagation: HostToContainer",
+    ):
+        assert re.search(rf"^ +{re.escape(line)}$", text, re.MULTILINE), line
+
+
+def test_the_pods_configuration_is_one_and_its_files_are_in_their_volumes() -> None:
+    settings = load(DEPLOY / "kubernetes" / "jumptable.toml")
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    mounted = set(re.findall(r"^ +mountPath: (.*)$", text, re.MULTILINE))
+    assert {str(settings.server.socket.parent), str(settings.server.state_dir)} <= mounted
+    assert {str(settings.token_file().parent), *map(str, settings.server.pin_dirs)} <= mounted
+    assert TokenFile(DEPLOY / "kubernetes" / "tokens.json").read() == {}
+
+
+def test_the_liveness_probe_is_the_health_check_of_the_image() -> None:
+    check = re.search(r"^    CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
+    probe = re.search(r"livenessProbe:.*?- \|\n(.*?)\n +initialDelaySeconds", text, re.DOTALL)
+    assert check is not None
+    assert probe is not None
+    wanted = json.loads(check[1])[-1].replace("\r\n", r"\r\n")
+    assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
+
+
+@pytest.mark.parametrize("name", ["try-containers", "try-kubernetes"])
+def test_the_scripts_can_be_run(name: str) -> None:
+    assert os.access(DEPLOY / name, os.X_OK)
+    assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", text, re.MULTILINE)
+
+
+def _values(unit: str, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", (DEPLOY / unit).read_text(), re.MULTILINE)
+
+
+def test_the_socket_is_where_the_service_would_listen_itself_and_is_not_open_to_others() -> None:
+    assert _values("jumptable.socket", "ListenStream") == [str(Settings().server.socket)]
+    [mode] = _values("jumptable.socket", "SocketMode")
+    assert int(mode, 8) & 0o007 == 0
+    # Else the end of the service takes the socket's folder away.
+    assert _values("jumptable.service", "RuntimeDirectoryPreserve") == ["yes"]
+
+
+def test_the_unit_leaves_writable_what_the_service_writes() -> None:
+    settings = Settings().server
+    assert _values("jumptable.service", "ReadWritePaths") == [f"-{settings.state_dir}"]
+    assert _values("jumptable.service", "BindPaths") == [str(folder) for folder in settings.pin_dirs]
+    # It would give the state back to root at each start.
+    assert _values("jumptable.service", "StateDirectory") == []
+
+
+def test_the_unit_has_the_watchdog_and_signals_the_listener_alone() -> None:
+    assert _values("jumptable.service", "Type") == ["notify"]
+    assert _values("jumptable.service", "WatchdogSec") == ["30"]
+    assert _values("jumptable.service", "KillMode") == ["mixed"]
+    assert _values("jumptable.service", "RestartPreventExitStatus") == ["2"]
+
+
+def test_the_script_that_tries_the_units_can_be_run() -> None:
+    script = DEPLOY / "try-systemd"
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert script.read_text().startswith("#!/bin/bash\n")
+
+
+def test_the_tests_that_the_threats_name_are_there() -> None:
+    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []

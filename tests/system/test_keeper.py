@@ -1,0 +1,369 @@
+"""The keeper, asked as an attacker would who has taken over the process that listens."""
+
+import array
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, EXDEV
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.access.tokens import Token, TokenFile
+from app.bpf import asm
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType, ProgType
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, Duties, Op, receive, send
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def linux() -> LinuxKernel:
+    return LinuxKernel()
+
+
+@pytest.fixture
+def pins(bpffs: Path, linux: LinuxKernel) -> Path:
+    """`table`, `drop`, and `hash`, which is no program array."""
+    for name, type_, value_size in (("table", MapType.PROG_ARRAY, 4), ("hash", MapType.HASH, 8)):
+        fd = linux.map_create(type_, 4, value_size, 8, name)
+        linux.obj_pin(fd, str(bpffs / name))
+        linux.close(fd)
+    fd = linux.prog_load(ProgType.XDP, asm.returns(1), "drop")
+    linux.obj_pin(fd, str(bpffs / "drop"))
+    linux.close(fd)
+    (bpffs / "ours").mkdir()
+    for name in ("table", "hash", "drop"):
+        (bpffs / name).rename(bpffs / "ours" / name)
+    return bpffs / "ours"
+
+
+@pytest.fixture
+def duties(pins: Path, tmp_path: Path) -> Duties:
+    (tmp_path / "key").write_text("secret")
+    return Duties(
+        pin_dirs=[str(pins)],
+        pins=[str(pins.parent / "elsewhere")],
+        keep_dir=str(pins / "keep"),
+        owner=[NOBODY, NOBODY],
+        reads=[str(tmp_path / "key")],
+        audit=str(tmp_path / "audit"),
+        tokens=str(tmp_path / "tokens.json"),
+    )
+
+
+@pytest.fixture
+def keeper(duties: Duties) -> Iterator[KeeperClient]:
+    client = KeeperClient(duties)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def kernel(keeper: KeeperClient, duties: Duties) -> KeptKernel:
+    return KeptKernel(keeper, duties.keep_dir)
+
+
+def errno_of(do: Callable[..., object], *arguments: object) -> int:
+    try:
+        do(*arguments)
+    except OSError as error:
+        return error.errno or 0
+    pytest.fail("it was done")
+
+
+class TestPins:
+    def test_arrays_and_programs_below_pin_dirs_are_opened(self, kernel: KeptKernel, pins: Path) -> None:
+        with_array, with_program = kernel.obj_get(f"{pins}/table"), kernel.obj_get(f"{pins}/drop")
+        assert (kernel.map_info(with_array).name, kernel.prog_info(with_program).name) == ("table", "drop")
+        kernel.map_update(with_array, 3, with_program)
+        assert kernel.map_lookup(with_array, 3) == kernel.prog_info(with_program).id
+        kernel.close(with_array)
+        kernel.close(with_program)
+
+    def test_ten_thousand_of_them(self, pins: Path) -> None:
+        many = [str(pins.parent / f"a-program-with-a-name-of-some-length-{number}") for number in range(10_000)]
+        keeper = KeeperClient(Duties(pins=many))
+        kernel = KeptKernel(keeper, None)
+        (pins / "drop").rename(many[-1])
+        kernel.close(kernel.obj_get(many[-1]))
+        assert errno_of(kernel.obj_get, f"{pins}/table") == EXDEV
+        keeper.close()
+
+    def test_which_they_are_it_is_told_once(self, keeper: KeeperClient) -> None:
+        links = {int(each.name): str(each.readlink()) for each in Path(f"/proc/{keeper.pid}/fd").iterdir()}
+        heard = [link for fd, link in links.items() if fd > 2 and link.startswith(("socket:", "pipe:"))]
+        assert len(heard) == 1, "what it is asked; nothing is left of what it was told"
+
+    def test_of_anything_else_it_only_tells_what_it_is(self, kernel: KeptKernel, pins: Path) -> None:
+        fd = kernel.obj_get(f"{pins}/hash")
+        info = kernel.map_info(fd)
+        assert (kernel.obj_kind(fd), info.type, info.value_size) == ("map", MapType.HASH, 8)
+        assert errno_of(lambda: kernel.map_lookup(fd, 0, 8)) == EINVAL, "it is no map's fd"
+        by_id = kernel.map_get_fd_by_id(info.id)
+        assert (kernel.map_info(by_id), by_id == fd) == (info, False)
+        kernel.close(fd)
+        kernel.close(by_id)
+
+    def test_elsewhere_nothing_is_opened_nor_told(self, kernel: KeptKernel, pins: Path) -> None:
+        outside = pins.parent
+        (pins / "table").rename(outside / "table")
+        (pins / "link").symlink_to(outside / "table")
+        (pins / "way").symlink_to(outside)
+        for path in ("link", "way/table", "way/none"):
+            assert errno_of(kernel.obj_get, f"{pins}/{path}") in {EXDEV, ENOENT}
+        for path in ("", f"{outside}/table", f"{outside}/none", "/etc/passwd", f"{pins}x/table", str(pins)):
+            assert errno_of(kernel.obj_get, path) == EXDEV
+        for path in ("table", f"{pins}/../table", f"{pins}//table", f"{pins}/./table", f"{pins}/\0"):
+            assert errno_of(kernel.obj_get, path) == EINVAL
+
+    def test_what_the_configuration_names_is_opened_wherever_it_is(self, kernel: KeptKernel, pins: Path) -> None:
+        (pins / "table").rename(pins.parent / "elsewhere")
+        kernel.close(kernel.obj_get(str(pins.parent / "elsewhere")))
+
+    def test_arrays_are_made_and_pinned_and_unpinned(self, kernel: KeptKernel, pins: Path) -> None:
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
+        kernel.check_pin(f"{pins}/made")
+        kernel.obj_pin(fd, f"{pins}/made")
+        assert errno_of(lambda: kernel.obj_pin(fd, f"{pins}/made")) == EEXIST
+        kernel.unpin(f"{pins}/made")
+        assert not (pins / "made").exists()
+        kernel.close(fd)
+
+    def test_what_others_have_pinned_stays(self, kernel: KeptKernel, pins: Path) -> None:
+        assert errno_of(lambda: kernel.unpin(f"{pins}/table")) == EPERM
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
+        kernel.obj_pin(fd, f"{pins}/made")
+        kernel.close(fd)
+        (pins / "made").unlink()
+        (pins / "table").rename(pins / "made")
+        assert errno_of(lambda: kernel.unpin(f"{pins}/made")) == EPERM, "it is another by now"
+        assert (pins / "made").exists()
+
+    def test_only_arrays_are_pinned_and_only_below(self, kernel: KeptKernel, pins: Path, linux: LinuxKernel) -> None:
+        array_, hash_ = kernel.obj_get(f"{pins}/table"), linux.obj_get(f"{pins}/hash")
+        (pins / "way").symlink_to(pins.parent)
+        for path in (f"{pins.parent}/new", f"{pins}/way/new"):
+            assert errno_of(kernel.obj_pin, array_, path) == EXDEV
+            assert errno_of(kernel.check_pin, path) == EXDEV
+        for fd in (hash_, 0):
+            assert errno_of(kernel.obj_pin, fd, f"{pins}/new") == EINVAL
+        assert not (pins / "new").exists()
+        kernel.close(array_)
+        linux.close(hash_)
+
+    @pytest.mark.parametrize("entries", [0, (1 << 20) + 1, (1 << 32) - 1])
+    def test_arrays_have_a_bound(self, kernel: KeptKernel, entries: int) -> None:
+        assert errno_of(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, entries)) == EINVAL
+
+
+class TestTablePrograms:
+    def test_are_passed_on_to_who_may_do_nothing(self, duties: Duties, pins: Path) -> None:
+        """They write and read tables for a process without any capability, under its filter of system calls."""
+        code = f"""
+import errno
+from array import array
+from app.bpf import asm
+from app.bpf.bulk import programs as in_kernel
+from app.sandbox.seccomp import confine
+from app.sandbox.capabilities import become, effective, keep_only
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.messages import Duties
+keeper = KeeperClient(Duties.load({duties.dump()!r}))
+kernel = KeptKernel(keeper, None)
+table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
+programs = kernel.table_programs()
+become({NOBODY}, {NOBODY})
+keep_only([])
+confine()
+assert effective() == [] and None not in programs
+assert kernel.table_programs() == programs
+ids = [0, kernel.prog_info(drop).id, kernel.prog_info(drop).id, 0]
+assert in_kernel.write(programs.writer, table, array("I", [1, 2, 3]), array("i", [drop, drop, -1])) == (3, 0)
+assert list(in_kernel.read(kernel, programs.reader, table, 0, 4)) == ids
+assert list(kernel.map_ids(table, 0, 4)) == ids
+assert kernel.map_write(table, array("I", [1, 2]), array("i", [-1, 999])) == (1, errno.EBADF)
+for load in (in_kernel.load_writer, in_kernel.load_reader):
+    try:
+        load(kernel)
+    except OSError as error:
+        assert error.errno in {{errno.EPERM, errno.EINVAL}}
+    else:
+        raise AssertionError("it was loaded")
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_are_loaded_once(self, keeper: KeeperClient, kernel: KeptKernel) -> None:
+        programs = kernel.table_programs()
+        assert None not in programs
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL, "what it passed on is closed by then"
+        before, ids = _fds(keeper.pid), [kernel.prog_info(fd or -1).id for fd in programs]
+        for number in (0, 1, 1, 0):
+            fd = keeper.open(Op.TABLE_PROGRAM, number)
+            assert kernel.prog_info(fd).id == ids[number]
+            os.close(fd)
+        for number, text in ((2, ""), (1 << 31, ""), (0, "x")):
+            assert errno_of(keeper.ask, Op.TABLE_PROGRAM, number, text) == EINVAL
+        assert _fds(keeper.pid) == before
+
+    def test_where_there_are_none_it_goes_on_one_by_one(self, duties: Duties, pins: Path) -> None:
+        """A keeper with CAP_BPF alone, as where all is pinned."""
+        code = f"""
+from array import array
+from app.sandbox.capabilities import keep_only
+from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.messages import Duties
+keep_only(["CAP_BPF", "CAP_DAC_OVERRIDE"])
+keeper = KeeperClient(Duties.load({duties.dump()!r}))
+kernel = KeptKernel(keeper, None)
+table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
+assert kernel.table_programs() == (None, None)
+assert kernel.map_write(table, array("I", [1]), array("i", [drop])) == (1, 0)
+assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(drop).id, 0]
+assert keeper.trouble is None
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestKeepDir:
+    def test_is_made_for_the_owner_alone(self, kernel: KeptKernel, pins: Path) -> None:
+        kernel.make_folder(str(pins / "keep"))
+        status = (pins / "keep").stat()
+        assert (status.st_uid, status.st_mode & 0o777) == (NOBODY, 0o700)
+        fd = kernel.obj_get(f"{pins}/drop")
+        kernel.obj_pin(fd, f"{pins}/keep/{'0' * 32}_1")
+        assert kernel.pins_in(str(pins / "keep")) == [f"{'0' * 32}_1"]
+        kernel.close(kernel.obj_get(f"{pins}/keep/{'0' * 32}_1"))
+        kernel.unpin(f"{pins}/keep/{'0' * 32}_1")
+        kernel.close(fd)
+
+    def test_a_folder_with_others_pins_is_not_given_away(self, kernel: KeptKernel, pins: Path) -> None:
+        (pins / "keep").mkdir()
+        (pins / "table").rename(pins / "keep/table")
+        assert errno_of(lambda: kernel.check_pin(f"{pins}/keep/program")) == ENOTEMPTY
+        assert (pins / "keep").stat().st_uid == 0
+
+
+class TestFiles:
+    def test_those_of_the_configuration_are_opened_to_read(self, keeper: KeeperClient, duties: Duties) -> None:
+        fd = keeper.open(Op.READ, text=duties.reads[0])
+        assert os.read(fd, 100) == b"secret"
+        assert errno_of(lambda: os.write(fd, b"x")) > 0
+        os.close(fd)
+        assert errno_of(lambda: keeper.open(Op.READ, text="/etc/shadow")) == EINVAL
+
+    def test_the_audit_file_is_opened_to_append(self, keeper: KeeperClient, duties: Duties) -> None:
+        for line in (b"one\n", b"two\n"):
+            fd = keeper.open(Op.AUDIT)
+            os.write(fd, line)
+            os.close(fd)
+        assert Path(str(duties.audit)).read_text() == "one\ntwo\n"
+
+    def test_a_link_in_its_place_is_not_followed(self, keeper: KeeperClient, duties: Duties, tmp_path: Path) -> None:
+        """As somebody could make it who may write in its folder."""
+        audit = Path(str(duties.audit))
+        audit.symlink_to(tmp_path / "key")
+        os.chown(audit, NOBODY, NOBODY, follow_symlinks=False)
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
+        audit.unlink()
+        audit.hardlink_to(tmp_path / "key")
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
+        audit.unlink()
+        os.mkfifo(audit)
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) > 0
+        audit.unlink()
+        os.chown(tmp_path, NOBODY, NOBODY)
+        assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES, "its folder is somebody else's"
+
+    def test_a_token_is_told_to_who_knows_it(self, keeper: KeeperClient, duties: Duties) -> None:
+        file = TokenFile(Path(str(duties.tokens)))
+        assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b"", "there is no file yet"
+        secret = file.add(Token("deploy", "", "writer", 0.0))
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        for text, name in ((digest, "deploy"), ("0" * 64, None)):
+            told, fd = keeper.ask(Op.TOKEN, text=text)
+            assert (json.loads(told)["name"] if told else None) == name
+            assert fd is not None
+            assert os.fstat(fd).st_ino == file.path.stat().st_ino
+            assert errno_of(os.read, fd, 1) == EBADF, "it is none to read"
+            os.close(fd)
+        for text in ("", digest[:-1], digest.upper(), f"{digest}0"):
+            assert errno_of(keeper.ask, Op.TOKEN, 0, text) == EINVAL
+
+    def test_tokens_that_others_may_have_written_count_for_nothing(self, keeper: KeeperClient, duties: Duties) -> None:
+        path = Path(str(duties.tokens))
+        TokenFile(path).add(Token("deploy", "", "writer", 0.0))
+        os.chown(path, NOBODY, NOBODY)
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="0" * 64)) == EACCES
+
+
+def _fds(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class TestLife:
+    def test_it_outlives_signals_and_ends_with_the_other_end(self, keeper: KeeperClient) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            os.kill(keeper.pid, number)
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
+        keeper.close()
+        assert not Path(f"/proc/{keeper.pid}/fd/0").exists()
+
+    def test_without_it_the_caller_is_told(self, keeper: KeeperClient, kernel: KeptKernel) -> None:
+        assert not kernel.trouble
+        os.kill(keeper.pid, signal.SIGKILL)
+        assert [errno_of(kernel.obj_get, "/x") for _ in range(2)] == [EPIPE, EPIPE]
+        assert "restart the service" in str(kernel.trouble)
+
+    def test_what_it_may(self, keeper: KeeperClient) -> None:
+        status = Path(f"/proc/{keeper.pid}/status").read_text()
+        told = dict(line.split(":\t", 1) for line in status.splitlines())
+        assert int(told["CapPrm"], 16) == 1 << 0 | 1 << 1 | 1 << 21 | 1 << 39
+        assert told["NoNewPrivs"] == "1"
+
+    @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.binary(max_size=200)
+        | st.builds(REQUEST.pack, st.integers(0, 14), st.integers(0, 2**32 - 1))
+        | st.builds(lambda op, text: REQUEST.pack(op, 0) + text, st.integers(0, 14), st.binary(max_size=100)),
+        st.sampled_from([None, "file", "socket", "many"]),
+    )
+    def test_whatever_is_said_to_it_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
+        keeper.table_programs()  # which it then holds for good
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
+        before = _fds(keeper.pid)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            fds = {None: [], "file": [0], "socket": [ours.fileno()], "many": [0] * 60}[beside]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            keeper._channel.sendmsg([said], rights)
+            answer, fd = receive(keeper._channel, 1 << 17)
+            assert len(answer) >= REPLY.size
+            if fd is not None:
+                os.close(fd)
+        assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
+        assert _fds(keeper.pid) == before
+
+    def test_an_empty_datagram_is_no_end(self, keeper: KeeperClient) -> None:
+        keeper._channel.send(b"")
+        assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
+        assert keeper.trouble is None
+
+    def test_what_is_too_long(self, keeper: KeeperClient) -> None:
+        for size in (MAX_TEXT + 1, 1 << 16):
+            send(keeper._channel, REQUEST.pack(Op.OPEN_PIN, 0) + b"/" * size)
+            assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
+        assert errno_of(lambda: keeper.ask(Op.OPEN_PIN, text="/" * MAX_TEXT)) == EINVAL

@@ -1,0 +1,170 @@
+"""The keeper, asked by a process that somebody else has taken over."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.access.tokens import TokenFile, TokensUnusable
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType
+from app.keeper.client import KeeperClient
+from app.keeper.messages import Duties, Op
+from app.keeper.paths import open_file, own_file
+from app.server.startup import StartError, lock_state
+from tests.running import serve
+
+pytestmark = pytest.mark.kernel
+NOBODY = 65534
+ATTACK = """
+import array, os, signal, socket, sys
+channel = socket.socket(fileno=int(sys.argv[1]))
+channel.settimeout(0.5)
+own = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [channel.fileno()]))]
+try:
+    while True:
+        channel.sendmsg([bytes(8)], own)
+except TimeoutError:
+    pass
+"""
+
+
+@pytest.fixture
+def keeper(bpffs: Path) -> Iterator[KeeperClient]:
+    """One for a bpffs, with keep_dir in it."""
+    made = KeeperClient(Duties(pin_dirs=(str(bpffs),), keep_dir=f"{bpffs}/keep", owner=(NOBODY, NOBODY)))
+    with contextlib.closing(made):
+        yield made
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A folder of the process that was taken over."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    return folder
+
+
+class TestFiles:
+    @pytest.mark.parametrize("opened", [open_file, own_file])
+    def test_a_link_that_others_can_have_put_is_not_followed(
+        self, theirs: Path, tmp_path: Path, opened: Callable[[str, int], int]
+    ) -> None:
+        (tmp_path / "secret").write_text("x")
+        (theirs / "file").symlink_to(tmp_path / "secret")
+        (theirs / "folder").symlink_to(tmp_path)
+        for path in (theirs / "file", theirs / "folder/secret"):
+            with pytest.raises(OSError, match=r"others|symbolic"):
+                opened(str(path), os.O_RDONLY)
+        (tmp_path / "link").symlink_to("secret")
+        os.close(open_file(str(tmp_path / "link"), os.O_RDONLY))
+
+    def test_a_fifo_holds_nobody_up(self, theirs: Path) -> None:
+        os.mkfifo(theirs / "file")
+        with pytest.raises(PermissionError):
+            open_file(str(theirs / "file"), os.O_RDONLY)
+
+    @pytest.mark.parametrize("kind", ["symlink", "link", "content"])
+    def test_the_lock_is_no_file_that_somebody_has_put_there(self, theirs: Path, tmp_path: Path, kind: str) -> None:
+        (tmp_path / "secret").write_text("x")
+        if kind == "symlink":
+            (theirs / "lock").symlink_to(tmp_path / "secret")
+        elif kind == "link":
+            (theirs / "lock").hardlink_to(tmp_path / "secret")
+        else:
+            (theirs / "lock").write_text("x")
+        with pytest.raises(StartError):
+            lock_state(theirs)
+
+    def test_tokens_from_a_fifo_are_none(self, theirs: Path) -> None:
+        os.mkfifo(theirs / "tokens.json", 0o600)
+        with pytest.raises(TokensUnusable):
+            TokenFile(theirs / "tokens.json").revoke("x")
+
+
+class TestQuestions:
+    def test_an_fd_goes_with_the_pinning_of_an_array_alone(self, keeper: KeeperClient, bpffs: Path) -> None:
+        kernel = LinuxKernel()
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "x")
+        with pytest.raises(OSError, match="OPEN_PIN") as caught:
+            keeper.ask(Op.OPEN_PIN, 0, f"{bpffs}/none", fd)
+        assert caught.value.errno == errno.EINVAL
+        with pytest.raises(OSError, match="PIN_ARRAY"):
+            keeper.ask(Op.PIN_ARRAY, 0, f"{bpffs}/x\0y", fd)
+        assert not (bpffs / "x").exists()
+        keeper.ask(Op.PIN_ARRAY, 0, f"{bpffs}/x", fd)
+        keeper.ask(Op.UNPIN, 0, f"{bpffs}/x")
+        kernel.close(fd)
+
+
+class TestEnd:
+    def test_it_ends_with_the_process_that_started_it_whoever_holds_the_channel(self) -> None:
+        code = (
+            "import os, sys; from app.keeper.client import KeeperClient; from app.keeper.wire import Duties\n"
+            "keeper = KeeperClient(Duties())\n"
+            "print(keeper.pid, flush=True)\n"
+            "os.fork() or sys.stdin.read()\n"
+            "os._exit(0)"
+        )
+        pipe = subprocess.PIPE
+        with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as starter:
+            assert starter.stdout is not None
+            pid = int(starter.stdout.readline())
+            starter.wait(20)
+            _wait_for_the_end_of(pid)
+
+    def test_unread_answers_and_its_own_end_in_a_question(self) -> None:
+        """Without a timeout of its own it waits for ever, for a reader that it alone keeps alive."""
+        code = (
+            "import sys; from app.keeper.client import KeeperClient; from app.keeper.wire import Duties\n"
+            "keeper = KeeperClient(Duties())\n"
+            "print(keeper.pid, flush=True)\n"
+            f"sys.argv[1:] = [str(keeper._channel.detach())]\nexec({ATTACK!r})\n"
+            "__import__('os')._exit(0)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as attacker:
+            assert attacker.stdout is not None
+            pid = int(attacker.stdout.readline())
+            attacker.wait(20)
+            _wait_for_the_end_of(pid)
+
+    def test_readyz_tells_of_its_end(self, bpffs: Path, tmp_path: Path) -> None:
+        config = tmp_path / "jumptable.toml"
+        config.write_text(
+            f'[server]\nsocket = "{tmp_path}/run/api.sock"\nstate_dir = "{tmp_path}/state"\npin_dirs = ["{bpffs}"]\n'
+        )
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.get("/readyz").status_code == 200
+            children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
+            os.kill(int(children.split()[0]), signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while (answer := client.get("/readyz")).status_code != 503:
+                assert time.monotonic() < deadline
+            assert "keeper" in answer.json()["reasons"][0]
+            service.stop()
+
+    def test_a_keep_dir_without_bpffs_is_no_reason_not_to_start(self, tmp_path: Path) -> None:
+        config = tmp_path / "jumptable.toml"
+        config.write_text(
+            f'[server]\nsocket = "{tmp_path}/run/api.sock"\nstate_dir = "{tmp_path}/state"\n'
+            f'pin_dirs = ["{tmp_path}"]\nkeep_dir = "{tmp_path}/no/keep"\n'
+        )
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.get("/readyz").status_code == 200
+            service.stop()
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+            assert time.monotonic() < deadline, "it stays"
+            time.sleep(0.05)

@@ -1,0 +1,156 @@
+"""The whole API against its own OpenAPI document: schemathesis with all of its checks, with rights and without."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import structlog
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from schemathesis.python import asgi
+from starlette.types import Message
+
+from app.access.tokens import Token, TokenFile, Tokens
+from app.api.authorization import Authentication
+from app.bpf.memory.kernel import MemoryKernel
+from app.cli import demo
+from app.service.registry.registry import Registry
+from tests.conftest import application
+
+# Half of the names are of what is there. A valid request may be refused for what is there, so with these statuses too;
+# that it is not refused for its form is `well_formed`.
+_CONFIG: dict[str, Any] = {
+    "dictionaries": {"names": {"values": ["jump_table", "drop", "pass"]}},
+    "parameters": {"path.name": {"dictionary": "names", "probability": 0.5}},
+    "checks": {
+        "positive_data_acceptance": {
+            "expected-statuses": ["2xx", "3xx", 401, 403, 404, 409, 410, 412, 422, 429, "5xx"],
+        }
+    },
+}
+
+# No schema tells what a parameter has to do with the body.
+BETWEEN_QUERY_AND_BODY = "query.confirm_within: nothing is written, so there is nothing to be undone"
+
+
+class Served:
+    """The application that the test at hand asks; schemathesis knows of one alone.
+
+    A reader of /events goes away after the first piece of the stream.
+    """
+
+    app: FastAPI
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/events":
+            await self.app(scope, receive, send)
+            return
+        enough = asyncio.Event()
+
+        async def until_enough() -> Message:
+            await enough.wait()
+            return {"type": "http.disconnect"}
+
+        async def sent(message: Message) -> None:
+            if message.get("more_body"):
+                enough.set()
+            await send(message)
+
+        await self.app(scope, until_enough, sent)
+
+
+def _described() -> dict[str, Any]:
+    """The document of a service that takes tokens."""
+    tokens = Tokens(TokenFile(Path("/nonexistent")))
+    with application(Registry(MemoryKernel()), authentication=Authentication(tokens=tokens)) as app:
+        return app.openapi()
+
+
+SERVED = Served()
+SCHEMA = schemathesis.openapi.from_dict(_described(), config=schemathesis.Config.from_dict(_CONFIG))
+SCHEMA.app = SERVED
+few = settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+def well_formed(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
+    """What the document allows is refused for what is there alone, not for its form."""
+    if case.meta is not None and case.meta.generation.mode.is_positive and response.status_code == 422:
+        problem = response.json()
+        assert problem["code"] != "validation" or problem["detail"] == BETWEEN_QUERY_AND_BODY, response.text
+
+
+def as_written(value: Any) -> Any:
+    """The same, with 3.0 written as 3: to JSON Schema they are one number, and here that one is to be written as 3.
+
+    But 1e17 stays: in a query that is no name, and 100000000000000000 is one.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e16:
+        return int(value)
+    if isinstance(value, list):
+        return [as_written(each) for each in value]
+    if isinstance(value, dict):
+        return {name: as_written(each) for name, each in value.items()}
+    return value
+
+
+@SCHEMA.hook("map_body")
+def _body(_: schemathesis.HookContext, body: Any) -> Any:
+    return as_written(body)
+
+
+@SCHEMA.hook("map_query")
+def _query(_: schemathesis.HookContext, query: Any) -> Any:
+    return as_written(query)
+
+
+@SCHEMA.hook("map_headers")
+def _headers(_: schemathesis.HookContext, headers: Any) -> Any:
+    return as_written(headers)
+
+
+@SCHEMA.hook("map_path_parameters")
+def _path_parameters(_: schemathesis.HookContext, parameters: Any) -> Any:
+    return as_written(parameters)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop() -> None:
+    """The event loop that schemathesis runs applications in, from before the first test."""
+    with application(Registry(MemoryKernel())) as SERVED.app, asgi.get_client(SERVED) as client:
+        assert client.get("/healthz").status_code == 200
+        asgi.shutdown_lifespans()
+
+
+@pytest.fixture(autouse=True)
+def tokens(tmp_path: Path) -> Iterator[TokenFile]:
+    """Those of what is served to this test."""
+    tokens, registry = TokenFile(tmp_path / "tokens.json"), Registry(MemoryKernel())
+    demo.fill(registry)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with application(registry, authentication=Authentication(tokens=Tokens(tokens))) as SERVED.app:
+        yield tokens
+        asgi.shutdown_lifespans()
+    structlog.reset_defaults()
+    registry.close()
+
+
+@pytest.fixture(params=["admin", "reader"])
+def header(request: pytest.FixtureRequest, tokens: TokenFile) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens.add(Token('mine', '', request.param, time.time()))}"}
+
+
+@SCHEMA.parametrize()
+@few
+def test_whoever_has_a_right(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
+    case.call_and_validate(headers=header, additional_checks=[well_formed])
+
+
+@SCHEMA.parametrize()
+@few
+def test_nobody(case: schemathesis.Case[Any]) -> None:
+    case.call_and_validate(additional_checks=[well_formed])

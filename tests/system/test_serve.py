@@ -1,0 +1,205 @@
+"""`serve` and `demo` on the real kernel, with somebody else's tool at work beside them."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.bpf import asm
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import ProgType
+from app.cli.demo import entry
+from tests.conftest import tool
+from tests.outside import Bpftool, Script
+from tests.running import Service, demo, running, serve
+
+pytestmark = pytest.mark.kernel
+
+WITHOUT_CAPABILITIES = "from app.bpf.privileges import keep_only; keep_only([])"
+CONFIG = """
+[server]
+socket = "{folder}/run/api.sock"
+state_dir = "{folder}/state"
+pin_dirs = ["{pins}"]
+[maps.jump_table]
+pinned = "{pins}/jump_table"
+[maps.made]
+pinned = "{pins}/made"
+create = {{ max_entries = 4 }}
+[programs.drop]
+pinned = "{pins}/drop"
+[programs.pass]
+pinned = "{pins}/pass"
+[programs.entry]
+pinned = "{pins}/entry"
+"""
+
+
+@pytest.fixture(params=[Script, *([Bpftool] if tool("bpftool") else [])])
+def other(request: pytest.FixtureRequest) -> Script | Bpftool:
+    """Somebody else's tool."""
+    made: Script | Bpftool = request.param()
+    return made
+
+
+@pytest.fixture
+def prepared(bpffs: Path, tmp_path: Path, other: Script | Bpftool) -> tuple[Path, Path]:
+    """(pins, configuration): an array that the other tool made, and programs, all pinned."""
+    other.make_array(bpffs / "jump_table", 16)
+    kernel = LinuxKernel()
+    array = kernel.obj_get(str(bpffs / "jump_table"))
+    for name, code in (("drop", asm.returns(1)), ("pass", asm.returns(2)), ("entry", entry(array))):
+        fd = kernel.prog_load(ProgType.XDP, code, name)
+        kernel.obj_pin(fd, str(bpffs / name))
+        kernel.close(fd)
+    kernel.close(array)
+    config = tmp_path / "jumptable.toml"
+    config.write_text(CONFIG.format(folder=tmp_path, pins=bpffs))
+    return bpffs, config
+
+
+class TestBesideAnotherTool:
+    def test_each_sees_what_the_other_changes(
+        self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool
+    ) -> None:
+        pins, config = prepared
+        table = pins / "jump_table"
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            empty = client.get("/maps/jump_table/entries")
+            other.set(table, 3, pins / "drop")
+            seen = client.get("/maps/jump_table/entries", headers={"If-None-Match": empty.headers["etag"]})
+            assert seen.status_code == 200
+            assert [(each["index"], each["program"]["name"]) for each in seen.json()["entries"]] == [(3, "drop")]
+            assert _run(client) == "XDP_DROP"
+            changed = client.put("/maps/jump_table/entries/3", json={"program": "pass"})
+            assert changed.status_code == 200
+            assert other.dump(table) == {3: changed.json()["program"]["id"]}
+            other.clear(table, 3)
+            assert client.get("/maps/jump_table/entries/3").status_code == 404
+            assert _run(client) == "XDP_ABORTED"
+            made = client.get("/maps/made").json()
+            assert (made["created_here"], (pins / "made").exists()) == (True, True)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_entries_stay_when_it_ends_and_the_answers_are_the_same(
+        self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool, number: signal.Signals
+    ) -> None:
+        pins, config = prepared
+        urls = ("/maps/jump_table/entries", "/maps/jump_table/entries/3", "/maps/jump_table", "/programs/drop")
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            put = client.put("/maps/jump_table/entries/3", json={"program": "drop"})
+            before = [client.get(url).text for url in urls]
+            assert service.stop(number) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert other.dump(pins / "jump_table") == {3: put.json()["program"]["id"]}
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert [client.get(url).text for url in urls] == before
+            assert _run(client) == "XDP_DROP"
+
+
+class TestKill:
+    @pytest.mark.parametrize("durability", ["power", "process"])
+    def test_every_answered_change_is_in_the_journal(
+        self, prepared: tuple[Path, Path], tmp_path: Path, durability: str
+    ) -> None:
+        """kill -9 while a loop of PUTs runs; and each entry holds what was there before or after the last one."""
+        _, config = prepared
+        config.write_text(config.read_text().replace("[server]", f'[server]\ndurability = "{durability}"'))
+        answered: list[int] = []
+        for round_ in range(4):
+            with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+                killer = threading.Timer(0.1 + 0.05 * round_, service.process.kill)
+                killer.start()
+                with pytest.raises(httpx.TransportError):
+                    _put_until_it_dies(client, answered)
+                killer.join()
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            found: list[int] = []
+            while page := client.get("/changes", params={"after": found[-1] if found else 0, "limit": 1000}).json():
+                found += [change["id"] for change in page["changes"]]
+                if page["next"] is None:
+                    break
+            assert set(answered) <= set(found)
+            assert found == list(range(1, len(found) + 1))
+            last = client.get(f"/changes/{found[-1]}").json()["entries"][0]
+            holds = client.get("/maps/jump_table/entries/3").json()["program"]["name"]
+            assert holds in {"drop", "pass"}
+            # The kernel is at most the one change ahead that was under way.
+            if holds != last["after"]["name"]:
+                assert found[-1] == answered[-1]
+
+
+class TestDemo:
+    def test_the_jump_seen_from_another_process(self) -> None:
+        """BPF_PROG_TEST_RUN of `entry`, by its id, comes out where the entry points, at once after each change."""
+        with demo("--kernel", "linux") as service, service.client() as client:
+            entry_id = client.get("/programs/entry").json()["id"]
+            packet = bytes([3]) + bytes(13)
+            for program, returned in (("drop", 1), ("pass", 2), ("tx", 3), ("count", 2)):
+                client.put("/maps/jump_table/entries/3", json={"program": program})
+                assert Script().run(entry_id, packet) == returned
+            client.delete("/maps/jump_table/entries/3")
+            assert Script().run(entry_id, packet) == 0
+
+    def test_nothing_is_left_behind(self) -> None:
+        kernel = LinuxKernel()
+        with demo("--kernel", "auto") as service:
+            ids = _ids(service)
+            assert service.stop() == 0
+        for get, id_ in ((kernel.map_get_fd_by_id, ids[0]), (kernel.prog_get_fd_by_id, ids[1])):
+            deadline = time.monotonic() + 30
+            while _is_there(kernel, get, id_):  # the kernel frees a little later
+                assert time.monotonic() < deadline, "it is still there"
+
+    def test_without_privileges_it_takes_the_kernel_in_memory_and_says_why(self) -> None:
+        with demo("--kernel", "auto", first=WITHOUT_CAPABILITIES) as service, service.client() as client:
+            assert client.get("/version").json()["kernel"] == "memory"
+            line = service.wait_for(".*demo on a kernel in memory.*")[0]
+            assert "MAP_CREATE (EPERM): the service lacks CAP_BPF" in line
+            client.put("/maps/jump_table/entries/3", json={"program": "drop"})
+            assert _run(client) == "XDP_DROP"
+
+    def test_when_told_to_take_the_real_one_it_ends_and_says_why(self) -> None:
+        with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
+            assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
+            assert service.process.wait(20) == 1
+
+
+def _put_until_it_dies(client: httpx.Client, answered: list[int]) -> None:
+    for number in itertools.count():
+        put = client.put("/maps/jump_table/entries/3", json={"program": ("drop", "pass")[number % 2]})
+        assert put.is_success
+        if "change-id" in put.headers:
+            answered.append(int(put.headers["change-id"]))
+
+
+def _ids(service: Service) -> tuple[int, int]:
+    with service.client() as client:
+        return client.get("/maps/jump_table").json()["id"], client.get("/programs/drop").json()["id"]
+
+
+def _is_there(kernel: LinuxKernel, get: Callable[[int], int], id_: int) -> bool:
+    try:
+        kernel.close(get(id_))
+    except OSError:
+        return False
+    return True
+
+
+def _run(client: httpx.Client) -> str:
+    return run_at(client, 3)
+
+
+def run_at(client: httpx.Client, index: int) -> str:
+    answer = client.post("/programs/entry/run", json={"packet": f"{index:02x}" + "00" * 13})
+    return str(answer.json()["meaning"])
+
+
+def test_the_tests_see_mounts_of_their_own(bpffs: Path) -> None:
+    """Nobody outside sees what a test mounts: it cannot be left behind."""
+    assert Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{os.getppid()}/ns/mnt").readlink()

@@ -1,0 +1,156 @@
+"""The configuration: what it takes, and the one line it answers to a mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from app.access.rights import Grant, Ranges
+from app.server.settings import ConfigurationError, Settings, load
+from app.service.registry.held import ById, Pinned
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "jumptable.toml"
+    file.write_text(text)
+    return load(file)
+
+
+class TestLoad:
+    def test_an_empty_file_is_the_defaults(self, tmp_path: Path) -> None:
+        settings = read(tmp_path, "")
+        assert settings.server.socket == Path("/run/jumptable/api.sock")
+        assert settings.server.pin_dirs == [Path("/sys/fs/bpf")]
+        assert (settings.server.kernel, settings.maps, settings.programs) == ("linux", {}, {})
+
+    def test_all_keys(self, tmp_path: Path) -> None:
+        settings = read(
+            tmp_path,
+            """
+            [server]
+            socket = "/tmp/api.sock"
+            socket_group = "adm"
+            state_dir = "/tmp/state"
+            kernel = "memory"
+            pin_dirs = ["/sys/fs/bpf", "/run/bpf"]
+            keep_dir = "/sys/fs/bpf/jumptable"
+            durability = "process"
+            user = "jumptable"
+
+            [maps.jump_table]
+            pinned = "/sys/fs/bpf/jump_table"
+            create = { max_entries = 64 }
+            protected = ["0-3", "60"]
+            on_start = "report"
+
+            [maps."by.id"]
+            id = 12
+
+            [programs.parse_v2]
+            pinned = "/sys/fs/bpf/parse_v2"
+
+            [peers.netops]
+            group = 0
+            role = "writer"
+            maps = ["jump_table"]
+            entries = ["8-15"]
+
+            [tokens]
+
+            [limits]
+            requests_per_second = 50
+            """,
+        )
+        assert settings.maps["jump_table"].source() == Pinned("/sys/fs/bpf/jump_table")
+        assert settings.maps["jump_table"].create is not None
+        assert settings.maps["by.id"].source() == ById(12)
+        assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
+        assert settings.maps["jump_table"].protected == ["0-3", "60"]
+        assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
+        assert settings.token_file() == Path("/tmp/state/tokens.json")
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("[server", "is not TOML"),
+            ("[sever]", "sever: there is no such key; there are: server, maps, programs, peers, tokens, limits, tls, "),
+            ("[peers.a]\nrole = 'writer'", "peers.a: needs exactly one of user and group"),
+            ("[peers.a]\nuser = 'nobody-here'\nrole = 'writer'", "peers.a: there is no user 'nobody-here'"),
+            ("[peers.a]\nuser = 0\nrole = 'king'", "peers.a.role: input should be 'reader', 'writer'"),
+            ("[limits]\nconnections = 0", "limits.connections: input should be greater"),
+            ("[server]\nprot = 1", "server.prot: there is no such key; there are: socket, "),
+            ("[server]\nkernel = 'windows'", "server.kernel: input should be 'linux' or 'memory'"),
+            ("[server]\nsocket = 'api.sock'", "server.socket: must be an absolute path"),
+            ("[server]\nport = 8080", "server.port: serving on TCP needs authentication"),
+            ("[server]\nhost = '::1'", "server.host: serving on TCP needs authentication"),
+            ("[server]\nport = 'x'", "server.port: input should be a valid integer"),
+            ("[maps.a]", 'maps.a: needs exactly one of pinned = "/sys/fs/bpf/…" and id = …'),
+            ("[maps.a]\npinned = '/x'\nid = 3", "maps.a: needs exactly one of"),
+            ("[maps.a]\nid = '41'", "maps.a.id: input should be a valid integer"),
+            ("[server]\npin_dirs = '/sys/fs/bpf'", 'server.pin_dirs: must be a list, as in ["/sys/fs/bpf"]'),
+            (f"[server]\nsocket = '/{'x' * 107}'", "server.socket: a unix socket's path has at most 107 bytes"),
+            ("[maps.a]\nid = 0", "maps.a.id: input should be greater than or equal to 1"),
+            ("[maps.a]\nid = 3\ncreate = { max_entries = 3 }", "maps.a: create goes with pinned"),
+            ("[maps.a]\npinned = '/x'\ncreate = { entries = 3 }",
+             "maps.a.create.entries: there is no such key; there are: max_"),
+            ("[maps.a]\npinned = '/x'\nprotected = ['3-1']",
+             "maps.a.protected.0: is a range that ends before it begins"),
+            ("[maps.a]\npinned = '/x'\nprotected = ['x']", 'is neither an index like "60" nor a range like "0-3"'),
+            ("[maps.'a/b']\npinned = '/x'", "a name has 1 to 64 characters"),
+            ("[programs.a]\npin = '/x'", "programs.a.pin: there is no such key; there are: pinned, id"),
+        ],
+    )  # fmt: skip
+    def test_a_mistake_is_one_line_with_file_key_and_remedy(self, tmp_path: Path, text: str, told: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, text)
+        message = str(caught.value)
+        assert message.startswith(str(tmp_path / "jumptable.toml"))
+        assert told.lower() in message.lower()
+        assert "\n" not in message
+
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+            load(tmp_path / "nope.toml")
+
+    def test_not_utf_8(self, tmp_path: Path) -> None:
+        (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
+        with pytest.raises(ConfigurationError, match="is not TOML"):
+            load(tmp_path / "latin.toml")
+
+
+class TestEnvironment:
+    def test_it_overrides_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("JUMPTABLE_SERVER__STATE_DIR", "/tmp/other")
+        monkeypatch.setenv("JUMPTABLE_SERVER__PIN_DIRS", '["/run/bpf"]')
+        settings = read(tmp_path, "[server]\nstate_dir = '/tmp/state'\nkernel = 'memory'")
+        assert (settings.server.state_dir, settings.server.kernel) == (Path("/tmp/other"), "memory")
+        assert settings.server.pin_dirs == [Path("/run/bpf")]
+
+    def test_what_kubernetes_makes_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("PORT", "SERVER", "SERVER_PORT", "MAPS", "SERVICE_HOST", "PORT_8080_TCP"):
+            monkeypatch.setenv(f"JUMPTABLE_{name}", "tcp://10.0.0.1:80")
+        assert read(tmp_path, "").server.port is None
+
+    @pytest.mark.parametrize(
+        ("name", "text", "told"),
+        [
+            ("PORT", "9000", "environment JUMPTABLE_SERVER__PORT: serving on TCP"),
+            ("KERNEL", "windows", "environment JUMPTABLE_SERVER__KERNEL: input should be"),
+            ("PROT", "1", "environment JUMPTABLE_SERVER__PROT: there is no such key"),
+            ("PIN_DIRS", "/run/bpf", "environment JUMPTABLE_SERVER__PIN_DIRS"),
+        ],
+    )
+    def test_a_mistake_names_the_variable(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, told: str
+    ) -> None:
+        monkeypatch.setenv(f"JUMPTABLE_SERVER__{name}", text)
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, "")
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep_dir", ["/sys/fs/bpf", "/sys/fs", "/"])
+def test_keep_dir_has_no_pins_of_others_in_it(tmp_path: Path, keep_dir: str) -> None:
+    (tmp_path / "c.toml").write_text(f'[server]\nkeep_dir = "{keep_dir}"\n')
+    with pytest.raises(ConfigurationError, match="keep_dir is for this service alone"):
+        load(tmp_path / "c.toml")
