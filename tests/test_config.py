@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.access.rights import Grant, Ranges
-from app.server.settings import ConfigurationError, Settings, load
-from app.service.registry.held import ById, Pinned
+from app.config import ConfigurationError, Settings, load
+from app.service.objects.source import ById, Pinned
 
 
 def read(tmp_path: Path, text: str) -> Settings:

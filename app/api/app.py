@@ -10,11 +10,10 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.api.audit import Audit
 from app.api.authorization import Authentication
-from app.api.document import document
 from app.api.limits import Limits
 from app.api.middleware import Envelope
-from app.api.routes import changes, entries, events, maps, metrics, programs, tables
-from app.api.routes import health as about
+from app.api.openapi import document
+from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
 from app.service.changes.changes import Changes
 from app.service.counters import Figures
 from app.service.holds import Holding
@@ -80,7 +79,7 @@ def create_app(
     app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)
     app.state.metrics = metrics.collectors(figures, app.state.changes)
     app.state.draining = False  # the server sets it once the service is on its way out
-    for module in (entries, tables, changes, events, maps, programs, about, metrics):
+    for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

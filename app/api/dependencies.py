@@ -14,7 +14,8 @@ from app.service.changes.changes import Changes
 from app.service.changes.origin import Origin
 from app.service.holds import Holding
 from app.service.lifecycle import Upkeep
-from app.service.registry.held import HeldMap, HeldProgram, Source
+from app.service.objects.source import Source
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.records import Change
 

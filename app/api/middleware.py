@@ -13,8 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
-from app.api.failures import code_of, failure
-from app.api.problems import Refused, problem
+from app.api.problems import Refused, code_of, failure, problem
 from app.service.errors import ServiceError
 
 # Keys in the scope.

@@ -4,12 +4,10 @@ import contextlib
 import errno
 import os
 import re
-import threading
 from pathlib import Path
 from typing import Final
 
-from app.bpf.memory.objects import Objects, fail
-from app.bpf.uapi import Cmd
+from app.bpf.uapi import Cmd, fail
 
 KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")  # a name in keep_dir: token, program id
 
@@ -55,33 +53,3 @@ class LinuxFolders:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return [each.name for each in Path(folder).iterdir()]
         return []
-
-
-class MemoryFolders:
-    """In memory: every folder is taken to exist, and to be in bpffs."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._objects = Objects()
-
-    def unpin(self, path: str) -> None:
-        """unlink(2) of a pin."""
-        with self._lock:
-            self._objects.drop(self._objects.unpin(path))
-
-    def check_pin(self, path: str) -> None:
-        """As `obj_pin`; but not whether something is there."""
-        if "." in path.rsplit("/", 1)[-1]:
-            fail(Cmd.OBJ_PIN, errno.EPERM)
-
-    def in_bpffs(self, path: str) -> bool:  # noqa: ARG002
-        """It is."""
-        return True
-
-    def make_folder(self, path: str) -> None:
-        """It is there."""
-
-    def pins_in(self, folder: str) -> list[str]:
-        """By the beginning of the paths."""
-        with self._lock:
-            return [path.rpartition("/")[2] for path in self._objects.pins if path.rpartition("/")[0] == folder]

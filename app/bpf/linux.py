@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import platform
+import threading
 from array import array
 from pathlib import Path
 from typing import Final
@@ -14,10 +15,31 @@ from app.bpf.bpffs import LinuxFolders
 from app.bpf.bulk import fallback as one_by_one
 from app.bpf.bulk import programs as in_kernel
 from app.bpf.bulk.programs import TablePrograms
-from app.bpf.element import FD, FLAGS, KEY, VALUE, Element
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_again, failed, long, short
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
+
+# Where the numbers stand, in u32: in struct MapElem, and behind it the key and the value.
+FD: Final = 0
+FLAGS: Final = 6  # u64
+KEY: Final = 8
+VALUE: Final = 9
+
+
+class Element(threading.local):
+    """One element of a map with u32 keys and values; each thread has its own.
+
+    `own`: the words that are to be set and read, and what bpf(2) takes besides the command: an address and a size.
+    """
+
+    def __init__(self) -> None:
+        self._words = (ctypes.c_uint32 * 10)()
+        start = ctypes.addressof(self._words)
+        fields = attr.MapElem.from_buffer(self._words)
+        fields.key, fields.value = start + 4 * KEY, start + 4 * VALUE
+        words = memoryview(self._words).cast("B").cast("I")
+        self.own = words, (ctypes.c_void_p(start), ctypes.c_int(ctypes.sizeof(fields)))
+
 
 # PROG_TEST_RUN copies the packet out whole or says ENOSPC: room for what a program may add to it.
 _PACKET_GROWTH: Final = 1 << 16

@@ -1,8 +1,9 @@
 """Numbers of bpf(2), as in the kernel's include/uapi/linux/bpf.h, and the names people know them by."""
 
 import errno
+import os
 from enum import IntEnum
-from typing import Final
+from typing import Final, NoReturn
 
 
 class Cmd(IntEnum):
@@ -110,3 +111,8 @@ def errno_name(number: int) -> str:
     if number == ENOTSUPP:
         return "ENOTSUPP"
     return errno.errorcode.get(number, str(number))
+
+
+def fail(cmd: Cmd, number: int) -> NoReturn:
+    """Refuse a command with this errno."""
+    raise OSError(number, f"{cmd.name}: {os.strerror(number)}")

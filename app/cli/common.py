@@ -6,7 +6,11 @@ from typing import NoReturn
 
 import click
 
-from app.server.settings import ConfigurationError, Settings, load
+from app.config import ConfigurationError, Settings, load
+
+CONFIG = click.option(
+    "--config", "file", type=click.Path(path_type=Path), required=True, help="The configuration, in TOML."
+)
 
 
 def load_or_fail(file: Path) -> Settings:

@@ -1,14 +1,26 @@
 """What `jumptable demo` serves: a program array and programs for it, assembled by hand."""
 
+import tempfile
+from pathlib import Path
 from typing import Final
 
+import click
+
+from app import __version__
+from app.api.app import create_app
 from app.bpf import asm
 from app.bpf.kernel import Kernel
+from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
-from app.service.errors import kernel_failure
+from app.cli.common import fail
+from app.server import logging, startup
+from app.server.listen import ListenError, listen_tcp
+from app.server.run import raise_open_files, serve
+from app.service.errors import ServiceError, kernel_failure
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program
 from app.service.registry.registry import Registry
+from app.store.journal import Journal
 
 MAX_ENTRIES: Final = 16
 NAME: Final = "jump_table"
@@ -62,3 +74,63 @@ def _loaded(kernel: Kernel, name: str, instructions: bytes) -> Program:
         return Program(kernel, kernel.prog_load(ProgType.XDP, instructions, name))
     except OSError as error:
         raise kernel_failure("PROG_LOAD", error) from error
+
+
+@click.command("demo")
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--kernel", type=click.Choice(["auto", "linux", "memory"]), default="auto", show_default=True)
+def demo_command(host: str, port: int, kernel: str) -> None:
+    """Serve a jump table with programs to try, with nothing prepared and without authentication."""
+    logging.configure()
+    raise_open_files()
+    try:
+        listener = listen_tcp(host, port, only_loopback=True)
+        registry, why = _demo_registry(kernel)
+    except (ListenError, startup.StartError) as error:
+        fail(str(error), 1)
+    address, number = listener.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
+    click.echo(_demo_text(url, why))
+    with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
+        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
+        try:
+            serve(app, listener)
+        finally:
+            app.state.changes.close()
+    registry.close()
+
+
+def _demo_registry(kernel: str) -> tuple[Registry, str]:
+    """What the demo serves, and on which kernel and why."""
+    if kernel != "memory":
+        registry = Registry(startup.make_kernel("linux"), ["/sys/fs/bpf"])
+        try:
+            fill(registry)
+        except (ServiceError, OSError) as error:
+            registry.close()
+            if kernel == "linux":
+                message = f"{error}; run as root with all capabilities, or with --kernel memory"
+                raise startup.StartError(message) from error
+            why = f"a kernel in memory, since {error} (root with all capabilities gets the real one)"
+        else:
+            return registry, "the real kernel of this machine"
+    else:
+        why = "a kernel in memory, as you asked: nothing here is real"
+    registry = Registry(MemoryKernel(), ["/sys/fs/bpf"])
+    fill(registry)
+    return registry, why
+
+
+def _demo_text(url: str, why: str) -> str:
+    return f"""jumptable {__version__} demo on {why}.
+
+The program `entry` reads a packet's first byte i and jumps to entry i of `jump_table`. Try, in another terminal:
+
+  curl --json '{{"program": "drop"}}' -X PUT {url}/maps/jump_table/entries/3
+  curl --json '{{"packet": "0300000000000000000000000000"}}' {url}/programs/entry/run
+  curl --json '{{"program": "pass"}}' -X PUT {url}/maps/jump_table/entries/3
+  curl {url}/maps/jump_table/entries
+  curl -X DELETE {url}/maps/jump_table/entries/3
+
+All of it: {url}/docs     Stop with Ctrl-C; nothing is left behind."""

@@ -11,7 +11,7 @@ import click
 from app.access.rights import Ranges, Role
 from app.access.tokens import Token, TokenFile, TokensUnusable
 from app.cli.common import fail, load_or_fail
-from app.service.registry.held import checked_name
+from app.service.objects.source import checked_name
 
 TOKEN_CONFIG = click.option(
     "--config",

@@ -16,7 +16,8 @@ from typing import Final
 from app.bpf.bulk.programs import TablePrograms
 from app.bpf.kernel import MapInfo
 from app.bpf.linux import LinuxKernel
-from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, Duties, Op, receive, send
+from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, Duties, Op
+from app.sandbox.channel import receive, send
 
 _SECONDS: Final = 10.0  # that it may take to start, and to answer
 _RUN: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"

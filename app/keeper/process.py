@@ -23,9 +23,10 @@ from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as in_kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
-from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, Duties, Op, receive, send
+from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, Duties, Op
 from app.keeper.paths import Paths, open_file, own_file
 from app.sandbox.capabilities import keep_only
+from app.sandbox.channel import receive, send
 
 # MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode. Each of them is worth a keeper.
 NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]

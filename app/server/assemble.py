@@ -18,11 +18,11 @@ from app.api.app import create_app
 from app.api.audit import Audit, open_audit
 from app.api.authorization import Authentication
 from app.api.limits import Bounds, Limits
+from app.config import Settings
 from app.keeper.client import KeeperClient
 from app.keeper.messages import Op
 from app.server import logging as logs
-from app.server.run import ListenError, listen_tcp, listen_unix
-from app.server.settings import Settings
+from app.server.listen import ListenError, listen_tcp, listen_unix
 from app.server.startup import group_of
 from app.server.systemd import given_listeners
 from app.server.tls import Tls, open_file

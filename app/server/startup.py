@@ -16,12 +16,12 @@ from app.access.rights import Ranges
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
+from app.config import Settings
 from app.keeper.client import KeeperClient, KeptKernel
 from app.keeper.messages import Duties
 from app.keeper.process import NEEDED
 from app.sandbox.capabilities import become, effective, keep_only
 from app.sandbox.seccomp import confine
-from app.server.settings import Settings
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store import journal

@@ -10,7 +10,8 @@ from app.service.changes.changes import Changes
 from app.service.drift.detector import Drift
 from app.service.drift.reconcile import restore
 from app.service.errors import ServiceError
-from app.service.registry.held import ById, HeldMap, HeldProgram, Pinned, Source
+from app.service.objects.source import ById, Pinned, Source
+from app.service.registry.held import HeldMap, HeldProgram
 from app.store.journal import JournalFailed
 from app.store.records import Hold
 

@@ -16,7 +16,8 @@ from app.api.authorization import RIGHTS, Authentication
 from app.api.limits import Limits
 from app.bpf.kernel import Kernel
 from app.service.objects.opening import make_array
-from app.service.registry.held import HeldMap, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
 from tests.conftest import load

@@ -18,7 +18,7 @@ from app.service.changes.revert import revert_change
 from app.service.changes.tables import Wanted, change_table
 from app.service.errors import ChangeNotRevertible
 from app.service.objects.opening import make_array
-from app.service.registry.held import ById
+from app.service.objects.source import ById
 from app.service.registry.programs import ByName
 from app.service.registry.registry import Registry
 from app.store.journal import Journal

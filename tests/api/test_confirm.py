@@ -17,9 +17,11 @@ from app.service.changes import replaced_programs as retained
 from app.service.changes.changes import Changes
 from app.service.changes.draft import change_of, entries_of
 from app.service.changes.origin import Origin
-from app.service.changes.plan import Steps, Waits
+from app.service.changes.plan import Steps
 from app.service.objects.opening import make_array
-from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap, HeldProgram
+from app.service.registry.index_sets import Waits
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started

@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.service.objects.opening import make_array
-from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started

@@ -13,7 +13,7 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
 from app.cli import demo
 from app.service.objects.opening import make_array
-from app.service.registry.held import Made
+from app.service.objects.source import Made
 from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, asking, assert_problem
 from tests.conftest import load

@@ -8,7 +8,8 @@ import pytest
 
 from app.bpf.kernel import Kernel
 from app.service.objects.opening import make_array
-from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, assert_problem
 from tests.conftest import load

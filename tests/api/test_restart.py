@@ -9,7 +9,8 @@ import pytest
 from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.service.objects.opening import make_array
-from app.service.registry.held import HeldMap, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import assert_problem, client_of, started

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server.run import ListenError, listen_tcp, listen_unix
+from app.server.listen import ListenError, listen_tcp, listen_unix
 from tests.api.conftest import assert_problem
 from tests.running import Service, demo, running, serve, write_config
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.config import Settings
 from app.keeper.messages import Duties
 from app.server import startup as start
-from app.server.settings import Settings
 from app.server.systemd import Manager, given_listeners
 from tests.running import running, write_config
 

@@ -29,7 +29,8 @@ from app.service.errors import (
 )
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program, ProgramSummary
-from app.service.registry.held import ById, HeldMap, HeldProgram, Pinned, checked_name
+from app.service.objects.source import ById, Pinned, checked_name
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.programs import ByName
 from app.service.registry.registry import Registry
 from tests.conftest import load

@@ -28,7 +28,8 @@ from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kerne
 from app.service.errors import ServiceError
 from app.service.lifecycle import Upkeep
 from app.service.objects.opening import make_array
-from app.service.registry.held import ById, HeldMap, HeldProgram, Pinned
+from app.service.objects.source import ById, Pinned
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.programs import ByName, ProgramRef
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed

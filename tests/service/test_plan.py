@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from app.service.changes.plan import Marks, Waits
+from app.service.registry.index_sets import Marks, Waits
 
 INDEXES = [array("I", [7, 3, 70_000]), range(5, 9), array("I"), range(0)]
 

@@ -13,7 +13,8 @@ from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.changes import confirmations
-from app.service.registry.held import HeldMap, HeldProgram, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from tests import private_mounts

@@ -11,8 +11,8 @@ import pytest
 
 from app.access.tokens import TokenFile
 from app.bpf.uapi import Cmd
+from app.config import Settings, load
 from app.keeper.process import KEPT
-from app.server.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"

@@ -21,7 +21,8 @@ from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, Duties, Op, receive, send
+from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, Duties, Op
+from app.sandbox.channel import receive, send
 
 pytestmark = pytest.mark.kernel
 

@@ -24,7 +24,8 @@ from app.service.changes.permissions import check_programs
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.errors import ChangeUnknown, JournalUnreadable
-from app.service.registry.held import HeldMap, Made
+from app.service.objects.source import Made
+from app.service.registry.held import HeldMap
 from app.store.journal import JournalFailed
 from app.store.records import Change
 

@@ -1,12 +1,9 @@
 """The service itself: health, version, what a problem means, and the documentation."""
 
-import importlib.resources
-import json
 import platform
-from typing import Final, Literal
+from typing import Literal
 
 from fastapi import APIRouter
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,18 +51,6 @@ class Explanation(BaseModel):
     status: int = Field(examples=[404])
     title: str
     remedy: str
-
-
-# Swagger UI's files, as that package carries them: no page here needs the internet. In memory, as the process that
-# serves them may not be allowed to read where they are.
-_ASSETS: Final = {
-    name: (importlib.resources.files("fastapi_offline").joinpath("static", name).read_bytes(), media_type)
-    for name, media_type in (
-        ("swagger-ui-bundle.js", "text/javascript"),
-        ("swagger-ui.css", "text/css"),
-        ("favicon.png", "image/png"),
-    )
-}
 
 
 @router.get(
@@ -149,30 +134,3 @@ async def explain_problem(code: str) -> Response:
         raise Refused("not-found", f"there is no problem {code[:64]!r}")
     kind = PROBLEMS[code]
     return outputs.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
-
-
-@router.get("/openapi.json", operation_id="get_openapi", include_in_schema=False)
-async def get_openapi(request: Request) -> Response:
-    """The document."""
-    return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
-
-
-@router.get("/docs", operation_id="get_docs", include_in_schema=False)
-async def get_docs() -> Response:
-    """Swagger UI."""
-    return get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title="jumptable",
-        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-        swagger_css_url="/docs/assets/swagger-ui.css",
-        swagger_favicon_url="/docs/assets/favicon.png",
-    )
-
-
-@router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False)
-async def get_docs_asset(name: str) -> Response:
-    """A file of Swagger UI."""
-    if name not in _ASSETS:
-        raise Refused("not-found", f"there is no file {name[:64]!r}")
-    content, media_type = _ASSETS[name]
-    return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -7,7 +7,7 @@ from fastapi import Path
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
 from app.bpf.uapi import MAX_INDEX
-from app.service.registry.held import NAME_PATTERN, checked_name
+from app.service.objects.source import NAME_PATTERN, checked_name
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _NAME: Final = rf"^(?!\.\.?$){NAME_PATTERN.removeprefix('^')}"  # neither . nor ..

@@ -17,7 +17,7 @@ from pydantic import (
 from app.api.schemas.fields import MAX_ENTRIES, U32, Name, PinPath
 from app.api.schemas.responses import EntryProgram
 from app.bpf.uapi import MIN_PACKET
-from app.service.registry.held import ById, Pinned
+from app.service.objects.source import ById, Pinned
 from app.service.registry.programs import ByName, ProgramRef
 
 

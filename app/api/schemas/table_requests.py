@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 from app.api.schemas.fields import U32
 from app.api.schemas.requests import Input, ProgramObject, ProgramReference, given, without
 from app.api.schemas.responses import EntryProgram
-from app.service.registry.held import checked_name
+from app.service.objects.source import checked_name
 from app.store.records import NUMBERS
 
 Given = str | ProgramObject | EntryProgram | None

@@ -7,15 +7,15 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 import uuid
 from typing import Final
 
-from app.bpf.bpffs import MemoryFolders
 from app.bpf.bulk.fallback import OneByOne
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.memory.interpreter import decode, run, sk_buff, xdp_md
-from app.bpf.memory.objects import Map, Program, claim, fail
+from app.bpf.memory.objects import Map, Objects, Program, claim
 from app.bpf.uapi import (
     BPF_ANY,
     BPF_F_RDONLY,
@@ -27,12 +27,43 @@ from app.bpf.uapi import (
     Cmd,
     MapType,
     ProgType,
+    fail,
 )
 
 # What bpf_obj_name_cpy() takes: ASCII letters and digits, Latin-1 letters, _ and .
 _NAME: Final = re.compile("[A-Za-z0-9_.\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]*")
 _MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bpf_test_init()
 _RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
+
+
+class MemoryFolders:
+    """In memory: every folder is taken to exist, and to be in bpffs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._objects = Objects()
+
+    def unpin(self, path: str) -> None:
+        """unlink(2) of a pin."""
+        with self._lock:
+            self._objects.drop(self._objects.unpin(path))
+
+    def check_pin(self, path: str) -> None:
+        """As `obj_pin`; but not whether something is there."""
+        if "." in path.rsplit("/", 1)[-1]:
+            fail(Cmd.OBJ_PIN, errno.EPERM)
+
+    def in_bpffs(self, path: str) -> bool:  # noqa: ARG002
+        """It is."""
+        return True
+
+    def make_folder(self, path: str) -> None:
+        """It is there."""
+
+    def pins_in(self, folder: str) -> list[str]:
+        """By the beginning of the paths."""
+        with self._lock:
+            return [path.rpartition("/")[2] for path in self._objects.pins if path.rpartition("/")[0] == folder]
 
 
 class MemoryKernel(OneByOne, MemoryFolders):

@@ -4,10 +4,10 @@ import errno
 import itertools
 import os
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from app.bpf.memory.interpreter import Instruction
-from app.bpf.uapi import Cmd
+from app.bpf.uapi import Cmd, fail
 
 
 @dataclass(eq=False)
@@ -60,11 +60,6 @@ class Open:
 
 
 T = TypeVar("T")
-
-
-def fail(cmd: Cmd, number: int) -> NoReturn:
-    """Refuse a command with this errno."""
-    raise OSError(number, f"{cmd.name}: {os.strerror(number)}")
 
 
 class Objects:

@@ -10,7 +10,7 @@ from app.service.changes.draft import change_of, entries_of
 from app.service.changes.fit import check_not_frozen
 from app.service.changes.origin import Origin
 from app.service.changes.permissions import check_entries, check_programs
-from app.service.changes.plan import Marks, Steps
+from app.service.changes.plan import Steps
 from app.service.changes.replaced_programs import Retained
 from app.service.changes.undo_pins import KeepDir
 from app.service.changes.writer import WriteFailed, put_back, write
@@ -19,6 +19,7 @@ from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreada
 from app.service.event_feed import Feed
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
+from app.service.registry.index_sets import Marks
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChanges, Kind

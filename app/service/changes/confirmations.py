@@ -10,7 +10,6 @@ from typing import Final
 
 import structlog
 
-from app.service.changes.plan import Waits
 from app.service.changes.replaced_programs import Retained
 from app.service.changes.undo_pins import KeepDir, programs_before
 from app.service.changes.undoing import Undoing
@@ -28,6 +27,7 @@ from app.service.errors import (
 )
 from app.service.objects.program import Program
 from app.service.registry.held import Held, HeldMap
+from app.service.registry.index_sets import Waits
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, Waiting

@@ -14,7 +14,8 @@ from app.service.errors import (
     UnsupportedFlags,
 )
 from app.service.objects.program import ProgramSummary
-from app.service.registry.held import HeldMap, Pinned
+from app.service.objects.source import Pinned
+from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef
 from app.store.records import EMPTY, Change
 

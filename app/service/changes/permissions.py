@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from app.access.rights import Grant
 from app.service.changes.origin import Origin
 from app.service.errors import EntryProtected, Forbidden
-from app.service.registry.held import ById, HeldMap
+from app.service.objects.source import ById
+from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
 
 

@@ -1,9 +1,9 @@
 """The entries that a change writes, in order."""
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import chain, compress, count
+from itertools import chain, compress
 from operator import ne
 
 from app.service.objects.program import Program
@@ -85,61 +85,3 @@ class Steps:
             array(NUMBERS, compress(numbers, chosen)) for numbers in (self.indexes, self.before, self.after)
         )
         return Steps(indexes, before, after, self.programs, self.pinned)
-
-
-class Marks(Collection[int]):
-    """Which entries something is true of: a byte for each index up to the highest."""
-
-    def __init__(self, indexes: Collection[int]) -> None:
-        if isinstance(indexes, range):
-            self._marks = bytearray(indexes.start) + b"\1" * len(indexes)
-            return
-        self._marks = marks = bytearray(max(indexes, default=-1) + 1)
-        for index in indexes:
-            marks[index] = 1
-
-    def __contains__(self, index: object) -> bool:
-        return isinstance(index, int) and index < len(self._marks) and bool(self._marks[index])
-
-    def __iter__(self) -> Iterator[int]:
-        return compress(count(), self._marks)
-
-    def __len__(self) -> int:
-        return self._marks.count(1)
-
-
-class Waits(Mapping[int, int]):
-    """Which entries wait for a confirmation, and of which change: its id, by index; 8 bytes for each while any does."""
-
-    def __init__(self) -> None:
-        self._changes = array("Q")
-        self._count = 0
-
-    def add(self, indexes: Collection[int], change_id: int) -> None:
-        """These wait for this change; none of them has waited before."""
-        changes = self._changes
-        changes.frombytes(bytes(8 * max(0, max(indexes, default=-1) + 1 - len(changes))))
-        for index in indexes:
-            changes[index] = change_id
-        self._count += len(indexes)
-
-    def end(self, indexes: Collection[int], change_id: int) -> None:
-        """Of these, those that wait for this change wait no more."""
-        changes = self._changes
-        for index in indexes:
-            if index < len(changes) and changes[index] == change_id:
-                changes[index] = 0
-                self._count -= 1
-        if not self._count:
-            self._changes = array("Q")
-
-    def __getitem__(self, index: int) -> int:
-        if index >= len(self._changes) or not self._changes[index]:
-            raise KeyError(index)
-        return self._changes[index]
-
-    def __iter__(self) -> Iterator[int]:
-        return (index for index, change_id in enumerate(self._changes) if change_id)
-
-    def __len__(self) -> int:
-        return self._count

@@ -7,7 +7,7 @@ from typing import Final
 from app.bpf.kernel import Kernel
 from app.service.errors import KernelError, ServiceError, kernel_failure
 from app.service.objects.program import Program
-from app.service.registry.held import ById, Pinned
+from app.service.objects.source import ById, Pinned
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import ProgramRecord
 

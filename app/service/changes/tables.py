@@ -15,7 +15,8 @@ from app.service.changes.permissions import check_reference
 from app.service.changes.plan import Steps
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
 from app.service.objects.program import Program
-from app.service.registry.held import ById, HeldMap, Pinned
+from app.service.objects.source import ById, Pinned
+from app.service.registry.held import HeldMap
 from app.service.registry.programs import ProgramRef
 from app.store.records import EMPTY, NUMBERS, Change, Indexes, Kind
 

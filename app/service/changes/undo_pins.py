@@ -9,10 +9,10 @@ import structlog
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.kernel import Kernel
 from app.service.errors import NotRestorable, PinUnusable, ServiceError
-from app.service.objects.opening import open_program
-from app.service.objects.pins import check_pinnable, pin_failure
+from app.service.objects.opening import check_pinnable, open_program, pin_failure
 from app.service.objects.program import Program
-from app.service.registry.held import HeldMap, Made, Pinned
+from app.service.objects.source import Made, Pinned
+from app.service.registry.held import HeldMap
 from app.store.records import EMPTY, Change, ProgramRecord, Waiting
 
 log = structlog.get_logger()

@@ -6,13 +6,14 @@ from typing import Final
 
 import structlog
 
-from app.service.changes.plan import Marks, Steps
+from app.service.changes.plan import Steps
 from app.service.changes.replaced_programs import Retained
 from app.service.changes.undo_pins import KeepDir, programs_after, programs_before
 from app.service.changes.writer import put_back
 from app.service.counters import Figures
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
+from app.service.registry.index_sets import Marks
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from app.store.records import Waiting, expire

@@ -4,12 +4,11 @@ import errno
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Self
 
 from app.bpf.kernel import Kernel, ProgInfo, TestRun
 from app.bpf.uapi import ENOTSUPP, MIN_PACKET, RETURN_NAMES, prog_type_name
 from app.service.errors import NotAProgram, PacketRefused, ProgramNotRunnable, kernel_failure
-from app.service.objects.owned_fd import OwnedFd
 
 # The kernel stamps a load with the time since boot, which needs the time of the boot to be told as a date. Taken once,
 # so that one program's date never changes while the service runs.
@@ -42,6 +41,34 @@ class RunResult:
     meaning: str | None
     duration: int
     packet: bytes
+
+
+class OwnedFd:
+    """Owns an fd from its making until `close`; a context manager that closes at its end. Thread rule: see heirs."""
+
+    def __init__(self, kernel: Kernel, fd: int) -> None:
+        self._kernel = kernel
+        self._fd: int | None = fd
+
+    @property
+    def fd(self) -> int:
+        """The open fd. ValueError once closed."""
+        if self._fd is None:
+            message = f"this {type(self).__name__} is closed"
+            raise ValueError(message)
+        return self._fd
+
+    def close(self) -> None:
+        """Let go of the fd. Twice is fine."""
+        if self._fd is not None:
+            self._kernel.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Program(OwnedFd):

@@ -22,8 +22,7 @@ from app.service.errors import (
     WrongValueSize,
     kernel_failure,
 )
-from app.service.objects.owned_fd import OwnedFd
-from app.service.objects.program import Program
+from app.service.objects.program import OwnedFd, Program
 
 CLEAR = -1  # instead of a program's fd
 _U32 = 4

@@ -1,59 +1,24 @@
 """Maps and programs as they are held: under a name, opened from a source."""
 
 import asyncio
-import re
 from array import array
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Generic, Self, TypeVar
 
 from app.access.rights import NONE, Ranges
-from app.service.changes.plan import Waits
 from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
 from app.service.objects.program import Program
 from app.service.objects.program_array import ProgramArray
+from app.service.objects.source import Pinned, Source
 from app.service.registry.expected import Recorded
+from app.service.registry.index_sets import Waits
 from app.store.records import NUMBERS
 
 # Lookups at a stretch in the event loop: at most 5 ms, then others have their turn.
 _LOOKUPS_AT_A_STRETCH: Final = 2048
 
 
-_NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
-NAME_PATTERN: Final = f"^{_NAME}$"
-
-
-def checked_name(name: str) -> str:
-    """The name, which maps and programs may have. ValueError where not."""
-    if not re.fullmatch(_NAME, name):
-        message = "a name has 1 to 64 characters of A-Z a-z 0-9 _ . - (a pin or an id goes as an object)"
-        raise ValueError(message)
-    if name in {".", ".."}:
-        message = "clients take . and .. out of a path before they send it, so they are no names"
-        raise ValueError(message)
-    return name
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """Opened from a path in bpffs."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class ById:
-    """Opened by the kernel's number."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Made by the service itself, and pinned nowhere."""
-
-
-Source = Pinned | ById | Made
 T = TypeVar("T", ProgramArray, Program)
 H = TypeVar("H")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
-from app.service.objects.opening import open_array, open_or_make_array
-from app.service.objects.pins import allowed_source
+from app.service.objects.opening import allowed_source, open_array, open_or_make_array
 from app.service.objects.program_array import ProgramArray
-from app.service.registry.held import Before, ById, HeldMap, Made, Pinned, Source, nothing_before
+from app.service.objects.source import ById, Made, Pinned, Source
+from app.service.registry.held import Before, HeldMap, nothing_before
 from app.service.registry.programs import Uses
 
 

@@ -10,10 +10,10 @@ from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError, kernel_failure
-from app.service.objects.opening import open_program
-from app.service.objects.pins import allowed_source
+from app.service.objects.opening import allowed_source, open_program
 from app.service.objects.program import Program, ProgramSummary
-from app.service.registry.held import Before, ById, HeldProgram, Made, Pinned, Source, nothing_before
+from app.service.objects.source import ById, Made, Pinned, Source
+from app.service.registry.held import Before, HeldProgram, nothing_before
 from app.store.records import ProgramRecord
 
 _SUMMARIES_KEPT: Final = 4096

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.errors import ServiceError
-from app.service.registry.held import ById, HeldMap, HeldProgram
+from app.service.objects.source import ById
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.maps import Maps
 from app.service.registry.programs import ByName, ProgramRef, Programs
 
