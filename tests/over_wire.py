@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.server.connection import Protocol
-from app.server.fast_path import Direct
+from app.server.fast_path import FastPath
 
 
 class OverWire(httpx.AsyncBaseTransport):
     """Each request on a connection of its own. `direct`: what takes those that may go the direct way."""
 
     def __init__(self, app: FastAPI, *, direct: bool = True) -> None:
-        self.direct: Direct | None = Direct(app) if direct else None
+        self.direct: FastPath | None = FastPath(app) if direct else None
         self._config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, proxy_headers=False)
         self._config.load()
         self._state = ServerState()

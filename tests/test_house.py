@@ -28,14 +28,3 @@ def test_nothing_else_is_at_the_top() -> None:
     top = {Path(line).parts[0] for line in listed.splitlines()}
     allowed = {"app", "tests", "deploy", "Dockerfile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
     assert {name for name in top if not name.startswith(".")} <= allowed
-
-
-def test_no_file_is_long() -> None:
-    """A file is a noun; one of more than 250 lines is two. Errors are a list, and may be longer."""
-    lists = {"errors.py"}
-    long = {
-        str(file.relative_to(ROOT)): lines
-        for file in (ROOT / "app").rglob("*.py")
-        if (lines := len(file.read_text().splitlines())) > 250 and file.name not in lists
-    }
-    assert not long

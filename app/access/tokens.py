@@ -166,16 +166,16 @@ class Tokens:
         self._seen: tuple[int, ...] | None = None
         self._known: dict[str, tuple[float | None, Actor]] = {}  # when it is over, and whose it is, by hash
         self._is_one_moment = self._is_fresh = False
-        self.trouble: str | None = None  # why they cannot be checked, as of the last time
+        self.degraded_reason: str | None = None  # why they cannot be checked, as of the last time
 
     def actor(self, secret: str) -> Actor | None:
         """Whose it is; None: nobody's, or it is over. TokensUnusable."""
         try:
             found = self._actor(_hash(secret))
         except TokensUnusable as error:
-            self.trouble = str(error)
+            self.degraded_reason = str(error)
             raise
-        self.trouble = None
+        self.degraded_reason = None
         return found
 
     def _actor(self, hashed: str) -> Actor | None:

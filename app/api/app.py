@@ -11,12 +11,12 @@ from app import __version__
 from app.api.audit import Audit
 from app.api.authorization import Authentication
 from app.api.limits import Limits
-from app.api.middleware import Envelope
+from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
 from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
 from app.service.changes.changes import Changes
-from app.service.counters import Figures
-from app.service.holds import Holding
+from app.service.counters import Counters
+from app.service.holds import Holds
 from app.service.lifecycle import Upkeep
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
@@ -37,7 +37,7 @@ class _Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """What a request goes through before it is routed."""
-        return Envelope(self.router)
+        return RequestMiddleware(self.router)
 
 
 def create_app(
@@ -67,17 +67,17 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    figures = Figures()
-    figures.time_calls(registry.kernel)
-    journal.on_commit = figures.journal.add
-    app.state.figures = figures
+    counters = Counters()
+    counters.time_calls(registry.kernel)
+    journal.on_commit = counters.journal.add
+    app.state.counters = counters
     app.state.authentication = authentication or Authentication()
     app.state.limits = limits or Limits()
     app.state.audit = audit or Audit()
-    app.state.changes = Changes(registry, journal, keep_dir=keep_dir, figures=figures)
+    app.state.changes = Changes(registry, journal, keep_dir=keep_dir, counters=counters)
     app.state.upkeep = Upkeep(app.state.changes, drift_interval)
-    app.state.holding = Holding(app.state.changes, app.state.upkeep.drift)
-    app.state.metrics = metrics.collectors(figures, app.state.changes)
+    app.state.holding = Holds(app.state.changes, app.state.upkeep.drift)
+    app.state.metrics = metrics.collectors(counters, app.state.changes)
     app.state.draining = False  # the server sets it once the service is on its way out
     for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.

@@ -13,7 +13,7 @@ from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
 from app.access.tokens import Tokens, TokensUnusable
 from app.api.limits import Limits
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 
 # Keys in the scope: who asks; the header, by the envelope; the peer on a unix socket, and the
 # subject alternative names of a client's certificate, by the protocol.
@@ -96,7 +96,7 @@ class Authentication:
         kind, _, secret = authorization.decode("latin-1").partition(" ")
         if kind.lower() != "bearer":
             raise unauthenticated("that is no bearer token: send Authorization: Bearer TOKEN")
-        known = None if self.tokens is None else self.tokens.trouble
+        known = None if self.tokens is None else self.tokens.degraded_reason
         try:
             actor = None if self.tokens is None else self.tokens.actor(secret.strip())
         except TokensUnusable as error:
@@ -109,16 +109,16 @@ class Authentication:
         return actor
 
 
-def unauthenticated(detail: str) -> Refused:
+def unauthenticated(detail: str) -> HttpProblem:
     """401 (RFC 6750, 3)."""
-    return Refused("unauthenticated", detail, headers={"WWW-Authenticate": 'Bearer realm="jumptable"'})
+    return HttpProblem("unauthenticated", detail, headers={"WWW-Authenticate": 'Bearer realm="jumptable"'})
 
 
-def forbidden(scope: Scope, detail: str) -> Refused:
+def forbidden(scope: Scope, detail: str) -> HttpProblem:
     """403."""
     actor: Actor = scope[ACTOR]
     role = "no role" if actor.grant is None else f"role {actor.grant.role}"
-    return Refused("forbidden", f"{actor.name} ({role}): {detail}")
+    return HttpProblem("forbidden", f"{actor.name} ({role}): {detail}")
 
 
 def grant_of(scope: Scope) -> Grant:
@@ -135,7 +135,7 @@ def check_access(
     scope[ACTOR] = actor = None
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
-    except Refused:
+    except HttpProblem:
         if RIGHTS[operation] is not Right.NONE:
             raise
     right = RIGHTS[operation]
@@ -148,7 +148,7 @@ def check_access(
         if actor.grant is None or not actor.grant.allows(right):
             raise forbidden(scope, f"{operation} needs the right {right.name.lower()}")
     if authentication.read_only and right in CHANGING:
-        raise Refused("read-only", "the service is configured to be read only")
+        raise HttpProblem("read-only", "the service is configured to be read only")
     if name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
@@ -160,7 +160,7 @@ def may_still(scope: Scope, operation: str) -> bool:
     authentication: Authentication = scope["app"].state.authentication
     try:
         actor = authentication.actor(scope, scope[AUTHORIZATION])
-    except Refused:
+    except HttpProblem:
         return False
     return actor is not None and actor.grant is not None and actor.grant.allows(RIGHTS[operation])
 
@@ -179,7 +179,7 @@ def check_host(scope: Scope) -> None:
     for name, value in scope["headers"]:
         if name in _HOSTS and not _is_local(value):
             detail = f"{name.decode().capitalize()} is {value.decode('latin-1')[:100]!r}: not a name of this machine"
-            raise Refused("host-not-allowed", detail)
+            raise HttpProblem("host-not-allowed", detail)
 
 
 @functools.lru_cache(maxsize=256)

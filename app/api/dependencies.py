@@ -11,8 +11,8 @@ from app.api.audit import FACTS
 from app.api.authorization import ACTOR, forbidden, grant_of
 from app.api.middleware import REQUEST_ID
 from app.service.changes.changes import Changes
-from app.service.changes.origin import Origin
-from app.service.holds import Holding
+from app.service.changes.origin import RequestContext
+from app.service.holds import Holds
 from app.service.lifecycle import Upkeep
 from app.service.objects.source import Source
 from app.service.registry.held import HeldMap, HeldProgram
@@ -55,20 +55,20 @@ def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram 
         raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
 
 
-def holding_of(request: Request) -> Holding:
+def holding_of(request: Request) -> Holds:
     """What holds and releases."""
-    return cast("Holding", request.app.state.holding)
+    return cast("Holds", request.app.state.holding)
 
 
-def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> Origin:
+def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
     """Who asks."""
     return origin(request.scope, note, confirm_within)
 
 
-def origin(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> Origin:
+def origin(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
     """The same, of a request's scope."""
     actor: Actor = scope[ACTOR]
-    return Origin(actor.name, scope[REQUEST_ID], note, confirm_within, grant_of(scope))
+    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, grant_of(scope))
 
 
 def registry_of(request: Request) -> Registry:

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 
 _ACTORS_KEPT: Final = 1024
 
@@ -79,6 +79,6 @@ class Limits:
             raise too_many(detail, 60)
 
 
-def too_many(detail: str, seconds: float) -> Refused:
+def too_many(detail: str, seconds: float) -> HttpProblem:
     """429 (RFC 6585, 4), to be tried again after so many seconds."""
-    return Refused("too-many-requests", detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+    return HttpProblem("too-many-requests", detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})

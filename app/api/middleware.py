@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
-from app.api.problems import Refused, code_of, failure, problem
+from app.api.problems import HttpProblem, code_of, failure, problem
 from app.service.errors import ServiceError
 
 # Keys in the scope.
@@ -28,7 +28,7 @@ _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstu
 log = structlog.get_logger()
 
 
-class Envelope:
+class RequestMiddleware:
     """The outermost layer. `app.state.draining`: the service is on its way out."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -44,7 +44,7 @@ class Envelope:
         try:
             _check(scope)
             await self.app(exchange.scope, exchange.receive, exchange.send)
-        except (ServiceError, Refused, HTTPException) as error:
+        except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
                 raise
             code = code_of(error)
@@ -70,17 +70,17 @@ class Envelope:
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
             if operation != "watch_events":
-                state.figures.request(operation, exchange.status, time.perf_counter() - began)
+                state.counters.request(operation, exchange.status, time.perf_counter() - began)
 
 
 def _check(scope: Scope) -> None:
     """Raises what a request ends with before it is routed."""
     if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
-        raise Refused("draining", "the service is stopping")
+        raise HttpProblem("draining", "the service is stopping")
     if FAILED in scope:
         raise scope[FAILED]
     if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
-        raise Refused("malformed-header", "there are several Authorization headers")
+        raise HttpProblem("malformed-header", "there are several Authorization headers")
 
 
 class _Exchange:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 
 _TAG: Final = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 # Of commas and blanks each can be taken in one way only, so that no header makes the match slow.
@@ -100,5 +100,7 @@ def _tags(request: Request, header: str) -> list[str] | None:
     if text.strip(" \t") == "*":
         return ["*"]
     if not _TAGS.fullmatch(text):
-        raise Refused("malformed-header", f'{header} is neither * nor a list of quoted tags like "0f1e2d3c4b5a6978"')
+        raise HttpProblem(
+            "malformed-header", f'{header} is neither * nor a list of quoted tags like "0f1e2d3c4b5a6978"'
+        )
     return re.findall(_TAG, text)

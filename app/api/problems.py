@@ -18,7 +18,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemType:
     """One sort of problem: what it is called, what it means, and what to do."""
 
     status: int
@@ -26,95 +26,109 @@ class Kind:
     remedy: str
 
 
-PROBLEMS: Final[dict[str, Kind]] = {
-    "malformed-json": Kind(400, "The body is not JSON", "Send one JSON value in UTF-8; the detail says where it ends."),
-    "malformed-header": Kind(
+PROBLEMS: Final[dict[str, ProblemType]] = {
+    "malformed-json": ProblemType(
+        400, "The body is not JSON", "Send one JSON value in UTF-8; the detail says where it ends."
+    ),
+    "malformed-header": ProblemType(
         400, "A header cannot be read", 'Entity tags are quoted: If-Match: "…", or *; copy them from an ETag.'
     ),
-    "unauthenticated": Kind(401, "It is not known who asks", "Send a token: Authorization: Bearer …"),
-    "forbidden": Kind(
+    "unauthenticated": ProblemType(401, "It is not known who asks", "Send a token: Authorization: Bearer …"),
+    "forbidden": ProblemType(
         403, "Whoever asks has no right to this", "Ask whoever gives the rights: the detail tells which."
     ),
-    "entry-protected": Kind(403, "The entry is protected", "Only the role admin may change it."),
-    "read-only": Kind(403, "The service is read only", "Take read_only out of the configuration, and restart."),
-    "pin-not-allowed": Kind(
+    "entry-protected": ProblemType(403, "The entry is protected", "Only the role admin may change it."),
+    "read-only": ProblemType(403, "The service is read only", "Take read_only out of the configuration, and restart."),
+    "pin-not-allowed": ProblemType(
         403, "This path may not be named", "Pin below one of the folders in pin_dirs, or widen pin_dirs and restart."
     ),
-    "map-unknown": Kind(404, "No such map", "GET /maps lists the names; PUT /maps/{name} holds another."),
-    "program-unknown": Kind(404, "No such program", "GET /programs lists the names; PUT /programs/{name} holds one."),
-    "change-unknown": Kind(404, "No such change", "GET /changes lists those that are kept."),
-    "entry-empty": Kind(404, "The entry is empty", "PUT a program there; DELETE takes ?allow_missing=true."),
-    "index-out-of-range": Kind(404, "No such entry", "Indexes run from 0 to max_entries - 1."),
-    "not-found": Kind(404, "No such resource", "GET /openapi.json tells all paths."),
-    "method-not-allowed": Kind(405, "Not a method of this resource", "The Allow header lists the methods."),
-    "request-timeout": Kind(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
-    "change-conflict": Kind(
+    "map-unknown": ProblemType(404, "No such map", "GET /maps lists the names; PUT /maps/{name} holds another."),
+    "program-unknown": ProblemType(
+        404, "No such program", "GET /programs lists the names; PUT /programs/{name} holds one."
+    ),
+    "change-unknown": ProblemType(404, "No such change", "GET /changes lists those that are kept."),
+    "entry-empty": ProblemType(404, "The entry is empty", "PUT a program there; DELETE takes ?allow_missing=true."),
+    "index-out-of-range": ProblemType(404, "No such entry", "Indexes run from 0 to max_entries - 1."),
+    "not-found": ProblemType(404, "No such resource", "GET /openapi.json tells all paths."),
+    "method-not-allowed": ProblemType(405, "Not a method of this resource", "The Allow header lists the methods."),
+    "request-timeout": ProblemType(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
+    "change-conflict": ProblemType(
         409,
         "Another change is in the way",
         "Of the same entries: confirm or revert the one that waits, revert later ones first, or set what you want.",
     ),
-    "change-not-revertible": Kind(
+    "change-not-revertible": ProblemType(
         409,
         "What was there cannot be put back",
         "Pin the programs, or set keep_dir; or set the entries to what you want.",
     ),
-    "already-confirmed": Kind(409, "The change waits for no confirmation", "It stands; POST …/revert undoes it."),
-    "in-use": Kind(409, "A change that waits would need it", "Confirm or revert the change first."),
-    "name-taken": Kind(409, "The name, or the object, is held already", "Choose another name, or release that one."),
-    "last-reference": Kind(
+    "already-confirmed": ProblemType(
+        409, "The change waits for no confirmation", "It stands; POST …/revert undoes it."
+    ),
+    "in-use": ProblemType(409, "A change that waits would need it", "Confirm or revert the change first."),
+    "name-taken": ProblemType(
+        409, "The name, or the object, is held already", "Choose another name, or release that one."
+    ),
+    "last-reference": ProblemType(
         409, "The array would be emptied for good", "Pin the array first, or say ?force=true if that is what you want."
     ),
-    "program-busy": Kind(409, "The program is extended by another", "Detach the freplace program first."),
-    "map-frozen": Kind(409, "The array is frozen", "That is for good: make a new array."),
-    "events-expired": Kind(
+    "program-busy": ProblemType(409, "The program is extended by another", "Detach the freplace program first."),
+    "map-frozen": ProblemType(409, "The array is frozen", "That is for good: make a new array."),
+    "events-expired": ProblemType(
         410, "The journal goes back not that far", "Read the tables anew, then follow without Last-Event-ID."
     ),
-    "precondition-failed": Kind(
+    "precondition-failed": ProblemType(
         412, "The entry is not as you thought", "Look at current, decide again, and send its etag."
     ),
-    "body-too-large": Kind(
+    "body-too-large": ProblemType(
         413, "The body is too large", "64 KiB are the most; for a table 512 bytes more for each of max_entries."
     ),
-    "media-type-unsupported": Kind(
+    "media-type-unsupported": ProblemType(
         415, "The body is not declared as JSON", "Content-Type: application/json; with curl: --json instead of -d."
     ),
-    "validation": Kind(422, "The request is not as it should be", "errors tells each place and what belongs there."),
-    "program-not-found": Kind(422, "No such program", "Name one that GET /programs lists, a live id, or a pin."),
-    "program-incompatible": Kind(
+    "validation": ProblemType(
+        422, "The request is not as it should be", "errors tells each place and what belongs there."
+    ),
+    "program-not-found": ProblemType(422, "No such program", "Name one that GET /programs lists, a live id, or a pin."),
+    "program-incompatible": ProblemType(
         422, "The program does not fit the array", "The first program fixes what fits: see reason and remedy."
     ),
-    "not-a-program-array": Kind(422, "Not a program array", "Give a map of type prog_array."),
-    "not-a-program": Kind(422, "Not a program", "Give a pin or an id of a loaded program."),
-    "program-not-runnable": Kind(
+    "not-a-program-array": ProblemType(422, "Not a program array", "Give a map of type prog_array."),
+    "not-a-program": ProblemType(422, "Not a program", "Give a pin or an id of a loaded program."),
+    "program-not-runnable": ProblemType(
         422, "The kernel cannot run such a program", "Types that run on a packet do: xdp, sched_cls, socket_filter …"
     ),
-    "host-not-allowed": Kind(
+    "host-not-allowed": ProblemType(
         421, "Not a name of this machine", "On loopback, Host and Origin have to be localhost or a loopback address."
     ),
-    "headers-too-large": Kind(
+    "headers-too-large": ProblemType(
         431, "The head of the request is too large", "limits.header_bytes tells how much it may be."
     ),
-    "too-many-requests": Kind(429, "Too many requests", "Wait as long as Retry-After tells."),
-    "unsupported-flags": Kind(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
-    "duplicate-index": Kind(422, "An index is listed twice", "List each index once."),
-    "pin-unusable": Kind(422, "The pin cannot be opened", "The detail tells the errno and what to do."),
-    "kernel-permission": Kind(
+    "too-many-requests": ProblemType(429, "Too many requests", "Wait as long as Retry-After tells."),
+    "unsupported-flags": ProblemType(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
+    "duplicate-index": ProblemType(422, "An index is listed twice", "List each index once."),
+    "pin-unusable": ProblemType(422, "The pin cannot be opened", "The detail tells the errno and what to do."),
+    "kernel-permission": ProblemType(
         500, "The service lacks a right", "Give the service the capability that the detail names."
     ),
-    "kernel-error": Kind(500, "The kernel refused", "errno tells why; the journal of the kernel may tell more."),
-    "internal": Kind(500, "An error of the service itself", "Report it with the request_id: the log has the rest."),
-    "map-unavailable": Kind(503, "The map could not be opened", "Mend what reason tells; it is tried again by itself."),
-    "program-unavailable": Kind(
+    "kernel-error": ProblemType(500, "The kernel refused", "errno tells why; the journal of the kernel may tell more."),
+    "internal": ProblemType(
+        500, "An error of the service itself", "Report it with the request_id: the log has the rest."
+    ),
+    "map-unavailable": ProblemType(
+        503, "The map could not be opened", "Mend what reason tells; it is tried again by itself."
+    ),
+    "program-unavailable": ProblemType(
         503, "The program could not be opened", "Mend what reason tells; it is tried again by itself."
     ),
-    "journal-unavailable": Kind(
+    "journal-unavailable": ProblemType(
         503, "The journal cannot be used", "put_back tells whether a change was undone. Mend what the detail tells."
     ),
-    "draining": Kind(503, "The service is stopping", "Ask again when it is back."),
+    "draining": ProblemType(503, "The service is stopping", "Ask again when it is back."),
 }
 
 
-class Refused(Exception):
+class HttpProblem(Exception):
     """A request that is refused by what HTTP says of it; the codes are those of PROBLEMS."""
 
     def __init__(
@@ -174,18 +188,18 @@ def bare_problem(code: str, detail: str) -> bytes:
 log = structlog.get_logger()
 
 
-def code_of(error: ServiceError | Refused | HTTPException) -> str | None:
+def code_of(error: ServiceError | HttpProblem | HTTPException) -> str | None:
     """Its code; None for what routing says."""
     if isinstance(error, HTTPException):
         return None
     return error.cause.code if isinstance(error, WriteRefused) else error.code
 
 
-def failure(error: ServiceError | Refused | HTTPException, scope: Scope, request_id: str) -> Response:
+def failure(error: ServiceError | HttpProblem | HTTPException, scope: Scope, request_id: str) -> Response:
     """The problem that an error is told as."""
     if isinstance(error, ServiceError):
         return service_problem(error, request_id)
-    if isinstance(error, Refused):
+    if isinstance(error, HttpProblem):
         return problem(error.code, error.detail, request_id, facts=error.facts, headers=error.headers)
     return _of_routing(error, scope, request_id)
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import check_access
 from app.api.dependencies import registry_of, tell
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.service.errors import MapUnavailable, MapUnknown
 
 _MAX_BODY: Final = 64 * 1024  # bytes
@@ -78,7 +78,7 @@ class StrictRoute(APIRoute):
             state = request.app.state
             name = request.path_params.get("name")
             check_access(request.scope, operation, name, state.authentication, state.limits)
-            taken = _Taken(defaults)
+            taken = _ParsedRequest(defaults)
             if request.scope["query_string"]:
                 taken.query(request, query_fields)
             for field in wanted.path_params:
@@ -106,7 +106,7 @@ class TableRoute(StrictRoute):
         return _MAX_BODY
 
 
-class _Taken:
+class _ParsedRequest:
     """What was taken from a request: values by the endpoint's parameter, and what is wrong."""
 
     def __init__(self, defaults: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class _Taken:
         """Refused where anything is wrong."""
         if self.errors:
             first = self.errors[0]
-            raise Refused(
+            raise HttpProblem(
                 "validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors[:_ERRORS_TOLD]}
             )
 
@@ -146,19 +146,19 @@ class _Taken:
 async def _read_json(request: Request, max_body: int) -> Any:
     body = await _read_body(request, max_body)
     if not body:
-        raise Refused("malformed-json", "the body is empty")
+        raise HttpProblem("malformed-json", "the body is empty")
     media_type = request.headers.get("content-type", "")
     if media_type.split(";", 1)[0].strip().lower() != "application/json":
         detail = f"Content-Type is {media_type!r}, not application/json (curl --json sends it)"
-        raise Refused("media-type-unsupported", detail, headers={"Accept": "application/json"})
+        raise HttpProblem("media-type-unsupported", detail, headers={"Accept": "application/json"})
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
-        raise Refused("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
+        raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refused("malformed-json", str(error)) from error
+        raise HttpProblem("malformed-json", str(error)) from error
 
 
 async def _read_body(request: Request, max_body: int) -> bytes:
@@ -175,7 +175,7 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                 if size <= max_body:
                     body += chunk
     except TimeoutError as error:
-        raise Refused("request-timeout", f"the body did not end within {_BODY_SECONDS:.0f} s") from error
+        raise HttpProblem("request-timeout", f"the body did not end within {_BODY_SECONDS:.0f} s") from error
     if size > max_body:
-        raise Refused("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
+        raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
     return bytes(body)

@@ -72,7 +72,7 @@ class Kernel(Protocol):
         """`linux` or `memory`."""
 
     @property
-    def trouble(self) -> str | None:
+    def degraded_reason(self) -> str | None:
         """Why a part of this cannot be done just now, and the remedy; None: all can."""
 
     @property

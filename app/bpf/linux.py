@@ -16,7 +16,7 @@ from app.bpf.bulk import fallback as one_by_one
 from app.bpf.bulk import programs as in_kernel
 from app.bpf.bulk.programs import TablePrograms
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
-from app.bpf.syscall import NUMBER, bpf, bpf_again, failed, long, short
+from app.bpf.syscall import NUMBER, bpf, bpf_retrying, call_holding_gil, call_releasing_gil, failed
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
 
 # Where the numbers stand, in u32: in struct MapElem, and behind it the key and the value.
@@ -52,7 +52,7 @@ class LinuxKernel(LinuxFolders):
     """bpf(2) on the machine that this runs on. Thread rule: any method from any thread."""
 
     name = "linux"
-    trouble: str | None = None
+    degraded_reason: str | None = None
 
     in_kernel = True  # False: whole tables are written and read one by one, also where programs could do it
 
@@ -88,7 +88,7 @@ class LinuxKernel(LinuxFolders):
         if value_size == _U32:
             element, call = self._element.own
             element[FD], element[KEY], element[FLAGS] = fd, index, 0
-            if short(NUMBER, _LOOKUP, *call) < 0:
+            if call_holding_gil(NUMBER, _LOOKUP, *call) < 0:
                 raise failed(Cmd.MAP_LOOKUP_ELEM)
             return element[VALUE]
         key, value = ctypes.c_uint32(index), ctypes.create_string_buffer(value_size)
@@ -100,7 +100,7 @@ class LinuxKernel(LinuxFolders):
         """MAP_LOOKUP_ELEM of many, with one key and one value for all."""
         key, value = ctypes.c_uint32(), ctypes.c_uint32()
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
-        call, number, reference, size = short, NUMBER, ctypes.byref(fields), ctypes.sizeof(fields)
+        call, number, reference, size = call_holding_gil, NUMBER, ctypes.byref(fields), ctypes.sizeof(fields)
         command, found = int(Cmd.MAP_LOOKUP_ELEM), []
         for index in range(start, stop):
             key.value = index
@@ -137,13 +137,13 @@ class LinuxKernel(LinuxFolders):
         element, call = self._element.own
         element[FD], element[KEY], element[VALUE] = fd, index, value
         element[FLAGS], element[FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
-        if short(NUMBER, _UPDATE, *call) < 0:
+        if call_holding_gil(NUMBER, _UPDATE, *call) < 0:
             raise failed(Cmd.MAP_UPDATE_ELEM)
 
     def map_delete(self, fd: int, index: int) -> None:
         """MAP_DELETE_ELEM, without the GIL: it waits 8 ms and more where a program has this index as a constant."""
         key = ctypes.c_uint32(index)
-        bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), long)
+        bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), call_releasing_gil)
 
     def map_freeze(self, fd: int) -> None:
         """MAP_FREEZE (Linux 5.2)."""
@@ -186,7 +186,7 @@ class LinuxKernel(LinuxFolders):
             prog_name=_name(name),
             expected_attach_type=expected_attach_type,
         )
-        return bpf_again(Cmd.PROG_LOAD, fields)
+        return bpf_retrying(Cmd.PROG_LOAD, fields)
 
     def prog_info(self, fd: int) -> ProgInfo:
         """OBJ_GET_INFO_BY_FD, twice where the program uses maps: for their number, then for their ids."""
@@ -237,7 +237,7 @@ class LinuxKernel(LinuxFolders):
             data_out=ctypes.addressof(out),
             repeat=repeat,
         )
-        bpf_again(Cmd.PROG_TEST_RUN, fields)
+        bpf_retrying(Cmd.PROG_TEST_RUN, fields)
         return TestRun(fields.retval, fields.duration, out.raw[: fields.data_size_out])
 
     def obj_pin(self, fd: int, path: str) -> None:

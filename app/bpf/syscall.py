@@ -14,15 +14,15 @@ NUMBER: Final = ctypes.c_long(SYSCALL_NUMBERS.get(platform.machine(), -1))  # -1
 
 # The same libc twice. PyDLL keeps the GIL over a call: right for one of a microsecond, which would otherwise wait far
 # longer to get the GIL back from a busy thread. CDLL gives it up: right for one that may wait inside the kernel.
-short: Final[Any] = ctypes.PyDLL(None, use_errno=True).syscall
-long: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
+call_holding_gil: Final[Any] = ctypes.PyDLL(None, use_errno=True).syscall
+call_releasing_gil: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 
 # A signal that is pending makes PROG_LOAD answer EAGAIN and PROG_TEST_RUN EINTR: both only ask to try again.
 _ATTEMPTS: Final = 32
 _AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 
 
-def bpf(cmd: Cmd, fields: ctypes.Structure, call: Any = short) -> int:
+def bpf(cmd: Cmd, fields: ctypes.Structure, call: Any = call_holding_gil) -> int:
     """One command, with its part of union bpf_attr. OSError with the kernel's errno."""
     result: int = call(NUMBER, int(cmd), ctypes.byref(fields), ctypes.sizeof(fields))
     if result < 0:
@@ -36,7 +36,7 @@ def failed(cmd: Cmd) -> OSError:
     return OSError(number, f"{cmd.name}: {os.strerror(number)}")
 
 
-def bpf_again(cmd: Cmd, fields: ctypes.Structure, call: Any = long) -> int:
+def bpf_retrying(cmd: Cmd, fields: ctypes.Structure, call: Any = call_releasing_gil) -> int:
     """The same of PROG_LOAD and PROG_TEST_RUN, again where only a signal has come."""
     for _ in range(_ATTEMPTS - 1):
         try:

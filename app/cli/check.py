@@ -17,7 +17,7 @@ from app.cli.common import CONFIG, load_or_fail
 from app.config import Settings
 from app.keeper.paths import own_file
 from app.keeper.process import KEPT, NEEDED
-from app.sandbox.capabilities import effective
+from app.sandbox.capabilities import effective_capabilities
 from app.server.startup import StartError, check_state, group_of, make_kernel, user_of
 from app.server.tls import Tls, TlsError
 from app.service.changes.undo_pins import check_keep_dir
@@ -72,7 +72,7 @@ def _user(settings: Settings) -> Finding:
 
 def _rights(settings: Settings) -> Iterator[Finding]:
     """Who will hold which capability, if serve is started as check is."""
-    kept = [name for name in KEPT if name in effective()]
+    kept = [name for name in KEPT if name in effective_capabilities()]
     if not set(kept) & set(NEEDED):
         yield Finding(
             "ok", "rights", "one process with no capability: pins by their file permissions, nothing by id, no create"
@@ -212,7 +212,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
     if settings.tokens is not None:
         try:
             kept = TokenFile(settings.token_file()).read()
-            if settings.token_file().exists() and set(NEEDED) & set(effective()):
+            if settings.token_file().exists() and set(NEEDED) & set(effective_capabilities()):
                 os.close(own_file(str(settings.token_file()), os.O_RDONLY))  # as the keeper opens it
             yield Finding("ok", "tokens", f"{settings.token_file()}; {len(kept)} of them")
         except TokensUnusable as error:

@@ -12,7 +12,7 @@ from app.config import Settings
 from app.server import assemble, logging, startup
 from app.server.listen import ListenError
 from app.server.run import preload, raise_open_files, serve
-from app.server.systemd import Manager
+from app.server.systemd import Notifier
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalDamaged, JournalFailed
@@ -44,7 +44,7 @@ def _serve(settings: Settings) -> None:
     keeper = startup.start_keeper(settings, user, is_given=given is not None)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, lock)
-        manager = Manager()
+        manager = Notifier()
         stack.callback(manager.close)
         if keeper is not None:
             stack.callback(keeper.close)

@@ -16,7 +16,7 @@ from typing import Final
 from app.bpf.bulk.programs import TablePrograms
 from app.bpf.kernel import MapInfo
 from app.bpf.linux import LinuxKernel
-from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, Duties, Op
+from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.channel import receive, send
 
 _SECONDS: Final = 10.0  # that it may take to start, and to answer
@@ -27,7 +27,7 @@ _GONE: Final = "the keeper has ended, so nothing can be opened or made: restart 
 class KeeperClient:
     """A keeper, started by this process and with its rights. Thread rule: any method from any thread."""
 
-    def __init__(self, duties: Duties) -> None:
+    def __init__(self, duties: KeeperConfig) -> None:
         """Start it, and wait until it answers. OSError."""
         self._lock = threading.Lock()
         self._programs_lock = threading.Lock()
@@ -104,7 +104,7 @@ class KeeperClient:
         return self._process.pid
 
     @property
-    def trouble(self) -> str | None:
+    def degraded_reason(self) -> str | None:
         """Why it cannot be asked; None: it can."""
         return None if self._process.poll() is None and self._channel.fileno() >= 0 else _GONE
 
@@ -126,7 +126,7 @@ def _outlive_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class KeptKernel(LinuxKernel):
+class KeeperKernel(LinuxKernel):
     """The running Linux for a process without any right: a keeper opens and makes for it. Thread rule: any."""
 
     def __init__(self, keeper: KeeperClient, keep_dir: str | None) -> None:
@@ -136,9 +136,9 @@ class KeptKernel(LinuxKernel):
         self._withheld: dict[int, tuple[str, MapInfo | None]] = {}  # by an fd that stands in for what is not passed on
 
     @property
-    def trouble(self) -> str | None:  # type: ignore[override]
+    def degraded_reason(self) -> str | None:  # type: ignore[override]
         """The keeper's."""
-        return self._keeper.trouble
+        return self._keeper.degraded_reason
 
     def table_programs(self) -> TablePrograms:
         """The keeper's."""

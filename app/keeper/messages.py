@@ -36,7 +36,7 @@ MAX_REPLY: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Duties:
+class KeeperConfig:
     """What a keeper is there for, by the configuration: it does nothing beyond.
 
     `pin_dirs`: below these it opens and makes pins; `pins`: it opens these as well; `owner`: (uid, gid) of keep_dir;

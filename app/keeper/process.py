@@ -23,9 +23,9 @@ from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as in_kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
-from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, Duties, Op
+from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.keeper.paths import Paths, open_file, own_file
-from app.sandbox.capabilities import keep_only
+from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
 
 # MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode. Each of them is worth a keeper.
@@ -40,9 +40,9 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 def main(fd: str, duties: str) -> None:
     """Serve the socketpair's end `fd` until the other one is closed; `duties`: an fd, read to its end before that."""
     channel = socket.socket(fileno=int(fd))
-    keep_only(KEPT)
+    drop_capabilities(KEPT)
     with os.fdopen(int(duties), "rb") as told:
-        keeper = Keeper(Duties.load(told.read()))
+        keeper = Keeper(KeeperConfig.load(told.read()))
     # Whoever never reads an answer, and leaves its end in a question, would keep this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent()  # before it hears that this one is there, and may end
@@ -54,7 +54,7 @@ def main(fd: str, duties: str) -> None:
 class Keeper:
     """Answers one question after the other."""
 
-    def __init__(self, duties: Duties) -> None:
+    def __init__(self, duties: KeeperConfig) -> None:
         self._duties = duties
         self._paths = Paths(duties.pin_dirs, duties.pins, duties.keep_dir)
         self._kernel = LinuxKernel()

@@ -34,15 +34,15 @@ class _Data(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-def effective() -> list[str]:
+def effective_capabilities() -> list[str]:
     """Those of CAPABILITIES that this process has."""
     status = Path("/proc/self/status").read_text("ascii")
     mask = int(status.split("CapEff:")[1].split()[0], 16)
     return [name for name, number in CAPABILITIES.items() if mask >> number & 1]
 
 
-def become(uid: int, gid: int) -> None:
-    """Become this user for good, with no other groups; capabilities stay permitted, for `keep_only` to choose from.
+def switch_user(uid: int, gid: int) -> None:
+    """Become this user for good, with no other groups; capabilities stay permitted until `drop_capabilities`.
 
     PermissionError where the process may not (CAP_SETUID, CAP_SETGID).
     """
@@ -52,7 +52,7 @@ def become(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def keep_only(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
+def drop_capabilities(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
     """Give up, for good, every capability but those that are permitted of `wanted`; and no_new_privs.
 
     `spare`: are given up by a later call; until then they count for nothing.

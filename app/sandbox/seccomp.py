@@ -54,7 +54,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def confine(commands: Sequence[Cmd] = COMMANDS) -> None:
+def install_filter(commands: Sequence[Cmd] = COMMANDS) -> None:
     """From now on EPERM for all of bpf(2) but `commands`, and for whatever starts, reads or becomes something else.
 
     Of this thread and those it makes; it needs no_new_privs. OSError where the kernel has no seccomp.

@@ -12,9 +12,9 @@ from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
-from app.api.problems import Refused, bare_problem
-from app.server.fast_path import Direct, Plain
-from app.server.framing import addressed, doubt, length_alone
+from app.api.problems import HttpProblem, bare_problem
+from app.server.fast_path import FastPath, FastRequest
+from app.server.framing import addressed, ambiguity, length_alone
 
 _UNREAD_SECONDS: Final = 30.0  # that an answer may wait to be read
 _IDLE_SECONDS: Final = 5.0  # that a connection may be silent between two requests
@@ -26,13 +26,13 @@ class Connection(HttpToolsProtocol):
     Thread rule: one event loop.
     """
 
-    direct: Direct | None = None
+    direct: FastPath | None = None
     cycle: Any  # the request that came last: a RequestResponseCycle or a Plain; None: none has come yet
     scope: Scope  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.plain: Plain | None = None  # is coming, and may go the direct way
+        self.plain: FastRequest | None = None  # is coming, and may go the direct way
         self._idle_since = 0.0
         self._unread: asyncio.TimerHandle | None = None
         self._date: tuple[Any, bytes] = None, b""  # uvicorn's headers for every answer, as they are and as bytes
@@ -42,10 +42,10 @@ class Connection(HttpToolsProtocol):
         method = self.parser.get_method()
         if self.direct is None or self.is_under_way() or self.flow.write_paused:
             return False
-        headers = Plain.headers_of(method, self.url, self.headers)
+        headers = FastRequest.headers_of(method, self.url, self.headers)
         if headers is None or self.parser.get_http_version() != "1.1":
             return False
-        self.cycle = self.plain = Plain(self, method, self.url, headers, self.scope)
+        self.cycle = self.plain = FastRequest(self, method, self.url, headers, self.scope)
         return True
 
     def end_plain(self) -> bool:
@@ -60,13 +60,13 @@ class Connection(HttpToolsProtocol):
         """The rest of a body may come late, or never: the regular way knows what to do then."""
         plain, self.plain = self.plain, None
         if plain is not None:
-            self.give_up(plain, more_body=True)
+            self.fall_back(plain, more_body=True)
 
     def is_under_way(self) -> bool:
         """Whether the request that came last is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def answer(self, plain: Plain, status_line: bytes, rest: bytes) -> None:
+    def answer(self, plain: FastRequest, status_line: bytes, rest: bytes) -> None:
         """The answer to a request that went the direct way."""
         plain.response_complete = True
         if not plain.disconnected:
@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
         self.on_response_complete()
 
-    def give_up(self, plain: Plain, *, more_body: bool = False) -> None:
+    def fall_back(self, plain: FastRequest, *, more_body: bool = False) -> None:
         """A request that might have gone the direct way goes the regular one."""
         scope, path = plain.scope, plain.path.decode("ascii")
         scope.update(method=plain.method.decode(), path=path, raw_path=plain.path, query_string=b"")
@@ -292,7 +292,7 @@ class Protocol(Connection):
         if self.begin_plain():
             self._in_head, self._framing = False, 0
             return
-        why = doubt(self.parser.get_http_version(), self.headers)
+        why = ambiguity(self.parser.get_http_version(), self.headers)
         if why is not None:
             self._refuse("malformed-header", why)
             return
@@ -357,7 +357,7 @@ class Protocol(Connection):
             async def received() -> Message:
                 message = await receive()
                 if self._broken is not None and cycle is self.cycle:
-                    raise Refused("malformed-header", self._broken)
+                    raise HttpProblem("malformed-header", self._broken)
                 return message
 
             await app(scope, received, send)

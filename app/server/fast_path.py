@@ -21,13 +21,12 @@ from app.api.authorization import AUTHORIZATION, Authentication, check_access
 from app.api.dependencies import origin
 from app.api.limits import Limits
 from app.api.middleware import FAILED, REQUEST_ID, request_id_of
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routes.entries import read_entry, set_answer
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.service.changes.changes import Begun, Changes
+from app.api.schemas import fields, requests
+from app.service.changes.changes import Changes, PreparedChange
 from app.service.changes.entries import SetResult, set_at_once
-from app.service.counters import Figures
+from app.service.counters import Counters
 from app.service.errors import ServiceError
 from app.service.lifecycle import Upkeep
 from app.service.registry.held import HeldMap
@@ -45,7 +44,7 @@ _STATUS: Final = {200: b"HTTP/1.1 200 OK\r\n", 201: b"HTTP/1.1 201 Created\r\n"}
 _MORE_THAN_A_PATH: Final = re.compile(rb"[?#%]")
 
 
-class Plain:
+class FastRequest:
     """A request that may go the direct way. `headers`: each name once."""
 
     body = b""
@@ -54,7 +53,7 @@ class Plain:
     message_event: Final = asyncio.Event()  # nobody waits for it
 
     def __init__(
-        self, connection: "PlainConnection", method: bytes, path: bytes, headers: dict[bytes, bytes], scope: Scope
+        self, connection: "FastConnection", method: bytes, path: bytes, headers: dict[bytes, bytes], scope: Scope
     ) -> None:
         self.connection, self.method, self.path, self.headers, self.scope = connection, method, path, headers, scope
         self.began = time.perf_counter()
@@ -74,24 +73,24 @@ class Plain:
         return told if is_usual and not _MORE_THAN_A_PATH.search(url) else None
 
 
-class PlainConnection(Protocol):
+class FastConnection(Protocol):
     """Where a Plain came from."""
 
-    def answer(self, plain: Plain, status_line: bytes, rest: bytes) -> None:
+    def answer(self, plain: FastRequest, status_line: bytes, rest: bytes) -> None:
         """The answer: `rest` is what follows the date."""
 
-    def give_up(self, plain: Plain) -> None:
+    def fall_back(self, plain: FastRequest) -> None:
         """It is to go the regular way."""
 
 
-_Written = tuple[Plain, HeldMap, int, SetResult]
+_Written = tuple[FastRequest, HeldMap, int, SetResult]
 
 
 class _Unusual(Exception):
     """It goes the regular way."""
 
 
-class Direct:
+class FastPath:
     """Takes requests, and answers those of one turn of the event loop together: their changes share a transaction."""
 
     def __init__(self, app: FastAPI) -> None:
@@ -101,14 +100,14 @@ class Direct:
         self._authentication: Authentication = app.state.authentication
         self._limits: Limits = app.state.limits
         self._audit: Audit = app.state.audit
-        self._figures: Figures = app.state.figures
-        self._waiting: list[Plain] = []
+        self._figures: Counters = app.state.counters
+        self._waiting: list[FastRequest] = []
         self._task: asyncio.Task[None] | None = None
         # The name of the map and the route, by the method and the path but for its end.
         self._known: dict[tuple[bytes, bytes], tuple[str, BaseRoute]] = {}
         self.answered = 0
 
-    def take(self, plain: Plain) -> None:
+    def take(self, plain: FastRequest) -> None:
         """Answer it, soon."""
         self._waiting.append(plain)
         if self._task is None:
@@ -127,7 +126,7 @@ class Direct:
         finally:
             self._task = None
 
-    async def _answer_all(self, batch: list[Plain], locked: list[HeldMap]) -> None:
+    async def _answer_all(self, batch: list[FastRequest], locked: list[HeldMap]) -> None:
         """`locked` takes the maps of which the lock was taken."""
         self._audit.hold()
         self._authentication.is_one_moment(begins=True)
@@ -143,7 +142,7 @@ class Direct:
         except Exception as error:  # noqa: BLE001 - the regular way tells it
             for plain, *_ in written:
                 plain.scope[FAILED] = error
-                plain.connection.give_up(plain)
+                plain.connection.fall_back(plain)
             return
         self._audit.hold()
         try:
@@ -152,10 +151,12 @@ class Direct:
         finally:
             self._audit.let_go()
 
-    async def _do_all(self, batch: list[Plain], locked: list[HeldMap]) -> tuple[list[_Written], list[Begun]]:
+    async def _do_all(
+        self, batch: list[FastRequest], locked: list[HeldMap]
+    ) -> tuple[list[_Written], list[PreparedChange]]:
         """Answer what needs no journal, and write the rest."""
         written: list[_Written] = []
-        all_begun: list[Begun] = []
+        all_begun: list[PreparedChange] = []
         for plain in batch:
             try:
                 index, held = self._admitted(plain)
@@ -174,14 +175,14 @@ class Direct:
                 else:
                     written.append((plain, held, index, result))
                     all_begun.append(begun)
-            except (_Unusual, ServiceError, Refused):
-                plain.connection.give_up(plain)
+            except (_Unusual, ServiceError, HttpProblem):
+                plain.connection.fall_back(plain)
             except Exception as error:  # noqa: BLE001 - the regular way tells it
                 plain.scope[FAILED] = error
-                plain.connection.give_up(plain)
+                plain.connection.fall_back(plain)
         return written, all_begun
 
-    def _admitted(self, plain: Plain) -> tuple[int, HeldMap]:
+    def _admitted(self, plain: FastRequest) -> tuple[int, HeldMap]:
         """The entry's index and its map, where whoever asks may ask for it. Refused, ServiceError, _Unusual."""
         folder, _, last = plain.path.rpartition(b"/")
         known = self._known.get((plain.method, folder))
@@ -199,7 +200,7 @@ class Direct:
             raise _Unusual from None
         return index, self._changes.registry.maps.get(name)
 
-    def _learn(self, plain: Plain, folder: bytes) -> tuple[str, BaseRoute]:
+    def _learn(self, plain: FastRequest, folder: bytes) -> tuple[str, BaseRoute]:
         """What the application's routes find in such a path. _Unusual where it is another operation."""
         scope = {"type": "http", "method": plain.method.decode(), "path": plain.path.decode("latin-1")}
         for route in self._app.routes:
@@ -213,11 +214,11 @@ class Direct:
                 return self._known[plain.method, folder]
         raise _Unusual
 
-    def _tell_set(self, plain: Plain, held: HeldMap, index: int, result: SetResult) -> None:
+    def _tell_set(self, plain: FastRequest, held: HeldMap, index: int, result: SetResult) -> None:
         status, etag, entry = set_answer(plain.scope, self._changes.registry, held, index, result)
         self._tell(plain, status, etag, entry, "" if result.change is None else f"change-id: {result.change.id}\r\n")
 
-    def _tell(self, plain: Plain, status: int, etag: str, entry: bytes, change: str = "") -> None:
+    def _tell(self, plain: FastRequest, status: int, etag: str, entry: bytes, change: str = "") -> None:
         request_id: str = plain.scope[REQUEST_ID]
         head = (
             f"etag: {etag}\r\n{change}content-length: {len(entry) + 1}\r\ncontent-type: application/json\r\n"
@@ -234,10 +235,10 @@ class Direct:
 def _parsed(body: bytes) -> ByName | None:
     """The program that a body names by its held name, if it says nothing else."""
     try:
-        given = inputs.SetEntry.model_validate(from_json(body, allow_inf_nan=False))
+        given = requests.SetEntry.model_validate(from_json(body, allow_inf_nan=False))
     except ValueError:
         return None
-    ref = inputs.program_ref(given.program)
+    ref = requests.program_ref(given.program)
     return ref if isinstance(ref, ByName) and given.flags == 0 else None
 
 

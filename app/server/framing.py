@@ -7,7 +7,7 @@ Headers = list[tuple[bytes, bytes]]
 _ONCE: Final = frozenset({b"host", b"content-type", b"transfer-encoding"})
 
 
-def doubt(version: str, headers: Headers) -> str | None:
+def ambiguity(version: str, headers: Headers) -> str | None:
     """Why a request with this head is not answered; None: it is. (Of Content-Length the parser takes care.)"""
     if version not in {"1.0", "1.1"}:
         return f"version {version} is not spoken here: send HTTP/1.1"

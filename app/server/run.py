@@ -18,9 +18,9 @@ from fastapi import FastAPI
 
 from app.api.limits import Bounds
 from app.server.connection import Protocol
-from app.server.fast_path import Direct
+from app.server.fast_path import FastPath
 from app.server.listen import ListenError
-from app.server.systemd import Manager
+from app.server.systemd import Notifier
 from app.server.tls import Tls
 
 _GRACE_SECONDS: Final = 10
@@ -48,7 +48,7 @@ def serve(
     listener: socket.socket,
     bounds: Bounds | None = None,
     tls: Tls | None = None,
-    manager: Manager | None = None,
+    manager: Notifier | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return. `manager`: is told."""
     config = uvicorn.Config(
@@ -63,7 +63,7 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    Protocol.bounds, Protocol.direct = bounds or Bounds(), Direct(app)
+    Protocol.bounds, Protocol.direct = bounds or Bounds(), FastPath(app)
     # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
     # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
     gc.freeze()
@@ -72,7 +72,7 @@ def serve(
     sys.setswitchinterval(0.0005)
     config.load()
     config.ssl = None if tls is None else tls.context
-    server = _Server(config, app, manager or Manager({}))
+    server = _Server(config, app, manager or Notifier({}))
     server.run(sockets=[listener])
     if not server.started:
         message = "the service could not start; the log tells why"
@@ -80,7 +80,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Manager) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Notifier) -> None:
         super().__init__(config)
         self._app = app
         self._manager = manager
@@ -90,12 +90,12 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             self._manager.tell("READY=1")
             if self._manager.interval:
-                self._pat()
+                self.notify_watchdog()
 
-    def _pat(self) -> None:
+    def notify_watchdog(self) -> None:
         """Tell the watchdog that the event loop goes round."""
         self._manager.tell("WATCHDOG=1")
-        asyncio.get_running_loop().call_later(self._manager.interval, self._pat)
+        asyncio.get_running_loop().call_later(self._manager.interval, self.notify_watchdog)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -17,11 +17,11 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.config import Settings
-from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.messages import Duties
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import KeeperConfig
 from app.keeper.process import NEEDED
-from app.sandbox.capabilities import become, effective, keep_only
-from app.sandbox.seccomp import confine
+from app.sandbox.capabilities import drop_capabilities, effective_capabilities, switch_user
+from app.sandbox.seccomp import install_filter
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store import journal
@@ -42,7 +42,7 @@ def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | 
     """The kernel of this name: `linux` or `memory`; `keeper`: opens and makes what this process may not."""
     if name == "memory":
         return MemoryKernel()
-    kernel = LinuxKernel() if keeper is None else KeptKernel(keeper, None if keep_dir is None else str(keep_dir))
+    kernel = LinuxKernel() if keeper is None else KeeperKernel(keeper, None if keep_dir is None else str(keep_dir))
     kernel.table_programs()  # now, and not while the first request waits
     return kernel
 
@@ -93,7 +93,7 @@ def configure(registry: Registry, settings: Settings) -> None:
 
 def user_of(settings: Settings) -> pwd.struct_passwd | None:
     """The user that the service becomes; None: it stays who it is, not being root or not free to change. StartError."""
-    if os.geteuid() != 0 or not {"CAP_CHOWN", "CAP_SETGID", "CAP_SETUID"} <= set(effective()):
+    if os.geteuid() != 0 or not {"CAP_CHOWN", "CAP_SETGID", "CAP_SETUID"} <= set(effective_capabilities()):
         return None
     for name in (settings.server.user, "nobody"):
         with contextlib.suppress(KeyError):
@@ -117,12 +117,12 @@ def start_keeper(settings: Settings, user: pwd.struct_passwd | None, *, is_given
 
     `is_given`: the socket is systemd's, which a look at whether it still answers would wake.
     """
-    if not set(NEEDED) & set(effective()):
+    if not set(NEEDED) & set(effective_capabilities()):
         return None
     server, tls = settings.server, settings.tls
     held = [*settings.maps.values(), *settings.programs.values()]
     files = [] if tls is None else [tls.certificate, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
-    duties = Duties(
+    duties = KeeperConfig(
         pin_dirs=tuple(str(folder) for folder in server.pin_dirs),
         pins=tuple(str(each.pinned) for each in held if each.pinned is not None),
         keep_dir=None if server.keep_dir is None else str(server.keep_dir),
@@ -168,10 +168,10 @@ def become_user(settings: Settings, user: pwd.struct_passwd | None, lock: int) -
             _give_journal(folder, user)
             os.fchown(lock, user.pw_uid, user.pw_gid)
             os.chown(folder, user.pw_uid, user.pw_gid)
-            become(user.pw_uid, user.pw_gid)
+            switch_user(user.pw_uid, user.pw_gid)
         elif os.geteuid() == 0:
             log.warning("stays root", reason="CAP_CHOWN, CAP_SETGID or CAP_SETUID is missing, or user is root")
-        keep_only(["CAP_DAC_READ_SEARCH"], spare=_FOR_BPF)
+        drop_capabilities(["CAP_DAC_READ_SEARCH"], spare=_FOR_BPF)
     except OSError as error:
         message = f"state_dir {folder} cannot be given to the service's user: {error.strerror}; CAP_DAC_OVERRIDE helps"
         raise StartError(message) from error
@@ -204,14 +204,14 @@ def _give_journal(folder: Path, user: pwd.struct_passwd) -> None:
 def give_up_rights(kernel: Kernel) -> None:
     """Keep no capability, or the one without which this kernel answers no bpf(2), and only what is used of bpf(2)."""
     for kept in ([], *([each] for each in _FOR_BPF)):
-        keep_only(kept, spare=_FOR_BPF)
+        drop_capabilities(kept, spare=_FOR_BPF)
         if not _refuses_all(kernel):
             break
-    keep_only(kept)
+    drop_capabilities(kept)
     if kept:
         log.warning("keeps a capability", kept=kept, reason="this kernel answers no bpf(2) without it, as before 6.1")
     try:
-        confine()
+        install_filter()
     except OSError as error:
         log.warning("its system calls are not filtered: what it holds it may also attach", reason=error.strerror)
 

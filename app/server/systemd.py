@@ -20,7 +20,7 @@ def given_listeners(environment: Mapping[str, str] | None = None) -> list[socket
     return given
 
 
-class Manager:
+class Notifier:
     """Who waits to be told how this process is, where anybody does; connected from the start, whoever it becomes."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:

@@ -38,7 +38,7 @@ class Timing:
         self.total += seconds
 
 
-class Figures:
+class Counters:
     """All of them, since the start. Thread rule: any; a count may be lost where two threads add to the same one."""
 
     def __init__(self) -> None:

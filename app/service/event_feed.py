@@ -68,7 +68,7 @@ class _Recent:
         return fresh
 
 
-class Feed:
+class EventFeed:
     """Whoever makes an event leaves it here; readers come for it, each from where it is. Thread rule: one event loop.
 
     A reader has no queue: one that is slow finds in the journal what it has missed, and costs nothing meanwhile.

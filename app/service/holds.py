@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from app.service.changes.changes import Changes
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.drift.detector import Drift
 from app.service.errors import JournalUnreadable
 from app.service.objects.source import ById, Pinned, Source
@@ -12,7 +12,7 @@ from app.store.journal import JournalFailed
 from app.store.records import Hold
 
 
-class Holding:
+class Holds:
     """Thread rule: one event loop."""
 
     def __init__(self, changes: Changes, drift: Drift) -> None:
@@ -20,7 +20,14 @@ class Holding:
         self._drift = drift
 
     async def hold_map(
-        self, name: str, source: Source, create_entries: int | None, origin: Origin, *, force: bool, dry_run: bool
+        self,
+        name: str,
+        source: Source,
+        create_entries: int | None,
+        origin: RequestContext,
+        *,
+        force: bool,
+        dry_run: bool,
     ) -> tuple[HeldMap, bool]:
         """As Maps.hold; what its entries are to hold is known from then on. InUse, JournalUnreadable."""
         maps = self._changes.registry.maps
@@ -37,10 +44,10 @@ class Holding:
         if not dry_run:
             self._changes.confirmations.attach(held)
             # Where it led to another array, its entries are as they are to be; else the journal may know better.
-            await self._drift.begin(held, anew=was_id is not None and held.recorded is None)
+            await self._drift.begin(held, anew=was_id is not None and held.expected is None)
         return held, is_new
 
-    async def release_map(self, name: str, origin: Origin, *, force: bool, dry_run: bool) -> None:
+    async def release_map(self, name: str, origin: RequestContext, *, force: bool, dry_run: bool) -> None:
         """As Maps.release. InUse, JournalUnreadable."""
 
         async def before(held: HeldMap) -> None:
@@ -51,7 +58,7 @@ class Holding:
         await self._changes.registry.maps.release(name, force=force, dry_run=dry_run, before=before)
 
     async def hold_program(
-        self, name: str, source: Source, origin: Origin, *, dry_run: bool
+        self, name: str, source: Source, origin: RequestContext, *, dry_run: bool
     ) -> tuple[HeldProgram, bool]:
         """As Programs.hold. JournalUnreadable."""
         registry = self._changes.registry
@@ -66,7 +73,7 @@ class Holding:
         uses = await registry.maps.uses()
         return await registry.programs.hold(name, source, uses, dry_run=dry_run, before=before)
 
-    async def release_program(self, name: str, origin: Origin, *, dry_run: bool) -> None:
+    async def release_program(self, name: str, origin: RequestContext, *, dry_run: bool) -> None:
         """As Programs.release. InUse, JournalUnreadable."""
 
         async def before(held: HeldProgram) -> None:
@@ -76,7 +83,7 @@ class Holding:
 
         await self._changes.registry.programs.release(name, dry_run=dry_run, before=before)
 
-    async def _remember(self, fresh: HeldMap | HeldProgram, origin: Origin) -> None:
+    async def _remember(self, fresh: HeldMap | HeldProgram, origin: RequestContext) -> None:
         opened = fresh.opened()
         source = fresh.source
         hold = Hold(
@@ -92,7 +99,7 @@ class Holding:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
-    async def _forget(self, held: HeldMap | HeldProgram, origin: Origin) -> None:
+    async def _forget(self, held: HeldMap | HeldProgram, origin: RequestContext) -> None:
         id_ = None if held.object is None else held.object.id
         try:
             await self._changes.journal.release(_kind(held), held.name, _told(held, "released", id_, origin))
@@ -104,6 +111,6 @@ def _kind(held: HeldMap | HeldProgram) -> Literal["map", "program"]:
     return "map" if isinstance(held, HeldMap) else "program"
 
 
-def _told(held: HeldMap | HeldProgram, happened: str, id_: int | None, origin: Origin) -> dict[str, Any]:
+def _told(held: HeldMap | HeldProgram, happened: str, id_: int | None, origin: RequestContext) -> dict[str, Any]:
     who = {"actor": origin.actor, "request_id": origin.request_id}
     return {_kind(held): held.name, "happened": happened, "id": id_, **who}

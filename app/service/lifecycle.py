@@ -47,7 +47,7 @@ class Upkeep:
         """Go on with it beside the requests, until `finish`."""
         self._tasks = [
             asyncio.create_task(self._forever(self._retry, RETRY_SECONDS)),
-            asyncio.create_task(self._forever(self.drift.look_at_all, self._interval)),
+            asyncio.create_task(self._forever(self.drift.check_all, self._interval)),
         ]
 
     async def finish(self) -> None:
@@ -83,8 +83,8 @@ class Upkeep:
     async def _settle(self) -> None:
         for held in self.changes.registry.maps:
             try:
-                if held.object is not None and held.recorded is None and await self.drift.begin(held):
-                    await self.drift.look(held)
+                if held.object is not None and held.expected is None and await self.drift.begin(held):
+                    await self.drift.check(held)
                 await restore(self.changes, self.drift, held)
             except ServiceError as error:
                 log.warning("a map could not be read", map=held.name, reason=str(error))

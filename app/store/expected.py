@@ -41,7 +41,7 @@ class Table:
         return ((index, self.programs[number]) for index, number in enumerate(self.numbers) if number)
 
 
-class Recording:
+class PackedTable:
     """A Table as the journal keeps it: over several boots, in each of which the ids are others.
 
     An entry's number is its program's place in a list, from 1 on; EMPTY: none.
@@ -54,7 +54,7 @@ class Recording:
         self._told = len(self._places)
 
     @classmethod
-    def of(cls, table: Table, boot_id: str) -> "Recording":
+    def of(cls, table: Table, boot_id: str) -> "PackedTable":
         """A table of this boot."""
         recording = cls()
         recording._put(range(len(table.numbers)), table.numbers, table.programs, boot_id)

@@ -13,9 +13,9 @@ from pydantic_core import from_json, to_json
 
 from app.store.database import JournalDamaged, JournalFailed
 from app.store.database import check as check_file
-from app.store.expected import Recording, Table
+from app.store.expected import PackedTable, Table
 from app.store.history import History
-from app.store.records import Array, Change, EntryChanges, Hold, Waiting
+from app.store.records import Array, Change, EntryChanges, Hold, PendingConfirmation
 
 __all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
 
@@ -53,9 +53,9 @@ class Journal(History):
 
     # What entries are to hold
 
-    async def begin_recording(self, map_: str, array: Array, table: Table) -> None:
+    async def save_expected_table(self, map_: str, array: Array, table: Table) -> None:
         """From now on the entries of this map are to hold this. JournalFailed."""
-        recording = Recording.of(table, array.boot_id).packed()
+        recording = PackedTable.of(table, array.boot_id).packed()
 
         def do() -> None:
             self._forget(map_)
@@ -64,27 +64,27 @@ class Journal(History):
 
         await self.write(do)
 
-    async def recorded(self, map_: str, boot_id: str) -> tuple[Array, Table] | None:
+    async def expected_table(self, map_: str, boot_id: str) -> tuple[Array, Table] | None:
         """What the entries of this map are to hold, and of which array; None where that was never recorded.
 
         A program that was recorded in another boot than this has the id 0. JournalFailed.
         """
-        await self.write(self._fold)
+        await self.write(self._checkpoint)
         row = self.read("SELECT map_id, boot_id FROM arrays WHERE map = ?", [map_]).fetchone()
         if row is None:
             return None
         recording = self.read("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-        return Array(*row), Recording(*recording).table(boot_id)
+        return Array(*row), PackedTable(*recording).table(boot_id)
 
-    def _fold(self, changes: int = -1, entries: int = 1 << 62) -> None:
+    def _checkpoint(self, changes: int = -1, entries: int = 1 << 62) -> None:
         """Bring `recorded` up to the last change; no further than by so many changes, and about so many entries."""
-        execute, recordings, folded = self._writer.execute, dict[str, Recording](), 0
+        execute, recordings, folded = self._writer.execute, dict[str, PackedTable](), 0
         with closing(execute(_UNFOLDED, (changes,))) as rows:
             for id_, map_, boot_id, packed in rows:
                 change = EntryChanges.unpacked(packed)
                 if map_ not in recordings:
                     known = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-                    recordings[map_] = Recording(*known or ())
+                    recordings[map_] = PackedTable(*known or ())
                 recordings[map_].apply(change, boot_id)
                 folded, entries = id_, entries - len(change)
                 if entries <= 0:
@@ -94,7 +94,7 @@ class Journal(History):
         execute("UPDATE bookmarks SET folded = max(folded, ?)", (folded,))
 
     def _forget(self, map_: str) -> None:
-        self._fold()
+        self._checkpoint()
         self._writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
         self._writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
 
@@ -137,29 +137,29 @@ class Journal(History):
 
     # What waits to be confirmed
 
-    async def wait(self, waiting: Waiting) -> None:
+    async def add_pending(self, waiting: PendingConfirmation) -> None:
         """Before the first write of a change: it is to be undone unless it is confirmed. JournalFailed."""
         change = to_json({name: getattr(waiting.change, name) for name in _TOLD}).decode()
-        keeps = _KEEPS.dump_json(waiting.keeps).decode()
-        row = waiting.token, change, waiting.change.entries.packed(), waiting.deadline, keeps
+        undo_pins = _KEEPS.dump_json(waiting.undo_pins).decode()
+        row = waiting.token, change, waiting.change.entries.packed(), waiting.deadline, undo_pins
         query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?, ?)"
         await self.write(lambda: self._writer.execute(query, row), single=True)
 
-    async def wait_no_more(self, token: str) -> None:
+    async def remove_pending(self, token: str) -> None:
         """The change came to nothing. JournalFailed."""
         await self.write(lambda: self._writer.execute("DELETE FROM waiting WHERE token = ?", (token,)), single=True)
 
-    def waiting(self) -> list[Waiting]:
+    def waiting(self) -> list[PendingConfirmation]:
         """All that waits. JournalFailed."""
         found = []
         for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
             change = None if row["change_id"] is None else self.change(row["change_id"])
-            keeps = _KEEPS.validate_json(row["keeps"])
+            undo_pins = _KEEPS.validate_json(row["keeps"])
             change = change or Change(**from_json(row["change"]), entries=EntryChanges.unpacked(row["entries"]))
-            found.append(Waiting(row["token"], change, row["deadline"], keeps, row["after"]))
+            found.append(PendingConfirmation(row["token"], change, row["deadline"], undo_pins, row["after"]))
         return found
 
-    def changed_since(self, waiting: Waiting) -> set[int]:
+    def changed_since(self, waiting: PendingConfirmation) -> set[int]:
         """The entries of its map that changes have named which were journalled after it began. JournalFailed."""
         query = "SELECT entries FROM changes WHERE id > ? AND map = ?"
         found = self.read(query, [waiting.after, waiting.change.map]).fetchall()
@@ -177,7 +177,7 @@ class Journal(History):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 # Twice as much as has come, so that it gets there whatever there was before.
-                self._fold(2 * came, 2 * weight + _SOME)
+                self._checkpoint(2 * came, 2 * weight + _SOME)
                 self._prune(_MOST_ROWS + weight // 8, _MOST_BYTES + 24 * weight)
                 self._writer.execute("COMMIT")
             except BaseException:

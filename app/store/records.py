@@ -15,10 +15,10 @@ NUMBERS: Final = "I"  # the type of arrays of them, and of indexes: u32
 _UNKNOWN: Final = 1 << 31
 _COMPRESSED_FROM: Final = 4096  # bytes
 
-State = Literal["applied", "unconfirmed", "confirmed", "reverted", "expired"]
+ChangeState = Literal["applied", "unconfirmed", "confirmed", "reverted", "expired"]
 # `expire`: undone, as nobody confirmed it; `reconcile`, `restore`: drift was written over with what is recorded, at a
 # caller's wish or at the start; `adopt`: drift was taken as what is to be.
-Kind = Literal["set", "clear", "replace", "update", "revert", "expire", "reconcile", "restore", "adopt"]
+ChangeKind = Literal["set", "clear", "replace", "update", "revert", "expire", "reconcile", "restore", "adopt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +134,13 @@ class Change:
     map: str
     map_id: int
     boot_id: str
-    kind: Kind
+    kind: ChangeKind
     entries: EntryChanges
     at: float
     actor: str
     request_id: str
     note: str | None = None
-    state: State = "applied"
+    state: ChangeState = "applied"
     reverts: int | None = None
     confirm_by: float | None = None
     id: int = 0
@@ -155,7 +155,7 @@ def expire(change: Change, at: float, actor: str) -> Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class PendingConfirmation:
     """A change that is undone unless it is confirmed; `change.id` 0: it was still being written.
 
     `after`: the last change that was journalled before it;
@@ -166,7 +166,7 @@ class Waiting:
     token: str
     change: Change
     deadline: float
-    keeps: tuple[tuple[int, str], ...] = ()
+    undo_pins: tuple[tuple[int, str], ...] = ()
     after: int = 0
 
 

@@ -371,7 +371,7 @@ class TestHost:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
-                assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
+                assert (await client.get("/maps", headers={"RequestContext": origin})).status_code == status
 
 
 async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(
@@ -383,12 +383,12 @@ async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(
         denied = await asker.get("/maps", headers=header)
         assert_problem(denied, 401, "unauthenticated")
         assert str(tokens.path) not in denied.text
-        assert "is no file of tokens" in app.state.authentication.tokens.trouble
+        assert "is no file of tokens" in app.state.authentication.tokens.degraded_reason
         red = await asker.get("/readyz")
         assert red.status_code == 503
         tokens.path.unlink()
         await asker.get("/maps", headers=header)
-        assert app.state.authentication.tokens.trouble is None
+        assert app.state.authentication.tokens.degraded_reason is None
 
 
 async def test_what_is_no_bearer_token_is_told_so(registry: Registry, tokens: TokenFile, anyio_backend: str) -> None:

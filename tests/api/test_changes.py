@@ -13,9 +13,9 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
 from app.service.changes.changes import Changes
 from app.service.changes.entries import set_entry
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.revert import revert_change
-from app.service.changes.tables import Wanted, change_table
+from app.service.changes.tables import RequestedEntries, change_table
 from app.service.errors import ChangeNotRevertible
 from app.service.objects.opening import make_array
 from app.service.objects.source import ById
@@ -218,7 +218,7 @@ class TestRevert:
             registry = Registry(MemoryKernel())
             demo.fill(registry)
             changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
-            held, origin = registry.maps.get("jump_table"), Origin("unix", "one")
+            held, origin = registry.maps.get("jump_table"), RequestContext("unix", "one")
             await set_entry(changes, held, 3, ByName("drop"), origin, precondition=lambda _: None)
             if boot:
                 with pytest.raises(ChangeNotRevertible, match="another array"):
@@ -229,7 +229,7 @@ class TestRevert:
     async def test_one_change_is_undone_once_however_many_ask(self, registry: Registry, tmp_path: Path) -> None:
         """Two ask at once, and in between the entry is set to the same again: that is another's, and stays."""
         changes = Changes(registry, Journal(tmp_path / "journal.db", "power"))
-        held, origin = registry.maps.get("jump_table"), Origin("unix", "one")
+        held, origin = registry.maps.get("jump_table"), RequestContext("unix", "one")
         for name in ("drop", "pass"):
             await set_entry(changes, held, 0, ByName(name), origin, precondition=lambda _: None)
         results = await asyncio.gather(
@@ -245,9 +245,9 @@ class TestRevert:
     async def test_a_large_one_needs_few_fds(self, kernel: Kernel, registry: Registry, tmp_path: Path) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 2048))
         changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
-        held, origin = registry.maps.get("large"), Origin("unix", "one")
+        held, origin = registry.maps.get("large"), RequestContext("unix", "one")
         for name in ("drop", "pass"):
-            wanted = Wanted.of(range(2048), [name] * 2048, ByName)
+            wanted = RequestedEntries.of(range(2048), [name] * 2048, ByName)
             await change_table(changes, held, wanted, origin, replace=True, precondition=lambda *_: None)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
@@ -262,7 +262,7 @@ class TestRevert:
         """What lives by other means is found again; what does not is said to be gone."""
         journal = Journal(tmp_path / "journal.db", "process")
         changes = Changes(registry, journal)
-        origin = Origin("unix", "one")
+        origin = RequestContext("unix", "one")
         held = registry.maps.get("jump_table")
         with load(kernel, name="foreign") as foreign:
             for index, ref in ((0, ByName("pass")), (0, ByName("drop")), (1, ById(foreign.id)), (1, ByName("drop"))):

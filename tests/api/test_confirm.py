@@ -12,16 +12,15 @@ import pytest
 from fastapi import FastAPI
 
 from app.bpf.kernel import Kernel
-from app.service.changes import confirmations
-from app.service.changes import replaced_programs as retained
+from app.service.changes import confirmations, replaced_programs
 from app.service.changes.changes import Changes
 from app.service.changes.draft import change_of, entries_of
-from app.service.changes.origin import Origin
-from app.service.changes.plan import Steps
+from app.service.changes.origin import RequestContext
+from app.service.changes.plan import WritePlan
 from app.service.objects.opening import make_array
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap, HeldProgram
-from app.service.registry.index_sets import Waits
+from app.service.registry.index_sets import UnconfirmedEntries
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -221,7 +220,7 @@ class TestUndo:
     async def test_what_it_needs_is_kept_however_many_other_changes_come(
         self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(retained, "_CHANGES", 3)
+        monkeypatch.setattr(replaced_programs, "_CHANGES", 3)
         with load(kernel, 1, name="loose") as loose:
             await client.put(ENTRY, json={"program": {"id": loose.id}})
             id_ = loose.id
@@ -381,7 +380,7 @@ class TestCutOff:
         monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
         journal = app.state.changes.journal
         with monkeypatch.context() as patch:
-            for name in ("append_all", "wait_no_more"):
+            for name in ("append_all", "remove_pending"):
                 patch.setattr(journal, name, full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")
@@ -395,13 +394,13 @@ class TestCutOff:
     ) -> None:
         """Neither the programs that it would have replaced, nor an entry that seems to be changed for ever."""
         await client.put(ENTRY, json={"program": "pass"})
-        held, kept = registry.maps.get("jump_table"), dict(app.state.changes.retained._uses)
+        held, kept = registry.maps.get("jump_table"), dict(app.state.changes.replaced_programs._uses)
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "wait", full)
+            patch.setattr(app.state.changes.journal, "add_pending", full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert_problem(refused, 503, "journal-unavailable")
         assert not held.is_changing(3)
-        assert dict(app.state.changes.retained._uses) == kept
+        assert dict(app.state.changes.replaced_programs._uses) == kept
 
 
 async def full(*_: object, **__: object) -> None:
@@ -415,8 +414,8 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
     held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.changes
-        origin = Origin("unix", "one", confirm_within=60)
-        change = change_of(registry, held, "set", entries_of(registry, held, Steps.one(0, None, safe)), origin, 0.0)
+        origin = RequestContext("unix", "one", confirm_within=60)
+        change = change_of(registry, held, "set", entries_of(registry, held, WritePlan.one(0, None, safe)), origin, 0.0)
         await changes.confirmations.begin(held, change, {}, 60)
         if then:
             await client.put("/maps/table/entries/0", json={"program": "safe"})
@@ -427,29 +426,29 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
 
 
 class TestRestart:
-    @pytest.mark.parametrize("waits", [True, False], ids=["back in time", "too late"])
+    @pytest.mark.parametrize("unconfirmed", [True, False], ids=["back in time", "too late"])
     async def test_what_is_overdue_is_undone_before_the_first_answer(
-        self, pinned: Registry, tmp_path: Path, waits: bool
+        self, pinned: Registry, tmp_path: Path, unconfirmed: bool
     ) -> None:
         file = tmp_path / "journal.db"
         async with started(pinned, journal=Journal(file, "process")) as app, client_of(app) as client:
             await client.put("/maps/table/entries/0?confirm_within=60", json={"program": "safe"})
-            until = app.state.changes.confirmations.uptime() + (30 if waits else 90)
+            until = app.state.changes.confirmations.uptime() + (30 if unconfirmed else 90)
         held = pinned.maps.get("table")
         async with restarted(pinned, file, until) as changes:
-            assert (held.opened().get(0) is not None) == waits
-            assert changes.get(1).state == ("unconfirmed" if waits else "expired")
-            assert held.waits == ({0: 1} if waits else {})
-            if waits:
+            assert (held.opened().get(0) is not None) == unconfirmed
+            assert changes.get(1).state == ("unconfirmed" if unconfirmed else "expired")
+            assert held.unconfirmed == ({0: 1} if unconfirmed else {})
+            if unconfirmed:
                 await changes.confirmations.confirm(changes.get(1))
-                assert held.waits == {}
+                assert held.unconfirmed == {}
 
 
 @asynccontextmanager
 async def restarted(registry: Registry, file: Path, uptime: float) -> AsyncIterator[Changes]:
     """The service's changes after a restart, at this time since boot."""
     for held in registry.maps:
-        held.waits, held.recorded = Waits(), None
+        held.unconfirmed, held.expected = UnconfirmedEntries(), None
     changes = Changes(registry, Journal(file, "process"))
     changes.confirmations.uptime = lambda: uptime
     await changes.confirmations.load()

@@ -111,7 +111,7 @@ class TestDrift:
 
     async def test_the_regular_look_finds_it(self, app: FastAPI, outside: Outside) -> None:
         outside.set(3, "tx")
-        await app.state.upkeep.drift.look_at_all()
+        await app.state.upkeep.drift.check_all()
         assert [event.type for event in app.state.changes.journal.events(0, 10)] == ["drift"]
 
     async def test_an_event_tells_of_no_more_than_100_entries(

@@ -372,7 +372,7 @@ class TestReaders:
             await client.post("/changes/1/confirm")
             await client.put(f"{TABLE}/5", json={"program": "drop"})
             monkeypatch.setattr(store, "_KEPT", 2)
-            journal._fold()
+            journal._checkpoint()
             journal._prune(2, 1 << 20)
             assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
             assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}

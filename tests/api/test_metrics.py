@@ -25,8 +25,8 @@ class TestMetrics:
         await client.put(f"{TABLE}/4?confirm_within=60", json={"program": "pass"})
         array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
         registry.kernel.map_update(array.fd, 7, tx.fd)
-        await app.state.upkeep.drift.look_at_all()
-        figures = await scrape(client)
+        await app.state.upkeep.drift.check_all()
+        counters = await scrape(client)
         for name, labels, value in (
             ("jumptable_changes_total", {"kind": "set", "outcome": "applied"}, 3),
             ("jumptable_request_seconds_count", {"operation": "set_entry", "status": "200"}, 1),
@@ -40,9 +40,9 @@ class TestMetrics:
             ("jumptable_programs", {}, 5),
             ("jumptable_event_readers", {}, 0),
         ):
-            assert figures[name, tuple(sorted(labels.items()))] == value, name
-        assert figures["jumptable_kernel_call_seconds_count", (("call", "map_update"),)] >= 3
-        assert figures["jumptable_journal_commit_seconds_count", ()] >= 3
+            assert counters[name, tuple(sorted(labels.items()))] == value, name
+        assert counters["jumptable_kernel_call_seconds_count", (("call", "map_update"),)] >= 3
+        assert counters["jumptable_journal_commit_seconds_count", ()] >= 3
 
     async def test_no_label_comes_from_a_request(self, client: httpx.AsyncClient) -> None:
         before = len(await scrape(client))

@@ -188,7 +188,7 @@ async def _fill(bench: Bench, journal: Journal, begin: int, end: int) -> None:
     for fd in opened:
         kernel.close(fd)
     if begin == 0:
-        await journal.begin_recording("journal64", array, Table.of(dict.fromkeys(range(64), records[0])))
+        await journal.save_expected_table("journal64", array, Table.of(dict.fromkeys(range(64), records[0])))
     for number in range(begin, end):
         turn = number // 64 % 2
         entry = EntryChange(number % 64, records[turn], records[1 - turn])

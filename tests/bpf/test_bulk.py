@@ -23,7 +23,7 @@ from app.bpf.bulk.map_lookup import PACKET, READING, TOLD
 from app.bpf.bulk.programs import TablePrograms
 from app.bpf.bulk.reader import AT_ONCE, CAST, FIELDS
 from app.bpf.linux import LinuxKernel
-from app.bpf.syscall import bpf_again
+from app.bpf.syscall import bpf_retrying
 from app.bpf.uapi import BPF_F_WRONLY, Cmd, MapType, ProgType
 
 pytestmark = pytest.mark.kernel
@@ -295,7 +295,7 @@ def _asked(kernel: LinuxKernel, *reading: int) -> "numbers[int] | None":
     fields = attr.TestRun(
         prog_fd=kernel.table_programs().reader, data_size_in=PACKET, data_size_out=PACKET, data_in=at, data_out=at
     )
-    bpf_again(Cmd.PROG_TEST_RUN, fields)
+    bpf_retrying(Cmd.PROG_TEST_RUN, fields)
     if fields.retval != TOLD:
         assert not any(packet)
         return None
@@ -311,10 +311,10 @@ class TestWithout:
 from array import array
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
-from app.sandbox.capabilities import keep_only
+from app.sandbox.capabilities import drop_capabilities
 kernel = LinuxKernel()
 table, program = kernel.map_create(3, 4, 4, 8), kernel.prog_load(6, asm.returns(1))
-keep_only({kept!r})
+drop_capabilities({kept!r})
 assert kernel.table_programs() == (None, None)
 assert kernel.map_write(table, array("I", [1, 2]), array("i", [program, -1])) == (2, 0)
 assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(program).id, 0]
@@ -324,8 +324,8 @@ assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(program).id, 0]
     def test_capabilities_that_are_enough(self) -> None:
         code = """
 from app.bpf.linux import LinuxKernel
-from app.sandbox.capabilities import keep_only
-keep_only(["CAP_BPF", "CAP_PERFMON"])
+from app.sandbox.capabilities import drop_capabilities
+drop_capabilities(["CAP_BPF", "CAP_PERFMON"])
 programs = LinuxKernel().table_programs()
 assert programs.writer is not None and programs.reader is None
 """

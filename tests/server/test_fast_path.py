@@ -154,12 +154,12 @@ class TestTogether:
     async def test_what_comes_in_one_turn_shares_a_transaction(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
-            lines, commits = [Line(wire) for _ in range(8)], sum(app.state.figures.journal.counts)
+            lines, commits = [Line(wire) for _ in range(8)], sum(app.state.counters.journal.counts)
             answers = await asyncio.gather(*(line.ask(put("drop", index)) for index, line in enumerate(lines)))
             assert [re.findall(rb"change-id: ([0-9]+)", answer)[0] for [answer] in answers] == [
                 b"%d" % number for number in range(1, 9)
             ]
-            assert sum(app.state.figures.journal.counts) == commits + 1
+            assert sum(app.state.counters.journal.counts) == commits + 1
 
     async def test_the_same_entry_twice(self, registry: Registry) -> None:
         async with started(registry) as app:
@@ -220,7 +220,7 @@ class TestTogether:
     async def test_many_with_power(self, registry: Registry, tmp_path: Path) -> None:
         async with started(registry, journal=Journal(tmp_path / "journal.db", "power")) as app:
             wire = OverWire(app)
-            lines, commits = [Line(wire) for _ in range(16)], sum(app.state.figures.journal.counts)
+            lines, commits = [Line(wire) for _ in range(16)], sum(app.state.counters.journal.counts)
 
             async def change(index: int, line: Line) -> None:
                 for program in ("drop", "pass") * 10:
@@ -228,7 +228,7 @@ class TestTogether:
 
             await asyncio.gather(*(change(index, line) for index, line in enumerate(lines)))
             assert app.state.changes.get(320).id == 320
-            assert sum(app.state.figures.journal.counts) <= commits + 80
+            assert sum(app.state.counters.journal.counts) <= commits + 80
 
 
 class TestConnection:

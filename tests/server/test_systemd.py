@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from app.config import Settings
-from app.keeper.messages import Duties
+from app.keeper.messages import KeeperConfig
 from app.server import startup as start
-from app.server.systemd import Manager, given_listeners
+from app.server.systemd import Notifier, given_listeners
 from tests.running import running, write_config
 
 # systemd's way: the sockets are 3 and up, and the environment says for which process.
@@ -52,13 +52,13 @@ class TestManager:
 
     def test_none_is_no_error(self, tmp_path: Path) -> None:
         for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nope")}, {"NOTIFY_SOCKET": "@nope"}):
-            manager = Manager(environment)
+            manager = Notifier(environment)
             manager.tell("READY=1")
             manager.close()
 
     def test_another_process_s_watchdog_is_not_ours(self) -> None:
-        assert Manager({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).interval == 0
-        assert Manager({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).interval == 1
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).interval == 0
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).interval == 1
 
 
 class TestSocketActivation:
@@ -107,8 +107,8 @@ class TestSocketActivation:
 @pytest.mark.parametrize("is_given", [False, True])
 def test_the_keeper_leaves_a_given_socket_alone(monkeypatch: pytest.MonkeyPatch, is_given: bool) -> None:
     """A connect to it, to see whether it is stale, would make systemd start the service that has just ended."""
-    seen: list[Duties] = []
-    monkeypatch.setattr(start, "effective", lambda: ["CAP_BPF"])
+    seen: list[KeeperConfig] = []
+    monkeypatch.setattr(start, "effective_capabilities", lambda: ["CAP_BPF"])
     monkeypatch.setattr(start, "KeeperClient", seen.append)
     settings = Settings()
     start.start_keeper(settings, None, is_given=is_given)

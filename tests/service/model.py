@@ -7,7 +7,7 @@ from app.service.errors import ServiceError
 
 ENTRIES = 3
 
-Steps = dict[int, tuple[int | None, int | None]]  # by index, in order: program ids before and after
+WritePlan = dict[int, tuple[int | None, int | None]]  # by index, in order: program ids before and after
 Told = type[ServiceError] | int | None  # what comes of a change: an error, its id, or nothing
 
 
@@ -16,7 +16,7 @@ class Made:
     """A change as it must be in the journal."""
 
     kind: str
-    steps: Steps
+    steps: WritePlan
     state: str = "applied"
     reverts: int | None = None
 
@@ -29,7 +29,7 @@ class Model:
     keep: bool = True
     now: float = 1000.0
     kernel: dict[int, int] = field(default_factory=dict)
-    recorded: dict[int, int] = field(default_factory=dict)
+    expected: dict[int, int] = field(default_factory=dict)
     drift: dict[int, int | None] = field(default_factory=dict)  # as it was told
     changes: list[Made] = field(default_factory=list)
     deadlines: dict[int, float] = field(default_factory=dict)  # of what waits
@@ -40,7 +40,7 @@ class Model:
     events: list[tuple[str, object]] = field(default_factory=list)
 
     @property
-    def waits(self) -> dict[int, int]:
+    def unconfirmed(self) -> dict[int, int]:
         return {index: id_ for id_ in self.deadlines for index in self.changes[id_ - 1].steps}
 
     def lost(self, program: int | None) -> bool:
@@ -55,12 +55,12 @@ class Model:
         if program is not None:
             entries[index] = program
 
-    def differing(self) -> Steps:
-        both = {index: (self.recorded.get(index), self.kernel.get(index)) for index in range(ENTRIES)}
+    def differing(self) -> WritePlan:
+        both = {index: (self.expected.get(index), self.kernel.get(index)) for index in range(ENTRIES)}
         settled = {index for id_ in self.undone & self.deadlines.keys() for index in self.changes[id_ - 1].steps}
         return {index: pair for index, pair in both.items() if pair[0] != pair[1] and index not in settled}
 
-    def look(self) -> Steps:
+    def look(self) -> WritePlan:
         found = self.differing()
         now = {index: kernel for index, (_, kernel) in found.items()}
         if now != self.drift:
@@ -68,14 +68,14 @@ class Model:
             self.events.append(("drift", [(index, *pair) for index, pair in found.items()]))
         return found
 
-    def refusal(self, steps: Steps, within: int | None, reverts: int | None) -> type[ServiceError] | None:
-        if any(self.waits.get(index, reverts) != reverts for index in steps):
+    def refusal(self, steps: WritePlan, within: int | None, reverts: int | None) -> type[ServiceError] | None:
+        if any(self.unconfirmed.get(index, reverts) != reverts for index in steps):
             return errors.EntryWaits
         mortal = any(before in self.strays for before, _ in steps.values())
         return errors.NotRestorable if within is not None and mortal and not self.keep else None
 
     def change(
-        self, kind: str, steps: Steps, within: int | None = None, dry: bool = False, reverts: int | None = None
+        self, kind: str, steps: WritePlan, within: int | None = None, dry: bool = False, reverts: int | None = None
     ) -> Told:
         """What comes of a change that writes these steps, which the kernel takes."""
         refused = self.refusal(steps, within, reverts)
@@ -95,20 +95,20 @@ class Model:
         return len(self.changes)
 
     @staticmethod
-    def befores(steps: Steps) -> set[int]:
+    def befores(steps: WritePlan) -> set[int]:
         return {before for before, _ in steps.values() if before is not None}
 
     def journalled(self, made: Made) -> None:
         self.changes.append(made)
         for index, (_, after) in made.steps.items():
-            self.put(self.recorded, index, after)
+            self.put(self.expected, index, after)
             self.drift.pop(index, None)
 
     def end(self, id_: int) -> None:
         self.deadlines.pop(id_, None)
         self.pins.pop(id_, None)
 
-    def put_back(self, steps: Steps) -> None:
+    def put_back(self, steps: WritePlan) -> None:
         for index, (before, after) in steps.items():
             if self.kernel.get(index) == after:
                 self.put(self.kernel, index, before)
@@ -119,13 +119,13 @@ class Model:
         self.undone.add(id_)
         if journal_works:
             made.state = "expired"
-            steps: Steps = {index: (after, before) for index, (before, after) in made.steps.items()}
+            steps: WritePlan = {index: (after, before) for index, (before, after) in made.steps.items()}
             self.journalled(Made("expire", steps, "applied", id_))
             self.events.append(("expired", id_))
             self.kept |= self.befores(steps)
             self.end(id_)
 
-    def revert(self, id_: int, within: int | None, dry: bool) -> tuple[Steps, Told]:
+    def revert(self, id_: int, within: int | None, dry: bool) -> tuple[WritePlan, Told]:
         if not 0 < id_ <= len(self.changes):
             return {}, errors.ChangeUnknown
         made = self.changes[id_ - 1]
@@ -156,12 +156,12 @@ class Model:
     def due(self) -> list[int]:
         return [id_ for id_, deadline in self.deadlines.items() if deadline <= self.now]
 
-    def to_journal(self, found: Steps) -> Steps:
+    def to_journal(self, found: WritePlan) -> WritePlan:
         """Sets by rising index, then clears by falling index."""
-        sets: Steps = {index: (holds, wanted) for index, (wanted, holds) in found.items() if wanted is not None}
+        sets: WritePlan = {index: (holds, wanted) for index, (wanted, holds) in found.items() if wanted is not None}
         return sets | {index: (holds, None) for index, (wanted, holds) in reversed(found.items()) if wanted is None}
 
-    def start(self, restore: bool, cut_off: Steps) -> None:
+    def start(self, restore: bool, cut_off: WritePlan) -> None:
         self.kept, self.drift = set(), {}
         self.bury()
         self.put_back(cut_off)
@@ -170,5 +170,5 @@ class Model:
         self.bury()
         found = self.look()
         if restore:
-            can = {i: pair for i, pair in found.items() if i not in self.waits and not self.lost(pair[0])}
+            can = {i: pair for i, pair in found.items() if i not in self.unconfirmed and not self.lost(pair[0])}
             self.change("restore", self.to_journal(can))

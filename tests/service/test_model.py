@@ -21,9 +21,9 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
 from app.service.changes.changes import Changes
 from app.service.changes.entries import SetResult, clear_entry, set_entry
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.revert import revert_change
-from app.service.changes.tables import TableResult, Wanted, change_table
+from app.service.changes.tables import RequestedEntries, TableResult, change_table
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.errors import ServiceError
 from app.service.lifecycle import Upkeep
@@ -35,7 +35,7 @@ from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChange, EntryChanges, Event
 from tests.conftest import load
-from tests.service.model import ENTRIES, Made, Model, Steps, Told
+from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
 
 NAMES = ("a", "b", "c")
 FRESH, LAST = 3, 4  # programs that are pinned nowhere: a new one, and the newest that lives
@@ -47,8 +47,8 @@ ID = st.integers(-4, 3)  # of a change; below 1: counted from the last
 TIME = st.sampled_from((0, 30, 100, 1000))
 
 
-def by(within: int | None) -> Origin:
-    return Origin("unix", "r", None, within)
+def by(within: int | None) -> RequestContext:
+    return RequestContext("unix", "r", None, within)
 
 
 def anything(*_: object) -> None:
@@ -86,7 +86,7 @@ class Machine(RuleBasedStateMachine):
         self.fd = self.kernel.obj_get(f"{self.root}/table")
         for index, program_number in entries.items():
             self.write(index, self.ids[program_number])
-        self.model.recorded = dict(self.model.kernel)
+        self.model.expected = dict(self.model.kernel)
         self.open(restore=False)
 
     def open(self, *, restore: bool) -> None:
@@ -168,7 +168,7 @@ class Machine(RuleBasedStateMachine):
         return result.id if isinstance(result, Change) else result
 
     @staticmethod
-    def table_result(told: Told, steps: Steps, unchanged: int = 0) -> object:
+    def table_result(told: Told, steps: WritePlan, unchanged: int = 0) -> object:
         cleared = sum(after is None for _, after in steps.values())
         return told if isinstance(told, type) else (told, len(steps) - cleared, cleared, unchanged)
 
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
     @rule(index=INDEX, number=PROGRAM, way=st.integers(0, 2), within=WITHIN, dry=st.booleans())
     def set(self, index: int, number: int, way: int, within: int | None, dry: bool) -> None:
         program, before = self.program(number), self.model.kernel.get(index)
-        steps: Steps = {} if before == program else {index: (before, program)}
+        steps: WritePlan = {} if before == program else {index: (before, program)}
         told = self.model.change("set", steps, within, dry)
         call = set_entry(
             self.changes, self.table, index, self.ref(program, way), by(within), precondition=anything, dry_run=dry
@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     def change(self, wanted: dict[int, int | None], replace: bool, way: int, within: int | None, dry: bool) -> None:
         programs = {index: None if number is None else self.program(number) for index, number in wanted.items()}
         holds = self.model.kernel
-        steps: Steps = {index: (holds.get(index), program) for index, program in programs.items()}
+        steps: WritePlan = {index: (holds.get(index), program) for index, program in programs.items()}
         if replace:
             steps |= {index: (holds[index], None) for index in sorted(holds.keys() - wanted.keys(), reverse=True)}
         unchanged = [index for index, (before, after) in steps.items() if before == after]
@@ -211,7 +211,7 @@ class Machine(RuleBasedStateMachine):
             del steps[index]
         told = self.model.change("replace" if replace else "update", steps, within, dry)
         refs = [None if program is None else self.ref(program, way) for program in programs.values()]
-        listed = Wanted.of(list(programs), refs, lambda ref: ref)
+        listed = RequestedEntries.of(list(programs), refs, lambda ref: ref)
         call = change_table(
             self.changes, self.table, listed, by(within), replace=replace, precondition=anything, dry_run=dry
         )
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        drifted = self.runner.run(self.upkeep.drift.look(self.table))
+        drifted = self.runner.run(self.upkeep.drift.check(self.table))
         found = [(each.index, each.journal and each.journal.id, each.kernel and each.kernel.id) for each in drifted]
         assert found == [(index, *pair) for index, pair in self.model.look().items()]
 
@@ -283,7 +283,7 @@ class Machine(RuleBasedStateMachine):
     @rule(index=INDEX, number=PROGRAM, within=WITHIN)
     def set_without_journal(self, index: int, number: int, within: int | None) -> None:
         program, before = self.program(number), self.model.kernel.get(index)
-        steps: Steps = {} if before == program else {index: (before, program)}
+        steps: WritePlan = {} if before == program else {index: (before, program)}
         refused = self.model.refusal(steps, within, None)
         call = set_entry(self.changes, self.table, index, ById(program), by(within), precondition=anything)
         with self.no_journal():
@@ -294,7 +294,7 @@ class Machine(RuleBasedStateMachine):
     def restart(self, seconds: int, restore: bool, keep: bool) -> None:
         self.end_and_start(seconds, restore, keep, {})
 
-    def end_and_start(self, seconds: int, restore: bool, keep: bool, cut_off: Steps) -> None:
+    def end_and_start(self, seconds: int, restore: bool, keep: bool, cut_off: WritePlan) -> None:
         self.close()
         self.model.keep = keep
         self.model.now += seconds
@@ -310,17 +310,17 @@ class Machine(RuleBasedStateMachine):
     )
     def killed(self, wanted: dict[int, int | None], written: int, seconds: int, restore: bool) -> None:
         """In the midst of a change that waits: so many entries are written, and it is not journalled."""
-        steps: Steps = {
+        steps: WritePlan = {
             index: (self.model.kernel.get(index), None if number is None else self.ids[number])
             for index, number in wanted.items()
-            if index not in self.model.waits and self.model.kernel.get(index) not in self.model.strays
+            if index not in self.model.unconfirmed and self.model.kernel.get(index) not in self.model.strays
         }
         record = self.changes.registry.programs.record
         entries = EntryChanges.of(
             EntryChange(i, *(None if p is None else record(p) for p in pair)) for i, pair in steps.items()
         )
         change = Change("table", self.table.opened().id, self.kernel.boot_id, "update", entries, 0.0, "unix", "r")
-        replaced = self.changes.retained.hold(self.model.befores(steps))
+        replaced = self.changes.replaced_programs.hold(self.model.befores(steps))
         self.runner.run(self.changes.confirmations.begin(self.table, change, replaced, 60))
         for index, (_, after) in list(steps.items())[:written]:
             self.write(index, after)
@@ -339,9 +339,9 @@ class Machine(RuleBasedStateMachine):
             return
         model, journal = self.model, self.changes.journal
         assert dict(self.kernel.map_entries(self.fd, 0, ENTRIES)) == model.kernel
-        assert self.table.recorded is not None
-        assert {index: each.id for index, each in self.table.recorded.table.items()} == model.recorded
-        assert self.table.waits == model.waits
+        assert self.table.expected is not None
+        assert {index: each.id for index, each in self.table.expected.table.items()} == model.expected
+        assert self.table.unconfirmed == model.unconfirmed
         assert {each.change.id: each.deadline for each in journal.waiting()} == model.deadlines
         assert self.pins() == sorted(id_ for ids in model.pins.values() for id_ in ids)
         changes, more = journal.changes(limit=1000)

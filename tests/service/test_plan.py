@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from app.service.registry.index_sets import Marks, Waits
+from app.service.registry.index_sets import IndexSet, UnconfirmedEntries
 
 INDEXES = [array("I", [7, 3, 70_000]), range(5, 9), array("I"), range(0)]
 
@@ -13,7 +13,7 @@ INDEXES = [array("I", [7, 3, 70_000]), range(5, 9), array("I"), range(0)]
 class TestMarks:
     @pytest.mark.parametrize("indexes", INDEXES)
     def test_those_and_no_others(self, indexes: "array[int] | range") -> None:
-        marks = Marks(indexes)
+        marks = IndexSet(indexes)
         assert list(marks) == sorted(indexes)
         assert len(marks) == len(indexes)
         assert all((index in marks) == (index in indexes) for index in (*range(100), 70_000, 70_001, 1 << 32))
@@ -21,16 +21,16 @@ class TestMarks:
 
 class TestWaits:
     def test_as_a_dict_would(self) -> None:
-        waits, told, chosen = Waits(), dict[int, int](), random.Random(1)
+        unconfirmed, told, chosen = UnconfirmedEntries(), dict[int, int](), random.Random(1)
         for change in range(1, 50):
             free = [index for index in range(200) if index not in told]
             indexes = array("I", chosen.sample(free, min(len(free), 10)))
-            waits.add(indexes, change)
+            unconfirmed.add(indexes, change)
             told |= dict.fromkeys(indexes, change)
             if change % 3 == 0:
                 over = change - chosen.randrange(3)
-                waits.end(range(200), over)
+                unconfirmed.end(range(200), over)
                 told = {index: each for index, each in told.items() if each != over}
-            assert waits == told
-            assert bool(waits) == bool(told)
-            assert [waits.get(index) for index in range(300)] == [told.get(index) for index in range(300)]
+            assert unconfirmed == told
+            assert bool(unconfirmed) == bool(told)
+            assert [unconfirmed.get(index) for index in range(300)] == [told.get(index) for index in range(300)]

@@ -4,7 +4,7 @@ import random
 from array import array
 from dataclasses import replace
 
-from app.store.expected import Recording, Table
+from app.store.expected import PackedTable, Table
 from app.store.records import EntryChange, EntryChanges, ProgramRecord
 
 PROGRAMS = [ProgramRecord(f"p{id_}", id_, f"{id_:016x}", None if id_ % 2 else f"/pins/{id_}") for id_ in range(1, 300)]
@@ -39,11 +39,11 @@ class TestEntryChanges:
 class TestRecording:
     def test_by_changes_of_several_boots(self) -> None:
         first, again, other = PROGRAMS[0], replace(PROGRAMS[0], name="renamed"), PROGRAMS[1]
-        recording = Recording(*Recording.of(Table.of({1: first, 70_000: other}), "one").packed())
+        recording = PackedTable(*PackedTable.of(Table.of({1: first, 70_000: other}), "one").packed())
         recording.apply(EntryChanges.of([EntryChange(1, first, None), EntryChange(2, None, first)]), "one")
         recording.apply(EntryChanges.of([EntryChange(3, None, again)]), "one")
         recording.apply(EntryChanges.of([EntryChange(4, None, first)]), "two")
-        kept = Recording(*recording.packed())
+        kept = PackedTable(*recording.packed())
         unknown = {2: replace(first, id=0), 3: replace(again, id=0), 70_000: replace(other, id=0)}
         assert dict(kept.table("two").items()) == unknown | {4: first}
         assert dict(kept.table("one").items()) == {2: again, 3: again, 4: replace(first, id=0), 70_000: other}, (
@@ -51,12 +51,12 @@ class TestRecording:
         )
 
     def test_programs_that_no_entry_is_to_hold_are_forgotten(self) -> None:
-        recording = Recording.of(Table.of({1: PROGRAMS[0]}), "one")
+        recording = PackedTable.of(Table.of({1: PROGRAMS[0]}), "one")
         for program in PROGRAMS:
             recording.apply(EntryChanges.of([EntryChange(1, None, program)]), "one")
         programs, _ = recording.packed()
         assert programs.count("p") == 1
-        assert dict(Recording(*recording.packed()).table("one").items()) == {1: PROGRAMS[-1]}
+        assert dict(PackedTable(*recording.packed()).table("one").items()) == {1: PROGRAMS[-1]}
 
     def test_an_array_of_another_size(self) -> None:
         table = Table.of({1: PROGRAMS[0], 5: PROGRAMS[1]})

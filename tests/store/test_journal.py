@@ -18,7 +18,7 @@ import pytest
 from app.store import journal as store
 from app.store.expected import Table
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Array, Change, EntryChange, EntryChanges, ProgramRecord, Waiting
+from app.store.records import Array, Change, EntryChange, EntryChanges, PendingConfirmation, ProgramRecord
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 
@@ -30,7 +30,7 @@ def change(map_: str = "jump_table", request_id: str = "one", reverts: int | Non
 
 def of(journal: Journal, boot_id: str = "boot") -> tuple[Array, dict[int, ProgramRecord]]:
     """What is recorded of the jump table."""
-    recorded = asyncio.run(journal.recorded("jump_table", boot_id))
+    recorded = asyncio.run(journal.expected_table("jump_table", boot_id))
     assert recorded is not None
     return recorded[0], dict(recorded[1].items())
 
@@ -235,7 +235,7 @@ class TestPruning:
         assert journal.change(1) is not None, "the last change is never dropped"
 
     def test_what_entries_are_to_hold_is_never_forgotten(self, file: Path, journal: Journal) -> None:
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({1: DROP, 4: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({1: DROP, 4: DROP})))
         asyncio.run(journal.append(change()))
         fat = replace(change("other"), note="x" * 5000)
         for _ in range(100):
@@ -245,8 +245,8 @@ class TestPruning:
         assert recorded == (Array(41, "boot"), {1: DROP, 3: DROP}), "and what it did is not"
 
     def test_nor_what_waits(self, journal: Journal) -> None:
-        waiting = Waiting("token", change(), 5.0)
-        asyncio.run(journal.wait(waiting))
+        waiting = PendingConfirmation("token", change(), 5.0)
+        asyncio.run(journal.add_pending(waiting))
         asyncio.run(journal.append(waiting.change, token="token"))
         for _ in range(100):
             asyncio.run(journal.append(replace(change("other"), note="x" * 5000)))
@@ -275,7 +275,7 @@ class TestALittleAtATime:
         return int(journal.read("SELECT folded FROM bookmarks").fetchone()[0])
 
     def test_what_entries_are_to_hold_follows_the_changes(self, journal: Journal) -> None:
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({})))
         for number in range(500):
             asyncio.run(journal.append(change()))
             assert number + 1 - self.folded(journal) < 64
@@ -333,15 +333,15 @@ class TestALittleAtATime:
 class TestRecorded:
     def test_by_all_changes_since_it_began(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
         assert of(journal) == (Array(41, "boot"), {7: DROP})
         asyncio.run(journal.append(change()))
         asyncio.run(journal.append(replace(change(), entries=EntryChanges.of([EntryChange(7, DROP, None)]))))
         assert of(journal) == (Array(41, "boot"), {3: DROP})
-        assert asyncio.run(journal.recorded("other", "boot")) is None
+        assert asyncio.run(journal.expected_table("other", "boot")) is None
 
     def test_ids_mean_nothing_beyond_their_boot(self, journal: Journal) -> None:
-        asyncio.run(journal.begin_recording("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
         asyncio.run(
             journal.append(replace(change(), boot_id="next", entries=EntryChanges.of([EntryChange(8, None, DROP)])))
         )

@@ -19,7 +19,7 @@ from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import NUMBER
 from app.bpf.uapi import MapType, ProgType
-from app.keeper.client import KeeperClient, KeptKernel
+from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import REQUEST, Op
 
 _PTRACE_ATTACH, _CLONE_NEWNS, _CLONE_NEWUSER = 16, 0x20000, 0x10000000
@@ -50,7 +50,7 @@ def _attack(outside: str, secrets: list[str]) -> dict[str, str]:
     """What came of it, by what was tried: the name of an errno, or "done"."""
     gc.unfreeze()
     keeper = next(each for each in gc.get_objects() if isinstance(each, KeeperClient))
-    kept = next(each for each in gc.get_objects() if isinstance(each, KeptKernel))
+    kept = next(each for each in gc.get_objects() if isinstance(each, KeeperKernel))
     linux, pid = LinuxKernel(), keeper.pid
     tried: dict[str, Callable[[], object]] = {
         "open a pin outside": lambda: linux.obj_get(outside),

@@ -18,7 +18,7 @@ from typing import Any
 
 from app.bpf.linux import LinuxKernel
 from app.cli import main as commands
-from app.server.systemd import Manager
+from app.server.systemd import Notifier
 from app.service.changes.changes import Changes
 from app.service.changes.confirmations import Confirmations
 from app.store.journal import Journal
@@ -111,11 +111,11 @@ def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> Non
     _lay(Fuse(kill_at), later)
     told = Ready()
     told.fd = ready
-    vars(commands)["Manager"] = lambda: told
+    vars(commands)["Notifier"] = lambda: told
     commands.cli(["serve", "--config", config], prog_name="jumptable")
 
 
-class Ready(Manager):
+class Ready(Notifier):
     """Is told in systemd's place. `fd`: where to pass it on."""
 
     fd = -1

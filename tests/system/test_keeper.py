@@ -20,8 +20,8 @@ from app.access.tokens import Token, TokenFile
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
-from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, Duties, Op
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.channel import receive, send
 
 pytestmark = pytest.mark.kernel
@@ -51,9 +51,9 @@ def pins(bpffs: Path, linux: LinuxKernel) -> Path:
 
 
 @pytest.fixture
-def duties(pins: Path, tmp_path: Path) -> Duties:
+def duties(pins: Path, tmp_path: Path) -> KeeperConfig:
     (tmp_path / "key").write_text("secret")
-    return Duties(
+    return KeeperConfig(
         pin_dirs=[str(pins)],
         pins=[str(pins.parent / "elsewhere")],
         keep_dir=str(pins / "keep"),
@@ -65,15 +65,15 @@ def duties(pins: Path, tmp_path: Path) -> Duties:
 
 
 @pytest.fixture
-def keeper(duties: Duties) -> Iterator[KeeperClient]:
+def keeper(duties: KeeperConfig) -> Iterator[KeeperClient]:
     client = KeeperClient(duties)
     yield client
     client.close()
 
 
 @pytest.fixture
-def kernel(keeper: KeeperClient, duties: Duties) -> KeptKernel:
-    return KeptKernel(keeper, duties.keep_dir)
+def kernel(keeper: KeeperClient, duties: KeeperConfig) -> KeeperKernel:
+    return KeeperKernel(keeper, duties.keep_dir)
 
 
 def errno_of(do: Callable[..., object], *arguments: object) -> int:
@@ -85,7 +85,7 @@ def errno_of(do: Callable[..., object], *arguments: object) -> int:
 
 
 class TestPins:
-    def test_arrays_and_programs_below_pin_dirs_are_opened(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_arrays_and_programs_below_pin_dirs_are_opened(self, kernel: KeeperKernel, pins: Path) -> None:
         with_array, with_program = kernel.obj_get(f"{pins}/table"), kernel.obj_get(f"{pins}/drop")
         assert (kernel.map_info(with_array).name, kernel.prog_info(with_program).name) == ("table", "drop")
         kernel.map_update(with_array, 3, with_program)
@@ -95,8 +95,8 @@ class TestPins:
 
     def test_ten_thousand_of_them(self, pins: Path) -> None:
         many = [str(pins.parent / f"a-program-with-a-name-of-some-length-{number}") for number in range(10_000)]
-        keeper = KeeperClient(Duties(pins=many))
-        kernel = KeptKernel(keeper, None)
+        keeper = KeeperClient(KeeperConfig(pins=many))
+        kernel = KeeperKernel(keeper, None)
         (pins / "drop").rename(many[-1])
         kernel.close(kernel.obj_get(many[-1]))
         assert errno_of(kernel.obj_get, f"{pins}/table") == EXDEV
@@ -107,7 +107,7 @@ class TestPins:
         heard = [link for fd, link in links.items() if fd > 2 and link.startswith(("socket:", "pipe:"))]
         assert len(heard) == 1, "what it is asked; nothing is left of what it was told"
 
-    def test_of_anything_else_it_only_tells_what_it_is(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_of_anything_else_it_only_tells_what_it_is(self, kernel: KeeperKernel, pins: Path) -> None:
         fd = kernel.obj_get(f"{pins}/hash")
         info = kernel.map_info(fd)
         assert (kernel.obj_kind(fd), info.type, info.value_size) == ("map", MapType.HASH, 8)
@@ -117,7 +117,7 @@ class TestPins:
         kernel.close(fd)
         kernel.close(by_id)
 
-    def test_elsewhere_nothing_is_opened_nor_told(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_elsewhere_nothing_is_opened_nor_told(self, kernel: KeeperKernel, pins: Path) -> None:
         outside = pins.parent
         (pins / "table").rename(outside / "table")
         (pins / "link").symlink_to(outside / "table")
@@ -129,11 +129,11 @@ class TestPins:
         for path in ("table", f"{pins}/../table", f"{pins}//table", f"{pins}/./table", f"{pins}/\0"):
             assert errno_of(kernel.obj_get, path) == EINVAL
 
-    def test_what_the_configuration_names_is_opened_wherever_it_is(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_what_the_configuration_names_is_opened_wherever_it_is(self, kernel: KeeperKernel, pins: Path) -> None:
         (pins / "table").rename(pins.parent / "elsewhere")
         kernel.close(kernel.obj_get(str(pins.parent / "elsewhere")))
 
-    def test_arrays_are_made_and_pinned_and_unpinned(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_arrays_are_made_and_pinned_and_unpinned(self, kernel: KeeperKernel, pins: Path) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
         kernel.check_pin(f"{pins}/made")
         kernel.obj_pin(fd, f"{pins}/made")
@@ -142,7 +142,7 @@ class TestPins:
         assert not (pins / "made").exists()
         kernel.close(fd)
 
-    def test_what_others_have_pinned_stays(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_what_others_have_pinned_stays(self, kernel: KeeperKernel, pins: Path) -> None:
         assert errno_of(lambda: kernel.unpin(f"{pins}/table")) == EPERM
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
         kernel.obj_pin(fd, f"{pins}/made")
@@ -152,7 +152,7 @@ class TestPins:
         assert errno_of(lambda: kernel.unpin(f"{pins}/made")) == EPERM, "it is another by now"
         assert (pins / "made").exists()
 
-    def test_only_arrays_are_pinned_and_only_below(self, kernel: KeptKernel, pins: Path, linux: LinuxKernel) -> None:
+    def test_only_arrays_are_pinned_and_only_below(self, kernel: KeeperKernel, pins: Path, linux: LinuxKernel) -> None:
         array_, hash_ = kernel.obj_get(f"{pins}/table"), linux.obj_get(f"{pins}/hash")
         (pins / "way").symlink_to(pins.parent)
         for path in (f"{pins.parent}/new", f"{pins}/way/new"):
@@ -165,30 +165,30 @@ class TestPins:
         linux.close(hash_)
 
     @pytest.mark.parametrize("entries", [0, (1 << 20) + 1, (1 << 32) - 1])
-    def test_arrays_have_a_bound(self, kernel: KeptKernel, entries: int) -> None:
+    def test_arrays_have_a_bound(self, kernel: KeeperKernel, entries: int) -> None:
         assert errno_of(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, entries)) == EINVAL
 
 
 class TestTablePrograms:
-    def test_are_passed_on_to_who_may_do_nothing(self, duties: Duties, pins: Path) -> None:
+    def test_are_passed_on_to_who_may_do_nothing(self, duties: KeeperConfig, pins: Path) -> None:
         """They write and read tables for a process without any capability, under its filter of system calls."""
         code = f"""
 import errno
 from array import array
 from app.bpf import asm
 from app.bpf.bulk import programs as in_kernel
-from app.sandbox.seccomp import confine
-from app.sandbox.capabilities import become, effective, keep_only
-from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.messages import Duties
-keeper = KeeperClient(Duties.load({duties.dump()!r}))
-kernel = KeptKernel(keeper, None)
+from app.sandbox.seccomp import install_filter
+from app.sandbox.capabilities import switch_user, effective_capabilities, drop_capabilities
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import KeeperConfig
+keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 programs = kernel.table_programs()
 become({NOBODY}, {NOBODY})
-keep_only([])
-confine()
-assert effective() == [] and None not in programs
+drop_capabilities([])
+install_filter()
+assert effective_capabilities() == [] and None not in programs
 assert kernel.table_programs() == programs
 ids = [0, kernel.prog_info(drop).id, kernel.prog_info(drop).id, 0]
 assert in_kernel.write(programs.writer, table, array("I", [1, 2, 3]), array("i", [drop, drop, -1])) == (3, 0)
@@ -206,7 +206,7 @@ keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_are_loaded_once(self, keeper: KeeperClient, kernel: KeptKernel) -> None:
+    def test_are_loaded_once(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
         programs = kernel.table_programs()
         assert None not in programs
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL, "what it passed on is closed by then"
@@ -219,28 +219,28 @@ keeper.close()
             assert errno_of(keeper.ask, Op.TABLE_PROGRAM, number, text) == EINVAL
         assert _fds(keeper.pid) == before
 
-    def test_where_there_are_none_it_goes_on_one_by_one(self, duties: Duties, pins: Path) -> None:
+    def test_where_there_are_none_it_goes_on_one_by_one(self, duties: KeeperConfig, pins: Path) -> None:
         """A keeper with CAP_BPF alone, as where all is pinned."""
         code = f"""
 from array import array
-from app.sandbox.capabilities import keep_only
-from app.keeper.client import KeeperClient, KeptKernel
-from app.keeper.messages import Duties
-keep_only(["CAP_BPF", "CAP_DAC_OVERRIDE"])
-keeper = KeeperClient(Duties.load({duties.dump()!r}))
-kernel = KeptKernel(keeper, None)
+from app.sandbox.capabilities import drop_capabilities
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import KeeperConfig
+drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
+keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 assert kernel.table_programs() == (None, None)
 assert kernel.map_write(table, array("I", [1]), array("i", [drop])) == (1, 0)
 assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(drop).id, 0]
-assert keeper.trouble is None
+assert keeper.degraded_reason is None
 keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class TestKeepDir:
-    def test_is_made_for_the_owner_alone(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_is_made_for_the_owner_alone(self, kernel: KeeperKernel, pins: Path) -> None:
         kernel.make_folder(str(pins / "keep"))
         status = (pins / "keep").stat()
         assert (status.st_uid, status.st_mode & 0o777) == (NOBODY, 0o700)
@@ -251,7 +251,7 @@ class TestKeepDir:
         kernel.unpin(f"{pins}/keep/{'0' * 32}_1")
         kernel.close(fd)
 
-    def test_a_folder_with_others_pins_is_not_given_away(self, kernel: KeptKernel, pins: Path) -> None:
+    def test_a_folder_with_others_pins_is_not_given_away(self, kernel: KeeperKernel, pins: Path) -> None:
         (pins / "keep").mkdir()
         (pins / "table").rename(pins / "keep/table")
         assert errno_of(lambda: kernel.check_pin(f"{pins}/keep/program")) == ENOTEMPTY
@@ -259,21 +259,23 @@ class TestKeepDir:
 
 
 class TestFiles:
-    def test_those_of_the_configuration_are_opened_to_read(self, keeper: KeeperClient, duties: Duties) -> None:
+    def test_those_of_the_configuration_are_opened_to_read(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
         fd = keeper.open(Op.READ, text=duties.reads[0])
         assert os.read(fd, 100) == b"secret"
         assert errno_of(lambda: os.write(fd, b"x")) > 0
         os.close(fd)
         assert errno_of(lambda: keeper.open(Op.READ, text="/etc/shadow")) == EINVAL
 
-    def test_the_audit_file_is_opened_to_append(self, keeper: KeeperClient, duties: Duties) -> None:
+    def test_the_audit_file_is_opened_to_append(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
         for line in (b"one\n", b"two\n"):
             fd = keeper.open(Op.AUDIT)
             os.write(fd, line)
             os.close(fd)
         assert Path(str(duties.audit)).read_text() == "one\ntwo\n"
 
-    def test_a_link_in_its_place_is_not_followed(self, keeper: KeeperClient, duties: Duties, tmp_path: Path) -> None:
+    def test_a_link_in_its_place_is_not_followed(
+        self, keeper: KeeperClient, duties: KeeperConfig, tmp_path: Path
+    ) -> None:
         """As somebody could make it who may write in its folder."""
         audit = Path(str(duties.audit))
         audit.symlink_to(tmp_path / "key")
@@ -289,7 +291,7 @@ class TestFiles:
         os.chown(tmp_path, NOBODY, NOBODY)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES, "its folder is somebody else's"
 
-    def test_a_token_is_told_to_who_knows_it(self, keeper: KeeperClient, duties: Duties) -> None:
+    def test_a_token_is_told_to_who_knows_it(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
         file = TokenFile(Path(str(duties.tokens)))
         assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b"", "there is no file yet"
         secret = file.add(Token("deploy", "", "writer", 0.0))
@@ -304,7 +306,9 @@ class TestFiles:
         for text in ("", digest[:-1], digest.upper(), f"{digest}0"):
             assert errno_of(keeper.ask, Op.TOKEN, 0, text) == EINVAL
 
-    def test_tokens_that_others_may_have_written_count_for_nothing(self, keeper: KeeperClient, duties: Duties) -> None:
+    def test_tokens_that_others_may_have_written_count_for_nothing(
+        self, keeper: KeeperClient, duties: KeeperConfig
+    ) -> None:
         path = Path(str(duties.tokens))
         TokenFile(path).add(Token("deploy", "", "writer", 0.0))
         os.chown(path, NOBODY, NOBODY)
@@ -323,11 +327,11 @@ class TestLife:
         keeper.close()
         assert not Path(f"/proc/{keeper.pid}/fd/0").exists()
 
-    def test_without_it_the_caller_is_told(self, keeper: KeeperClient, kernel: KeptKernel) -> None:
-        assert not kernel.trouble
+    def test_without_it_the_caller_is_told(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
+        assert not kernel.degraded_reason
         os.kill(keeper.pid, signal.SIGKILL)
         assert [errno_of(kernel.obj_get, "/x") for _ in range(2)] == [EPIPE, EPIPE]
-        assert "restart the service" in str(kernel.trouble)
+        assert "restart the service" in str(kernel.degraded_reason)
 
     def test_what_it_may(self, keeper: KeeperClient) -> None:
         status = Path(f"/proc/{keeper.pid}/status").read_text()
@@ -361,7 +365,7 @@ class TestLife:
     def test_an_empty_datagram_is_no_end(self, keeper: KeeperClient) -> None:
         keeper._channel.send(b"")
         assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
-        assert keeper.trouble is None
+        assert keeper.degraded_reason is None
 
     def test_what_is_too_long(self, keeper: KeeperClient) -> None:
         for size in (MAX_TEXT + 1, 1 << 16):

@@ -16,7 +16,7 @@ from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.client import KeeperClient
-from app.keeper.messages import Duties, Op
+from app.keeper.messages import KeeperConfig, Op
 from app.keeper.paths import open_file, own_file
 from app.server.startup import StartError, lock_state
 from tests.running import serve
@@ -39,7 +39,7 @@ except TimeoutError:
 @pytest.fixture
 def keeper(bpffs: Path) -> Iterator[KeeperClient]:
     """One for a bpffs, with keep_dir in it."""
-    made = KeeperClient(Duties(pin_dirs=(str(bpffs),), keep_dir=f"{bpffs}/keep", owner=(NOBODY, NOBODY)))
+    made = KeeperClient(KeeperConfig(pin_dirs=(str(bpffs),), keep_dir=f"{bpffs}/keep", owner=(NOBODY, NOBODY)))
     with contextlib.closing(made):
         yield made
 
@@ -108,8 +108,8 @@ class TestQuestions:
 class TestEnd:
     def test_it_ends_with_the_process_that_started_it_whoever_holds_the_channel(self) -> None:
         code = (
-            "import os, sys; from app.keeper.client import KeeperClient; from app.keeper.wire import Duties\n"
-            "keeper = KeeperClient(Duties())\n"
+            "import os, sys; from app.keeper.client import KeeperClient; from app.keeper.messages import KeeperConfig\n"
+            "keeper = KeeperClient(KeeperConfig())\n"
             "print(keeper.pid, flush=True)\n"
             "os.fork() or sys.stdin.read()\n"
             "os._exit(0)"
@@ -124,8 +124,8 @@ class TestEnd:
     def test_unread_answers_and_its_own_end_in_a_question(self) -> None:
         """Without a timeout of its own it waits for ever, for a reader that it alone keeps alive."""
         code = (
-            "import sys; from app.keeper.client import KeeperClient; from app.keeper.wire import Duties\n"
-            "keeper = KeeperClient(Duties())\n"
+            "import sys; from app.keeper.client import KeeperClient; from app.keeper.messages import KeeperConfig\n"
+            "keeper = KeeperClient(KeeperConfig())\n"
             "print(keeper.pid, flush=True)\n"
             f"sys.argv[1:] = [str(keeper._channel.detach())]\nexec({ATTACK!r})\n"
             "__import__('os')._exit(0)"

@@ -21,7 +21,7 @@ from tests.running import Service, demo, running, serve
 
 pytestmark = pytest.mark.kernel
 
-WITHOUT_CAPABILITIES = "from app.bpf.privileges import keep_only; keep_only([])"
+WITHOUT_CAPABILITIES = "from app.sandbox.capabilities import drop_capabilities; drop_capabilities([])"
 CONFIG = """
 [server]
 socket = "{folder}/run/api.sock"

@@ -11,8 +11,8 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from app.service.changes.changes import Changes
 from app.service.changes.entries import set_entry
-from app.service.changes.origin import Origin
-from app.service.changes.tables import Wanted, change_table
+from app.service.changes.origin import RequestContext
+from app.service.changes.tables import RequestedEntries, change_table
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program
 from app.service.registry.programs import ByName
@@ -23,7 +23,7 @@ from tests.conftest import load
 pytestmark = pytest.mark.kernel
 
 CHANGES = 100_000
-ORIGIN = Origin("unix", "one")
+ORIGIN = RequestContext("unix", "one")
 
 
 def counting_entry(array_fd: int, counter_fd: int) -> bytes:
@@ -57,7 +57,7 @@ def test_no_packet_falls_through_while_programs_are_changed() -> None:
             if number % 10:
                 await set_entry(changes, held, 3, ref, ORIGIN, precondition=lambda _: None)
             else:
-                wanted = Wanted.of([1, 3], [ref, ref], lambda ref: ref)
+                wanted = RequestedEntries.of([1, 3], [ref, ref], lambda ref: ref)
                 await change_table(changes, held, wanted, ORIGIN, replace=True, precondition=lambda *_: None)
 
     asyncio.run(set_first(changes, held.name))

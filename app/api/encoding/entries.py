@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.api.preconditions import entry_etag
-from app.api.schemas import responses as outputs
+from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
 from app.service.registry.registry import Registry
 
@@ -16,13 +16,13 @@ _KNOWN: Final = 4096
 _known: dict[tuple[str, int], tuple[ProgramSummary, bytes, bytes]] = {}
 
 
-def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> outputs.Entry:
+def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> responses.Entry:
     """An entry that points to a program."""
-    return outputs.Entry(
+    return responses.Entry(
         map=map_,
         index=index,
         etag=entry_etag(registry.kernel.boot_id, map_id, index, summary.id),
-        program=outputs.EntryProgram.of(summary),
+        program=responses.EntryProgram.of(summary),
     )
 
 
@@ -50,7 +50,7 @@ def _around(entry: bytes, index: int, etag: str) -> tuple[bytes, bytes]:
 
 
 def entries_parts(
-    registry: Registry, table: outputs.Entries, map_id: int, indexes: "array[int]", ids: "array[int]"
+    registry: Registry, table: responses.Entries, map_id: int, indexes: "array[int]", ids: "array[int]"
 ) -> Iterator[bytes]:
     """The table, as JSON, with the entries of these indexes: in parts, each of which is made when it is asked for.
 

@@ -7,19 +7,17 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import openapi as documented
+from app.api import openapi
 from app.api.authorization import grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, origin_of, tell, upkeep_of
 from app.api.encoding.changes import EntriesAhead, change_parts
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routes.entries import CHANGE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.api.schemas import responses as outputs
+from app.api.schemas import fields, requests, responses
 from app.service.changes.permissions import check_programs
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
@@ -57,8 +55,8 @@ ChangeId = Annotated[fields.Decimal, Path(description="As the Change-Id header t
     "/changes",
     operation_id="list_changes",
     summary="List the changes",
-    response_model=outputs.Changes,
-    responses=answers(outputs.Changes, "By rising id.") | problems("journal-unavailable"),
+    response_model=responses.Changes,
+    responses=answers(responses.Changes, "By rising id.") | problems("journal-unavailable"),
 )
 async def list_changes(
     request: Request,
@@ -82,7 +80,7 @@ async def list_changes(
         )
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
-    told = outputs.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
+    told = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
     return long_json(_joined(told, page))
 
 
@@ -103,8 +101,8 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
     "/changes/{id}",
     operation_id="get_change",
     summary="Tell one change",
-    response_model=outputs.Change,
-    responses=answers(outputs.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
+    response_model=responses.Change,
+    responses=answers(responses.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
@@ -115,8 +113,8 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     "/changes/{id}/confirm",
     operation_id="confirm_change",
     summary="Let a change stand",
-    response_model=outputs.Change,
-    responses=answers(outputs.Change, "It stands.")
+    response_model=responses.Change,
+    responses=answers(responses.Change, "It stands.")
     | problems("change-unknown", "already-confirmed", *CHANGE, "map-unknown"),
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
@@ -136,9 +134,9 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     "/changes/{id}/revert",
     operation_id="revert_change",
     summary="Undo a change",
-    response_model=outputs.Applied | outputs.DryApplied,
+    response_model=responses.Applied | responses.DryApplied,
     responses=answers(
-        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        responses.Applied | responses.DryApplied, "What was done.", headers=openapi.DRY_RUN | openapi.CHANGE_ID
     )
     | problems(
         "change-unknown",
@@ -166,7 +164,7 @@ async def revert_change_route(
     _change(request, id)
     origin = origin_of(request, note, confirm_within)
     ahead = EntriesAhead()
-    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run, meanwhile=ahead.make)
+    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run, background_steps=ahead.make)
     return answer(request, result, dry_run=dry_run, ahead=ahead, reverts=id)
 
 
@@ -174,9 +172,9 @@ async def revert_change_route(
     "/maps/{name}/reconcile",
     operation_id="reconcile_map",
     summary="End the drift of a map",
-    response_model=outputs.Applied | outputs.DryApplied,
+    response_model=responses.Applied | responses.DryApplied,
     responses=answers(
-        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        responses.Applied | responses.DryApplied, "What was done.", headers=openapi.DRY_RUN | openapi.CHANGE_ID
     )
     | problems(
         "map-unknown",
@@ -191,7 +189,7 @@ async def revert_change_route(
 async def reconcile_map(
     request: Request,
     name: fields.MapName,
-    body: inputs.Reconcile,
+    body: requests.Reconcile,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -206,5 +204,5 @@ async def reconcile_map(
     elif confirm_within is None:
         result = await reconcile_to_kernel(changes, drift, held, origin, dry_run=dry_run)
     else:
-        raise Refused("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+        raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
     return answer(request, result, dry_run=dry_run, to=body.to)

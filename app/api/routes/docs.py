@@ -9,7 +9,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
@@ -48,6 +48,6 @@ async def get_docs() -> Response:
 async def get_docs_asset(name: str) -> Response:
     """A file of Swagger UI."""
     if name not in _ASSETS:
-        raise Refused("not-found", f"there is no file {name[:64]!r}")
+        raise HttpProblem("not-found", f"there is no file {name[:64]!r}")
     content, media_type = _ASSETS[name]
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.api import openapi as documented
+from app.api import openapi
 from app.api.dependencies import (
     ConfirmWithin,
     DryRun,
@@ -25,11 +25,9 @@ from app.api.encoding.entries import entries_parts, entry_json, entry_of
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.api.schemas import responses as outputs
+from app.api.schemas import fields, requests, responses
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.lifecycle import Upkeep
@@ -40,7 +38,7 @@ from app.store.records import NUMBERS
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
 _ENTRY = ("map-unknown", "index-out-of-range", "map-unavailable", *KERNEL)
-_HEADERS = documented.ETAG | documented.DRY_RUN | documented.CHANGE_ID
+_HEADERS = openapi.ETAG | openapi.DRY_RUN | openapi.CHANGE_ID
 CHANGE = (
     "read-only",
     "entry-protected",
@@ -77,7 +75,7 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
         if header is not None:
             detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
-            raise Refused("precondition-failed", detail, facts=facts)
+            raise HttpProblem("precondition-failed", detail, facts=facts)
 
     return check
 
@@ -89,9 +87,9 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
     "/maps/{name}/entries/{index}",
     operation_id="set_entry",
     summary="Point an entry to a program",
-    response_model=outputs.Entry | outputs.DryEntry,
-    responses=answers(outputs.Entry | outputs.DryEntry, "It pointed to a program before.", headers=_HEADERS)
-    | answers(outputs.Entry | outputs.DryEntry, "It was empty before.", 201, headers=_HEADERS)
+    response_model=responses.Entry | responses.DryEntry,
+    responses=answers(responses.Entry | responses.DryEntry, "It pointed to a program before.", headers=_HEADERS)
+    | answers(responses.Entry | responses.DryEntry, "It was empty before.", 201, headers=_HEADERS)
     | problems(*_CHANGE, *REFERENCE, *BODY),
     openapi_extra=PARAMETERS,
 )
@@ -99,7 +97,7 @@ async def set_entry_route(
     request: Request,
     name: fields.MapName,
     index: fields.Index,
-    body: inputs.SetEntry,
+    body: requests.SetEntry,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -115,14 +113,14 @@ async def set_entry_route(
         changes_of(request),
         held,
         index,
-        inputs.program_ref(body.program),
+        requests.program_ref(body.program),
         origin_of(request, note, confirm_within),
         flags=body.flags,
         precondition=_precondition(request, registry, held, index),
         dry_run=dry_run,
     )
     status, etag, answer = set_answer(request.scope, registry, held, index, result)
-    return outputs.Json(answer, status, headers_of(dry_run=dry_run, change=result.change, ETag=etag))
+    return responses.Json(answer, status, headers_of(dry_run=dry_run, change=result.change, ETag=etag))
 
 
 def set_answer(
@@ -134,7 +132,7 @@ def set_answer(
     etag, entry = entry_json(registry, held.name, result.map_id, index, result.after)
     if result.fit is not None:
         dry = entry_of(registry, held.name, result.map_id, index, result.after)
-        entry = outputs.DryEntry(**dict(dry), fit=result.fit).model_dump_json().encode()
+        entry = responses.DryEntry(**dict(dry), fit=result.fit).model_dump_json().encode()
     return 201 if result.before is None else 200, etag, entry
 
 
@@ -142,9 +140,9 @@ def set_answer(
     "/maps/{name}/entries/{index}",
     operation_id="get_entry",
     summary="Tell which program an entry points to",
-    response_model=outputs.Entry,
-    responses=answers(outputs.Entry, "The entry.", headers=documented.ETAG)
-    | {304: {"description": "Unchanged since If-None-Match.", "headers": documented.ETAG}}
+    response_model=responses.Entry,
+    responses=answers(responses.Entry, "The entry.", headers=openapi.ETAG)
+    | {304: {"description": "Unchanged since If-None-Match.", "headers": openapi.ETAG}}
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,
 )
@@ -156,14 +154,14 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     etag, entry = read_entry(registry, upkeep_of(request), held, index)
     if conditions.not_modified(etag):
         return Response(status_code=304, headers={"ETag": etag})
-    return outputs.Json(entry, headers={"ETag": etag})
+    return responses.Json(entry, headers={"ETag": etag})
 
 
 def read_entry(registry: Registry, upkeep: Upkeep, held: HeldMap, index: int) -> tuple[str, bytes]:
     """The tag of an entry, and itself as JSON. Errors: EntryEmpty, IndexOutOfRange, MapUnavailable, KernelError."""
     array = held.opened()
     program_id = array.get(index)
-    upkeep.drift.seen_one(held, index, program_id)
+    upkeep.drift.note_read_of_entry(held, index, program_id)
     if program_id is None:
         raise EntryEmpty(index)
     return entry_json(registry, held.name, array.id, index, registry.programs.describe(program_id))
@@ -207,9 +205,9 @@ async def clear_entry_route(
     "/maps/{name}/entries",
     operation_id="list_entries",
     summary="List the populated entries",
-    response_model=outputs.Entries,
-    responses=answers(outputs.Entries, "The entries that point to a program.", headers=documented.ETAG)
-    | {304: {"description": "Unchanged since If-None-Match.", "headers": documented.ETAG}}
+    response_model=responses.Entries,
+    responses=answers(responses.Entries, "The entries that point to a program.", headers=openapi.ETAG)
+    | {304: {"description": "Unchanged since If-None-Match.", "headers": openapi.ETAG}}
     | problems("map-unknown", "map-unavailable", "malformed-header", *KERNEL),
     openapi_extra=READ_PARAMETERS,
 )
@@ -230,12 +228,12 @@ async def list_entries(
     held = registry.maps.get(name)
     conditions = Conditions.for_reading(request)
     found = await held.read()
-    upkeep_of(request).drift.seen(held, found)
+    upkeep_of(request).drift.note_read(held, found)
     array_ = held.opened()
     etag = table_etag(registry.kernel.boot_id, array_.id, found)
     if conditions.not_modified(etag):
         return Response(status_code=304, headers={"ETag": etag})
     wanted = compress(range(start, len(found)), found[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
-    table = outputs.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
+    table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
     return long_json(entries_parts(registry, table, array_.id, page, found), {"ETag": etag})

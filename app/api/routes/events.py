@@ -19,10 +19,10 @@ from app.api.dependencies import changes_of
 from app.api.encoding.changes import change_parts
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
-from app.service.event_feed import Encoded, Feed
+from app.service.event_feed import Encoded, EventFeed
 from app.store.records import Event
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
@@ -87,7 +87,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _over(feed: Feed) -> None:
+async def _over(feed: EventFeed) -> None:
     await feed.ended.wait()
     await asyncio.sleep(_GRACE_SECONDS)
 
@@ -126,11 +126,13 @@ def _last_event_id(request: Request) -> int | None:
     if text is None:
         return None
     if not _ID.fullmatch(text):
-        raise Refused("malformed-header", "Last-Event-ID is no decimal number: send the id of the last event that came")
+        raise HttpProblem(
+            "malformed-header", "Last-Event-ID is no decimal number: send the id of the last event that came"
+        )
     return int(text)
 
 
-async def _stream(feed: Feed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
+async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
     clock, asked = asyncio.get_running_loop().time, -math.inf
     async with aclosing(feed.read(after, wanted, _encoded)) as batches:

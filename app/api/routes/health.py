@@ -14,9 +14,9 @@ from app.api.authorization import grant_of
 from app.api.dependencies import changes_of, registry_of
 from app.api.middleware import REQUEST_ID
 from app.api.openapi import answers, problems
-from app.api.problems import PROBLEMS, Refused, problem
+from app.api.problems import PROBLEMS, HttpProblem, problem
 from app.api.routing import StrictRoute
-from app.api.schemas import responses as outputs
+from app.api.schemas import responses
 from app.service.registry.held import HeldMap, HeldProgram
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
@@ -62,7 +62,7 @@ class Explanation(BaseModel):
 )
 async def get_health() -> Response:
     """For a liveness probe. Tells nothing of maps and programs."""
-    return outputs.Json(Health())
+    return responses.Json(Health())
 
 
 @router.get(
@@ -86,11 +86,15 @@ async def get_readiness(request: Request) -> Response:
     reasons = [
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
-    reasons += [astray for held in registry.maps if (astray := registry.maps.astray(held)) is not None]
-    if registry.kernel.trouble is not None:
-        reasons.append(registry.kernel.trouble)
+    reasons += [
+        moved_pin_warning
+        for held in registry.maps
+        if (moved_pin_warning := registry.maps.moved_pin_warning(held)) is not None
+    ]
+    if registry.kernel.degraded_reason is not None:
+        reasons.append(registry.kernel.degraded_reason)
     tokens = request.app.state.authentication.tokens
-    if tokens is not None and tokens.trouble is not None:
+    if tokens is not None and tokens.degraded_reason is not None:
         reasons.append(f"tokens cannot be checked: {tokens.trouble}")
     failing = changes_of(request).journal.failing
     if failing is not None:
@@ -105,7 +109,7 @@ async def get_readiness(request: Request) -> Response:
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"
         return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
-    return outputs.Json(Readiness(reasons=[]))
+    return responses.Json(Readiness(reasons=[]))
 
 
 @router.get(
@@ -118,7 +122,7 @@ async def get_readiness(request: Request) -> Response:
 async def get_version(request: Request) -> Response:
     """The service's version, and the kernel that it works on."""
     kernel = registry_of(request).kernel.name
-    return outputs.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
 
 
 @router.get(
@@ -131,6 +135,6 @@ async def get_version(request: Request) -> Response:
 async def explain_problem(code: str) -> Response:
     """The page that the `type` of a problem leads to."""
     if code not in PROBLEMS:
-        raise Refused("not-found", f"there is no problem {code[:64]!r}")
+        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}")
     kind = PROBLEMS[code]
-    return outputs.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+    return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

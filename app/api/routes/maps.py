@@ -7,14 +7,12 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import openapi as documented
+from app.api import openapi
 from app.api.authorization import forbidden, grant_of
 from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.api.schemas import responses as outputs
+from app.api.schemas import fields, requests, responses
 from app.bpf.uapi import prog_type_name
 from app.service.drift.detector import Drift
 from app.service.errors import MapUnknown
@@ -25,35 +23,35 @@ from app.store.records import EMPTY
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
+async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> responses.Map:
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
     warnings = registry.maps.warnings(held)
-    if held.recorded is not None:
-        warnings += [f"entry {index} is not restored: {why}" for index, why in held.recorded.lost.items()]
+    if held.expected is not None:
+        warnings += [f"entry {index} is not restored: {why}" for index, why in held.expected.lost.items()]
     if array is None:
-        return outputs.Map(
+        return responses.Map(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - found.count(EMPTY)
-    drift = await drifts.look(held)
+    drift = await drifts.check(held)
     if held.object is not array:
         return await _map(registry, drifts, held)  # opened anew meanwhile
     state = array.state()
     owner = None
     if state.owner_type is not None:
-        owner = outputs.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
-    return outputs.Map(
+        owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
+    return responses.Map(
         name=held.name,
         id=array.id,
         kernel_name=array.info.name,
         max_entries=array.max_entries,
         used=used,
-        drift=[outputs.Drift.model_validate(each, from_attributes=True) for each in drift],
+        drift=[responses.Drift.model_validate(each, from_attributes=True) for each in drift],
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -70,8 +68,8 @@ async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> outputs.Map:
     "/maps",
     operation_id="list_maps",
     summary="List the held maps",
-    response_model=outputs.Maps,
-    responses=answers(outputs.Maps, "All of them, by name.") | problems(*KERNEL),
+    response_model=responses.Maps,
+    responses=answers(responses.Maps, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
@@ -80,29 +78,29 @@ async def list_maps(request: Request) -> Response:
     for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
             told.append(await _map(registry, upkeep_of(request).drift, held))
-    return outputs.Json(outputs.Maps(maps=told))
+    return responses.Json(responses.Maps(maps=told))
 
 
 @router.get(
     "/maps/{name}",
     operation_id="get_map",
     summary="Tell all of one map",
-    response_model=outputs.Map,
-    responses=answers(outputs.Map, "The map.") | problems("map-unknown", *KERNEL),
+    response_model=responses.Map,
+    responses=answers(responses.Map, "The map.") | problems("map-unknown", *KERNEL),
 )
 async def get_map(request: Request, name: fields.MapName) -> Response:
     """Its size, what fits into it, by whom it is kept alive."""
     registry = registry_of(request)
-    return outputs.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
+    return responses.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
 
 
 @router.put(
     "/maps/{name}",
     operation_id="hold_map",
     summary="Hold a map under a name",
-    response_model=outputs.Map,
-    responses=answers(outputs.Map, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(outputs.Map, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    response_model=responses.Map,
+    responses=answers(responses.Map, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
+    | answers(responses.Map, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
     | problems(
         "map-unknown",
         "name-taken",
@@ -120,7 +118,7 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
 async def hold_map(
     request: Request,
     name: fields.MapName,
-    body: inputs.HoldMap,
+    body: requests.HoldMap,
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
@@ -141,7 +139,7 @@ async def hold_map(
     if not dry_run:
         tell(request.scope, map=name, map_id=answer.id, created=answer.created_here)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
-    return outputs.Json(answer, 201 if is_new else 200, headers)
+    return responses.Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(

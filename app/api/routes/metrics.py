@@ -21,7 +21,7 @@ from app import __version__
 from app.api.openapi import Responses, problems
 from app.api.routing import StrictRoute
 from app.service.changes.changes import Changes
-from app.service.counters import BOUNDS, Figures, Timing
+from app.service.counters import BOUNDS, Counters, Timing
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -33,31 +33,31 @@ _RESPONSES: Final[Responses] = {
 class Collector:
     """All metrics, as of when they are asked for. Labels: names of held maps, and fixed sets."""
 
-    def __init__(self, figures: Figures, changes: Changes) -> None:
-        self._figures = figures
+    def __init__(self, counters: Counters, changes: Changes) -> None:
+        self._figures = counters
         self._changes = changes
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks for."""
-        registry, figures = self._changes.registry, self._figures
+        registry, counters = self._changes.registry, self._figures
         info = {"version": __version__, "kernel": registry.kernel.name}
         yield InfoMetricFamily("jumptable", "The service and what it works on.", value=info)
         family = CounterMetricFamily(
             "jumptable_changes", "Changes of entries, by what became of them.", labels=("kind", "outcome")
         )
-        yield _filled(family, dict(figures.changes))
+        yield _filled(family, dict(counters.changes))
         yield _histogram(
             "jumptable_kernel_call_seconds",
             "Calls of the kernel.",
             ("call",),
-            {(k,): t for k, t in figures.kernel.items()},
+            {(k,): t for k, t in counters.kernel.items()},
         )
         yield _histogram(
-            "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): figures.journal}
+            "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): counters.journal}
         )
         yield _histogram(
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
-            ("operation", "status"), {(name, str(status)): t for (name, status), t in figures.requests.items()},
+            ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
         )  # fmt: skip
         yield from self._maps()
         unavailable = [held.object is None for held in registry.programs]
@@ -76,19 +76,19 @@ class Collector:
         yield _gauge("jumptable_maps", "Held maps.", (), {(): len(maps)})
         unavailable = sum(held.object is None for held in maps)
         yield _gauge("jumptable_maps_unavailable", "Those that could not be opened.", (), {(): unavailable})
-        known = {(held.name,): held.recorded for held in maps if held.recorded is not None and held.object is not None}
-        drift = {name: len(recorded.drift) for name, recorded in known.items()}
+        known = {(held.name,): held.expected for held in maps if held.expected is not None and held.object is not None}
+        drift = {name: len(expected.drift) for name, expected in known.items()}
         yield _gauge("jumptable_drift_entries", "Entries that are not as recorded, at the last look.", ("map",), drift)
-        used = {name: recorded.used for name, recorded in known.items()}
+        used = {name: expected.used for name, expected in known.items()}
         yield _gauge("jumptable_entries_used", "Entries that point to a program, at the last look.", ("map",), used)
         sizes = {(held.name,): held.object.max_entries for held in maps if held.object is not None}
         yield _gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
 
 
-def collectors(figures: Figures, changes: Changes) -> CollectorRegistry:
+def collectors(counters: Counters, changes: Changes) -> CollectorRegistry:
     """All that /metrics tells: the service's, and the process's."""
     registry = CollectorRegistry()
-    registry.register(Collector(figures, changes))
+    registry.register(Collector(counters, changes))
     ProcessCollector(registry=registry)
     return registry
 

@@ -5,15 +5,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.access.rights import Grant
-from app.api import openapi as documented
+from app.api import openapi
 from app.api.authorization import grant_of
 from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.api.schemas import responses as outputs
+from app.api.schemas import fields, requests, responses
 from app.service.objects.program import loaded_at
 from app.service.registry.held import HeldProgram
 from app.service.registry.programs import Uses
@@ -22,14 +20,14 @@ from app.service.test_runs import run_program as run_held_program
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
-def _program(held: HeldProgram, uses: Uses, grant: Grant) -> outputs.Program:
+def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
     if held.object is None:
-        return outputs.Program(
+        return responses.Program(
             name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
             gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
         )  # fmt: skip
     info = held.object.info()
-    return outputs.Program(
+    return responses.Program(
         name=held.name,
         id=info.id,
         type=held.object.type,
@@ -43,7 +41,7 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> outputs.Program:
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[outputs.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
+        used_by=[responses.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
     )
 
 
@@ -51,8 +49,8 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> outputs.Program:
     "/programs",
     operation_id="list_programs",
     summary="List the held programs",
-    response_model=outputs.Programs,
-    responses=answers(outputs.Programs, "All of them, by name.") | problems(*KERNEL),
+    response_model=responses.Programs,
+    responses=answers(responses.Programs, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_programs(request: Request) -> Response:
     """Also those that could not be opened yet."""
@@ -60,31 +58,31 @@ async def list_programs(request: Request) -> Response:
     uses = await registry.maps.uses()
     grant = grant_of(request.scope)
     held = sorted((each for each in registry.programs if grant.has_program(each.name)), key=lambda each: each.name)
-    return outputs.Json(outputs.Programs(programs=[_program(each, uses, grant) for each in held]))
+    return responses.Json(responses.Programs(programs=[_program(each, uses, grant) for each in held]))
 
 
 @router.get(
     "/programs/{name}",
     operation_id="get_program",
     summary="Tell all of one program",
-    response_model=outputs.Program,
-    responses=answers(outputs.Program, "The program.") | problems("program-unknown", *KERNEL),
+    response_model=responses.Program,
+    responses=answers(responses.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
 async def get_program(request: Request, name: fields.ProgramName) -> Response:
     """Its type, its maps, and which entries point to it."""
     registry = registry_of(request)
     registry.programs.get(name)
     uses = await registry.maps.uses()
-    return outputs.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
+    return responses.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
 
 
 @router.put(
     "/programs/{name}",
     operation_id="hold_program",
     summary="Hold a program under a name",
-    response_model=outputs.Program,
-    responses=answers(outputs.Program, "The name was held already; it was opened again.", headers=documented.DRY_RUN)
-    | answers(outputs.Program, "Held from now on.", 201, headers=documented.DRY_RUN | documented.LOCATION)
+    response_model=responses.Program,
+    responses=answers(responses.Program, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
+    | answers(responses.Program, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
     | problems(
         "program-unknown",
         "name-taken",
@@ -102,7 +100,7 @@ async def get_program(request: Request, name: fields.ProgramName) -> Response:
 async def hold_program(
     request: Request,
     name: fields.ProgramName,
-    body: inputs.HoldProgram,
+    body: requests.HoldProgram,
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
@@ -116,7 +114,7 @@ async def hold_program(
     if not dry_run:
         tell(request.scope, program=name, program_id=answer.id)
     headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
-    return outputs.Json(answer, 201 if is_new else 200, headers)
+    return responses.Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -143,11 +141,11 @@ async def release_program(
     "/programs/{name}/run",
     operation_id="run_program",
     summary="Run a program on a packet",
-    response_model=outputs.Run,
-    responses=answers(outputs.Run, "What came out.")
+    response_model=responses.Run,
+    responses=answers(responses.Run, "What came out.")
     | problems("program-unknown", "program-unavailable", "program-not-runnable", "read-only", *KERNEL, *BODY),
 )
-async def run_program(request: Request, name: fields.ProgramName, body: inputs.RunProgram) -> Response:
+async def run_program(request: Request, name: fields.ProgramName, body: requests.RunProgram) -> Response:
     """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.
 
     So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
@@ -156,9 +154,9 @@ async def run_program(request: Request, name: fields.ProgramName, body: inputs.R
     state = request.app.state
     result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: state.draining)
     if result is None:
-        raise Refused("draining", "the service is stopping")
-    return outputs.Json(
-        outputs.Run(
+        raise HttpProblem("draining", "the service is stopping")
+    return responses.Json(
+        responses.Run(
             returned=result.returned,
             meaning=result.meaning,
             duration_ns=result.duration,

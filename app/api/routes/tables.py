@@ -8,28 +8,25 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import openapi as documented
+from app.api import openapi
 from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
 from app.api.encoding.changes import EntriesAhead, change_parts
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions, table_etag
-from app.api.problems import Refused
+from app.api.problems import HttpProblem
 from app.api.routes.entries import CHANGE, REFERENCE
 from app.api.routing import TableRoute
-from app.api.schemas import fields
-from app.api.schemas import requests as inputs
-from app.api.schemas import responses as outputs
-from app.api.schemas import table_requests as table_inputs
-from app.service.changes.origin import Origin
-from app.service.changes.tables import TablePrecondition, TableResult, Wanted, change_table
+from app.api.schemas import fields, requests, responses, table_requests
+from app.service.changes.origin import RequestContext
+from app.service.changes.tables import RequestedEntries, TablePrecondition, TableResult, change_table
 from app.service.registry.programs import ByName
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
 
 _RESPONSES = (
     answers(
-        outputs.Applied | outputs.DryApplied, "What was done.", headers=documented.DRY_RUN | documented.CHANGE_ID
+        responses.Applied | responses.DryApplied, "What was done.", headers=openapi.DRY_RUN | openapi.CHANGE_ID
     )
     | problems(
         "map-unknown",
@@ -47,18 +44,18 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _wanted(indexes: Sequence[int], given: Sequence[table_inputs.Given]) -> Wanted:
+def _wanted(indexes: Sequence[int], given: Sequence[table_requests.Given]) -> RequestedEntries:
     """What the entries of a body are to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
-        return Wanted.of(indexes, names, lambda name: None if name is None else ByName(name))
+        return RequestedEntries.of(indexes, names, lambda name: None if name is None else ByName(name))
     except TypeError:
         # Of the same object there is one for all entries that have it.
         keys = [each if each is None or isinstance(each, str) else id(each) for each in given]
         objects = dict(zip(keys, given, strict=True))
-        refs = {key: None if each is None else inputs.program_ref(each) for key, each in objects.items()}
-        return Wanted.of(indexes, keys, refs.__getitem__)
+        refs = {key: None if each is None else requests.program_ref(each) for key, each in objects.items()}
+        return RequestedEntries.of(indexes, keys, refs.__getitem__)
 
 
 def _precondition(request: Request) -> TablePrecondition:
@@ -72,7 +69,7 @@ def _precondition(request: Request) -> TablePrecondition:
         header = conditions.failed(etag)
         if header is not None:
             detail = f"{header} does not hold: the table's tag is {etag}"
-            raise Refused("precondition-failed", detail, facts={"current": {"etag": etag}})
+            raise HttpProblem("precondition-failed", detail, facts={"current": {"etag": etag}})
 
     return check
 
@@ -81,9 +78,9 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        yield outputs.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        yield responses.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
         return
-    applied = outputs.Applied(change=None, **counts).model_dump_json().encode()
+    applied = responses.Applied(change=None, **counts).model_dump_json().encode()
     if result.change is None:
         yield applied
         return
@@ -107,7 +104,7 @@ def answer(
 
 
 async def _change(
-    request: Request, name: str, wanted: Wanted, origin: Origin, *, replace: bool, dry_run: bool
+    request: Request, name: str, wanted: RequestedEntries, origin: RequestContext, *, replace: bool, dry_run: bool
 ) -> Response:
     changes, ahead = changes_of(request), EntriesAhead()
     result = await change_table(
@@ -118,7 +115,7 @@ async def _change(
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
-        meanwhile=ahead.make,
+        background_steps=ahead.make,
     )
     return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
 
@@ -127,14 +124,14 @@ async def _change(
     "/maps/{name}/entries",
     operation_id="replace_entries",
     summary="Replace the whole table",
-    response_model=outputs.Applied | outputs.DryApplied,
+    response_model=responses.Applied | responses.DryApplied,
     responses=_RESPONSES,
     openapi_extra=TABLE_PARAMETERS,
 )
 async def replace_entries(
     request: Request,
     name: fields.MapName,
-    body: table_inputs.ReplaceEntries,
+    body: table_requests.ReplaceEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -158,14 +155,14 @@ async def replace_entries(
     "/maps/{name}/entries",
     operation_id="update_entries",
     summary="Change several entries",
-    response_model=outputs.Applied | outputs.DryApplied,
+    response_model=responses.Applied | responses.DryApplied,
     responses=_RESPONSES,
     openapi_extra=TABLE_PARAMETERS,
 )
 async def update_entries(
     request: Request,
     name: fields.MapName,
-    body: table_inputs.UpdateEntries,
+    body: table_requests.UpdateEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,

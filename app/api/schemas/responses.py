@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api.schemas.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
 from app.service.objects.program import ProgramSummary
-from app.store.records import Kind, State
+from app.store.records import ChangeKind, ChangeState
 
 
 class Json(Response):
@@ -112,13 +112,13 @@ class Change(BaseModel):
     request_id: str
     note: str | None
     map: str = Field(examples=["jump_table"])
-    kind: Kind = Field(
+    kind: ChangeKind = Field(
         description="`expire`: undone, as nobody confirmed it; `reconcile`, `restore`: what was recorded was put back, "
         "at a caller's wish or at the start; `adopt`: what the kernel had was recorded, and nothing was written."
     )
     entries: list[ChangedEntry]
     confirm_by: datetime | None = Field(description="When it is undone, unless it is confirmed before.")
-    state: State
+    state: ChangeState
     reverts: int | None = Field(description="The change that this one undoes.")
 
 

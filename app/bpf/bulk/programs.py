@@ -22,7 +22,7 @@ from app.bpf.bulk.map_lookup import FOUND, PACKET, READING, TOLD
 from app.bpf.bulk.reader import AT_ONCE, CAST
 from app.bpf.bulk.writer import Writing
 from app.bpf.kernel import Kernel
-from app.bpf.syscall import bpf, bpf_again, long, short
+from app.bpf.syscall import bpf, bpf_retrying, call_holding_gil, call_releasing_gil
 from app.bpf.uapi import BPF_F_SLEEPABLE, BPF_F_WRONLY, Cmd, MapType, ProgType
 
 
@@ -96,8 +96,8 @@ def load_reader(kernel: Kernel) -> int:
         map_fops = _map_fops(finder, maps)
         if CAST in layout.numbers:
             with suppress(OSError):
-                return _proven(kernel, table_reader.reader(layout, map_fops, cast=True), maps, finder)
-        return _proven(kernel, table_reader.reader(layout, map_fops, cast=False), maps, finder)
+                return _self_tested(kernel, table_reader.reader(layout, map_fops, cast=True), maps, finder)
+        return _self_tested(kernel, table_reader.reader(layout, map_fops, cast=False), maps, finder)
 
 
 def _scratch(flags: int = 0) -> int:
@@ -118,18 +118,19 @@ def _map_fops(finder: int, maps: tuple[int, int]) -> int:
     return of_map
 
 
-def _proven(kernel: Kernel, code: bytes, maps: tuple[int, int], other: int) -> int:
+def _self_tested(kernel: Kernel, code: bytes, maps: tuple[int, int], other: int) -> int:
     """PROG_LOAD. OSError also unless it tells of an array what lookups tell, and refuses all else."""
     reader = kernel.prog_load(ProgType.XDP, code, "table_reader")
     try:
-        _prove(kernel, reader, maps, other)
+        self_test(kernel, reader, maps, other)
     except BaseException:
         os.close(reader)
         raise
     return reader
 
 
-def _prove(kernel: Kernel, reader: int, maps: tuple[int, int], other: int) -> None:
+def self_test(kernel: Kernel, reader: int, maps: tuple[int, int], other: int) -> None:
+    """Compare what the reader finds with lookups. OSError where they differ."""
     fd, for_writing = maps
     for index, program in ((0, reader), (3, other), (AT_ONCE - 1, other), (AT_ONCE, reader)):
         kernel.map_update(fd, index, program)
@@ -158,7 +159,7 @@ class _Run:
         fields = self._fields
         fields.data_out = fields.data_in if ids is None else ids.buffer_info()[0] + ids.itemsize * at
         fields.data_size_out = PACKET
-        bpf_again(Cmd.PROG_TEST_RUN, fields, short)
+        bpf_retrying(Cmd.PROG_TEST_RUN, fields, call_holding_gil)
         return bool(fields.retval == TOLD)
 
     def found(self, fd: int) -> tuple[int, int]:
@@ -189,7 +190,7 @@ def write(program: int, fd: int, indexes: "array[int]", values: "array[int]") ->
 def run_writer(program: int, writing: Writing) -> int:
     """One run, which may end before all is done: the errno of what was refused, or 0. Without the GIL. OSError."""
     fields = attr.TestRunContext(prog_fd=program, ctx_size_in=ctypes.sizeof(writing), ctx_in=ctypes.addressof(writing))
-    bpf_again(Cmd.PROG_TEST_RUN, fields, long)
+    bpf_retrying(Cmd.PROG_TEST_RUN, fields, call_releasing_gil)
     return int(fields.retval)
 
 

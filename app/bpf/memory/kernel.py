@@ -70,7 +70,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
     """bpf(2) in memory. Thread rule: any method from any thread; one lock guards all."""
 
     name = "memory"
-    trouble: str | None = None
+    degraded_reason: str | None = None
 
     def __init__(self) -> None:
         self.boot_id = str(uuid.uuid4())

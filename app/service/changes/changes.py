@@ -8,32 +8,32 @@ from dataclasses import dataclass
 from app.service.changes.confirmations import Confirmations
 from app.service.changes.draft import change_of, entries_of
 from app.service.changes.fit import check_not_frozen
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_entries, check_programs
-from app.service.changes.plan import Steps
-from app.service.changes.replaced_programs import Retained
-from app.service.changes.undo_pins import KeepDir
+from app.service.changes.plan import WritePlan
+from app.service.changes.replaced_programs import ReplacedPrograms
+from app.service.changes.undo_pins import UndoPins
 from app.service.changes.writer import WriteFailed, put_back, write
-from app.service.counters import Figures
+from app.service.counters import Counters
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
-from app.service.event_feed import Feed
+from app.service.event_feed import EventFeed
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
-from app.service.registry.index_sets import Marks
+from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, EntryChanges, Kind
+from app.store.records import Change, ChangeKind, EntryChanges
 
 # Something that is done step by step, each of about a millisecond.
-Meanwhile = Callable[[EntryChanges], Iterator[None]]
+BackgroundSteps = Callable[[EntryChanges], Iterator[None]]
 
 
 @dataclass(eq=False, slots=True)
-class Begun:
+class PreparedChange:
     """A change that nothing is in the way of; `replaced`: the programs that it replaces, kept open, by id."""
 
     held: HeldMap
-    steps: Steps
+    steps: WritePlan
     change: Change
     replaced: dict[int, Program]
 
@@ -47,17 +47,17 @@ class Changes:
         journal: Journal,
         *,
         keep_dir: str | None = None,
-        figures: Figures | None = None,
+        counters: Counters | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`keep_dir`: the folder in bpffs where programs are pinned that an undo may need after a restart."""
         self.registry = registry
         self.journal = journal
-        self.retained = Retained(registry.kernel, registry.programs)
-        self._figures = figures or Figures()
-        keep = KeepDir(registry.kernel, keep_dir)
-        self.confirmations = Confirmations(registry, journal, self.retained, keep, self._figures)
-        self.feed = Feed(journal)
+        self.replaced_programs = ReplacedPrograms(registry.kernel, registry.programs)
+        self._figures = counters or Counters()
+        keep = UndoPins(registry.kernel, keep_dir)
+        self.confirmations = Confirmations(registry, journal, self.replaced_programs, keep, self._figures)
+        self.feed = EventFeed(journal)
         self._clock = clock
         self._running: set[asyncio.Task[Change]] = set()
         self._stopping = False
@@ -75,12 +75,12 @@ class Changes:
     async def apply(
         self,
         held: HeldMap,
-        kind: Kind,
-        steps: Steps,
-        origin: Origin,
+        kind: ChangeKind,
+        steps: WritePlan,
+        origin: RequestContext,
         *,
         reverts: int | None = None,
-        meanwhile: Meanwhile | None = None,
+        background_steps: BackgroundSteps | None = None,
     ) -> Change:
         """Write the steps and journal them, or leave everything as it was. Call it under the map's lock.
 
@@ -90,7 +90,7 @@ class Changes:
         if len(steps) == 1 and origin.confirm_within is None:
             return await self._apply(held, kind, steps, origin, reverts, None)
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
-        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts, meanwhile))
+        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts, background_steps))
         self._running.add(task)
         task.add_done_callback(self._ended)
         await asyncio.wait([task])
@@ -111,18 +111,18 @@ class Changes:
     async def _apply(
         self,
         held: HeldMap,
-        kind: Kind,
-        steps: Steps,
-        origin: Origin,
+        kind: ChangeKind,
+        steps: WritePlan,
+        origin: RequestContext,
         reverts: int | None,
-        meanwhile: Meanwhile | None,
+        background_steps: BackgroundSteps | None,
     ) -> Change:
         begun = self.begin(held, kind, steps, origin, reverts)
         change, waiting = begun.change, None
         try:
             if origin.confirm_within is not None:
                 waiting = await self.confirmations.begin(held, change, begun.replaced, origin.confirm_within)
-            ready = _make_ready(steps, change.entries, meanwhile)
+            ready = _make_ready(steps, change.entries, background_steps)
             await write(held.opened(), steps, begun.replaced, lambda: self._stopping, ready)
             await self.journal_all([begun], token=None if waiting is None else waiting.token)
         except BaseException as error:
@@ -142,7 +142,9 @@ class Changes:
             self.confirmations.run(waiting, change)
         return change
 
-    def begin(self, held: HeldMap, kind: Kind, steps: Steps, origin: Origin, reverts: int | None = None) -> Begun:
+    def begin(
+        self, held: HeldMap, kind: ChangeKind, steps: WritePlan, origin: RequestContext, reverts: int | None = None
+    ) -> PreparedChange:
         """All that comes before the first write. `failed`, or `journal_all`, has to follow. Errors: as `apply`.
 
         Call it under the map's lock.
@@ -151,19 +153,19 @@ class Changes:
         self.confirmations.check_free(held, steps.indexes, reverts)
         entries = entries_of(self.registry, held, steps)
         change = change_of(self.registry, held, kind, entries, origin, self._clock(), reverts)
-        replaced = self.retained.hold(steps.replaced)
-        held.writing = {*held.writing, *steps.indexes} if len(steps) == 1 else Marks(steps.indexes)
-        return Begun(held, steps, change, replaced)
+        replaced = self.replaced_programs.hold(steps.replaced)
+        held.writing = {*held.writing, *steps.indexes} if len(steps) == 1 else IndexSet(steps.indexes)
+        return PreparedChange(held, steps, change, replaced)
 
-    def failed(self, begun: Begun, error: BaseException) -> None:
+    def failed(self, begun: PreparedChange, error: BaseException) -> None:
         """What was begun came to nothing."""
         self._figures.changes[begun.change.kind, _outcome(error)] += 1
-        self.retained.release(begun.replaced)
+        self.replaced_programs.release(begun.replaced)
         # Others of the same map may still be written: only where there is one entry in each can there be others.
         held, steps = begun.held, begun.steps
         held.writing = {*held.writing} - {*steps.indexes} if len(steps) == 1 else ()
 
-    async def journal_all(self, all_begun: Sequence[Begun], *, token: str | None = None) -> None:
+    async def journal_all(self, all_begun: Sequence[PreparedChange], *, token: str | None = None) -> None:
         """Journal what was written, in this order and in one transaction; `token`: of a Waiting for the only one.
 
         JournalUnavailable: all was put back, or `left` tells the indexes where it could not be.
@@ -181,29 +183,29 @@ class Changes:
         for begun in all_begun:
             held, change = begun.held, begun.change
             held.writing = ()
-            if held.recorded is not None:
-                held.recorded.took(change)
+            if held.expected is not None:
+                held.expected.apply(change)
             self._figures.changes[change.kind, "applied"] += 1
-            self.retained.keep(change.id, begun.replaced)
+            self.replaced_programs.keep(change.id, begun.replaced)
 
-    def _check_permitted(self, held: HeldMap, steps: Steps, origin: Origin) -> None:
+    def _check_permitted(self, held: HeldMap, steps: WritePlan, origin: RequestContext) -> None:
         check_programs(self.registry.programs, held, steps.indexes, steps.after, origin.actor, origin.grant)
 
-    def check(self, held: HeldMap, steps: Steps, origin: Origin, reverts: int | None = None) -> None:
+    def check(self, held: HeldMap, steps: WritePlan, origin: RequestContext, reverts: int | None = None) -> None:
         """What can be known before the first write: Forbidden, EntryProtected, MapFrozen, EntryWaits, NotRestorable."""
         self._check_permitted(held, steps, origin)
         check_not_frozen(held.opened())
         self.confirmations.check_free(held, steps.indexes, reverts)
         if origin.confirm_within is not None:
-            replaced = self.retained.hold(steps.replaced)
+            replaced = self.replaced_programs.hold(steps.replaced)
             try:
                 entries = entries_of(self.registry, held, steps)
                 change = change_of(self.registry, held, "set", entries, origin, self._clock())
                 self.confirmations.keep_dir.check(held, change, replaced)
             finally:
-                self.retained.release(replaced)
+                self.replaced_programs.release(replaced)
 
-    async def adopt(self, held: HeldMap, entries: EntryChanges, origin: Origin) -> Change:
+    async def adopt(self, held: HeldMap, entries: EntryChanges, origin: RequestContext) -> Change:
         """Journal what somebody else has made of these entries; nothing is written to the kernel. JournalUnreadable.
 
         Call it under the map's lock.
@@ -214,13 +216,13 @@ class Changes:
             change = await self.journal.append(draft)
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
-        if held.recorded is not None:
-            held.recorded.took(change)
+        if held.expected is not None:
+            held.expected.apply(change)
         return change
 
     def close(self) -> None:
         """Let go of all programs and of the journal."""
-        self.retained.close()
+        self.replaced_programs.close()
         self.journal.close()
 
 
@@ -230,11 +232,11 @@ def _outcome(error: BaseException) -> str:
     return "refused" if isinstance(error, WriteFailed | ServiceError) else "failed"
 
 
-def _make_ready(steps: Steps, entries: EntryChanges, meanwhile: Meanwhile | None) -> Iterator[None]:
+def _make_ready(steps: WritePlan, entries: EntryChanges, background_steps: BackgroundSteps | None) -> Iterator[None]:
     """What comes after the kernel has written, as far as it can be done before."""
     entries.pack()
     yield
     _ = steps.cleared  # counted once
     yield
-    if meanwhile is not None:
-        yield from meanwhile(entries)
+    if background_steps is not None:
+        yield from background_steps(entries)

@@ -10,10 +10,10 @@ from typing import Final
 
 import structlog
 
-from app.service.changes.replaced_programs import Retained
-from app.service.changes.undo_pins import KeepDir, programs_before
+from app.service.changes.replaced_programs import ReplacedPrograms
+from app.service.changes.undo_pins import UndoPins, programs_before
 from app.service.changes.undoing import Undoing
-from app.service.counters import Figures
+from app.service.counters import Counters
 from app.service.errors import (
     AlreadyConfirmed,
     AlreadyUndone,
@@ -27,10 +27,10 @@ from app.service.errors import (
 )
 from app.service.objects.program import Program
 from app.service.registry.held import Held, HeldMap
-from app.service.registry.index_sets import Waits
+from app.service.registry.index_sets import UnconfirmedEntries
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, Waiting
+from app.store.records import Change, PendingConfirmation
 
 _RETRY_SECONDS: Final = 2.0
 
@@ -44,15 +44,20 @@ class Confirmations:
     """
 
     def __init__(
-        self, registry: Registry, journal: Journal, retained: Retained, keep_dir: KeepDir, figures: Figures
+        self,
+        registry: Registry,
+        journal: Journal,
+        replaced_programs: ReplacedPrograms,
+        keep_dir: UndoPins,
+        counters: Counters,
     ) -> None:
         self.keep_dir = keep_dir
         self._registry = registry
         self._journal = journal
-        self._retained = retained
-        self._undoing = Undoing(registry, journal, retained, keep_dir, figures)
+        self._retained = replaced_programs
+        self._undoing = Undoing(registry, journal, replaced_programs, keep_dir, counters)
         self.uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._waiting: dict[int, Waiting] = {}
+        self._waiting: dict[int, PendingConfirmation] = {}
         self._held: dict[str, list[int]] = {}  # what their undo needs, by token
         self._timers: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}  # why something is not undone yet
@@ -63,10 +68,10 @@ class Confirmations:
     @staticmethod
     def check_free(held: HeldMap, indexes: Sequence[int], reverts: int | None = None) -> None:
         """EntryWaits where one of the entries waits, unless for what is reverted."""
-        if held.waits:
+        if held.unconfirmed:
             for index in indexes:
-                if held.waits.get(index, reverts) != reverts:
-                    raise EntryWaits(index, held.waits[index])
+                if held.unconfirmed.get(index, reverts) != reverts:
+                    raise EntryWaits(index, held.unconfirmed[index])
 
     def check_releasable(self, held: Held[Program] | HeldMap) -> None:
         """InUse where an undo would need this program or map."""
@@ -80,14 +85,16 @@ class Confirmations:
 
     # Before the first write
 
-    async def begin(self, held: HeldMap, change: Change, replaced: Mapping[int, Program], seconds: float) -> Waiting:
+    async def begin(
+        self, held: HeldMap, change: Change, replaced: Mapping[int, Program], seconds: float
+    ) -> PendingConfirmation:
         """Journal what is to be undone, and pin what that will need. NotRestorable, JournalUnavailable."""
         self.keep_dir.check(held, change, replaced)
         token = uuid.uuid4().hex
-        waiting = Waiting(token, change, self.uptime() + seconds, self.keep_dir.paths(held, change, token))
+        waiting = PendingConfirmation(token, change, self.uptime() + seconds, self.keep_dir.paths(held, change, token))
         try:
             # First the paths, then the pins: so that none is left behind, however this ends.
-            await self._journal.wait(waiting)
+            await self._journal.add_pending(waiting)
         except JournalFailed as error:
             raise JournalUnavailable(str(error), put_back=True, left=[]) from error
         try:
@@ -97,15 +104,15 @@ class Confirmations:
             raise NotRestorable(held.name, f"a program cannot be pinned below keep_dir: {error}", []) from error
         return waiting
 
-    async def give_up(self, waiting: Waiting) -> None:
+    async def give_up(self, waiting: PendingConfirmation) -> None:
         """The change came to nothing, and was put back."""
         self.keep_dir.unpin(waiting)
         if not await self._forgotten(waiting):
             self._timers[waiting.token] = asyncio.create_task(self._until(lambda: self._forgotten(waiting)))
 
-    async def _forgotten(self, waiting: Waiting) -> bool:
+    async def _forgotten(self, waiting: PendingConfirmation) -> bool:
         try:
-            await self._journal.wait_no_more(waiting.token)
+            await self._journal.remove_pending(waiting.token)
         except JournalFailed:
             return False
         self._timers.pop(waiting.token, None)
@@ -113,24 +120,24 @@ class Confirmations:
 
     # While it waits
 
-    def run(self, waiting: Waiting, change: Change) -> None:
+    def run(self, waiting: PendingConfirmation, change: Change) -> None:
         """The change is journalled: from now on it waits."""
         waiting = replace(waiting, change=change)
         self._waiting[change.id] = waiting
         # Held apart from those of other changes, of which only so many are kept.
         self._held[waiting.token] = list(self._retained.hold(programs_before(change)))
         with suppress(MapUnknown):
-            self._registry.maps.get(change.map).waits.add(change.entries.indexes, change.id)
+            self._registry.maps.get(change.map).unconfirmed.add(change.entries.indexes, change.id)
         self._timers[waiting.token] = asyncio.create_task(self._expire(waiting))
 
     def attach(self, held: HeldMap) -> None:
         """A map is held from now on: its entries that wait are known again."""
-        held.waits = Waits()
+        held.unconfirmed = UnconfirmedEntries()
         for waiting in self._waiting.values():
             if waiting.change.map == held.name:
-                held.waits.add(waiting.change.entries.indexes, waiting.change.id)
+                held.unconfirmed.add(waiting.change.entries.indexes, waiting.change.id)
 
-    async def _expire(self, waiting: Waiting) -> None:
+    async def _expire(self, waiting: PendingConfirmation) -> None:
         while (left := waiting.deadline - self.uptime()) > 0:  # noqa: ASYNC110 - the clock is another one
             await asyncio.sleep(left)
         await self._until(lambda: self.undo(waiting))
@@ -147,10 +154,10 @@ class Confirmations:
         if waiting is not None:
             self._let_go(waiting)
 
-    def _let_go(self, waiting: Waiting) -> None:
+    def _let_go(self, waiting: PendingConfirmation) -> None:
         change = waiting.change
         with suppress(MapUnknown):
-            self._registry.maps.get(change.map).waits.end(change.entries.indexes, change.id)
+            self._registry.maps.get(change.map).unconfirmed.end(change.entries.indexes, change.id)
         timer = self._timers.pop(waiting.token, None)
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
@@ -180,7 +187,7 @@ class Confirmations:
         self.end(change.id)
         return confirmed
 
-    async def undo(self, waiting: Waiting) -> bool:
+    async def undo(self, waiting: PendingConfirmation) -> bool:
         """Each entry that still holds what the change put there gets back what it had; the rest becomes drift.
 
         False: that cannot be now, as the map or the journal is unavailable, and is to be tried again.

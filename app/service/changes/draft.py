@@ -1,18 +1,18 @@
 """A change as it is to be journalled, before it is written."""
 
-from app.service.changes.origin import Origin
-from app.service.changes.plan import Steps
+from app.service.changes.origin import RequestContext
+from app.service.changes.plan import WritePlan
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import Change, EntryChanges, Kind, ProgramRecord
+from app.store.records import Change, ChangeKind, EntryChanges, ProgramRecord
 
 
 def change_of(
     registry: Registry,
     held: HeldMap,
-    kind: Kind,
+    kind: ChangeKind,
     entries: EntryChanges,
-    origin: Origin,
+    origin: RequestContext,
     at: float,
     reverts: int | None = None,
 ) -> Change:
@@ -33,10 +33,10 @@ def change_of(
     )
 
 
-def entries_of(registry: Registry, held: HeldMap, steps: Steps) -> EntryChanges:
+def entries_of(registry: Registry, held: HeldMap, steps: WritePlan) -> EntryChanges:
     """Its entries, with what is known of their programs: also a path by which one was named once."""
     record, programs = registry.programs.record, dict[int, ProgramRecord]()
-    known = {} if held.recorded is None else held.recorded.table.programs
+    known = {} if held.expected is None else held.expected.table.programs
     for id_ in (*steps.replaced, *steps.programs):
         path = steps.pinned.get(id_)
         if path is None and id_ in known:

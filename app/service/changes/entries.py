@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.bpf.uapi import BPF_ANY
-from app.service.changes.changes import Begun, Changes
+from app.service.changes.changes import Changes, PreparedChange
 from app.service.changes.fit import Fit, fit_of
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_entries, check_reference
-from app.service.changes.plan import Steps
+from app.service.changes.plan import WritePlan
 from app.service.errors import (
     EntryEmpty,
     UnsupportedFlags,
@@ -39,7 +39,7 @@ async def set_entry(
     held: HeldMap,
     index: int,
     ref: ProgramRef,
-    origin: Origin,
+    origin: RequestContext,
     *,
     flags: int = 0,
     precondition: Precondition,
@@ -74,7 +74,7 @@ async def set_entry(
             after = registry.programs.describe(program.id, program)
             if before == program.id:
                 return SetResult(array.id, before, after, "tried" if dry_run else None)
-            steps = Steps.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
+            steps = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
             if dry_run:
                 changes.check(held, steps, origin)
                 return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
@@ -87,10 +87,10 @@ def set_at_once(
     held: HeldMap,
     index: int,
     ref: ByName,
-    origin: Origin,
+    origin: RequestContext,
     precondition: Precondition | None = None,
-) -> tuple[SetResult, Begun | None]:
-    """Point an entry to a held program, with nothing awaited, under the map's lock; `Begun` is to be journalled.
+) -> tuple[SetResult, PreparedChange | None]:
+    """Point an entry to a held program, with nothing awaited, under the map's lock; the caller journals it.
 
     None: it was there already. Errors: as `set_entry`, and nothing was written.
     """
@@ -104,7 +104,7 @@ def set_at_once(
     result = SetResult(array.id, before, programs.describe(program.id))
     if before == program.id:
         return result, None
-    begun = changes.begin(held, "set", Steps.one(index, before, program), origin)
+    begun = changes.begin(held, "set", WritePlan.one(index, before, program), origin)
     try:
         array.set(index, program)
     except BaseException as error:
@@ -118,7 +118,7 @@ async def clear_entry(
     changes: Changes,
     held: HeldMap,
     index: int,
-    origin: Origin,
+    origin: RequestContext,
     *,
     precondition: Precondition,
     allow_missing: bool = False,
@@ -137,7 +137,7 @@ async def clear_entry(
         precondition(before)
         if before is None:
             return None
-        steps = Steps.one(index, before, None)
+        steps = WritePlan.one(index, before, None)
         if dry_run:
             changes.check(held, steps, origin)
             return None

@@ -9,7 +9,7 @@ from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, prog_type_name
 from app.service.errors import MapFrozen, ProgramBusy, ServiceError, kernel_failure
 from app.service.objects.program import Program
-from app.service.objects.program_array import ProgramArray, misfit
+from app.service.objects.program_array import ProgramArray, incompatibility
 from app.service.registry.programs import ProgramRef
 from app.service.registry.registry import Registry
 
@@ -26,7 +26,7 @@ def check_fit(kernel: Kernel, array: ProgramArray, programs: Sequence[Program], 
     state = array.state()
     for program in programs:
         if state.owner_type is not None and prog_type_name(state.owner_type) != program.type:
-            raise misfit(state, program)
+            raise incompatibility(state, program)
     with contextlib.ExitStack() as stack:
         try:
             scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "scratch")
@@ -40,7 +40,7 @@ def check_fit(kernel: Kernel, array: ProgramArray, programs: Sequence[Program], 
                 kernel.map_update(scratch, 0, program.fd)
             except OSError as error:
                 if error.errno == errno.EINVAL:
-                    raise misfit(kernel.map_state(scratch), program) from error
+                    raise incompatibility(kernel.map_state(scratch), program) from error
                 if error.errno == errno.EBUSY:
                     raise ProgramBusy(program.id) from error
                 raise kernel_failure("MAP_UPDATE_ELEM", error) from error

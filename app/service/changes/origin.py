@@ -6,7 +6,7 @@ from app.access.rights import EVERYTHING, Grant
 
 
 @dataclass(slots=True)
-class Origin:
+class RequestContext:
     """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed.
 
     `grant`: what they may do; the service itself may do everything.

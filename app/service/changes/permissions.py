@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from app.access.rights import Grant
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.errors import EntryProtected, Forbidden
 from app.service.objects.source import ById
 from app.service.registry.held import HeldMap
@@ -48,7 +48,12 @@ def needs_no_right(programs: Programs, program_id: int, there: Collection[int]) 
 
 
 def check_reference(
-    programs: Programs, index: int, ref: ProgramRef, program_id: int | None, there: Collection[int], origin: Origin
+    programs: Programs,
+    index: int,
+    ref: ProgramRef,
+    program_id: int | None,
+    there: Collection[int],
+    origin: RequestContext,
 ) -> None:
     """Forbidden where others than admins name a program by id or pin that is neither held nor in the table already.
 

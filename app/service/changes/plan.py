@@ -11,7 +11,7 @@ from app.store.records import EMPTY, NUMBERS, Indexes
 
 
 @dataclass(eq=False, slots=True)
-class Steps:
+class WritePlan:
     """Parallel arrays, as a table has many. The arrays are never changed.
 
     `indexes`: an array, or a range; `before`, `after`: the ids of the programs, or EMPTY; `programs`: those that are to
@@ -28,7 +28,7 @@ class Steps:
     _cleared: int | None = None
 
     @classmethod
-    def one(cls, index: int, before: int | None, program: Program | None, pinned: str | None = None) -> "Steps":
+    def one(cls, index: int, before: int | None, program: Program | None, pinned: str | None = None) -> "WritePlan":
         """To write one entry. None: nothing."""
         after = EMPTY if program is None else program.id
         return cls(
@@ -57,31 +57,31 @@ class Steps:
             self._replaced = set(self.before) - {EMPTY}
         return self._replaced
 
-    def part(self, start: int, stop: int) -> "Steps":
+    def part(self, start: int, stop: int) -> "WritePlan":
         """Those from `start` up to `stop`."""
         indexes, before, after = self.indexes[start:stop], self.before[start:stop], self.after[start:stop]
-        return Steps(indexes, before, after, self.programs, self.pinned)
+        return WritePlan(indexes, before, after, self.programs, self.pinned)
 
-    def changing(self) -> "Steps":
+    def changing(self) -> "WritePlan":
         """Those that change anything."""
         changes = bytes(map(ne, self.before, self.after))
         return self if 0 not in changes else self.chosen(changes)
 
-    def then_clear(self, indexes: Collection[int], found: "array[int]") -> "Steps":
+    def then_clear(self, indexes: Collection[int], found: "array[int]") -> "WritePlan":
         """These, and then clear those; `found`: what each entry holds, by index."""
         if not indexes:
             return self
         before = self.before + array(NUMBERS, map(found.__getitem__, indexes))
         after = self.after + array(NUMBERS, bytes(4 * len(indexes)))
-        return Steps(array(NUMBERS, chain(self.indexes, indexes)), before, after, self.programs, self.pinned)
+        return WritePlan(array(NUMBERS, chain(self.indexes, indexes)), before, after, self.programs, self.pinned)
 
-    def without(self, index: int) -> "Steps":
+    def without(self, index: int) -> "WritePlan":
         """All but that of this entry."""
         return self.chosen(bytes([each != index for each in self.indexes]))
 
-    def chosen(self, chosen: bytes) -> "Steps":
+    def chosen(self, chosen: bytes) -> "WritePlan":
         """Those for which this has a 1."""
         indexes, before, after = (
             array(NUMBERS, compress(numbers, chosen)) for numbers in (self.indexes, self.before, self.after)
         )
-        return Steps(indexes, before, after, self.programs, self.pinned)
+        return WritePlan(indexes, before, after, self.programs, self.pinned)

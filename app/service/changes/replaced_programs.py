@@ -17,7 +17,7 @@ _CHANGES: Final = 10_000
 _PROGRAMS: Final = 4_096
 
 
-class Retained:
+class ReplacedPrograms:
     """An fd for every program that a change which can be undone has replaced. Thread rule: one event loop."""
 
     def __init__(self, kernel: Kernel, programs: Programs) -> None:

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
 
-from app.service.changes.changes import Changes, Meanwhile
+from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.fit import fit_of
-from app.service.changes.origin import Origin
-from app.service.changes.plan import Steps
+from app.service.changes.origin import RequestContext
+from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.errors import ChangeConflict, ChangeNotRevertible
 from app.service.objects.program import Program
@@ -19,7 +19,12 @@ _LOOKED_UP_AT_ONCE: Final = 512
 
 
 async def revert_change(
-    changes: Changes, id_: int, origin: Origin, *, dry_run: bool = False, meanwhile: Meanwhile | None = None
+    changes: Changes,
+    id_: int,
+    origin: RequestContext,
+    *,
+    dry_run: bool = False,
+    background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
     """Undo a change, if its entries still hold what it put there; `meanwhile`: as of Changes.apply.
 
@@ -44,17 +49,17 @@ async def revert_change(
                 changes.check(held, steps, origin, id_)
                 fit = fit_of(registry, table, list(steps.programs.values()), seeds)
                 return TableResult.of(None, steps, fit=fit)
-            applied = await changes.apply(held, "revert", steps, origin, reverts=id_, meanwhile=meanwhile)
+            applied = await changes.apply(held, "revert", steps, origin, reverts=id_, background_steps=background_steps)
             return TableResult.of(applied, steps)
 
 
-def _steps(changes: Changes, change: Change, stack: ExitStack) -> Steps:
+def _steps(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
     """The way back, in reverse order; the programs are open for as long as the stack. Errors: ChangeNotRevertible."""
     entries = change.entries
     programs, pinned, ids = dict[int, Program](), dict[int, str](), {EMPTY: EMPTY}
     for number in set(entries.before) - {EMPTY}:
         record = entries.programs[number]
-        program = changes.retained.find(record)
+        program = changes.replaced_programs.find(record)
         if program is None:
             raise ChangeNotRevertible(change.id, f"program {record.name or record.id!r} is gone")
         programs[program.id] = stack.enter_context(program)
@@ -63,7 +68,7 @@ def _steps(changes: Changes, change: Change, stack: ExitStack) -> Steps:
             pinned[program.id] = record.pinned
     after = array(NUMBERS, map(ids.__getitem__, reversed(entries.before)))
     indexes = array(NUMBERS, reversed(entries.indexes))
-    return Steps(indexes, entries.after[::-1], after, programs, pinned)
+    return WritePlan(indexes, entries.after[::-1], after, programs, pinned)
 
 
 async def _check_it_stands(changes: Changes, held: HeldMap, change: Change) -> None:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Final, TypeVar
 
-from app.service.changes.changes import Changes, Meanwhile
+from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.fit import Fit, fit_of
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_reference
-from app.service.changes.plan import Steps
+from app.service.changes.plan import WritePlan
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
 from app.service.objects.program import Program
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ProgramRef
-from app.store.records import EMPTY, NUMBERS, Change, Indexes, Kind
+from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, Indexes
 
 _NO_ID: Final = -1
 _FEW: Final = 8  # references
@@ -30,7 +30,7 @@ TablePrecondition = Callable[[int, "array[int]"], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedEntries:
     """What entries are to hold: for each of `indexes` the place of its reference in `refs`. None: nothing.
 
     `indexes`: u32; a range from 0 on is the fastest.
@@ -41,7 +41,9 @@ class Wanted:
     refs: Sequence[ProgramRef | None]
 
     @classmethod
-    def of(cls, indexes: Sequence[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]) -> "Wanted":
+    def of(
+        cls, indexes: Sequence[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]
+    ) -> "RequestedEntries":
         """From a name for each, of which each is looked up once."""
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         refs = [ref_of(name) for name in places]
@@ -60,7 +62,9 @@ class TableResult:
     fit: Fit | None = None
 
     @classmethod
-    def of(cls, change: Change | None, steps: Steps, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
+    def of(
+        cls, change: Change | None, steps: WritePlan, *, unchanged: int = 0, fit: Fit | None = None
+    ) -> "TableResult":
         """That of these steps."""
         return cls(change, len(steps) - steps.cleared, steps.cleared, unchanged, fit)
 
@@ -68,13 +72,13 @@ class TableResult:
 async def change_table(
     changes: Changes,
     held: HeldMap,
-    wanted: Wanted,
-    origin: Origin,
+    wanted: RequestedEntries,
+    origin: RequestContext,
     *,
     replace: bool,
     precondition: TablePrecondition,
     dry_run: bool = False,
-    meanwhile: Meanwhile | None = None,
+    background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
     """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
 
@@ -107,8 +111,8 @@ async def change_table(
                     fit = fit_of(registry, table, new, await registry.seeds_for(held))
             change = None
             if steps and not dry_run:
-                kind: Kind = "replace" if replace else "update"
-                change = await changes.apply(held, kind, steps, origin, meanwhile=meanwhile)
+                kind: ChangeKind = "replace" if replace else "update"
+                change = await changes.apply(held, kind, steps, origin, background_steps=background_steps)
     return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
 
 
@@ -128,7 +132,12 @@ def _check_indexes(indexes: Indexes, max_entries: int) -> None:
 
 
 def _opened(
-    changes: Changes, wanted: Wanted, found: "array[int]", known: Collection[int], origin: Origin, stack: ExitStack
+    changes: Changes,
+    wanted: RequestedEntries,
+    found: "array[int]",
+    known: Collection[int],
+    origin: RequestContext,
+    stack: ExitStack,
 ) -> Mapping[int, Program]:
     """The programs that are referred to, by the place of the reference, open for as long as the stack."""
     programs = changes.registry.programs
@@ -141,7 +150,7 @@ def _opened(
     return opened
 
 
-def _needed(wanted: Wanted, found: "array[int]") -> list[tuple[int, int, ProgramRef | None]]:
+def _needed(wanted: RequestedEntries, found: "array[int]") -> list[tuple[int, int, ProgramRef | None]]:
     """Of each reference the first index, its place, and itself; but for programs that are all there by their id.
 
     To open one that nobody here holds takes a right, and an entry that is left as it is needs none.
@@ -156,12 +165,12 @@ def _needed(wanted: Wanted, found: "array[int]") -> list[tuple[int, int, Program
     return [(index, place, wanted.refs[place]) for place, index in first.items()]
 
 
-def _listed(wanted: Wanted, opened: Mapping[int, Program], found: "array[int]") -> Steps:
+def _listed(wanted: RequestedEntries, opened: Mapping[int, Program], found: "array[int]") -> WritePlan:
     """A step for each entry that is listed, also where it is as it is to be."""
     ids = [ref.id if isinstance(ref, ById) else EMPTY for ref in wanted.refs]
     for place, program in opened.items():
         ids[place] = program.id
-    return Steps(
+    return WritePlan(
         wanted.indexes,
         _at(wanted.indexes, found),
         array(NUMBERS, map(ids.__getitem__, wanted.places)),

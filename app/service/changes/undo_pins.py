@@ -13,7 +13,7 @@ from app.service.objects.opening import check_pinnable, open_program, pin_failur
 from app.service.objects.program import Program
 from app.service.objects.source import Made, Pinned
 from app.service.registry.held import HeldMap
-from app.store.records import EMPTY, Change, ProgramRecord, Waiting
+from app.store.records import EMPTY, Change, PendingConfirmation, ProgramRecord
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ def programs_after(change: Change) -> set[int]:
     return set(change.entries.after) - {EMPTY}
 
 
-class KeepDir:
+class UndoPins:
     """Pins of the service's own. `folder` None: there are none. Thread rule: one event loop."""
 
     def __init__(self, kernel: Kernel, folder: str | None) -> None:
@@ -72,26 +72,26 @@ class KeepDir:
             return ()
         return tuple((id_, f"{self._folder}/{token}_{id_}") for id_ in sorted(programs_before(change)))
 
-    def pin(self, waiting: Waiting, programs: Mapping[int, Program]) -> None:
+    def pin(self, waiting: PendingConfirmation, programs: Mapping[int, Program]) -> None:
         """Make these pins. Errors: PinUnusable, KernelPermission, KernelError."""
-        for id_, path in waiting.keeps:
+        for id_, path in waiting.undo_pins:
             try:
                 self._kernel.make_folder(str(Path(path).parent))
                 self._kernel.obj_pin(programs[id_].fd, path)
             except OSError as error:
                 raise pin_failure(self._kernel, path, "OBJ_PIN", error) from error
 
-    def open(self, waiting: Waiting, program_id: int) -> Program | None:
+    def open(self, waiting: PendingConfirmation, program_id: int) -> Program | None:
         """The program behind one of them; None where there is none. KernelError."""
-        path = dict(waiting.keeps).get(program_id)
+        path = dict(waiting.undo_pins).get(program_id)
         try:
             return None if path is None else open_program(self._kernel, Pinned(path))
         except PinUnusable:
             return None
 
-    def sweep(self, waiting: Sequence[Waiting]) -> None:
+    def sweep(self, waiting: Sequence[PendingConfirmation]) -> None:
         """After a start: remove the pins that are left of what waits no more. The folder is this service's own."""
-        needed = {path for each in waiting for _, path in each.keeps}
+        needed = {path for each in waiting for _, path in each.undo_pins}
         try:
             names = [] if self._folder is None else self._kernel.pins_in(self._folder)
         except OSError as error:
@@ -102,9 +102,9 @@ class KeepDir:
             if KEPT_PIN.fullmatch(name) and path not in needed:
                 self._unpin(path)
 
-    def unpin(self, waiting: Waiting) -> None:
+    def unpin(self, waiting: PendingConfirmation) -> None:
         """Remove them: they can be needed no more."""
-        for _, path in waiting.keeps:
+        for _, path in waiting.undo_pins:
             self._unpin(path)
 
     def _unpin(self, path: str) -> None:

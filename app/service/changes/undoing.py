@@ -6,17 +6,17 @@ from typing import Final
 
 import structlog
 
-from app.service.changes.plan import Steps
-from app.service.changes.replaced_programs import Retained
-from app.service.changes.undo_pins import KeepDir, programs_after, programs_before
+from app.service.changes.plan import WritePlan
+from app.service.changes.replaced_programs import ReplacedPrograms
+from app.service.changes.undo_pins import UndoPins, programs_after, programs_before
 from app.service.changes.writer import put_back
-from app.service.counters import Figures
+from app.service.counters import Counters
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
-from app.service.registry.index_sets import Marks
+from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
-from app.store.records import Waiting, expire
+from app.store.records import PendingConfirmation, expire
 
 SERVICE: Final = "jumptable"  # the actor of what the service does by itself
 
@@ -27,27 +27,32 @@ class Undoing:
     """Thread rule: one event loop. `unjournalled`: tokens of what is undone, but not in the journal yet."""
 
     def __init__(
-        self, registry: Registry, journal: Journal, retained: Retained, keep_dir: KeepDir, figures: Figures
+        self,
+        registry: Registry,
+        journal: Journal,
+        replaced_programs: ReplacedPrograms,
+        keep_dir: UndoPins,
+        counters: Counters,
     ) -> None:
         self._registry = registry
         self._journal = journal
-        self._retained = retained
+        self._retained = replaced_programs
         self._keep_dir = keep_dir
-        self._figures = figures
+        self._figures = counters
         self.unjournalled: dict[str, list[int]] = {}  # and the programs that were replaced
 
-    async def undo(self, held: HeldMap, waiting: Waiting) -> None:
+    async def undo(self, held: HeldMap, waiting: PendingConfirmation) -> None:
         """Write back, and journal that. Call it under the map's lock; again, where it failed.
 
         Errors: MapUnavailable, KernelError, JournalFailed.
         """
         change = waiting.change
         if change.boot_id != self._registry.kernel.boot_id:
-            held.recorded = None  # its array is gone, and so is what its ids mean
+            held.expected = None  # its array is gone, and so is what its ids mean
             await self._journalled(held, waiting)
             return
         array = held.opened()
-        held.writing = Marks(change.entries.indexes)
+        held.writing = IndexSet(change.entries.indexes)
         try:
             if waiting.token not in self.unjournalled:
                 replaced = list(self._retained.hold(programs_after(change)))  # as any change, it keeps them
@@ -64,7 +69,7 @@ class Undoing:
         finally:
             held.writing = ()
 
-    async def _write_back(self, held: HeldMap, waiting: Waiting) -> list[int]:
+    async def _write_back(self, held: HeldMap, waiting: PendingConfirmation) -> list[int]:
         change = waiting.change
         # Of one that was cut off before it had an id, others may have changed the entries since, and be in the journal.
         since = set() if change.id else self._journal.changed_since(waiting)
@@ -75,19 +80,19 @@ class Undoing:
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
             entries = change.entries
-            steps = Steps(entries.indexes, entries.before, entries.after, {}, {})
+            steps = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
             if since:
                 steps = steps.chosen(bytes(index not in since for index in entries.indexes))
             return await put_back(held.opened(), steps, programs)
 
-    async def _journalled(self, held: HeldMap, waiting: Waiting) -> None:
+    async def _journalled(self, held: HeldMap, waiting: PendingConfirmation) -> None:
         change = waiting.change
         if not change.id:
-            await self._journal.wait_no_more(waiting.token)
+            await self._journal.remove_pending(waiting.token)
             self._retained.release(self.unjournalled.pop(waiting.token, []))
             return
         undone = await self._journal.append(expire(change, time.time(), SERVICE))
         self._figures.changes["expire", "applied"] += 1
         self._retained.keep(undone.id, self.unjournalled.pop(waiting.token, []))
-        if held.recorded is not None:
-            held.recorded.took(undone)
+        if held.expected is not None:
+            held.expected.apply(undone)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
-from app.service.changes.plan import Steps
+from app.service.changes.plan import WritePlan
 from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.objects.program import Program
 from app.service.objects.program_array import CLEAR, ProgramArray
@@ -38,10 +38,10 @@ class WriteFailed(Exception):
 
 async def write(
     table: ProgramArray,
-    steps: Steps,
+    steps: WritePlan,
     replaced: Mapping[int, Program],
     stopping: Callable[[], bool],
-    meanwhile: Iterator[None] = iter(()),  # noqa: B008 - empty for ever
+    background_steps: Iterator[None] = iter(()),  # noqa: B008 - empty for ever
 ) -> None:
     """Write the steps in order; where the kernel refuses one, put back what was written, and raise WriteFailed.
 
@@ -51,13 +51,13 @@ async def write(
     """
     do = _write_few if len(steps) <= _INLINE else _write_many
     writing = _inline_or_not(steps.after, partial(do, table, steps, stopping))
-    done, error = await (writing if len(steps) < _LONG else _beside(writing, meanwhile))
+    done, error = await (writing if len(steps) < _LONG else _beside(writing, background_steps))
     if error is not None:
         left = await put_back(table, steps.part(0, done), replaced)
         raise WriteFailed(steps.indexes[done], error, left) from error
 
 
-async def put_back(table: ProgramArray, steps: Steps, replaced: Mapping[int, Program]) -> list[int]:
+async def put_back(table: ProgramArray, steps: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
     """Undo steps in reverse order, where the entries still hold what they put there; the indexes that it could not."""
     return await _inline_or_not(steps.before, partial(_put_back, table, steps, replaced))
 
@@ -69,15 +69,15 @@ async def _inline_or_not(programs: "array[int]", do: Callable[[], T]) -> T:
     return await asyncio.to_thread(do)
 
 
-async def _beside(writing: Coroutine[None, None, T], meanwhile: Iterator[None]) -> T:
+async def _beside(writing: Coroutine[None, None, T], background_steps: Iterator[None]) -> T:
     task = asyncio.create_task(writing)
     with suppress(Exception):  # at its end; and what goes wrong there comes up again where it is needed
         while not (await asyncio.wait([task], timeout=_PAUSE))[0]:
-            next(meanwhile)
+            next(background_steps)
     return await task
 
 
-def _write_few(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
+def _write_few(table: ProgramArray, steps: WritePlan, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
     """Write one by one: how many were written, and why not the next."""
     for done, (index, id_) in enumerate(zip(steps.indexes, steps.after, strict=True)):
         try:
@@ -93,7 +93,7 @@ def _write_few(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) 
     return len(steps), None
 
 
-def _write_many(table: ProgramArray, steps: Steps, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
+def _write_many(table: ProgramArray, steps: WritePlan, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
     """The same, some at a time."""
     fds, done, size = _fds(steps.programs), 0, _FIRST
     while done < len(steps):
@@ -110,7 +110,7 @@ def _write_many(table: ProgramArray, steps: Steps, stopping: Callable[[], bool])
     return done, None
 
 
-def _put_back(table: ProgramArray, steps: Steps, replaced: Mapping[int, Program]) -> list[int]:
+def _put_back(table: ProgramArray, steps: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
     fds, left = _fds(replaced), list[int]()
     for stop in range(len(steps), 0, -_MOST):
         part = steps.part(max(0, stop - _MOST), stop)

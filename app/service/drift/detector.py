@@ -10,7 +10,7 @@ import structlog
 
 from app.service.changes.changes import Changes
 from app.service.errors import MapUnavailable, MapUnknown, ServiceError
-from app.service.registry.expected import Recorded
+from app.service.registry.expected import ExpectedTable
 from app.service.registry.held import HeldMap
 from app.store.expected import Table
 from app.store.journal import JournalFailed
@@ -46,23 +46,23 @@ class Drift:
         """
         async with held.lock:
             array = held.object
-            if array is None or held.recorded is not None:
+            if array is None or held.expected is not None:
                 return True
             identity = Array(array.id, self._registry.kernel.boot_id)
             try:
-                kept = None if anew else await self._changes.journal.recorded(held.name, identity.boot_id)
+                kept = None if anew else await self._changes.journal.expected_table(held.name, identity.boot_id)
                 found = await held.read()
                 if kept is not None:
                     kept = kept[0], kept[1].resized(len(found))
                 table = self._as_found(found) if kept is None else self._recognised(*kept, identity, found)
                 if kept is None or kept != (identity, table):
-                    await self._changes.journal.begin_recording(held.name, identity, table)
+                    await self._changes.journal.save_expected_table(held.name, identity, table)
             except (JournalFailed, ServiceError) as error:
                 log.warning("what its entries are to hold is not known yet", map=held.name, reason=str(error))
                 return False
-            held.recorded = Recorded(identity, table, used=len(found) - found.count(EMPTY))
+            held.expected = ExpectedTable(identity, table, used=len(found) - found.count(EMPTY))
             if held.restore:
-                held.recorded.to_restore = set(held.recorded.suspects(found))
+                held.expected.to_restore = set(held.expected.differing_indexes(found))
         return True
 
     def _as_found(self, found: "array[int]") -> Table:
@@ -79,7 +79,7 @@ class Drift:
         again: dict[int, ProgramRecord] = {}
         for number in set(table.numbers) - {EMPTY}:
             record = table.programs[number]
-            program = self._changes.retained.find(record)
+            program = self._changes.replaced_programs.find(record)
             again[number] = replace(record, id=0)
             if program is not None:
                 with program:
@@ -103,47 +103,47 @@ class Drift:
         holds = self._registry.programs.record(program_id)
         return holds if holds.tag == record.tag else None
 
-    async def look(self, held: HeldMap, *, quietly: bool = False) -> list[Drifted]:
+    async def check(self, held: HeldMap, *, quietly: bool = False) -> list[Drifted]:
         """Read the table, and tell where it is not as recorded; an event, where that is news, unless `quietly`."""
-        recorded = held.recorded
-        if recorded is None:
+        expected = held.expected
+        if expected is None:
             return []
         found = await held.read()
-        drifted = await self._drifted(held, recorded, recorded.suspects(found))
-        if held.recorded is not recorded:
+        drifted = await self._drifted(held, expected, expected.differing_indexes(found))
+        if held.expected is not expected:
             return []  # another array has the name by now
         if not quietly:
-            recorded.used = len(found) - found.count(EMPTY)
-            await self._tell(held, recorded, drifted)
+            expected.used = len(found) - found.count(EMPTY)
+            await self._tell(held, expected, drifted)
         return drifted
 
-    async def _drifted(self, held: HeldMap, recorded: Recorded, suspects: Sequence[int]) -> list[Drifted]:
+    async def _drifted(self, held: HeldMap, expected: ExpectedTable, differing_indexes: Sequence[int]) -> list[Drifted]:
         """Those that differ still, and are not just being changed."""
         drifted = []
-        for number, index in enumerate(suspects):
+        for number, index in enumerate(differing_indexes):
             if number % _AT_A_STRETCH == _AT_A_STRETCH - 1:
                 await asyncio.sleep(0)
-            if held.recorded is not recorded:
+            if held.expected is not expected:
                 return []
             if held.is_changing(index):
                 continue
-            holds, record = held.opened().get(index), recorded.table.get(index)
+            holds, record = held.opened().get(index), expected.table.get(index)
             if holds == (None if record is None else record.id):
                 continue
             same = None if record is None or record.id else self._same_code(record, holds)
             if same is not None:
-                recorded.put(index, same)
+                expected.put(index, same)
             else:
                 kernel = None if holds is None else self._registry.programs.record(holds)
                 drifted.append(Drifted(index, record, kernel))
         return drifted
 
-    async def _tell(self, held: HeldMap, recorded: Recorded, drifted: Sequence[Drifted]) -> None:
-        known = recorded.drift
+    async def _tell(self, held: HeldMap, expected: ExpectedTable, drifted: Sequence[Drifted]) -> None:
+        known = expected.drift
         now = {each.index: None if each.kernel is None else each.kernel.id for each in drifted}
         if now == known:
             return
-        recorded.drift = now
+        expected.drift = now
         log.warning("drift", map=held.name, entries=len(now), first=next(iter(now), None))
         told: dict[str, Any] = {
             "map": held.name,
@@ -157,37 +157,37 @@ class Drift:
             await self._changes.journal.tell_drift(held.name, told)
         except JournalFailed as error:
             log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
-            recorded.drift = known  # told at the next look
+            expected.drift = known  # told at the next look
 
-    def seen(self, held: HeldMap, found: "array[int]") -> None:
+    def note_read(self, held: HeldMap, found: "array[int]") -> None:
         """A table was read: look closer where it is not as recorded."""
-        if held.recorded is not None and not held.recorded.drift.keys() >= set(held.recorded.suspects(found)):
-            self._look_soon(held)
+        if held.expected is not None and not held.expected.drift.keys() >= set(held.expected.differing_indexes(found)):
+            self._check_soon(held)
 
-    def seen_one(self, held: HeldMap, index: int, program_id: int | None) -> None:
+    def note_read_of_entry(self, held: HeldMap, index: int, program_id: int | None) -> None:
         """The same, of one entry."""
-        recorded = held.recorded
-        if recorded is not None and recorded.id_at(index) != (program_id or EMPTY) and index not in recorded.drift:
-            self._look_soon(held)
+        expected = held.expected
+        if expected is not None and expected.id_at(index) != (program_id or EMPTY) and index not in expected.drift:
+            self._check_soon(held)
 
-    def _look_soon(self, held: HeldMap) -> None:
+    def _check_soon(self, held: HeldMap) -> None:
         if not self._looking:
-            task = asyncio.create_task(self._look_once(held))
+            task = asyncio.create_task(self._check_once(held))
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
 
-    async def _look_once(self, held: HeldMap) -> None:
+    async def _check_once(self, held: HeldMap) -> None:
         try:
-            await self.look(held)
+            await self.check(held)
         except (MapUnknown, MapUnavailable):
             pass  # released meanwhile
         except ServiceError as error:
             log.warning("a map could not be read", map=held.name, reason=str(error))
 
-    async def look_at_all(self) -> None:
+    async def check_all(self) -> None:
         """Look at every map."""
         for held in self._registry.maps:
-            await self._look_once(held)
+            await self._check_once(held)
 
     async def finish(self) -> None:
         """Wait for looks that are under way."""

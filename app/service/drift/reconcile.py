@@ -11,9 +11,9 @@ import structlog
 
 from app.service.changes.changes import Changes
 from app.service.changes.fit import fit_of
-from app.service.changes.origin import Origin
+from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_entries
-from app.service.changes.plan import Steps
+from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.changes.undoing import SERVICE
 from app.service.drift.detector import Drift, Drifted
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 async def reconcile_to_journal(
-    changes: Changes, drift: Drift, held: HeldMap, origin: Origin, *, dry_run: bool
+    changes: Changes, drift: Drift, held: HeldMap, origin: RequestContext, *, dry_run: bool
 ) -> TableResult:
     """Put back what is recorded, in every entry that has drifted, or in none.
 
@@ -62,7 +62,7 @@ async def reconcile_to_journal(
 
 
 async def reconcile_to_kernel(
-    changes: Changes, drift: Drift, held: HeldMap, origin: Origin, *, dry_run: bool
+    changes: Changes, drift: Drift, held: HeldMap, origin: RequestContext, *, dry_run: bool
 ) -> TableResult:
     """Record what the kernel has, and write nothing there. Errors: EntryWaits, JournalUnavailable."""
     async with held.lock:
@@ -77,9 +77,9 @@ async def reconcile_to_kernel(
 
 async def _drifted(drift: Drift, held: HeldMap, *, quietly: bool) -> list[Drifted]:
     held.opened()
-    if held.recorded is None:
+    if held.expected is None:
         raise JournalUnreadable("what the entries are to hold is not known yet: the journal cannot be used")
-    return await drift.look(held, quietly=quietly)
+    return await drift.check(held, quietly=quietly)
 
 
 def _found(
@@ -88,7 +88,7 @@ def _found(
     """The recorded programs, open for as long as the stack; and by index why one cannot be."""
     programs: dict[ProgramRecord, Program] = {}
     for record in {each.journal for each in drifted if each.journal is not None}:
-        program = changes.retained.find(record)
+        program = changes.replaced_programs.find(record)
         if program is not None:
             programs[record] = stack.enter_context(program)
     lost = {
@@ -104,12 +104,12 @@ def _why(record: ProgramRecord) -> str:
     return f"program {name!r} is gone, and what is pinned at {record.pinned}, if anything, is not it"
 
 
-def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]) -> Steps:
+def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]) -> WritePlan:
     """Sets by rising index, then clears by falling index."""
     sets = [each for each in drifted if each.journal in programs]
     wanted = sets + [each for each in drifted if each.journal is None][::-1]
     ids = {record: program.id for record, program in programs.items()}
-    return Steps(
+    return WritePlan(
         array(NUMBERS, [each.index for each in wanted]),
         array(NUMBERS, [EMPTY if each.kernel is None else each.kernel.id for each in wanted]),
         array(NUMBERS, [EMPTY if each.journal is None else ids[each.journal] for each in wanted]),
@@ -120,31 +120,31 @@ def _steps(drifted: Sequence[Drifted], programs: Mapping[ProgramRecord, Program]
 
 async def restore(changes: Changes, drift: Drift, held: HeldMap) -> None:
     """After a start: put back what can be, of the entries that were not as recorded; the rest is tried again."""
-    recorded = held.recorded
-    if recorded is None or not recorded.to_restore or time.monotonic() < recorded.not_before:
+    expected = held.expected
+    if expected is None or not expected.to_restore or time.monotonic() < expected.not_before:
         return
     async with held.lock:
-        drifted = [each for each in await drift.look(held) if each.index in recorded.to_restore]
-        drifted = [each for each in drifted if each.index not in held.waits]
-        recorded.to_restore &= {each.index for each in drifted}
+        drifted = [each for each in await drift.check(held) if each.index in expected.to_restore]
+        drifted = [each for each in drifted if each.index not in held.unconfirmed]
+        expected.to_restore &= {each.index for each in drifted}
         with ExitStack() as stack:
-            programs, recorded.lost = _found(changes, drifted, stack)
+            programs, expected.lost = _found(changes, drifted, stack)
             steps = _steps(drifted, programs)
             while steps:
                 try:
-                    change = await changes.apply(held, "restore", steps, Origin(SERVICE, uuid.uuid4().hex))
+                    change = await changes.apply(held, "restore", steps, RequestContext(SERVICE, uuid.uuid4().hex))
                 except (JournalUnavailable, Stopping) as error:
                     # Each attempt writes all and puts it back: so not too often.
-                    recorded.not_before = time.monotonic() + _PATIENCE
+                    expected.not_before = time.monotonic() + _PATIENCE
                     log.warning("not restored yet", map=held.name, reason=str(error))
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
-                        recorded.lost |= dict.fromkeys(steps.indexes, str(error))
+                        expected.lost |= dict.fromkeys(steps.indexes, str(error))
                         break
                     # One that does not go in must not keep the others out.
                     wrong = error.index if isinstance(error, WriteRefused) else steps.indexes[0]
-                    recorded.lost[wrong] = str(error)
+                    expected.lost[wrong] = str(error)
                     steps = steps.without(wrong)
                 else:
                     log.info("restored", map=held.name, change=change.id, entries=len(steps))

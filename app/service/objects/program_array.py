@@ -123,7 +123,7 @@ class ProgramArray(OwnedFd):
     def _set_failure(self, program: Program, error: OSError) -> ServiceError:
         if error.errno == errno.EINVAL:
             # The kernel's one number for all that may not fit; flags, fd and bound are known to be right.
-            return misfit(self.state(), program)
+            return incompatibility(self.state(), program)
         if error.errno == errno.EBUSY:
             return ProgramBusy(program.id)
         return self._write_failure("MAP_UPDATE_ELEM", error)
@@ -190,7 +190,7 @@ class ProgramArray(OwnedFd):
         return [index for index, id_ in enumerate(self.ids()) if id_]
 
 
-def misfit(state: MapState, program: Program) -> ProgramIncompatible:
+def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
     """Why the array with this state does not take the program, as far as the kernel lets one see."""
     owner = None if state.owner_type is None else prog_type_name(state.owner_type)
     if owner is not None and owner != program.type:

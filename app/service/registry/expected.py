@@ -14,7 +14,7 @@ _PROGRAMS: Final = 1024  # at least so many are known, also where no entry is to
 
 
 @dataclass(eq=False)
-class Recorded:
+class ExpectedTable:
     """The journal's word on one array. Thread rule: one event loop.
 
     `identity`: which array; `table`: with as many entries; `drift`: the entries where the kernel is known to differ,
@@ -31,7 +31,7 @@ class Recorded:
     used: int = 0  # entries that pointed to a program at the last look
     _kept: int = _PROGRAMS
 
-    def took(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
         """These entries are as the change says from now on."""
         entries, numbers = change.entries, self.table.numbers
         self._learn(entries.programs)
@@ -68,7 +68,7 @@ class Recorded:
         """The number of what this entry is to hold: the program's id, or EMPTY."""
         return self.table.numbers[index]
 
-    def suspects(self, found: "array[int]") -> list[int]:
+    def differing_indexes(self, found: "array[int]") -> list[int]:
         """The entries where what was read is not what is recorded, by rising index."""
         numbers, differ = self.table.numbers, list[int]()
         if found == numbers:

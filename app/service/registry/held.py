@@ -11,8 +11,8 @@ from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, P
 from app.service.objects.program import Program
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import Pinned, Source
-from app.service.registry.expected import Recorded
-from app.service.registry.index_sets import Waits
+from app.service.registry.expected import ExpectedTable
+from app.service.registry.index_sets import UnconfirmedEntries
 from app.store.records import NUMBERS
 
 # Lookups at a stretch in the event loop: at most 5 ms, then others have their turn.
@@ -53,10 +53,10 @@ class Held(Generic[T]):
 
 
 # What has the last word before something is held or released: it raises what forbids that.
-Before = Callable[[H], Awaitable[None]]
+Veto = Callable[[H], Awaitable[None]]
 
 
-async def nothing_before(_: object) -> None:
+async def no_veto(_: object) -> None:
     """Nothing forbids it."""
 
 
@@ -72,10 +72,12 @@ class HeldMap(Held[ProgramArray]):
     created_here: bool = False
     restore: bool = False
     protected: Ranges = NONE  # entries that only an admin may change
-    recorded: Recorded | None = None  # None: not yet, or another array has the name by now
+    expected: ExpectedTable | None = None  # None: not yet, or another array has the name by now
     writing: Collection[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
     undone: dict[str, Collection[int]] = field(default_factory=dict)  # put back, which the journal does not know yet
-    waits: Waits = field(default_factory=Waits)  # entries that wait for a confirmation: of which change
+    unconfirmed: UnconfirmedEntries = field(
+        default_factory=UnconfirmedEntries
+    )  # entries that wait for a confirmation: of which change
     _scan: "asyncio.Task[array[int]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[array[int]] | None" = None  # the one that begins when that has ended
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import compress, count
 
 
-class Marks(Collection[int]):
+class IndexSet(Collection[int]):
     """Which entries something is true of: a byte for each index up to the highest."""
 
     def __init__(self, indexes: Collection[int]) -> None:
@@ -26,7 +26,7 @@ class Marks(Collection[int]):
         return self._marks.count(1)
 
 
-class Waits(Mapping[int, int]):
+class UnconfirmedEntries(Mapping[int, int]):
     """Which entries wait for a confirmation, and of which change: its id, by index; 8 bytes for each while any does."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTa
 from app.service.objects.opening import allowed_source, open_array, open_or_make_array
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Made, Pinned, Source
-from app.service.registry.held import Before, HeldMap, nothing_before
+from app.service.registry.held import HeldMap, Veto, no_veto
 from app.service.registry.programs import Uses
 
 
@@ -68,7 +68,7 @@ class Maps:
         *,
         force: bool = False,
         dry_run: bool = False,
-        before: Before[HeldMap] = nothing_before,
+        before: Veto[HeldMap] = no_veto,
     ) -> tuple[HeldMap, bool]:
         """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
@@ -82,21 +82,21 @@ class Maps:
             held = self._held.get(name)
             if held is None:
                 self.open(fresh, pin=not dry_run)
-                await self._unless_forbidden(fresh, before)
+                await self._run_veto(fresh, before)
                 return (fresh if dry_run else self.add(fresh)), True
             async with held.lock:
                 await self._open_again(held, fresh, force=force, pin=not dry_run)
-                await self._unless_forbidden(fresh, before)
+                await self._run_veto(fresh, before)
                 if dry_run or fresh.object is None:
                     return fresh, False
                 held.source, held.create_entries = fresh.source, fresh.create_entries
                 held.created_here = fresh.created_here
                 if held.object is None or held.object.id != fresh.object.id:
-                    held.recorded = None
+                    held.expected = None
                 held.take(fresh.object)
                 return held, False
 
-    async def _unless_forbidden(self, fresh: HeldMap, before: Before[HeldMap]) -> None:
+    async def _run_veto(self, fresh: HeldMap, before: Veto[HeldMap]) -> None:
         try:
             await before(fresh)
         except BaseException:
@@ -124,7 +124,7 @@ class Maps:
             fresh.created_here = held.created_here
 
     async def release(
-        self, name: str, *, force: bool = False, dry_run: bool = False, before: Before[HeldMap] = nothing_before
+        self, name: str, *, force: bool = False, dry_run: bool = False, before: Veto[HeldMap] = no_veto
     ) -> None:
         """Let a map go; `before`: the last that can forbid it.
 
@@ -167,7 +167,7 @@ class Maps:
             told.append(f"create asks for {held.create_entries} entries, but the array was there, with another number")
         return told
 
-    def astray(self, held: HeldMap) -> str | None:
+    def moved_pin_warning(self, held: HeldMap) -> str | None:
         """The sentence for a map whose pin leads to another array by now, as when its loader was run anew."""
         found = self.pinned_id(held)
         return None if held.object is None or found in {None, held.object.id} else _astray(held, found)

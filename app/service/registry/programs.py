@@ -13,7 +13,7 @@ from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, Servi
 from app.service.objects.opening import allowed_source, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
-from app.service.registry.held import Before, HeldProgram, nothing_before
+from app.service.registry.held import HeldProgram, Veto, no_veto
 from app.store.records import ProgramRecord
 
 _SUMMARIES_KEPT: Final = 4096
@@ -86,7 +86,7 @@ class Programs:
         uses: Uses,
         *,
         dry_run: bool = False,
-        before: Before[HeldProgram] = nothing_before,
+        before: Veto[HeldProgram] = no_veto,
     ) -> tuple[HeldProgram, bool]:
         """Hold a program at a caller's wish; True: the name was not held before. A name that is held is opened again.
 
@@ -120,7 +120,7 @@ class Programs:
         if fresh.object.id != held.object.id and uses.get(held.object.id):
             raise NameTaken(held.name, "the name has another program that entries point to; release it first")
 
-    async def release(self, name: str, *, dry_run: bool = False, before: Before[HeldProgram] = nothing_before) -> None:
+    async def release(self, name: str, *, dry_run: bool = False, before: Veto[HeldProgram] = no_veto) -> None:
         """Let a program go; entries that point to it keep it alive; `before`: the last that can forbid it.
 
         Errors: ProgramUnknown.
