@@ -95,14 +95,14 @@ class Holds:
             fresh.create_entries if isinstance(fresh, HeldMap) else None,
         )
         try:
-            await self._changes.journal.hold(hold, _told(fresh, "held", opened.id, origin))
+            await self._changes.journal.save_hold(hold, _told(fresh, "held", opened.id, origin))
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
     async def _forget(self, held: HeldMap | HeldProgram, origin: RequestContext) -> None:
         id_ = None if held.object is None else held.object.id
         try:
-            await self._changes.journal.release(_kind(held), held.name, _told(held, "released", id_, origin))
+            await self._changes.journal.remove_hold(_kind(held), held.name, _told(held, "released", id_, origin))
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 

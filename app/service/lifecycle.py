@@ -75,7 +75,7 @@ class Upkeep:
             log.info("opened", name=held.name)
             kind: Literal["map", "program"] = "map" if isinstance(held, HeldMap) else "program"
             try:
-                await self.changes.journal.tell_of(kind, held.name, {kind: held.name, "happened": "opened"})
+                await self.changes.journal.append_object_event(kind, held.name, {kind: held.name, "happened": "opened"})
             except JournalFailed as error:
                 log.warning("an event is lost", reason=str(error))
         await self._settle()

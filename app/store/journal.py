@@ -100,7 +100,7 @@ class Journal(History):
 
     # What is held
 
-    async def hold(self, hold: Hold, told: dict[str, Any]) -> None:
+    async def save_hold(self, hold: Hold, told: dict[str, Any]) -> None:
         """Remember what a request had held; `told`: of the event. JournalFailed."""
 
         def do() -> None:
@@ -109,7 +109,7 @@ class Journal(History):
 
         await self.write(do)
 
-    async def release(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
+    async def remove_hold(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
         """Forget it. JournalFailed."""
 
         def do() -> None:
@@ -123,11 +123,11 @@ class Journal(History):
     def _told_of(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
         self.event(kind, name if kind == "map" else None, data=told)
 
-    async def tell_of(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
+    async def append_object_event(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
         """Journal an event of a map or a program. JournalFailed."""
         await self.write(lambda: self._told_of(kind, name, told), single=True)
 
-    async def tell_drift(self, map_: str, told: dict[str, Any]) -> None:
+    async def append_drift_event(self, map_: str, told: dict[str, Any]) -> None:
         """Journal that entries of a map have drifted, or have no more. JournalFailed."""
         await self.write(lambda: self.event("drift", map_, data=told), single=True)
 
@@ -149,7 +149,7 @@ class Journal(History):
         """The change came to nothing. JournalFailed."""
         await self.write(lambda: self._writer.execute("DELETE FROM waiting WHERE token = ?", (token,)), single=True)
 
-    def waiting(self) -> list[PendingConfirmation]:
+    def pending(self) -> list[PendingConfirmation]:
         """All that waits. JournalFailed."""
         found = []
         for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():

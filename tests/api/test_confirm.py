@@ -339,7 +339,7 @@ class TestKeepDir:
             refused = await client.delete("/maps/table/entries/0?confirm_within=60")
             assert_problem(refused, 409, "change-not-revertible")
             assert (await client.get("/maps/table/entries/0")).status_code == 200, "nothing is written"
-            assert app.state.changes.journal.waiting() == []
+            assert app.state.changes.journal.pending() == []
             assert (await client.delete("/maps/table/entries/0")).status_code == 204
 
 
@@ -366,7 +366,7 @@ class TestCutOff:
     async def test_it_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
         async with cut_off(pinned, tmp_path / "journal.db") as changes:
             assert pinned.maps.get("table").opened().get(0) is None
-            assert changes.journal.waiting() == []
+            assert changes.journal.pending() == []
 
     async def test_but_not_what_others_changed_since(self, pinned: Registry, tmp_path: Path) -> None:
         """The same change was made again, for good, while the row could not be removed."""
@@ -384,10 +384,10 @@ class TestCutOff:
                 patch.setattr(journal, name, full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")
-            assert len(journal.waiting()) == 1
+            assert len(journal.pending()) == 1
         (retry,) = app.state.changes.confirmations._timers.values()
         await retry
-        assert journal.waiting() == []
+        assert journal.pending() == []
 
     async def test_one_that_cannot_be_begun_leaves_nothing_behind(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, monkeypatch: pytest.MonkeyPatch

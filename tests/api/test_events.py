@@ -241,7 +241,7 @@ class TestReaders:
         while len(changes.feed._sleeping) < 1000:
             await asyncio.sleep(0)
         for number in range(50):
-            await changes.journal.tell_of("program", "x", {"program": "x", "number": number})
+            await changes.journal.append_object_event("program", "x", {"program": "x", "number": number})
             assert number or len(changes.feed._sleeping) == 1000, "whoever makes the first goes on before any is woken"
         while any(len(each) < 50 for each in ids):
             await asyncio.sleep(0.01)
@@ -251,7 +251,7 @@ class TestReaders:
 
     async def test_one_with_much_to_catch_up_with_lets_others_have_their_turn(self, quiet: FastAPI) -> None:
         for number in range(600):
-            await quiet.state.changes.journal.tell_of("program", "x", {"number": number})
+            await quiet.state.changes.journal.append_object_event("program", "x", {"number": number})
         turns = 0
 
         async def other() -> None:
@@ -272,7 +272,7 @@ class TestReaders:
         monkeypatch.setattr(feed, "_RECENT", 5)
         journal = quiet.state.changes.journal
         for number in range(600):
-            await journal.tell_of("program", "x", {"number": number})
+            await journal.append_object_event("program", "x", {"number": number})
         events, pages = journal.events, list[int]()
 
         def counted(after: int, limit: int) -> list[Event]:
@@ -315,7 +315,7 @@ class TestReaders:
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for number in range(600):
-            await quiet.state.changes.journal.tell_of("program", "x", {"number": number})
+            await quiet.state.changes.journal.append_object_event("program", "x", {"number": number})
         asked: list[str] = []
 
         def may_still(_: object, operation: str) -> bool:
@@ -334,7 +334,7 @@ class TestReaders:
         changes = quiet.state.changes
         async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
             for number in range(200):
-                await changes.journal.tell_of("program", "x", {"number": number})
+                await changes.journal.append_object_event("program", "x", {"number": number})
             got: list[int] = []
             while len(got) < 200:
                 got += [each.id for each in parsed(b"".join(chain.from_iterable(await anext(batches))).decode())]

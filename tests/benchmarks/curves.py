@@ -138,7 +138,7 @@ async def _remember(bench: Bench, journal: Journal, names: list[str]) -> None:
     boot_id = LinuxKernel().boot_id
     for name in names:
         pin = bench.pin(f"programs/{name}")
-        await journal.hold(Hold("program", name, pin, None, boot_id), {"program": name, "what": "held"})
+        await journal.save_hold(Hold("program", name, pin, None, boot_id), {"program": name, "what": "held"})
     journal.close()
 
 

@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=TIME, journal_works=st.booleans())
     def time_passes(self, seconds: int, journal_works: bool) -> None:
         self.model.now += seconds
-        for waiting in self.changes.journal.waiting():
+        for waiting in self.changes.journal.pending():
             if waiting.change.id in self.model.due():
                 self.model.expire(waiting.change.id, journal_works)
                 with contextlib.nullcontext() if journal_works else self.no_journal():
@@ -342,7 +342,7 @@ class Machine(RuleBasedStateMachine):
         assert self.table.expected is not None
         assert {index: each.id for index, each in self.table.expected.table.items()} == model.expected
         assert self.table.unconfirmed == model.unconfirmed
-        assert {each.change.id: each.deadline for each in journal.waiting()} == model.deadlines
+        assert {each.change.id: each.deadline for each in journal.pending()} == model.deadlines
         assert self.pins() == sorted(id_ for ids in model.pins.values() for id_ in ids)
         changes, more = journal.changes(limit=1000)
         assert not more

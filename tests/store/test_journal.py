@@ -230,7 +230,7 @@ class TestPruning:
     def test_events_alone_do_not_outgrow_it(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
         for _ in range(600):
-            asyncio.run(journal.tell_drift("jump_table", {"much": "x" * 1000}))
+            asyncio.run(journal.append_drift_event("jump_table", {"much": "x" * 1000}))
         assert self.pages(journal) < 90
         assert journal.change(1) is not None, "the last change is never dropped"
 
@@ -250,7 +250,7 @@ class TestPruning:
         asyncio.run(journal.append(waiting.change, token="token"))
         for _ in range(100):
             asyncio.run(journal.append(replace(change("other"), note="x" * 5000)))
-        assert [each.change.id for each in journal.waiting()] == [1]
+        assert [each.change.id for each in journal.pending()] == [1]
         assert journal.change(1) is not None
 
     def test_by_age_only_what_is_old(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:

@@ -212,7 +212,7 @@ class Confirmations:
 
     async def load(self) -> None:
         """After a start: undo what is overdue, or was cut off in its midst; let the rest wait. JournalFailed."""
-        found = self._journal.waiting()
+        found = self._journal.pending()
         self.keep_dir.sweep(found)
         for waiting in found:
             change = waiting.change

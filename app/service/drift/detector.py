@@ -154,7 +154,7 @@ class Drift:
             ],
         }
         try:
-            await self._changes.journal.tell_drift(held.name, told)
+            await self._changes.journal.append_drift_event(held.name, told)
         except JournalFailed as error:
             log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
             expected.drift = known  # told at the next look
