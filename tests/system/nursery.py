@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from app.bpf.linux import LinuxKernel
-from app.cli import main as commands
+from app.cli import serve as serve_module
+from app.cli.main import cli
 from app.server.systemd import Notifier
 from app.service.changes.changes import Changes
 from app.service.changes.confirmations import Confirmations
@@ -111,8 +112,8 @@ def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> Non
     _lay(Fuse(kill_at), later)
     told = Ready()
     told.fd = ready
-    vars(commands)["Notifier"] = lambda: told
-    commands.cli(["serve", "--config", config], prog_name="jumptable")
+    vars(serve_module)["Notifier"] = lambda: told
+    cli(["serve", "--config", config], prog_name="jumptable")
 
 
 class Ready(Notifier):
