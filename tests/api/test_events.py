@@ -23,7 +23,8 @@ from app.cli.demo import fill as demo_fill
 from app.service import event_feed as feed
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from app.store import journal as store
+from app.store import history
+from app.store import journal as journal_module
 from app.store.journal import Journal
 from app.store.records import Event
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -170,8 +171,8 @@ class TestEvents:
     async def test_410_where_the_journal_does_not_go_back_so_far_or_never_had_it(
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store, "_KEPT", 100)
-        monkeypatch.setattr(store, "_SOME", 1)
+        monkeypatch.setattr(history, "_MAX_EVENTS", 100)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 1)
         for number in range(150):
             await client.put(ENTRY, json={"program": ("drop", "pass")[number % 2]})
         pruned = app.state.changes.journal.pruned_event()
@@ -371,9 +372,9 @@ class TestReaders:
             await client.put(f"{TABLE}/4", json={"program": "drop"})
             await client.post("/changes/1/confirm")
             await client.put(f"{TABLE}/5", json={"program": "drop"})
-            monkeypatch.setattr(store, "_KEPT", 2)
-            journal._checkpoint()
-            journal._prune(2, 1 << 20)
+            monkeypatch.setattr(history, "_MAX_EVENTS", 2)
+            journal._expected.checkpoint()
+            journal._history.prune(2, 1 << 20)
             assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
             assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}
         registry.close()

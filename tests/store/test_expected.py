@@ -4,8 +4,9 @@ import random
 from array import array
 from dataclasses import replace
 
-from app.store.expected import PackedTable, Table
+from app.store.expected import PackedTable
 from app.store.records import EntryChange, EntryChanges, ProgramRecord
+from tests.store.tables import entries_of, table_of
 
 PROGRAMS = [ProgramRecord(f"p{id_}", id_, f"{id_:016x}", None if id_ % 2 else f"/pins/{id_}") for id_ in range(1, 300)]
 LOST = [ProgramRecord(f"lost{number}", 0, f"{number:016x}", "/pins/lost") for number in range(3)]
@@ -39,27 +40,27 @@ class TestEntryChanges:
 class TestRecording:
     def test_by_changes_of_several_boots(self) -> None:
         first, again, other = PROGRAMS[0], replace(PROGRAMS[0], name="renamed"), PROGRAMS[1]
-        recording = PackedTable(*PackedTable.of(Table.of({1: first, 70_000: other}), "one").packed())
+        recording = PackedTable(*PackedTable.of(table_of({1: first, 70_000: other}), "one").packed())
         recording.apply(EntryChanges.of([EntryChange(1, first, None), EntryChange(2, None, first)]), "one")
         recording.apply(EntryChanges.of([EntryChange(3, None, again)]), "one")
         recording.apply(EntryChanges.of([EntryChange(4, None, first)]), "two")
         kept = PackedTable(*recording.packed())
         unknown = {2: replace(first, id=0), 3: replace(again, id=0), 70_000: replace(other, id=0)}
-        assert dict(kept.table("two").items()) == unknown | {4: first}
-        assert dict(kept.table("one").items()) == {2: again, 3: again, 4: replace(first, id=0), 70_000: other}, (
+        assert entries_of(kept.table("two")) == unknown | {4: first}
+        assert entries_of(kept.table("one")) == {2: again, 3: again, 4: replace(first, id=0), 70_000: other}, (
             "a program has one name, the last"
         )
 
     def test_programs_that_no_entry_is_to_hold_are_forgotten(self) -> None:
-        recording = PackedTable.of(Table.of({1: PROGRAMS[0]}), "one")
+        recording = PackedTable.of(table_of({1: PROGRAMS[0]}), "one")
         for program in PROGRAMS:
             recording.apply(EntryChanges.of([EntryChange(1, None, program)]), "one")
         programs, _ = recording.packed()
         assert programs.count("p") == 1
-        assert dict(PackedTable(*recording.packed()).table("one").items()) == {1: PROGRAMS[-1]}
+        assert entries_of(PackedTable(*recording.packed()).table("one")) == {1: PROGRAMS[-1]}
 
     def test_an_array_of_another_size(self) -> None:
-        table = Table.of({1: PROGRAMS[0], 5: PROGRAMS[1]})
+        table = table_of({1: PROGRAMS[0], 5: PROGRAMS[1]})
         assert [len(table.resized(length).numbers) for length in (0, 3, 6, 100)] == [0, 3, 6, 100]
-        assert dict(table.resized(3).items()) == {1: PROGRAMS[0]}
-        assert dict(table.resized(100).items()) == {1: PROGRAMS[0], 5: PROGRAMS[1]}
+        assert entries_of(table.resized(3)) == {1: PROGRAMS[0]}
+        assert entries_of(table.resized(100)) == {1: PROGRAMS[0], 5: PROGRAMS[1]}

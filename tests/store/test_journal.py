@@ -15,10 +15,11 @@ from typing import Literal
 
 import pytest
 
-from app.store import journal as store
-from app.store.expected import Table
+from app.store import history
+from app.store import journal as journal_module
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
 from app.store.records import Array, Change, EntryChange, EntryChanges, PendingConfirmation, ProgramRecord
+from tests.store.tables import entries_of, table_of
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 
@@ -32,7 +33,7 @@ def of(journal: Journal, boot_id: str = "boot") -> tuple[Array, dict[int, Progra
     """What is recorded of the jump table."""
     recorded = asyncio.run(journal.expected_table("jump_table", boot_id))
     assert recorded is not None
-    return recorded[0], dict(recorded[1].items())
+    return recorded[0], entries_of(recorded[1])
 
 
 @pytest.fixture(params=["power", "process"])
@@ -111,11 +112,11 @@ class TestFaults:
     def test_a_full_disk(self, journal: Journal) -> None:
         """SQLite says the same of its own limit of pages as of a full disk."""
         asyncio.run(journal.append(change()))
-        journal._writer.execute("PRAGMA max_page_count = 1")
+        journal._database.writer.execute("PRAGMA max_page_count = 1")
         large = change(request_id="x" * 1_000_000)
         with pytest.raises(JournalFailed, match="full"):
             asyncio.run(journal.append(large))
-        journal._writer.execute("PRAGMA max_page_count = 1000000")
+        journal._database.writer.execute("PRAGMA max_page_count = 1000000")
         assert asyncio.run(journal.append(change())).id == 2, "no id is lost to what was not written"
 
     def test_of_a_batch_that_fails_nobody_is_told_it_is_in(self, file: Path) -> None:
@@ -213,11 +214,13 @@ asyncio.run(main())
 class TestPruning:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "_MAX_PAGES", 40)
-        monkeypatch.setattr(store, "_SOME", 8)
+        monkeypatch.setattr(history, "_MAX_PAGES", 40)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
 
     def pages(self, journal: Journal) -> int:
-        used, free = (journal.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        used, free = (
+            journal._database.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
+        )
         return int(used - free)
 
     def test_large_changes_do_not_outgrow_it(self, journal: Journal) -> None:
@@ -235,7 +238,7 @@ class TestPruning:
         assert journal.change(1) is not None, "the last change is never dropped"
 
     def test_what_entries_are_to_hold_is_never_forgotten(self, file: Path, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({1: DROP, 4: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({1: DROP, 4: DROP})))
         asyncio.run(journal.append(change()))
         fat = replace(change("other"), note="x" * 5000)
         for _ in range(100):
@@ -254,7 +257,7 @@ class TestPruning:
         assert journal.change(1) is not None
 
     def test_by_age_only_what_is_old(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
-        monkeypatch.setattr(store, "_MAX_PAGES", 10_000)
+        monkeypatch.setattr(history, "_MAX_PAGES", 10_000)
         for at in (0.0, 1.0, *[time.time()] * 20):
             asyncio.run(journal.append(replace(change(), at=at)))
         assert [each.id for each in journal.changes()[0]] == list(range(3, 23))
@@ -272,10 +275,10 @@ class TestPruning:
 
 class TestALittleAtATime:
     def folded(self, journal: Journal) -> int:
-        return int(journal.read("SELECT folded FROM bookmarks").fetchone()[0])
+        return int(journal._database.read("SELECT folded FROM bookmarks").fetchone()[0])
 
     def test_what_entries_are_to_hold_follows_the_changes(self, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({})))
         for number in range(500):
             asyncio.run(journal.append(change()))
             assert number + 1 - self.folded(journal) < 64
@@ -285,11 +288,11 @@ class TestALittleAtATime:
         assert of(journal) == (Array(41, "boot"), dict.fromkeys(range(8192), DROP))
 
     def test_what_was_left_behind_is_caught_up_with(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "_SOME", 10_000)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 10_000)
         for _ in range(500):
             asyncio.run(journal.append(change()))
-        monkeypatch.setattr(store, "_SOME", 64)
-        journal._looked_at = 500
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 64)
+        journal._maintained_event = 500
         steps = []
         for _ in range(1000):
             before = self.folded(journal)
@@ -301,7 +304,7 @@ class TestALittleAtATime:
     def test_what_is_too_much_is_dropped(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(5000):
             asyncio.run(journal.append(change()))
-        monkeypatch.setattr(store, "_KEPT", 1000)
+        monkeypatch.setattr(history, "_MAX_EVENTS", 1000)
         steps = []
         for _ in range(400):
             before = journal.pruned_event()
@@ -314,9 +317,9 @@ class TestALittleAtATime:
         large = replace(change(), note="x", entries=EntryChanges.of(EntryChange(i, None, DROP) for i in range(300)))
         for _ in range(300):
             asyncio.run(journal.append(replace(large)))
-        monkeypatch.setattr(store, "_MAX_PAGES", 40)
-        monkeypatch.setattr(store, "_MOST_BYTES", 40_000)
-        journal._weight = 0
+        monkeypatch.setattr(history, "_MAX_PAGES", 40)
+        monkeypatch.setattr(journal_module, "_MAX_PRUNED_BYTES", 40_000)
+        journal._maintained_entries = journal._history.written_entries
         for _ in range(64):
             before = journal.pruned_event()
             asyncio.run(journal.append(change()))
@@ -326,14 +329,14 @@ class TestALittleAtATime:
         for number in range(1, 2000):
             entries = EntryChanges.of([EntryChange(3, None, replace(DROP, id=number))])
             asyncio.run(journal.append(replace(change(), entries=entries)))
-        (programs,) = journal.read("SELECT programs FROM recorded").fetchone()
+        (programs,) = journal._database.read("SELECT programs FROM recorded").fetchone()
         assert len(json.loads(programs)) <= 130
 
 
 class TestRecorded:
     def test_by_all_changes_since_it_began(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({7: DROP})))
         assert of(journal) == (Array(41, "boot"), {7: DROP})
         asyncio.run(journal.append(change()))
         asyncio.run(journal.append(replace(change(), entries=EntryChanges.of([EntryChange(7, DROP, None)]))))
@@ -341,7 +344,7 @@ class TestRecorded:
         assert asyncio.run(journal.expected_table("other", "boot")) is None
 
     def test_ids_mean_nothing_beyond_their_boot(self, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({7: DROP})))
         asyncio.run(
             journal.append(replace(change(), boot_id="next", entries=EntryChanges.of([EntryChange(8, None, DROP)])))
         )
