@@ -214,7 +214,7 @@ async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
 
 class TestReaders:
     async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(feed, "_KEEPALIVE", 0.01)
+        monkeypatch.setattr(feed, "_KEEPALIVE_SECONDS", 0.01)
         async with aclosing(quiet.state.changes.feed.read(0, any_event, _encoded)) as batches:
             assert await anext(batches) == []
 
@@ -270,7 +270,7 @@ class TestReaders:
     async def test_many_who_are_behind_go_on_by_turns_and_share_what_is_read(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
         journal = quiet.state.changes.journal
         for number in range(600):
             await journal.append_object_event("program", "x", {"number": number})
@@ -331,7 +331,7 @@ class TestReaders:
     async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
         changes = quiet.state.changes
         async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
             for number in range(200):
