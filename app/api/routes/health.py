@@ -95,7 +95,7 @@ async def get_readiness(request: Request) -> Response:
         reasons.append(registry.kernel.degraded_reason)
     tokens = request.app.state.authentication.tokens
     if tokens is not None and tokens.degraded_reason is not None:
-        reasons.append(f"tokens cannot be checked: {tokens.trouble}")
+        reasons.append(f"tokens cannot be checked: {tokens.degraded_reason}")
     failing = changes_of(request).journal.failing
     if failing is not None:
         reasons.append(failing)
