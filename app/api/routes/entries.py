@@ -21,7 +21,7 @@ from app.api.dependencies import (
     tell,
     upkeep_of,
 )
-from app.api.encoding.entries import entries_parts, entry_json, entry_of
+from app.api.encoding.entries import entry_json, entry_of, table_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
@@ -236,4 +236,4 @@ async def list_entries(
     wanted = compress(range(start, len(found)), found[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
-    return long_json(entries_parts(registry, table, array_.id, page, found), {"ETag": etag})
+    return long_json(table_chunks(registry, table, array_.id, page, found), {"ETag": etag})

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
-from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions, table_etag
@@ -74,7 +74,7 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
+def _applied(result: TableResult, ahead: EntriesPrebuilt) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
@@ -86,7 +86,7 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
         return
     before, _, after = applied.partition(b"null")
     part = before
-    for following in change_parts(result.change, ahead):
+    for following in change_chunks(result.change, ahead):
         if part is not before:
             yield part
             part = b""
@@ -95,18 +95,18 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
 
 
 def answer(
-    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesAhead | None = None, **facts: object
+    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
         tell(request.scope, change=result.change.id, map=result.change.map, **facts)
-    return long_json(_applied(result, ahead or EntriesAhead()), headers_of(dry_run=dry_run, change=result.change))
+    return long_json(_applied(result, ahead or EntriesPrebuilt()), headers_of(dry_run=dry_run, change=result.change))
 
 
 async def _change(
     request: Request, name: str, wanted: RequestedEntries, origin: RequestContext, *, replace: bool, dry_run: bool
 ) -> Response:
-    changes, ahead = changes_of(request), EntriesAhead()
+    changes, ahead = changes_of(request), EntriesPrebuilt()
     result = await change_table(
         changes,
         changes.registry.maps.get(name),
@@ -115,7 +115,7 @@ async def _change(
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
-        background_steps=ahead.make,
+        background_steps=ahead.build,
     )
     return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
 
