@@ -44,7 +44,7 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _wanted(indexes: Sequence[int], given: Sequence[table_requests.Given]) -> RequestedEntries:
+def _wanted(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
     """What the entries of a body are to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
