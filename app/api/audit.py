@@ -120,21 +120,13 @@ class Audit:
     @contextlib.contextmanager
     def buffered(self) -> Iterator[None]:
         """Keep the lines of the `with` block back, and write them together at its end."""
-        self.hold()
+        self._is_buffered = True
         try:
             yield
         finally:
-            self.let_go()
-
-    def hold(self) -> None:
-        """Keep lines back until `let_go`."""
-        self._is_buffered = True
-
-    def let_go(self) -> None:
-        """Write the lines that were kept back, and each further line at once."""
-        self._is_buffered = False
-        if self._lines:
-            self._write()
+            self._is_buffered = False
+            if self._lines:
+                self._write()
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []

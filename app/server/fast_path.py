@@ -128,13 +128,12 @@ class FastPath:
 
     async def _answer_all(self, batch: list[FastRequest], locked: list[HeldMap]) -> None:
         """`locked` takes the maps of which the lock was taken."""
-        self._audit.hold()
-        self._authentication.is_one_moment(begins=True)
-        try:
-            written, all_begun = await self._do_all(batch, locked)
-        finally:
-            self._authentication.is_one_moment(begins=False)
-            self._audit.let_go()
+        with self._audit.buffered():
+            self._authentication.is_one_moment(begins=True)
+            try:
+                written, all_begun = await self._do_all(batch, locked)
+            finally:
+                self._authentication.is_one_moment(begins=False)
         if not written:
             return
         try:
@@ -144,12 +143,9 @@ class FastPath:
                 plain.scope[FAILED] = error
                 plain.connection.fall_back(plain)
             return
-        self._audit.hold()
-        try:
+        with self._audit.buffered():
             for each in written:
                 self._tell_set(*each)
-        finally:
-            self._audit.let_go()
 
     async def _do_all(
         self, batch: list[FastRequest], locked: list[HeldMap]
