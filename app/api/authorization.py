@@ -211,7 +211,8 @@ def check_map(scope: Scope, name: str) -> None:
     Raises:
         HttpProblem: forbidden: the map is not among those of the caller's grant.
     """
-    if not grant_of(scope).has_map(name):
+    maps = grant_of(scope).maps
+    if maps is not None and name not in maps:
         raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
 
 

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from app.access.rights import Actor
 from app.api.audit import FACTS
-from app.api.authorization import ACTOR, forbidden, grant_of
+from app.api.authorization import ACTOR, forbidden
 from app.api.middleware import REQUEST_ID
 from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
@@ -62,7 +62,9 @@ def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram 
     if was is None:
         registry = service_of(request).registry
         request.app.state.limits.check_held(len(registry.maps) + len(registry.programs))
-    if not grant_of(request.scope).is_unbounded and (was is None or was.source != source or force):
+    actor: Actor = request.scope[ACTOR]
+    is_unbounded = actor.grant is not None and actor.grant.is_unbounded
+    if not is_unbounded and (was is None or was.source != source or force):
         raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
 
 

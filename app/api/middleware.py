@@ -19,6 +19,7 @@ from app.service.errors import ServiceError, Stopping
 # Keys of the ASGI scope.
 REQUEST_ID: Final = "jumptable.request_id"  # str
 IS_HEAD: Final = "jumptable.is_head"  # bool
+BODY_IS_READ: Final = "jumptable.body_is_read"  # bool: all of the body was read
 FAILED: Final = "jumptable.failed"  # the exception with which the fast path failed to answer the request
 
 _SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -40,10 +41,10 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started, code = time.perf_counter(), None
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, send)
         try:
             _check_admission(scope)
-            await self.app(exchange.scope, exchange.receive, exchange.send)
+            await self.app(exchange.scope, receive, exchange.send)
         except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
                 raise
@@ -84,15 +85,15 @@ def _check_admission(scope: Scope) -> None:
 
 
 class _Exchange:
-    """One request and its response, with the `receive` and `send` that the application gets."""
+    """One request and its response, with the `scope` and `send` that the application gets."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         # The first of several headers with the same name counts. A dict costs a tenth of Starlette's Headers.
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         self.request_id = request_id_of(headers)
         self.is_head = scope["method"] == "HEAD"
         self.status = 0  # until the response starts
-        self.has_unread_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        self.has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         # A copy, because the server needs the original method to know that the response to a HEAD has no body.
         self.scope: Scope = {
             **scope,
@@ -103,19 +104,13 @@ class _Exchange:
         }
         if self.is_head:
             self.scope["method"] = "GET"
-        self._receive, self._send = receive, send
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            self.has_unread_body = False
-        return message
+        self._send = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
-            if self.has_unread_body:
+            if self.has_body and not self.scope.get(BODY_IS_READ, False):
                 # The server would read the rest of the body as the next request.
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
+from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
 from app.service.errors import MapUnavailable, MapUnknown
 
@@ -176,6 +177,7 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                     body += chunk
     except TimeoutError as error:
         raise HttpProblem("request-timeout", f"the body did not end within {_BODY_SECONDS:.0f} s") from error
+    request.scope[BODY_IS_READ] = not more
     if size > max_body:
         raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
     return bytes(body)

@@ -53,12 +53,14 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _CachedEvent:
-    """An event and its encoding.
+    """An event, its size, and its encoding.
 
-    `small` lives as long as this object. `large` lives only as long as a reader refers to it.
+    `weight` is 1, plus the number of entries of its change. `small` lives as long as this object. `large` lives only as
+    long as a reader refers to it.
     """
 
     event: Event
+    weight: int
     small: Encoded | None = None
     large: "weakref.ref[Encoded] | None" = None
 
@@ -67,7 +69,7 @@ class _CachedEvent:
         cached = self.small if self.large is None else self.large()
         if cached is not None:
             return cached
-        weight = self.event.weight
+        weight = self.weight
         if weight <= _MAX_CACHED_WEIGHT:
             parts = encode(self.event)
             self.small = Encoded(iter((b"".join(parts),)) if weight <= _MAX_ONE_PART_WEIGHT else parts)
@@ -75,6 +77,10 @@ class _CachedEvent:
         fresh = Encoded(encode(self.event))
         self.large = weakref.ref(fresh)
         return fresh
+
+
+def _cached(event: Event) -> _CachedEvent:
+    return _CachedEvent(event, 1 + (0 if event.change is None else len(event.change.entries.indexes)))
 
 
 class EventFeed:
@@ -114,10 +120,11 @@ class EventFeed:
     def _publish(self, events: list[Event]) -> None:
         """Take new events from the journal."""
         for event in events:
-            self._recent.append(_CachedEvent(event))
-            self._recent_weight += event.weight
+            cached = _cached(event)
+            self._recent.append(cached)
+            self._recent_weight += cached.weight
         while self._recent_weight > _RECENT_WEIGHT and len(self._recent) > 1:
-            self._recent_weight -= self._recent.popleft().event.weight
+            self._recent_weight -= self._recent.popleft().weight
         self._has_news = True
         if self._sleeping:
             self._start_waker()
@@ -252,6 +259,6 @@ class EventFeed:
         try:
             if after < self._journal.pruned_event():
                 return []
-            return [_CachedEvent(event) for event in self._journal.events(after, _EVENTS_PER_BATCH)]
+            return [_cached(event) for event in self._journal.events(after, _EVENTS_PER_BATCH)]
         except JournalFailed:
             return []

@@ -118,7 +118,8 @@ class Holds:
         return veto
 
     async def _save(self, fresh: HeldMap | HeldProgram, context: RequestContext) -> None:
-        opened, source = fresh.opened(), fresh.source
+        opened, source = fresh.object, fresh.source
+        assert opened is not None  # it was just opened
         hold = Hold(
             fresh.kind,
             fresh.name,

@@ -56,7 +56,7 @@ class Service:
             journal: The journal, open.
             keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
             drift_interval: Seconds between two checks of all tables.
-            delivery: Surrounds the writes and the answers of one group of changes: see GroupCommit.
+            delivery: Surrounds the answers of one group of changes: see GroupCommit.
         """
         self.registry = registry
         self.journal = journal

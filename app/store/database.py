@@ -40,15 +40,20 @@ class TransactionCallbacks:
 
     Attributes:
         rolled_back: Called after a transaction failed. Runs in the thread that commits.
-        committed: Called after a commit, with its duration in seconds. Runs in the thread that commits, before the next
-            transaction begins, so it may write to the file.
+        committed: Called after a commit. Runs in the thread that commits.
+        maintain: Called after `committed`, before the next transaction begins, so it may write to the file. Runs in the
+            thread that commits.
         publish: Called after one or more commits, before the callers of `write` get their results. Runs in the event
             loop.
     """
 
     rolled_back: Callable[[], None]
-    committed: Callable[[float], None]
+    committed: Callable[[], None]
+    maintain: Callable[[], None]
     publish: Callable[[], None]
+
+
+NO_CALLBACKS: Final = TransactionCallbacks(lambda: None, lambda: None, lambda: None, lambda: None)
 
 
 class Database:
@@ -68,7 +73,7 @@ class Database:
         failing: Why the last transaction failed. None if it was committed.
     """
 
-    def __init__(self, file: Path, durability: Literal["power", "process"], callbacks: TransactionCallbacks) -> None:
+    def __init__(self, file: Path, durability: Literal["power", "process"]) -> None:
         """Open the file, or create it. Create the tables, or bring them to this version.
 
         Raises:
@@ -77,7 +82,8 @@ class Database:
         """
         self._file = file
         self._syncs = durability == "power"
-        self._callbacks = callbacks
+        self._callbacks = NO_CALLBACKS
+        self.on_commit: Callable[[float], None] = lambda _: None
         self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._queue_task: asyncio.Task[None] | None = None
         self._last_commit_seconds = math.inf
@@ -114,6 +120,10 @@ class Database:
             self.writer.executescript(
                 f"BEGIN; {script}; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
             )
+
+    def set_callbacks(self, callbacks: TransactionCallbacks) -> None:
+        """Call these from the next transaction on."""
+        self._callbacks = callbacks
 
     async def write(self, work: Work[T], *, single: bool = False) -> T:
         """Run `work` in a transaction, and wait until that is committed.
@@ -188,7 +198,9 @@ class Database:
             raise
         self.failing = None
         self._last_commit_seconds = time.perf_counter() - began
-        self._callbacks.committed(self._last_commit_seconds)
+        self.on_commit(self._last_commit_seconds)
+        self._callbacks.committed()
+        self._callbacks.maintain()
         return results
 
     def read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:

@@ -148,6 +148,10 @@ class ExpectedTables:
         self._database.writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
         self._database.writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
 
+    def is_behind(self) -> bool:
+        """Tell whether there are changes that are not in the stored tables yet."""
+        return self._database.read(_UNAPPLIED_CHANGES, (1,)).fetchone() is not None
+
     def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
         """Apply changes that are not in the stored tables yet, the oldest first.
 

@@ -37,6 +37,7 @@ class History:
 
     Attributes:
         written_event: The id of the last event, including those of the open transaction.
+        on_events: Called with new events in their order, by `publish`.
         written_entries: The number of entries of all changes that were written since the journal was opened.
     """
 
@@ -54,13 +55,18 @@ class History:
         self._written_events: list[Event] = []  # of the open transaction
         self._committed_events: list[Event] = []  # not published yet
         self.written_entries = 0
+        self.on_events: Callable[[list[Event]], None] = lambda _: None
 
     # Writing, inside a transaction
 
-    def insert(self, changes: Sequence[Change]) -> None:
+    def insert(self, changes: Sequence[Change], token: str | None = None) -> None:
         """Write changes in this order, and set their ids.
 
-        A change that one of them undoes gets the state `reverted` or `expired`.
+        A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
+
+        Args:
+            changes: The changes. Their ids are 0.
+            token: Of the PendingConfirmation that was added for the only change.
         """
         change_id, event_id = self._written_change, self.written_event
         rows = []
@@ -76,13 +82,17 @@ class History:
         for number, change in enumerate(changes, self.written_event + 1):
             shown = change if change.reverts is None else self._mark_undone(change)
             self._written_events.append(Event(number, "change" if shown is change else "expired", change.map, shown))
-            self.written_entries += len(change.entries)
+            self.written_entries += len(change.entries.indexes)
         self._written_change, self.written_event = change_id, event_id
+        if token is not None:
+            query = "UPDATE waiting SET change_id = ? WHERE token = ?"
+            self._database.writer.execute(query, (changes[0].id, token))
 
     def _mark_undone(self, change: Change) -> Change:
         """Set the state of the change that `change` undoes. Returns the change that the event shows."""
         state = "expired" if change.kind == "expire" else "reverted"
         self._database.writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
+        self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
         return _expired_by(change, self._database.writer.execute) if change.kind == "expire" else change
 
     def confirm(self, change: Change) -> Change:
@@ -159,11 +169,12 @@ class History:
         self._written_change, self.written_event = self._committed_change, self._committed_event
         self._written_events.clear()
 
-    def publish(self) -> list[Event]:
-        """Make committed events visible to `last_event` and `events`. Returns those that are new, in order."""
+    def publish(self) -> None:
+        """Make committed events visible to `last_event` and `events`, and tell `on_events` of those that are new."""
         self._published_change, self._published_event = self._committed_change, self._committed_event
         published, self._committed_events = self._committed_events, []
-        return published
+        if published:
+            self.on_events(published)
 
     # Reading
 

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,9 +37,6 @@ class Journal:
     The methods that write return when that is committed. See `Database` for what `durability` means. Call all methods
     from one event loop only.
 
-    Attributes:
-        on_commit: Called after each commit with its duration in seconds. It may run in another thread.
-        on_events: Called with new events in their order, before the methods that wrote them return.
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
@@ -48,16 +46,36 @@ class Journal:
             JournalDamaged: The file is damaged, belongs to another program, or was written by a newer version.
             JournalFailed: The file cannot be opened.
         """
-        self.on_commit: Callable[[float], None] = lambda _: None
-        self.on_events: Callable[[list[Event]], None] = lambda _: None
-        callbacks = TransactionCallbacks(self._rolled_back, self._committed, self._publish)
-        self._database = Database(file, durability, callbacks)
-        self._history = History(self._database)
+        self._database = Database(file, durability)
+        self._history = history = History(self._database)
+        self._database.set_callbacks(
+            TransactionCallbacks(
+                history.transaction_rolled_back, history.transaction_committed, self._maintain, history.publish
+            )
+        )
         self._expected = ExpectedTables(self._database)
         # What was written up to the last maintenance. It has to run now, and then now and then.
         self._maintained_event = -_EVENTS_PER_MAINTENANCE
         self._maintained_entries = 0
         self._maintain()
+
+    @property
+    def on_commit(self) -> Callable[[float], None]:
+        """Called after each commit with its duration in seconds. It may run in another thread."""
+        return self._database.on_commit
+
+    @on_commit.setter
+    def on_commit(self, callback: Callable[[float], None]) -> None:
+        self._database.on_commit = callback
+
+    @property
+    def on_events(self) -> Callable[[list[Event]], None]:
+        """Called with new events in their order, before the methods that wrote them return."""
+        return self._history.on_events
+
+    @on_events.setter
+    def on_events(self, callback: Callable[[list[Event]], None]) -> None:
+        self._history.on_events = callback
 
     @property
     def failing(self) -> str | None:
@@ -70,29 +88,17 @@ class Journal:
 
     # Transactions
 
-    def _rolled_back(self) -> None:
-        self._history.transaction_rolled_back()
-
-    def _committed(self, seconds: float) -> None:
-        self._history.transaction_committed()
-        self.on_commit(seconds)
-        self._maintain()
-
-    def _publish(self) -> None:
-        events = self._history.publish()
-        if events:
-            self.on_events(events)
-
     def _maintain(self) -> None:
         """Do a checkpoint and prune, if enough was written since the last time.
 
         The work is limited, because with durability `process` it blocks the event loop.
         """
-        events = self._history.written_event - self._maintained_event
-        entries = self._history.written_entries - self._maintained_entries
+        history = self._history
+        events = history.written_event - self._maintained_event
+        entries = history.written_entries - self._maintained_entries
         if events < _EVENTS_PER_MAINTENANCE and entries < _EVENTS_PER_MAINTENANCE * _ENTRIES_COUNTED_AS_EVENT:
             return
-        self._maintained_event, self._maintained_entries = self._history.written_event, self._history.written_entries
+        self._maintained_event, self._maintained_entries = history.written_event, history.written_entries
         execute = self._database.writer.execute
         with suppress(sqlite3.Error):  # the next maintenance makes up for it
             execute("BEGIN IMMEDIATE")
@@ -125,15 +131,7 @@ class Journal:
             JournalFailed: Nothing was written.
         """
         is_single = len(changes) == 1 and token is None and changes[0].reverts is None
-        await self._database.write(lambda: self._append(changes, token), single=is_single)
-
-    def _append(self, changes: Sequence[Change], token: str | None) -> None:
-        self._history.insert(changes)
-        for change in changes:
-            if token is not None:
-                self._database.writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (change.id, token))
-            if change.reverts is not None:
-                self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
+        await self._database.write(partial(self._history.insert, changes, token), single=is_single)
 
     async def confirm(self, change: Change) -> Change:
         """Confirm a change: it no longer waits for confirmation. Returns the change with its new state.
@@ -230,7 +228,8 @@ class Journal:
         Raises:
             JournalFailed: The file cannot be read or written.
         """
-        await self._database.write(self._expected.checkpoint)
+        if self._expected.is_behind():
+            await self._database.write(self._expected.checkpoint)
         return self._expected.load(map_, boot_id)
 
     # Holds

@@ -3,7 +3,7 @@
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -190,14 +190,6 @@ class Change:
     id: int = 0
 
 
-def expire(change: Change, at: float, actor: str) -> Change:
-    """Build the change that undoes `change` because nobody confirmed it in time."""
-    return replace(
-        change, id=0, kind="expire", entries=change.entries.undone(), at=at, actor=actor, note=None, state="applied",
-        reverts=change.id, confirm_by=None,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class PendingConfirmation:
     """A change that the service undoes unless somebody confirms it.
@@ -237,11 +229,6 @@ class Event:
     map: str | None
     change: Change | None = None
     data: dict[str, Any] | None = None
-
-    @property
-    def weight(self) -> int:
-        """A measure of its size: 1, plus the number of entries of its change."""
-        return 1 + (0 if self.change is None else len(self.change.entries))
 
 
 @dataclass(frozen=True, slots=True)

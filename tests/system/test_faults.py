@@ -49,7 +49,7 @@ class TestOutsideWrites:
 
         def meddle() -> None:
             outside.set(inside.pins / "table", 0, inside.pins / "tx")
-            inside.changes.is_stopping = True
+            inside.changes.stopping.set()
 
         inside.before_write(2, meddle)
         assert_problem(await inside.client.patch(TABLE, json=PATCH), 503, "draining")

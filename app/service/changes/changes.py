@@ -5,6 +5,7 @@ checks it, writes it, journals it and publishes it, or leaves everything as it w
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -24,11 +25,12 @@ from app.service.changes.writer import WriteFailed, put_back, write
 from app.service.counters import Counters
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
 from app.service.objects.program import Program
+from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, ChangeKind, EntryChanges, PendingConfirmation, expire
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation
 
 log = structlog.get_logger()
 
@@ -69,21 +71,19 @@ class Changes:
             journal: Where changes are journalled.
             counters: Count what becomes of changes. None: nobody asks for them.
             keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
-            delivery: Surrounds the writes and the answers of one group: see GroupCommit.
+            delivery: Surrounds the answers of one group: see GroupCommit.
             clock: Tells the time of a change, in seconds since 1970.
         """
         self.registry = registry
         self.journal = journal
         self.replaced_programs = ReplacedPrograms(registry.programs)
         self.undo_pins = UndoPins(registry.kernel, keep_dir)
-        self.confirmations = Confirmations(
-            registry, journal, self.replaced_programs, self.undo_pins, self._write_undo, self._journal_undo
-        )
+        self.confirmations = Confirmations(registry, journal, self.replaced_programs, self.undo_pins, self._undo)
         self.group = GroupCommit(self.commit, delivery)
         self._counters = counters or Counters()
         self._clock = clock
         self._running: set[asyncio.Task[Change]] = set()
-        self.is_stopping = False
+        self.stopping = threading.Event()  # asked by threads that write tables, too
 
     def get(self, id_: int) -> Change:
         """Return the change with this id.
@@ -152,7 +152,7 @@ class Changes:
         if dry_run:
             self._release(prepared)
             return Applied(fit=fit)
-        if len(plan) == 1 and context.confirm_within is None:
+        if len(plan.indexes) == 1 and context.confirm_within is None:
             return Applied(await self._carry_out(prepared, context, None))
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
         task = asyncio.create_task(self._carry_out(prepared, context, background_steps))
@@ -168,13 +168,16 @@ class Changes:
 
         `commit` or `abandon` has to follow.
         """
-        registry = self.registry
+        registry, array = self.registry, held.object
+        assert array is not None  # the plan was made for it
+        replaced_ids = set(plan.before) - {EMPTY}
         known = {} if held.expected is None else held.expected.table.programs
-        records = registry.programs.records((*plan.replaced, *plan.programs), plan.pinned, known)
-        where = held.name, held.opened().id, registry.kernel.boot_id
+        records = registry.programs.records((*replaced_ids, *plan.programs), plan.pinned, known)
+        where = held.name, array.id, registry.kernel.boot_id
         change = plan.to_change(where, kind, records, context, self._clock(), reverts)
-        replaced = self.replaced_programs.acquire(plan.replaced)
-        held.writing = {*held.writing, *plan.indexes} if len(plan) == 1 else IndexSet(plan.indexes)
+        replaced = self.replaced_programs.acquire(replaced_ids)
+        indexes = plan.indexes
+        held.writing = {*held.writing, *indexes} if len(indexes) == 1 else IndexSet(indexes)
         return PreparedChange(held, plan, change, replaced)
 
     async def commit(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
@@ -207,7 +210,7 @@ class Changes:
         self.replaced_programs.release(prepared.replaced)
         # Several changes of one entry each may be under way on the same map; a larger one is always alone.
         held, plan = prepared.held, prepared.plan
-        held.writing = {*held.writing} - {*plan.indexes} if len(plan) == 1 else ()
+        held.writing = {*held.writing} - {*plan.indexes} if len(plan.indexes) == 1 else ()
 
     async def _journal_and_publish(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
         """Journal the changes, and tell the rest of the service. The event feed hears of them from the journal."""
@@ -225,19 +228,19 @@ class Changes:
     ) -> Change:
         """Write, journal and publish. Whatever fails is put back."""
         held, plan, change = prepared.held, prepared.plan, prepared.change
-        pending = None
+        array, pending = held.opened(), None
         try:
             if context.confirm_within is not None:
                 pending = await self.confirmations.add(held, change, prepared.replaced, context.confirm_within)
             steps = _background(plan, change.entries, background_steps)
-            await write(held.opened(), plan, prepared.replaced, lambda: self.is_stopping, steps)
+            await write(array, plan, prepared.replaced, self.stopping.is_set, steps)
         except BaseException as error:
             self.abandon(prepared, error)
             if pending is not None:
                 await self.confirmations.drop(pending)
             if not isinstance(error, WriteFailed):
                 raise
-            if len(plan) == 1:
+            if len(plan.indexes) == 1:
                 raise error.cause from error
             raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
         try:
@@ -249,7 +252,7 @@ class Changes:
         if change.reverts is not None:
             self.confirmations.end(change.reverts)
         if pending is not None:
-            self.confirmations.start(pending, change)
+            self.confirmations.start(pending, change, held)
         return change
 
     def _forget_task(self, task: "asyncio.Task[Change]") -> None:
@@ -278,63 +281,69 @@ class Changes:
             held.expected.apply(change)
         return change
 
-    async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
-        """Write back what nobody has confirmed, where the entries still hold what the change put there.
+    async def _undo(self, held: HeldMap, pending: PendingConfirmation) -> None:
+        """Undo a change that nobody has confirmed: plan, write back, journal, publish. Call it again where it fails.
 
-        Call it under the map's lock.
+        Call it under the map's lock. What is written once is not written again.
 
         Raises:
             MapUnavailable: The map cannot be written now.
             KernelError: A program cannot be opened now.
+            JournalFailed: It cannot be journalled now.
         """
-        change = pending.change
-        record = expire(change, self._clock(), SERVICE_ACTOR)
-        entries = record.entries
-        plan = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
+        written = self.confirmations.written
+        if pending.token not in written:
+            written[pending.token] = await self._write_undo(held, pending)
+        undone = written[pending.token]
+        if pending.change.id:
+            await self._journal_and_publish([undone])
+        else:
+            await self.journal.remove_pending(pending.token)
+            self.replaced_programs.release(undone.replaced)
+        held.undone.pop(pending.token, None)
+
+    async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
+        """Write back what a change has replaced, where the entries still hold what it put there."""
+        change, entries = pending.change, pending.change.entries
+        plan = WritePlan(entries.indexes, entries.after, entries.before, {}, {})
+        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
+        record = plan.to_change(where, "expire", entries.programs, context, self._clock(), change.id)
         if change.boot_id != self.registry.kernel.boot_id:
             held.expected = None  # the array is gone, and so is what the ids mean
             return PreparedChange(held, plan, record, {})
         array = held.opened()
-        held.writing = IndexSet(entries.indexes)
-        replaced = self.replaced_programs.acquire(plan.replaced)
+        held.writing = writing = IndexSet(entries.indexes)
+        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
         try:
-            left = await self._write_back(held, plan, pending) if array.id == change.map_id else []
+            left = await self._write_back(array, pending) if array.id == change.map_id else []
         except BaseException:
             self.replaced_programs.release(replaced)
             raise
         finally:
             held.writing = ()
-        held.undone[pending.token] = IndexSet(entries.indexes)
+        held.undone[pending.token] = writing
         log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
         return PreparedChange(held, plan, record, replaced)
 
-    async def _write_back(self, held: HeldMap, plan: WritePlan, pending: PendingConfirmation) -> list[int]:
+    async def _write_back(self, array: ProgramArray, pending: PendingConfirmation) -> list[int]:
         """Return the indexes that could not be put back."""
+        entries = pending.change.entries
+        written = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
+        if not pending.change.id:
+            # It was cut off before it was journalled: others may have changed the entries since.
+            since = self.journal.changed_since(pending)
+            written = written.chosen(bytes(index not in since for index in entries.indexes))
         with ExitStack() as stack:
             programs = dict[int, Program]()
             for id_, record in programs_before(pending.change).items():
                 program = self.undo_pins.open(pending, id_) or self.replaced_programs.find(record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
-            written = WritePlan(plan.indexes, plan.after, plan.before, {}, {})
-            if not pending.change.id:
-                # It was cut off before it was journalled: others may have changed the entries since.
-                since = self.journal.changed_since(pending)
-                written = written.chosen(bytes(index not in since for index in plan.indexes))
-            return await put_back(held.opened(), written, programs)
-
-    async def _journal_undo(self, prepared: PreparedChange, pending: PendingConfirmation) -> None:
-        """Journal an undo that is written. JournalFailed: call it again later."""
-        if pending.change.id:
-            await self._journal_and_publish([prepared])
-        else:
-            await self.journal.remove_pending(pending.token)
-            self.replaced_programs.release(prepared.replaced)
-        prepared.held.undone.pop(pending.token, None)
+            return await put_back(array, written, programs)
 
     async def finish(self) -> None:
         """Wait for the changes that are under way. Tables put back what they have written, and end."""
-        self.is_stopping = True
+        self.stopping.set()
         await self.group.finish()
         if self._running:
             await asyncio.wait(self._running)

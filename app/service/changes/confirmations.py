@@ -48,8 +48,7 @@ class Confirmations:
         journal: Journal,
         replaced_programs: ReplacedPrograms,
         undo_pins: UndoPins,
-        write_undo: Callable[[HeldMap, PendingConfirmation], Awaitable[PreparedChange]],
-        journal_undo: Callable[[PreparedChange, PendingConfirmation], Awaitable[None]],
+        undo: Callable[[HeldMap, PendingConfirmation], Awaitable[None]],
     ) -> None:
         """Start with no change that waits; `load` finds those of an earlier run.
 
@@ -58,19 +57,18 @@ class Confirmations:
             journal: Remembers what waits beyond the end of the service.
             replaced_programs: Keeps what an undo puts back open.
             undo_pins: Pins what an undo puts back.
-            write_undo: Writes the undo of a change. It is called under the map's lock.
-            journal_undo: Journals a written undo.
+            undo: Writes and journals the undo of a change. It is called under the map's lock, again where it fails.
         """
         self._registry = registry
         self._journal = journal
         self._replaced_programs = replaced_programs
         self._undo_pins = undo_pins
-        self._write_undo, self._journal_undo = write_undo, journal_undo
+        self._undo = undo
         self.uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
         self._pending: dict[int, PendingConfirmation] = {}  # by the change's id
         self._kept: dict[str, list[int]] = {}  # the programs that an undo needs, by token
         self._timers: dict[str, asyncio.Task[None]] = {}
-        self._written: dict[str, PreparedChange] = {}  # undos that are written, but not journalled yet
+        self.written: dict[str, PreparedChange] = {}  # by token: undos that are written, but not journalled yet
         self._reasons: dict[str, str] = {}  # why something is not undone yet
 
     def __len__(self) -> int:
@@ -119,7 +117,8 @@ class Confirmations:
         except JournalFailed as error:
             raise JournalUnavailable(str(error), put_back=True, left=[]) from error
         try:
-            self._undo_pins.pin(pending, replaced)
+            if pending.undo_pins:
+                self._undo_pins.pin(pending, replaced)
         except ServiceError as error:
             await self.drop(pending)
             raise NotRestorable(held.name, f"a program cannot be pinned below keep_dir: {error}", []) from error
@@ -141,14 +140,16 @@ class Confirmations:
 
     # While it waits
 
-    def start(self, pending: PendingConfirmation, change: Change) -> None:
-        """Let a journalled change wait from now on."""
+    def start(self, pending: PendingConfirmation, change: Change, held: HeldMap | None) -> None:
+        """Let a journalled change wait from now on. `held`: its map. None: it is not held any more."""
         pending = replace(pending, change=change)
         self._pending[change.id] = pending
         # Kept apart from the programs of other changes, of which only so many are kept.
-        self._kept[pending.token] = list(self._replaced_programs.acquire(programs_before(change)))
-        with suppress(MapUnknown):
-            _mark(self._registry.maps.get(change.map), pending)
+        before = programs_before(change)
+        if before:
+            self._kept[pending.token] = list(self._replaced_programs.acquire(before))
+        if held is not None:
+            _mark(held, pending)
         self._timers[pending.token] = asyncio.create_task(self._undo_when_due(pending))
 
     def attach(self, held: HeldMap) -> None:
@@ -167,17 +168,20 @@ class Confirmations:
         """Stop waiting for a change: it was confirmed or reverted, and the journal has that."""
         pending = self._pending.pop(change_id, None)
         if pending is not None:
-            self._let_go(pending)
+            self._let_go(pending, self._registry.maps.find(pending.change.map))
 
-    def _let_go(self, pending: PendingConfirmation) -> None:
-        with suppress(MapUnknown):
-            _unmark(self._registry.maps.get(pending.change.map), pending)
+    def _let_go(self, pending: PendingConfirmation, held: HeldMap | None) -> None:
+        if held is not None:
+            _unmark(held, pending)
         timer = self._timers.pop(pending.token, None)
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
-        self._replaced_programs.release(self._kept.pop(pending.token, []))
+        kept = self._kept.pop(pending.token, None)
+        if kept:
+            self._replaced_programs.release(kept)
         self._reasons.pop(pending.token, None)
-        self._undo_pins.unpin(pending)
+        if pending.undo_pins:
+            self._undo_pins.unpin(pending)
 
     async def confirm(self, change: Change) -> Change:
         """Let a change stand, and return it as it is now.
@@ -198,7 +202,7 @@ class Confirmations:
             if change.state in {"expired", "reverted"}:
                 raise AlreadyUndone(change.id, change.state)
             raise AlreadyConfirmed(change.id, change.state)
-        if pending.token in self._written:
+        if pending.token in self.written:
             raise AlreadyUndone(change.id, "undone")
         if pending.deadline <= self.uptime():
             raise AlreadyUndone(change.id, "overdue")
@@ -221,17 +225,15 @@ class Confirmations:
             async with held.lock:
                 if change.id and change.id not in self._pending:
                     return True  # it was confirmed or reverted while this waited for the lock
-                if token not in self._written:
-                    self._written[token] = await self._write_undo(held, pending)
-                await self._journal_undo(self._written[token], pending)
+                await self._undo(held, pending)
         except (ServiceError, JournalFailed) as error:
             if self._reasons.get(token) != str(error):  # once, as it is tried every few seconds
                 self._reasons[token] = str(error)
                 log.warning("not undone yet", change=change.id, map=change.map, reason=str(error))
             return False
-        del self._written[token]
+        del self.written[token]
         self._pending.pop(change.id, None)
-        self._let_go(pending)
+        self._let_go(pending, held)
         return True
 
     # At the start and at the end
@@ -247,7 +249,7 @@ class Confirmations:
         for pending in found:
             change = pending.change
             if change.id:
-                self.start(pending, change)
+                self.start(pending, change, self._registry.maps.find(change.map))
             is_over = change.boot_id != self._registry.kernel.boot_id or pending.deadline <= self.uptime()
             if change.id and not is_over:
                 continue
@@ -272,8 +274,8 @@ def _mark(held: HeldMap, pending: PendingConfirmation) -> None:
 
 def _unmark(held: HeldMap, pending: PendingConfirmation) -> None:
     if held.unconfirmed is not None:
-        held.unconfirmed.remove(pending.change.entries.indexes, pending.change.id)
-        if not held.unconfirmed:
+        left = held.unconfirmed.remove(pending.change.entries.indexes, pending.change.id)
+        if not left:
             held.unconfirmed = None
 
 

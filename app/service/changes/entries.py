@@ -75,14 +75,16 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], context)
         array.check_index(index)
-        needs_no_table = context.grant.role == "admin" or isinstance(ref, ByName)
-        in_table = set() if needs_no_table else set(await held.read()) - {EMPTY}
-        check_reference(programs, index, ref, None, in_table, context)
+        is_free = context.grant.role == "admin" or isinstance(ref, ByName)
+        in_table = set() if is_free else set(await held.read()) - {EMPTY}
+        if not is_free:
+            check_reference(programs, index, ref, None, in_table, context)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
         # A copy, as the program may be released while this waits for something.
         with programs.opened_copy(ref) as program:
-            check_reference(programs, index, ref, program.id, in_table, context)
+            if not is_free:
+                check_reference(programs, index, ref, program.id, in_table, context)
             before = array.get(index)
             if precondition is not None:
                 precondition(before)

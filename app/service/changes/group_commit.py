@@ -40,7 +40,7 @@ class GroupCommit:
 
         Args:
             commit: Journals and publishes what was written, or puts it back and raises.
-            delivery: Surrounds all writes of a group, and all its answers, as when their log lines are written at once.
+            delivery: Surrounds all answers of a group, so that their log lines can be written at once.
         """
         self._commit = commit
         self._delivery = delivery
@@ -123,25 +123,21 @@ class GroupCommit:
         """Write, journal and answer. Call it under the locks of all maps."""
         written: list[tuple[_Queued[Any], Any]] = []
         prepared: list[PreparedChange] = []
-        with self._delivery():
-            for each in group:
-                try:
-                    result, one = each.write()
-                except Exception as error:  # noqa: BLE001 - it is told to whoever asked
-                    each.done(None, error)
-                    continue
-                if one is None:
-                    each.done(result, None)
-                else:
-                    written.append((each, result))
-                    prepared.append(one)
-        if not prepared:
-            return
+        for each in group:
+            try:
+                result, one = each.write()
+            except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+                each.done(None, error)
+                continue
+            written.append((each, result))
+            if one is not None:
+                prepared.append(one)
         failure: BaseException | None = None
-        try:
-            await self._commit(prepared)
-        except Exception as error:  # noqa: BLE001 - it is told to all of them
-            failure = error
+        if prepared:
+            try:
+                await self._commit(prepared)
+            except Exception as error:  # noqa: BLE001 - it is told to all of them
+                failure = error
         with self._delivery():
             for each, result in written:
                 each.done(None if failure is not None else result, failure)

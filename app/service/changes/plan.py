@@ -31,7 +31,6 @@ class WritePlan:
     after: "array[int]"
     programs: Mapping[int, Program]
     pinned: dict[int, str]
-    _replaced: set[int] | None = None
     _cleared: int | None = None
 
     @classmethod
@@ -51,7 +50,6 @@ class WritePlan:
             array(NUMBERS, (after,)),
             {} if program is None else {after: program},
             {} if pinned is None else {after: pinned},
-            set() if before is None else {before},
         )
 
     def __len__(self) -> int:
@@ -63,13 +61,6 @@ class WritePlan:
         if self._cleared is None:
             self._cleared = self.after.count(EMPTY)
         return self._cleared
-
-    @property
-    def replaced(self) -> set[int]:
-        """The ids of the programs that it replaces."""
-        if self._replaced is None:
-            self._replaced = set(self.before) - {EMPTY}
-        return self._replaced
 
     def to_change(
         self,

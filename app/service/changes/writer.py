@@ -61,9 +61,9 @@ async def write(
     Raises:
         WriteFailed: The kernel refused an entry, or the service ends (`cause` is Stopping).
     """
-    do = _write_one_by_one if len(plan) <= _MAX_INLINE_SETS else _write_in_slices
+    do = _write_one_by_one if len(plan.indexes) <= _MAX_INLINE_SETS else _write_in_slices
     writing = _inline_or_in_thread(plan.after, partial(do, table, plan, is_stopping))
-    done, error = await (writing if len(plan) < _BACKGROUND_FROM else _beside(writing, background_steps))
+    done, error = await (writing if len(plan.indexes) < _BACKGROUND_FROM else _beside(writing, background_steps))
     if error is not None:
         left = await put_back(table, plan.part(0, done), replaced)
         raise WriteFailed(plan.indexes[done], error, left) from error
@@ -113,7 +113,7 @@ def _write_one_by_one(
                     table.clear_index(index)
         except ServiceError as error:
             return done, error
-    return len(plan), None
+    return len(plan.indexes), None
 
 
 def _write_in_slices(

@@ -42,13 +42,14 @@ class UnconfirmedEntries(Mapping[int, int]):
             changes[index] = change_id
         self._count += len(indexes)
 
-    def remove(self, indexes: Collection[int], change_id: int) -> None:
-        """Let those of these entries that wait for this change wait no longer."""
+    def remove(self, indexes: Collection[int], change_id: int) -> int:
+        """Let those of these entries that wait for this change wait no longer. Return how many still wait."""
         changes = self._changes
         for index in indexes:
             if index < len(changes) and changes[index] == change_id:
                 changes[index] = 0
                 self._count -= 1
+        return self._count
 
     def __getitem__(self, index: int) -> int:
         if index >= len(self._changes) or not self._changes[index]:

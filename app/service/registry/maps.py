@@ -183,15 +183,20 @@ class Maps:
         except ServiceError:
             return None
 
-    def warnings(self, held: HeldMap) -> list[str]:
-        """Return what may cost the map its entries, or sends changes elsewhere than expected."""
+    def warnings(self, held: HeldMap, *, just_opened: bool = False) -> list[str]:
+        """Return what may cost the map its entries, or sends changes elsewhere than expected.
+
+        Args:
+            held: The map.
+            just_opened: Its pin was followed a moment ago, and is not followed again.
+        """
         if isinstance(held.source, ById):
             return ["held by id: not pinned, so emptied when the last holder goes, and gone with the boot"]
         if isinstance(held.source, Made):
             return ["made by the service and pinned nowhere: gone when the service ends"]
         if held.object is None:
             return []
-        found = self.pinned_id(held)
+        found = held.object.id if just_opened else self.pinned_id(held)
         if found not in {None, held.object.id}:
             return [_moved_pin(held, found)]
         warnings = []
