@@ -142,7 +142,7 @@ class KeeperKernel(LinuxKernel):
 
     def table_programs(self) -> TablePrograms:
         """The keeper's."""
-        return self._keeper.table_programs() if self.in_kernel else TablePrograms()
+        return self._keeper.table_programs() if self.use_bulk_programs else TablePrograms()
 
     def _passed_on(self, op: Op, number: int = 0, text: str = "") -> int:
         told, fd = self._keeper.ask(op, number, text)

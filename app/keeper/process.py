@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from app.bpf.bpffs import KEPT_PIN
-from app.bpf.bulk import programs as in_kernel
+from app.bpf.bulk import programs as bulk_programs
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
@@ -130,7 +130,7 @@ class Keeper:
                 with self._paths.folder(text):
                     kernel.check_pin(text)
             case Op.TABLE_PROGRAM if not text:
-                program = in_kernel.loaded(kernel)[argument]
+                program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # it is loaded once, however often it is asked for
             case _:
                 told, fd = self._file(number, text)

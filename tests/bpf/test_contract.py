@@ -1,4 +1,4 @@
-"""One suite for both kernels: what is true of Linux must be true of the one in memory, errno by errno."""
+"""One suite for both kernels: the kernel in memory must answer as Linux does, errno by errno."""
 
 import errno
 from array import array as numbers
@@ -18,20 +18,23 @@ PACKET = bytes([3]) + bytes(13)
 
 
 @pytest.fixture(
-    params=["memory", *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux one by one"))]
+    params=[
+        "memory",
+        *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux, one call per entry")),
+    ]
 )
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """All of them."""
+    """Each implementation of the port that runs in this process."""
     if request.param == "memory":
         return MemoryKernel()
     kernel = LinuxKernel()
-    kernel.in_kernel = request.param == "linux"
+    kernel.use_bulk_programs = request.param == "linux"
     return kernel
 
 
 @pytest.fixture
 def opened(kernel: Kernel) -> Iterator[Callable[[int], int]]:
-    """Keeps an fd, and closes it when the test is over."""
+    """Keep an fd, and close it when the test is over."""
     fds: list[int] = []
 
     def keep(fd: int) -> int:
@@ -59,7 +62,7 @@ def load(kernel: Kernel, opened: Callable[[int], int]) -> Callable[..., int]:
 
 
 def refusal(call: Callable[[], object]) -> int | None:
-    """The errno of a call, None where it is not refused."""
+    """The errno with which a call is refused; None where it is not."""
     try:
         call()
     except OSError as error:
