@@ -296,7 +296,7 @@ def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
         )
     properties = "expected_attach_type, XDP frags, attach prototype, cgroup storage or JIT"
     return ProgramIncompatible(
-        reason=f"the kernel does not tell why; its type, {properties} may rule it out"
+        reason=f"the kernel does not report what the array takes; the program's type, {properties} may rule it out"
         if owner is None
         else f"the type is the same, so {properties} must differ from those of the first program",
         remedy="load it as the programs in the array were loaded (same section name and flags), or use a new array: "
