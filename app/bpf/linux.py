@@ -32,8 +32,8 @@ _VALUE: Final = 9
 class _Element(threading.local):
     """A reusable buffer with the arguments of MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM, key and value included.
 
-    For maps with u32 keys and values. Each thread has a buffer of its own. `own` is (the words of the buffer, the
-    arguments of bpf(2) behind the command: address and size of the struct).
+    For maps with u32 keys and values. Each thread has a buffer of its own. `buffer` is (its words, the arguments of
+    bpf(2) behind the command: address and size of the struct).
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _Element(threading.local):
         fields = attr.MapElem.from_buffer(self._words)
         fields.key, fields.value = start + 4 * _KEY, start + 4 * _VALUE
         words = memoryview(self._words).cast("B").cast("I")
-        self.own = words, (ctypes.c_void_p(start), ctypes.c_int(ctypes.sizeof(fields)))
+        self.buffer = words, (ctypes.c_void_p(start), ctypes.c_int(ctypes.sizeof(fields)))
 
 
 # The bytes by which a program may lengthen its packet in a test run: PROG_TEST_RUN copies the packet out as a whole, or
@@ -50,7 +50,7 @@ class _Element(threading.local):
 _MAX_PACKET_GROWTH: Final = 1 << 16
 
 _LOOKUP, _UPDATE = (ctypes.c_int(cmd) for cmd in (Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_UPDATE_ELEM))
-_U32: Final = 4
+_U32_BYTES: Final = 4
 
 
 class LinuxKernel(LinuxBpffs):
@@ -97,8 +97,8 @@ class LinuxKernel(LinuxBpffs):
 
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
         """Read one value (MAP_LOOKUP_ELEM)."""
-        if value_size == _U32:
-            element, call = self._element.own
+        if value_size == _U32_BYTES:
+            element, call = self._element.buffer
             element[_FD], element[_KEY], element[_FLAGS] = fd, index, 0
             if call_holding_gil(NUMBER, _LOOKUP, *call) < 0:
                 raise failure(Cmd.MAP_LOOKUP_ELEM)
@@ -146,7 +146,7 @@ class LinuxKernel(LinuxBpffs):
         One exception: while another process clears an entry that loaded programs refer to by a constant index, the
         call waits for that clear to end, on the map's poke mutex.
         """
-        element, call = self._element.own
+        element, call = self._element.buffer
         element[_FD], element[_KEY], element[_VALUE] = fd, index, value
         element[_FLAGS], element[_FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
         if call_holding_gil(NUMBER, _UPDATE, *call) < 0:

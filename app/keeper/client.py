@@ -25,7 +25,7 @@ from app.sandbox.channel import receive, send
 
 _TIMEOUT_SECONDS: Final = 10.0  # for the start, and for each answer
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
-_KEEPER_ENDED: Final = "the keeper has ended, so nothing can be opened or created: restart the service"
+_KEEPER_ENDED: Final = "the keeper has ended or does not answer, so it opens and creates nothing: restart the service"
 
 
 class KeeperClient:

@@ -63,7 +63,7 @@ def assemble_reader(layout: Layout, map_fops: int, *, cast: bool) -> bytes:
     - If an entry has a program whose id is 0, which is just being freed (bpf_prog_free_id()), or if a read fails, the
       program refuses. The caller then uses plain lookups.
     - At the end the program finds the map once more. If the fd was closed in between, and with it the last reference
-      to the map, it finds no map or one with another id, as ids are not used twice, and refuses.
+      to the map, it finds no map or one with another id (ids are given out in cyclic order), and refuses.
     Wrong offsets are found when the program is loaded: `programs.self_test` compares its answers with plain lookups.
 
     Args:
