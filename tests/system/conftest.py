@@ -59,7 +59,7 @@ class Inside:
 
     async def start(self) -> None:
         self.kernel = LinuxKernel()
-        self.kernel.in_kernel = False  # so that `before_write` comes before each entry
+        self.kernel.use_bulk_programs = False  # so that `before_write` comes before each entry
         self.registry = Registry(self.kernel, [str(self.pins)])
         self.registry.maps.add(HeldMap("table", Pinned(str(self.pins / "table"))))
         for name in PROGRAMS:

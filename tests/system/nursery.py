@@ -148,7 +148,7 @@ class Fuse:
 
 
 def _lay(fuse: Fuse, later: float) -> None:
-    LinuxKernel.in_kernel = False  # so that there is a point before and after each entry
+    LinuxKernel.use_bulk_programs = False  # so that there is a point before and after each entry
     for owner, name in (
         (LinuxKernel, "map_update"),
         (LinuxKernel, "map_delete"),
