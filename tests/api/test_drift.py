@@ -54,14 +54,14 @@ def _name(program: dict[str, str] | None) -> str | None:
 
 
 class TestDrift:
-    async def test_none_by_changes_through_the_service(self, client: httpx.AsyncClient) -> None:
+    async def test_changes_through_the_service_cause_no_drift(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
         await client.put(f"{TABLE}/1", json={"program": "drop"})
         await client.delete(f"{TABLE}/2")
         await client.post("/changes/3/revert")
         assert await drift_of(client) == {}
 
-    async def test_a_program_put_replaced_or_cleared_by_somebody_else(
+    async def test_entries_set_replaced_or_cleared_from_outside_are_drift(
         self, client: httpx.AsyncClient, outside: Outside
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
@@ -70,16 +70,14 @@ class TestDrift:
         outside.set(2, "tx")
         assert await drift_of(client) == {0: ("drop", "tx"), 1: ("pass", None), 2: (None, "tx")}
 
-    async def test_it_ends_when_it_is_undone_there(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_drift_ends_when_it_is_undone_from_outside(self, client: httpx.AsyncClient, outside: Outside) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         assert await drift_of(client) == {3: ("drop", "tx")}
         outside.set(3, "drop")
         assert await drift_of(client) == {}
 
-    async def test_a_change_of_the_entry_goes_through_and_ends_it(
-        self, client: httpx.AsyncClient, outside: Outside
-    ) -> None:
+    async def test_change_of_the_entry_ends_drift(self, client: httpx.AsyncClient, outside: Outside) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200
@@ -87,7 +85,7 @@ class TestDrift:
         entries = (await client.get("/changes/2")).json()["entries"]
         assert entries[0]["before"]["name"] == "tx", "what was really replaced"
 
-    async def test_what_was_there_when_the_map_was_first_held_is_as_it_is_to_be(
+    async def test_entries_present_at_the_first_hold_are_no_drift(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         with make_array(kernel, "other", 4) as array, load(kernel, 1) as program:
@@ -98,7 +96,7 @@ class TestDrift:
         assert list(await drift_of(client, "/maps/other")) == [0]
 
     @pytest.mark.parametrize("path", [TABLE, f"{TABLE}/3", MAP])
-    async def test_any_read_finds_it_and_an_event_tells_once(
+    async def test_any_read_finds_drift_and_one_event_tells_it(
         self, app: FastAPI, client: httpx.AsyncClient, outside: Outside, path: str
     ) -> None:
         outside.set(3, "tx")
@@ -109,12 +107,12 @@ class TestDrift:
         assert (event.type, event.map, event.data["count"]) == ("drift", "jump_table", 1)
         assert event.data["drift"][0]["kernel"]["name"] == "tx"
 
-    async def test_the_regular_look_finds_it(self, app: FastAPI, outside: Outside) -> None:
+    async def test_periodic_check_finds_drift(self, app: FastAPI, outside: Outside) -> None:
         outside.set(3, "tx")
         await app.state.upkeep.drift.check_all()
         assert [event.type for event in app.state.changes.journal.events(0, 10)] == ["drift"]
 
-    async def test_an_event_tells_of_no_more_than_100_entries(
+    async def test_drift_event_lists_at_most_100_entries(
         self, app: FastAPI, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 3000))
@@ -127,8 +125,8 @@ class TestDrift:
         assert (event.data["count"], len(event.data["drift"])) == (3000, 100)
 
 
-class TestOpenedAnew:
-    async def test_a_smaller_array_in_the_midst_of_a_look(
+class TestReopenedMap:
+    async def test_read_during_a_reopen_answers_the_old_or_the_new_array(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         for size in (40_000, 5_000):
@@ -151,7 +149,9 @@ class TestOpenedAnew:
 
 
 class TestReconcile:
-    async def test_to_the_journal(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_to_the_journal_restores_the_table(
+        self, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
         before = (await client.get(TABLE)).json()
         outside.set(0, "tx")
@@ -166,7 +166,9 @@ class TestReconcile:
         assert (await client.get(TABLE)).json() == before
         assert await drift_of(client) == {}
 
-    async def test_to_the_kernel(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_to_the_kernel_adopts_its_entries(
+        self, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         dry = await client.post(f"{MAP}/reconcile?dry_run=true", json={"to": "kernel"})
@@ -179,13 +181,15 @@ class TestReconcile:
         await client.post(f"/changes/{done['change']['id']}/revert")
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop", "and that can be reverted"
 
-    async def test_nothing_to_do(self, client: httpx.AsyncClient) -> None:
+    async def test_reconcile_without_drift_makes_no_change(self, client: httpx.AsyncClient) -> None:
         for to in ("journal", "kernel"):
             done = await client.post(f"{MAP}/reconcile", json={"to": to})
             assert done.json() == {"change": None, "set": 0, "cleared": 0, "unchanged": 0}
             assert "change-id" not in done.headers
 
-    async def test_all_or_nothing(self, kernel: Kernel, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_changes_nothing_if_one_program_is_gone(
+        self, kernel: Kernel, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         with load(kernel, 1, name="loose") as loose:
             await client.put(f"{TABLE}/1", json={"program": {"id": loose.id}})
         await client.put(f"{TABLE}/0", json={"program": "drop"})
@@ -197,7 +201,7 @@ class TestReconcile:
         assert len(await drift_of(client)) == 2
 
     @pytest.mark.parametrize("body", [{"to": "me"}, {}, {"to": None}, {"to": "kernel", "from": "journal"}])
-    async def test_bad_input(self, client: httpx.AsyncClient, body: object) -> None:
+    async def test_bad_input_is_refused(self, client: httpx.AsyncClient, body: object) -> None:
         assert_problem(await client.post(f"{MAP}/reconcile", json=body), 422, "validation")
         assert_problem(await client.post("/maps/nope/reconcile", json={"to": "kernel"}), 404, "map-unknown")
         refused = await client.post(f"{MAP}/reconcile?confirm_within=5", json={"to": "kernel"})
@@ -241,9 +245,9 @@ async def first_run(kernel: Kernel, pins: Path, file: Path) -> None:
     registry.close()
 
 
-class TestOnStart:
+class TestStart:
     @pytest.mark.parametrize("restore", [False, True])
-    async def test_what_was_changed_while_the_service_was_down(
+    async def test_entries_changed_during_downtime_are_restored_or_drift(
         self, kernel: Kernel, booted: Path, tmp_path: Path, restore: bool
     ) -> None:
         file = tmp_path / "journal.db"
@@ -265,7 +269,9 @@ class TestOnStart:
                 assert await drift_of(client, "/maps/table") == {0: ("one", "two"), 1: ("two", None)}
         registry.close()
 
-    async def test_the_loader_ran_anew_with_the_same_code(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
+    async def test_reloaded_programs_with_the_same_code_are_no_drift(
+        self, kernel: Kernel, booted: Path, tmp_path: Path
+    ) -> None:
         """Other ids in the same places: that is no drift."""
         file = tmp_path / "journal.db"
         await first_run(kernel, booted, file)
@@ -279,7 +285,7 @@ class TestOnStart:
             assert await drift_of(client, "/maps/table") == {}
         registry.close()
 
-    async def test_where_the_journal_cannot_be_written_the_table_is_not_flapped(
+    async def test_restore_without_journal_writes_the_table_only_once(
         self, kernel: Kernel, booted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file = tmp_path / "journal.db"
@@ -303,7 +309,9 @@ class TestOnStart:
             assert writes == 2
         registry.close()
 
-    async def test_another_array_in_its_place(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
+    async def test_new_array_at_the_pin_is_restored_or_drift(
+        self, kernel: Kernel, booted: Path, tmp_path: Path
+    ) -> None:
         """The loader ran anew while the service was down."""
         file = tmp_path / "journal.db"
         await first_run(kernel, booted, file)
@@ -334,7 +342,7 @@ class Rebooted(MemoryKernel):
 
 
 class TestReboot:
-    async def test_recorded_programs_are_put_back_as_their_pins_come_to_exist(self, tmp_path: Path) -> None:
+    async def test_programs_are_restored_as_their_pins_appear(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)
@@ -367,7 +375,7 @@ class TestReboot:
                 assert (told["drift"], told["warnings"]) == ([], [])
         registry.close()
 
-    async def test_a_loader_that_fills_the_table_with_the_same_code_makes_no_drift(self, tmp_path: Path) -> None:
+    async def test_loader_that_fills_the_table_with_the_same_code_causes_no_drift(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)
@@ -384,7 +392,7 @@ class TestReboot:
                 assert await drift_of(client, "/maps/table") == {}
             registry.close()
 
-    async def test_what_waits_is_over_and_not_restored(self, tmp_path: Path) -> None:
+    async def test_unconfirmed_change_expires_and_is_not_restored(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)

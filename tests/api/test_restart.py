@@ -58,7 +58,9 @@ async def hold_all(kernel: Kernel, pins: Path, file: Path, ids: tuple[int, int])
     registry.close()
 
 
-async def test_all_but_what_was_released(kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]) -> None:
+async def test_all_holds_but_released_ones_survive_a_restart(
+    kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
+) -> None:
     await hold_all(kernel, pins, file, prepared)
     registry = Registry(kernel, [str(pins)])
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
@@ -68,7 +70,7 @@ async def test_all_but_what_was_released(kernel: Kernel, pins: Path, file: Path,
     registry.close()
 
 
-async def test_the_configuration_has_precedence(
+async def test_configuration_takes_precedence_over_journalled_holds(
     kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
 ) -> None:
     await hold_all(kernel, pins, file, prepared)
@@ -81,7 +83,7 @@ async def test_the_configuration_has_precedence(
     registry.close()
 
 
-async def test_what_is_gone_is_unavailable_until_it_is_back(
+async def test_missing_program_is_unavailable_until_its_pin_is_back(
     kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
 ) -> None:
     await hold_all(kernel, pins, file, prepared)
@@ -98,7 +100,7 @@ async def test_what_is_gone_is_unavailable_until_it_is_back(
     registry.close()
 
 
-async def test_holds_by_id_end_with_the_boot(file: Path) -> None:
+async def test_holds_by_id_do_not_survive_a_reboot(file: Path) -> None:
     pins = Path("/sys/fs/bpf")
     kernel = MemoryKernel()
     with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
@@ -111,7 +113,7 @@ async def test_holds_by_id_end_with_the_boot(file: Path) -> None:
     registry.close()
 
 
-async def test_what_cannot_be_journalled_is_neither_held_nor_released(
+async def test_hold_or_release_that_cannot_be_journalled_is_refused(
     kernel: Kernel, pins: Path, prepared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = Registry(kernel, [str(pins)])

@@ -397,10 +397,10 @@ def check(kernel: Kernel, folder: Path, files: Path, examples: int) -> None:
         run_state_machine_as_test(OnThis, settings=profile)
 
 
-def test_in_memory(tmp_path: Path) -> None:
+def test_service_behaves_like_the_model_in_memory(tmp_path: Path) -> None:
     check(MemoryKernel(), Path("/sys/fs/bpf"), tmp_path, 150)
 
 
 @pytest.mark.kernel
-def test_on_linux(bpffs: Path, tmp_path: Path) -> None:
+def test_service_behaves_like_the_model_on_linux(bpffs: Path, tmp_path: Path) -> None:
     check(LinuxKernel(), bpffs, tmp_path, 15)

@@ -139,7 +139,7 @@ def over_unix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
-def test_the_round(kind: Any, over_loopback: Service, generated: Path) -> None:
+def test_put_get_and_delete_over_loopback(kind: Any, over_loopback: Service, generated: Path) -> None:
     client: Any = kind(over_loopback, generated)
     assert client.put(3, "drop") == (201, "drop")
     assert client.get(3) == (200, "drop")
@@ -152,14 +152,14 @@ def test_the_round(kind: Any, over_loopback: Service, generated: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
-def test_the_unix_socket(kind: Any, over_unix: Service, generated: Path) -> None:
+def test_requests_over_the_unix_socket(kind: Any, over_unix: Service, generated: Path) -> None:
     client: Any = kind(over_unix, generated)
     assert client.get(3) == (404, "entry-empty")
     assert client.put(3, "nope") == (422, "program-not-found")
     client.close()
 
 
-def test_what_the_generated_client_is_given_is_typed(over_loopback: Service, generated: Path) -> None:
+def test_generated_client_returns_typed_objects(over_loopback: Service, generated: Path) -> None:
     models = importlib.import_module("jumptable_client.models")
     client: Any = Generated(over_loopback, generated)
     client.put(5, "drop")

@@ -48,7 +48,7 @@ def folder(bpffs: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_gets_nowhere_and_the_keeper_lives(folder: Path, bpffs: Path) -> None:
+def test_compromised_listener_gains_nothing_and_the_keeper_lives(folder: Path, bpffs: Path) -> None:
     secrets = [str(folder / "tokens.json"), "/etc/shadow"]
     first = f"from tests.system import hostile; hostile.lie_in_wait({str(bpffs / 'theirs')!r}, {secrets!r})"
     with serve(folder / "jumptable.toml", folder / "run/api.sock", first=first) as service, service.client() as client:

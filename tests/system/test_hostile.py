@@ -110,7 +110,7 @@ def status(answer: bytes) -> int:
 @example(b"GET", b"/healthz/../maps")
 @example(b"GET", b"/healthz%2f..%2fmaps")
 @example(b"GET", b"/healthz;/../maps")
-def test_any_target_without_a_token(service: Service, method: bytes, target: bytes) -> None:
+def test_target_without_a_token_reaches_only_open_routes(service: Service, method: bytes, target: bytes) -> None:
     found = status(until_closed(service, head(method, target)))
     assert found < 500
     assert found >= 400 or OPEN.fullmatch(target.partition(b"#")[0])
@@ -121,13 +121,13 @@ def test_any_target_without_a_token(service: Service, method: bytes, target: byt
 @example(b"Bearer ", b"jt_" + b"A" * 43)
 @example(b"Bearer ", b"\xff\xfe")
 @example(b"Bearer ", b"x" * 20_000)
-def test_any_token_that_is_none(service: Service, kind: bytes, token: bytes) -> None:
+def test_random_token_is_refused(service: Service, kind: bytes, token: bytes) -> None:
     assert status(until_closed(service, head(b"GET", b"/maps", b"Authorization: " + kind + token))) in {400, 401}
 
 
 @some
 @given(st.data())
-def test_a_token_with_anything_more_or_less(service: Service, secret: bytes, data: st.DataObject) -> None:
+def test_altered_token_is_refused(service: Service, secret: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(secret)))
     more = data.draw(st.binary(max_size=3).map(lambda each: re.sub(rb"[\r\n]", b"", each)))
     token = secret[:at] + more + secret[data.draw(st.integers(0, len(secret))) :]
@@ -137,7 +137,7 @@ def test_a_token_with_anything_more_or_less(service: Service, secret: bytes, dat
 
 @some
 @given(methods, targets, st.lists(st.tuples(names | in_line, in_line), max_size=4))
-def test_a_reader_changes_nothing_whatever_the_headers(
+def test_reader_changes_nothing_whatever_the_headers(
     service: Service, secret: bytes, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]
 ) -> None:
     if target.startswith(b"/events") and method == b"GET":
@@ -152,12 +152,12 @@ def test_a_reader_changes_nothing_whatever_the_headers(
 
 @some
 @given(st.lists(in_line | st.sampled_from([b"\r\n", b"\n", b"\r", b"GET / HTTP/1.1", b": ", b"\r\n\r\n"]), max_size=12))
-def test_any_bytes(service: Service, parts: list[bytes]) -> None:
+def test_random_bytes_get_neither_success_nor_500(service: Service, parts: list[bytes]) -> None:
     answer = until_closed(service, b"".join(parts) + b"\r\n\r\n\0\r\n\r\n")
     assert not re.search(rb"HTTP/1\.1 (2|5)", answer)
 
 
-def test_one_caller_cannot_take_the_places_of_all_readers(service: Service, folder: Path, secret: bytes) -> None:
+def test_one_caller_cannot_take_every_event_reader_slot(service: Service, folder: Path, secret: bytes) -> None:
     other = TokenFile(folder / "state/tokens.json").add(Token("other", "", "reader", time.time())).encode()
 
     def follow(secret: bytes) -> tuple[socket.socket, int]:

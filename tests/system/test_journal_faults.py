@@ -78,8 +78,8 @@ def fault(request: pytest.FixtureRequest, inside: Inside) -> Iterator[Fault]:
     fault.mend()
 
 
-class TestInTheMidst:
-    async def test_a_change_is_put_back_and_works_again_once_mended(self, inside: Inside, fault: Fault) -> None:
+class TestFailureDuringChange:
+    async def test_change_is_put_back_and_succeeds_once_the_journal_works(self, inside: Inside, fault: Fault) -> None:
         await inside.client.put(f"{TABLE}/7", json={"program": "tx"})
         before = inside.table()
         inside.before_write(2, fault.strike)
@@ -96,9 +96,7 @@ class TestInTheMidst:
         assert (inside.table(), await inside.drift()) == (AFTER | {7: "tx"}, [])
 
     @pytest.mark.parametrize("write", [0, 1, 3])
-    async def test_a_change_to_be_confirmed_leaves_nothing_behind(
-        self, inside: Inside, fault: Fault, write: int
-    ) -> None:
+    async def test_change_with_a_deadline_leaves_nothing_behind(self, inside: Inside, fault: Fault, write: int) -> None:
         """0: before it is known to the journal. The same change, made once that is mended, is there for good."""
         if write:
             inside.before_write(write, fault.strike)
@@ -114,7 +112,7 @@ class TestInTheMidst:
         assert inside.table() == AFTER, "it was answered, so no start may undo it"
         assert (await inside.drift(), await inside.states()) == ([], [("update", "applied")])
 
-    async def test_a_confirmation_is_not_lost(self, inside: Inside, fault: Fault) -> None:
+    async def test_failed_confirmation_can_be_repeated(self, inside: Inside, fault: Fault) -> None:
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         fault.strike()
         assert_problem(await inside.client.post("/changes/1/confirm"), 503, "journal-unavailable")
@@ -126,7 +124,7 @@ class TestInTheMidst:
         assert (inside.table(), inside.kept()) == (AFTER, [])
         assert await inside.states() == [("update", "confirmed")]
 
-    async def test_a_revert_is_put_back(self, inside: Inside, fault: Fault) -> None:
+    async def test_failed_revert_is_put_back(self, inside: Inside, fault: Fault) -> None:
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         fault.strike()
         assert_problem(await inside.client.post("/changes/1/revert"), 503, "journal-unavailable")
@@ -136,9 +134,9 @@ class TestInTheMidst:
         assert (inside.table(), inside.kept()) == (BEFORE, [])
 
 
-class TestADeadlineMeanwhile:
+class TestDeadlineDuringFailure:
     @pytest.mark.parametrize("restarts", [False, True])
-    async def test_it_is_undone_in_the_kernel_and_journalled_later(
+    async def test_expired_change_is_undone_at_once_and_journalled_later(
         self, inside: Inside, fault: Fault, restarts: bool
     ) -> None:
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 1})).is_success
@@ -158,8 +156,8 @@ class TestADeadlineMeanwhile:
         assert (await inside.client.put(f"{TABLE}/0", json={"program": "tx"})).is_success
 
 
-class TestTheWallClock:
-    async def test_set_back(self, inside: Inside) -> None:
+class TestWallClock:
+    async def test_clock_set_back_keeps_order_and_deadlines(self, inside: Inside) -> None:
         """Changes keep their order, and deadlines do not move."""
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})).is_success
         inside.now -= 3 * 365 * DAY
@@ -173,7 +171,7 @@ class TestTheWallClock:
         await inside.restart()
         assert (inside.table(), await inside.drift()) == (BEFORE | {9: "drop"}, [])
 
-    async def test_set_ahead(self, inside: Inside) -> None:
+    async def test_clock_set_ahead_moves_no_deadline(self, inside: Inside) -> None:
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})).is_success
         inside.now += 30 * DAY
         await inside.restart()
@@ -181,7 +179,7 @@ class TestTheWallClock:
         assert (await inside.client.post("/changes/1/confirm")).is_success
 
 
-class TestAsAProcess:
+class TestProcess:
     @pytest.fixture
     def config(self, bpffs: Path, disk: Path, tmp_path: Path) -> Path:
         prepare(bpffs)
@@ -190,7 +188,9 @@ class TestAsAProcess:
         return file
 
     @pytest.mark.parametrize("kind", ["full", "input/output error"])
-    def test_a_disk_that_fails_and_is_mended(self, config: Path, disk: Path, tmp_path: Path, kind: str) -> None:
+    def test_change_on_a_failing_disk_is_put_back_and_succeeds_later(
+        self, config: Path, disk: Path, tmp_path: Path, kind: str
+    ) -> None:
         """The second by a limit: no file may grow, and the error is another than ENOSPC."""
         body = {"entries": [{"index": 0, "program": None}, {"index": 1, "program": None}]}
         with serve(config, tmp_path / "api.sock") as service, service.client() as client:
@@ -204,7 +204,7 @@ class TestAsAProcess:
             assert client.patch(TABLE, json=body).headers["change-id"] == "1"
             assert client.get(TABLE).json()["entries"] == []
 
-    def test_a_state_dir_that_is_read_only_at_the_start(self, config: Path, disk: Path, tmp_path: Path) -> None:
+    def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
         """It does not start, and says what to do; then it starts."""
         mount_disk(disk, MS_REMOUNT | MS_RDONLY)
         with running("serve", "--config", str(config)) as service:

@@ -74,7 +74,9 @@ def world(request: pytest.FixtureRequest, nursery: Nursery, pins: Path, tmp_path
 class TestAtEveryStep:
     @pytest.mark.parametrize("confirm_within", [None, 600])
     @pytest.mark.parametrize("verb", ["update", "replace"])
-    def test_of_a_table_change(self, world: World, verb: str, confirm_within: int | None) -> None:
+    def test_killed_table_change_leaves_old_or_new_programs(
+        self, world: World, verb: str, confirm_within: int | None
+    ) -> None:
         """Each entry holds the old or the new program; what waits for its confirmation is whole, or was undone."""
         if confirm_within is not None:
             world.let_go()
@@ -93,7 +95,7 @@ class TestAtEveryStep:
         assert step == 1 + WRITES + COMMIT + (0 if confirm_within is None else COMMIT + PINS)
         assert not world.wrong
 
-    def test_of_a_confirmation(self, world: World) -> None:
+    def test_killed_confirmation_leaves_the_change_confirmed_or_unconfirmed(self, world: World) -> None:
         """The change stands confirmed, or waits still."""
         for step in count(1):
             change = world.change("update", f"confirm {step}", 600)["change"]
@@ -110,7 +112,7 @@ class TestAtEveryStep:
         assert not world.wrong
 
     @pytest.mark.parametrize("confirm_within", [None, 600])
-    def test_of_a_revert(self, world: World, confirm_within: int | None) -> None:
+    def test_killed_revert_leaves_old_or_new_programs(self, world: World, confirm_within: int | None) -> None:
         """Each entry holds the old or the new program; what waited before waits still, or is undone."""
         for step in count(1):
             id_ = world.change("update", None, confirm_within)["change"]["id"]
@@ -127,7 +129,7 @@ class TestAtEveryStep:
         assert not world.wrong
 
     @pytest.mark.parametrize("is_whole", [True, False], ids=["overdue", "cut off"])
-    def test_of_the_undo_at_the_start(self, world: World, is_whole: bool) -> None:
+    def test_killed_undo_at_the_start_is_completed_later(self, world: World, is_whole: bool) -> None:
         """However often the start is killed as well: all is put back in the end."""
         world.let_go()
         for step in count(1):
@@ -195,7 +197,7 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_at_random_moments(world: World, seed: int) -> None:
+def test_kill_at_a_random_moment_loses_no_answered_change(world: World, seed: int) -> None:
     """Four connections change, confirm and revert while the service is killed."""
     world.first = world.table()
     told = threading.Semaphore(0)
@@ -219,9 +221,14 @@ def test_at_random_moments(world: World, seed: int) -> None:
     world.check()
 
 
-def test_together_they_are_many(request: pytest.FixtureRequest) -> None:
+def test_tests_of_this_file_kill_200_times_or_more(request: pytest.FixtureRequest) -> None:
     """Of all the tests above, where all of them ran."""
     ran = {item.name.partition("[")[0] for item in request.session.items if item.path == request.path}
-    if not {"test_of_a_table_change", "test_at_random_moments", "test_of_the_undo_at_the_start"} <= ran:
+    needed = {
+        "test_killed_table_change_leaves_old_or_new_programs",
+        "test_kill_at_a_random_moment_loses_no_answered_change",
+        "test_killed_undo_at_the_start_is_completed_later",
+    }
+    if not needed <= ran:
         pytest.skip("only some of them ran")
     assert World.kills >= 200

@@ -146,11 +146,11 @@ def header(request: pytest.FixtureRequest, tokens: TokenFile) -> dict[str, str]:
 
 @SCHEMA.parametrize()
 @few
-def test_whoever_has_a_right(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
+def test_api_conforms_to_its_document_with_a_token(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
     case.call_and_validate(headers=header, additional_checks=[well_formed])
 
 
 @SCHEMA.parametrize()
 @few
-def test_nobody(case: schemathesis.Case[Any]) -> None:
+def test_api_conforms_to_its_document_without_a_token(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(additional_checks=[well_formed])
