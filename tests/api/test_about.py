@@ -9,7 +9,7 @@ from app.api.problems import PROBLEMS
 from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 from tests.conftest import application
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ class TestKernelErrors:
                 raise PermissionError(1, "refused")
 
         registry = Registry(Unprivileged())
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-permission")
         assert (response.json()["capability"], response.json()["errno"]) == ("CAP_SYS_ADMIN", "EPERM")
@@ -123,7 +123,7 @@ class TestKernelErrors:
                 raise OSError(524, "refused")
 
         registry = Registry(Broken())
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-error")
         assert response.json()["errno"] == "ENOTSUPP"

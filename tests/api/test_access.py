@@ -89,6 +89,7 @@ async def asker(guarded: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestEveryRoute:
     def test_every_operation_has_a_right_and_a_request_in_this_file(self, guarded: FastAPI) -> None:
         operations = {route.operation_id for route in guarded.routes if hasattr(route, "operation_id")}
@@ -112,6 +113,7 @@ class TestEveryRoute:
                 assert response.status_code == 403, operation
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestTokens:
     @pytest.mark.parametrize("value", ["Bearer x", "Bearer", "Basic cm9vdDo=", "x", "Bearer jt_" + "A" * 43])
     async def test_invalid_token_is_unauthenticated(
@@ -160,6 +162,7 @@ class TestTokens:
         assert secret not in "".join(capsys.readouterr())
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestTokenBounds:
     @pytest.fixture
     def writer(self, tokens: TokenFile) -> dict[str, str]:
@@ -246,6 +249,7 @@ class TestTokenBounds:
             assert_problem(await asker.request(method, path, json=body, headers=writer), 403, "entry-protected")
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestBypasses:
     async def test_moved_pin_gives_a_writer_no_new_program(
         self, kernel: Kernel, pins: Path, asker: httpx.AsyncClient, tokens: TokenFile
@@ -334,6 +338,7 @@ class TestBypasses:
         assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestReadOnly:
     async def test_writes_are_refused_and_reads_are_answered(self, registry: Registry) -> None:
         async with started(registry, authentication=Authentication(read_only=True)) as app, client_of(app) as client:
@@ -343,6 +348,7 @@ class TestReadOnly:
                 assert response.json()["code"] == "read-only" if changing else response.status_code != 403, operation
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestLimits:
     async def test_requests_beyond_the_rate_get_429(self, registry: Registry) -> None:
         limits = Limits(requests_per_second=0.5, burst=3)
@@ -384,6 +390,7 @@ class TestHostAndOrigin:
                 assert (await client.get("/maps", headers={"RequestContext": origin})).status_code == status
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_reason_of_a_broken_token_file_is_told_to_the_operator_only(
     registry: Registry, tokens: TokenFile, anyio_backend: str
 ) -> None:
@@ -401,6 +408,7 @@ async def test_reason_of_a_broken_token_file_is_told_to_the_operator_only(
         assert app.state.authentication.tokens.degraded_reason is None
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_credentials_without_the_bearer_scheme_get_a_hint(
     registry: Registry, tokens: TokenFile, anyio_backend: str
 ) -> None:

@@ -18,7 +18,7 @@ from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, client_of, started
 from tests.api.test_access import new
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 TABLE = "/maps/jump_table/entries"
 

@@ -15,7 +15,7 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType
 from app.cli.demo import fill
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +29,7 @@ def nothing_changes(registry: Registry) -> Any:
     assert [held.name for held in registry.maps] == ["jump_table"]
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestBody:
     @pytest.mark.parametrize(
         "content",
@@ -99,6 +100,7 @@ class TestBody:
         assert response.status_code == 201
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestIndex:
     @pytest.mark.parametrize(
         "index",
@@ -125,6 +127,7 @@ class TestIndex:
             assert (response.json()["index"], response.json()["max_entries"]) == (int(index), 16)
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestName:
     @pytest.mark.parametrize(
         "name", ["a%2Fb", "jump_table%2Fentries", "%2E%2E", "jump_table%0A", "%0Ajump_table", "x" * 10_000, "a%20b",
@@ -150,6 +153,7 @@ class TestName:
         assert (await client.get("/maps/jump%5Ftab%6Ce")).status_code == 200
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestQuery:
     @pytest.mark.parametrize(
         "query", ["dryrun=true", "dry_run=maybe", "dry_run=", "dry_run", "dry_run=true&dry_run=false"]
@@ -235,6 +239,7 @@ class TestRun:
         assert response.json()["detail"] == "body.packet: a packet has 14 bytes at least; this one has 13"
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestRandomRequests:
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
@@ -268,7 +273,7 @@ class TestRandomRequests:
         fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])
         fill(fresh)
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=("/" + "/".join(map(_quoted, path))).encode())
-        async with asking(fresh) as client:
+        async with client_on_registry(fresh) as client:
             headers = {**JSON, **{name: value.encode("latin-1").decode("latin-1") for name, value in header.items()}}
             response = await client.request(method, url, content=body, headers=list(_encoded(headers)))
         fresh.close()

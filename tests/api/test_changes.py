@@ -30,6 +30,7 @@ pytestmark = pytest.mark.anyio
 TABLE = "/maps/jump_table/entries"
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestChangeId:
     async def test_every_applied_change_has_an_id_also_with_204(self, client: httpx.AsyncClient) -> None:
         ids = [

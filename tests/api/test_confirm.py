@@ -45,6 +45,7 @@ def holds(client_answer: httpx.Response) -> dict[int, str]:
     return {entry["index"]: entry["program"]["name"] for entry in client_answer.json()["entries"]}
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestConfirmWithin:
     async def test_change_is_unconfirmed_until_its_deadline(self, client: httpx.AsyncClient) -> None:
         response = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})

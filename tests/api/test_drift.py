@@ -53,6 +53,7 @@ def _name(program: dict[str, str] | None) -> str | None:
     return None if program is None else program["name"]
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestDrift:
     async def test_changes_through_the_service_cause_no_drift(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})

@@ -15,10 +15,10 @@ from app.cli import demo
 from app.service.objects.opening import make_array
 from app.service.objects.source import Made
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 from tests.conftest import load
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 
 class TestSetEntry:
@@ -166,7 +166,7 @@ class TestDryRun:
 
         registry = Registry(Extended())
         demo.fill(registry)
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             dry = await client.put(f"{ENTRY}?dry_run=true", json={"program": "drop"})
             assert (dry.status_code, dry.json()["fit"]) == (201, "type-only")
             await client.put(ENTRY, json={"program": "drop"})
@@ -213,7 +213,7 @@ class TestClearEntry:
         for name in ("slow", "quick"):
             registry.maps.adopt(name, make_array(registry.kernel, name, 4))
         registry.programs.adopt("drop", load(registry.kernel))
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put("/maps/slow/entries/0", json={"program": "drop"})
             clear = asyncio.create_task(client.delete("/maps/slow/entries/0"))
             await asyncio.wait_for(began.wait(), 10)

@@ -69,6 +69,7 @@ async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[To
     return parsed(response.text)
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestEvents:
     async def test_change_is_one_event_with_the_whole_change(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         bad = [{"index": 1, "program": "drop"}, {"index": 2, "program": "nope"}]

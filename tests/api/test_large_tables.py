@@ -13,7 +13,7 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from tests.api.conftest import asking, assert_problem
+from tests.api.conftest import assert_problem, client_on_registry
 from tests.conftest import load
 
 pytestmark = pytest.mark.anyio
@@ -133,7 +133,7 @@ class TestRefused:
         registry = Registry(kernel := Refusing())
         demo.fill(registry)
         registry.maps.adopt("large", make_array(kernel, "large", SIZE))
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(LARGE, json={"programs": programs(0)})
             kernel.refused = 7001
             refused = await client.put(LARGE, json={"programs": programs(1)})

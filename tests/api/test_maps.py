@@ -143,6 +143,7 @@ class TestConcurrentRelease:
             assert answers[0].status_code == answers[3].status_code == 200
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestUnavailable:
     async def test_unavailable_objects_are_reported_and_readyz_fails(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 TABLE = "/maps/jump_table/entries"
 

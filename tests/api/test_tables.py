@@ -16,7 +16,7 @@ from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
 from app.cli import demo
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 from tests.conftest import application, load
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ class TestUpdateEntries:
 
         registry = Registry(Watched())
         demo.fill(registry)
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.patch(TABLE, json=listed(_9="drop", _2="pass", _5="tx"))
             await client.put(TABLE, json=listed(_7="drop", _1="pass"))
         registry.close()
@@ -205,7 +205,7 @@ class TestRollback:
         kernel = Refusing()
         registry = Registry(kernel)
         demo.fill(registry)
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(TABLE, json={"programs": ["drop", "drop", None, "drop"]})
             before = (await client.get(TABLE)).json()
             kernel.refused = 2
@@ -223,7 +223,7 @@ class TestRollback:
         registry = Registry(kernel)
         demo.fill(registry)
 
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(TABLE, json={"programs": ["drop", "drop"]})
             update = kernel.map_update
 
