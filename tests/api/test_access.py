@@ -387,7 +387,7 @@ class TestHostAndOrigin:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
-                assert (await client.get("/maps", headers={"RequestContext": origin})).status_code == status
+                assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -120,7 +120,7 @@ async def test_hold_or_release_that_cannot_be_journalled_is_refused(
     async with started(registry) as app, client_of(app) as client:
         await client.put("/programs/first", json={"id": prepared[1]})
         with monkeypatch.context() as patch:
-            for name in ("hold", "release"):
+            for name in ("save_hold", "remove_hold"):
                 patch.setattr(app.state.changes.journal, name, fail)
             for method, path, body in (
                 ("PUT", "/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),

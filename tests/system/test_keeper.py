@@ -187,7 +187,7 @@ keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
 kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 programs = kernel.table_programs()
-become({NOBODY}, {NOBODY})
+switch_user({NOBODY}, {NOBODY})
 drop_capabilities([])
 install_filter()
 assert effective_capabilities() == [] and None not in programs
