@@ -1,4 +1,4 @@
-"""The service itself: health, version, problems, documentation, and what goes around every request."""
+"""Health, version, explanations of problems, documentation pages, request ids and internal errors."""
 
 import httpx
 import pytest

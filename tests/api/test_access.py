@@ -1,4 +1,4 @@
-"""Who may do what, by tokens, route by route."""
+"""Authentication and authorization: tokens, their bounds, read-only mode, limits, and the headers Host and Origin."""
 
 import asyncio
 import time
@@ -72,7 +72,7 @@ def tokens(tmp_path: Path) -> TokenFile:
 
 
 def new(tokens: TokenFile, name: str, role: Role, **bounds: Any) -> dict[str, str]:
-    """The header of a new token."""
+    """Create a token and return the header that carries it."""
     return {"Authorization": f"Bearer {tokens.add(Token(name, '', role, time.time(), **bounds))}"}
 
 

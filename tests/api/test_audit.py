@@ -1,4 +1,4 @@
-"""The audit: a line for each attempt."""
+"""The audit log has one line for each attempt to change something and for each denied request."""
 
 import json
 import resource

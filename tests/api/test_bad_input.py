@@ -1,4 +1,4 @@
-"""What must be refused by name, change nothing, and never be a 500."""
+"""Bad input gets a named problem, changes nothing, and never causes a 500."""
 
 import json
 import string
@@ -269,7 +269,7 @@ class TestRandomRequests:
     async def test_no_request_causes_a_500(
         self, registry: Registry, method: str, path: list[str], body: bytes, header: dict[str, str]
     ) -> None:
-        """Whatever comes, the answer is no 5xx, and an error is a problem of a known form."""
+        """Every error is a problem in the form that all problems have."""
         fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])
         fill(fresh)
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=("/" + "/".join(map(_quoted, path))).encode())

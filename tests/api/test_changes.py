@@ -1,4 +1,4 @@
-"""/changes: who changed what, and the way back."""
+"""/changes: the list of changes, and how to revert them."""
 
 import asyncio
 import resource
@@ -189,7 +189,7 @@ class TestRevert:
     async def test_revert_restores_a_program_that_only_the_service_keeps_alive(
         self, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """Overwritten, unheld and unpinned, it would be gone: the service keeps it for the way back."""
+        """Nothing else refers to the overwritten program. The service keeps it alive for a revert."""
         with load(kernel, 3, name="foreign") as foreign:
             id_ = foreign.id
             await client.put(ENTRY, json={"program": {"id": id_}})
@@ -218,7 +218,7 @@ class TestRevert:
         assert "another array" in refused.json()["detail"]
 
     async def test_revert_is_refused_after_a_reboot(self, tmp_path: Path) -> None:
-        """The same ids mean other arrays and programs then."""
+        """After a reboot the same ids belong to other arrays and programs."""
         for boot in range(2):
             registry = Registry(MemoryKernel())
             demo.fill(registry)
@@ -232,7 +232,7 @@ class TestRevert:
             registry.close()
 
     async def test_concurrent_reverts_undo_a_change_only_once(self, registry: Registry, tmp_path: Path) -> None:
-        """Two ask at once, and in between the entry is set to the same again: that is another's, and stays."""
+        """Between two reverts another request sets the entry to the same program. That set stays."""
         changes = Changes(registry, Journal(tmp_path / "journal.db", "power"))
         held, origin = registry.maps.get("jump_table"), RequestContext("unix", "one")
         for name in ("drop", "pass"):
@@ -268,7 +268,7 @@ class TestRevert:
     async def test_revert_after_a_restart_fails_only_if_the_program_is_gone(
         self, registry: Registry, kernel: Kernel, tmp_path: Path
     ) -> None:
-        """What lives by other means is found again; what does not is said to be gone."""
+        """A program that is held is found again. A program that nothing keeps is reported as gone."""
         journal = Journal(tmp_path / "journal.db", "process")
         changes = Changes(registry, journal)
         origin = RequestContext("unix", "one")

@@ -1,4 +1,4 @@
-"""confirm_within: changes that undo themselves."""
+"""confirm_within: changes that are undone unless they are confirmed in time."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ TABLE = "/maps/jump_table/entries"
 
 
 async def pass_time(app: FastAPI, seconds: float) -> None:
-    """As if so much time had passed: what is overdue then is undone."""
+    """Set the time since boot ahead, and undo what is overdue then."""
     confirmations = app.state.changes.confirmations
     now = confirmations.uptime() + seconds
     confirmations.uptime = lambda: now
@@ -209,7 +209,7 @@ class TestUndo:
     async def test_undo_is_retried_after_a_kernel_error(
         self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Such as when no file descriptor is free; its entries stay locked, and its timer lives."""
+        """For example when no file descriptor is free. Until then the change stays unconfirmed."""
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         (waiting,) = app.state.changes.confirmations._waiting.values()
@@ -244,7 +244,7 @@ class TestUndo:
         assert (await client.get(ENTRY)).json()["program"]["id"] == id_
 
     async def test_revert_of_an_unconfirmed_change_cannot_have_a_deadline(self, client: httpx.AsyncClient) -> None:
-        """Else it would stand in the end, and nobody had confirmed it."""
+        """Otherwise the expiry of the revert would restore the change, although nobody confirmed it."""
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         refused = await client.post("/changes/1/revert?confirm_within=60")
         assert_problem(refused, 409, "change-not-revertible")
@@ -274,7 +274,7 @@ class TestInUse:
 
 @pytest.fixture
 async def pinned(kernel: Kernel, pins: Path, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Registry]:
-    """A map that is pinned, and the program `safe`, which is too."""
+    """A registry with the pinned map `table` and the pinned program `safe`."""
     registry = Registry(kernel, [str(pins)])
     with make_array(kernel, "table", 8) as array, load(kernel, 1, name="safe") as safe:
         kernel.obj_pin(array.fd, f"{pins}/table")
@@ -353,7 +353,7 @@ def refuse(fd: int, path: str) -> None:
 
 
 def kept(kernel: Kernel, folder: Path) -> list[str]:
-    """What is pinned there."""
+    """The pins in this folder."""
     if kernel.name == "linux":
         return [each.name for each in folder.iterdir()] if folder.exists() else []
     return [path for path in kernel._objects.pins if path.startswith(f"{folder}/")]  # type: ignore[attr-defined]
@@ -366,7 +366,7 @@ async def client_without_keep_dir(pinned: Registry) -> AsyncIterator[httpx.Async
 
 
 class TestKilledBeforeCommit:
-    """The service was killed before such a change had an id: its row in the journal is all that is left of it."""
+    """The service was killed before the change had an id. Only its row of pending changes is in the journal."""
 
     async def test_change_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
         async with cut_off(pinned, tmp_path / "journal.db") as changes:
@@ -374,7 +374,7 @@ class TestKilledBeforeCommit:
             assert changes.journal.pending() == []
 
     async def test_same_change_made_again_is_kept_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
-        """The same change was made again, for good, while the row could not be removed."""
+        """The same change was made again without a deadline while the row could not be removed."""
         held = pinned.maps.get("table")
         async with cut_off(pinned, tmp_path / "journal.db", then=True):
             assert held.opened().get(0) == pinned.programs.get("safe").opened().id
@@ -397,7 +397,7 @@ class TestKilledBeforeCommit:
     async def test_change_that_cannot_be_prepared_leaves_nothing_behind(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Neither the programs that it would have replaced, nor an entry that seems to be changed for ever."""
+        """It keeps no replaced program, and it leaves no entry marked as being changed."""
         await client.put(ENTRY, json={"program": "pass"})
         held, kept = registry.maps.get("jump_table"), dict(app.state.changes.replaced_programs._uses)
         with monkeypatch.context() as patch:
@@ -415,7 +415,7 @@ async def full(*_: object, **__: object) -> None:
 
 @asynccontextmanager
 async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
-    """The service after such a kill; `then`: and after the same change, made for good."""
+    """The restarted service after such a kill. With `then` the same change was made again without a deadline."""
     held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.changes
@@ -451,7 +451,7 @@ class TestRestart:
 
 @asynccontextmanager
 async def restarted(registry: Registry, file: Path, uptime: float) -> AsyncIterator[Changes]:
-    """The service's changes after a restart, at this time since boot."""
+    """The changes of the restarted service, with this time since boot in seconds."""
     for held in registry.maps:
         held.unconfirmed, held.expected = UnconfirmedEntries(), None
     changes = Changes(registry, Journal(file, "process"))

@@ -1,4 +1,4 @@
-"""Drift, how it ends, and what is put back at the start."""
+"""Drift: how it is found, how it ends, and which entries are restored at the start."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,7 @@ MAP = "/maps/jump_table"
 
 
 class Outside:
-    """Somebody else's tool, on the same kernel."""
+    """Another tool that writes the same map in the kernel."""
 
     def __init__(self, registry: Registry, name: str = "jump_table") -> None:
         self.registry = registry
@@ -44,7 +44,7 @@ def outside(registry: Registry) -> Outside:
 
 
 async def drift_of(client: httpx.AsyncClient, path: str = MAP) -> dict[int, tuple[str | None, str | None]]:
-    """(recorded name, name in the kernel) by index."""
+    """The drift of a map, by index: the expected name and the name in the kernel."""
     told = (await client.get(path)).json()["drift"]
     return {each["index"]: (_name(each["journal"]), _name(each["kernel"])) for each in told}
 
@@ -211,7 +211,7 @@ class TestReconcile:
 
 @pytest.fixture
 def booted(kernel: Kernel, pins: Path) -> Path:
-    """A pinned array of 4 and the pinned programs `one` and `two`."""
+    """A folder with a pinned array of 4 entries and the pinned programs `one` and `two`."""
     pin_all(kernel, pins)
     return pins
 
@@ -239,7 +239,7 @@ def service_on(kernel: Kernel, pins: Path, *, restore: bool) -> Registry:
 
 
 async def first_run(kernel: Kernel, pins: Path, file: Path) -> None:
-    """Entries 0 and 1 are set, and the service ends."""
+    """Run a service that sets entries 0 and 1 and ends."""
     registry = service_on(kernel, pins, restore=False)
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         assert (await client.put("/maps/table/entries", json={"programs": ["one", "two"]})).status_code == 200
@@ -273,7 +273,7 @@ class TestStart:
     async def test_reloaded_programs_with_the_same_code_are_no_drift(
         self, kernel: Kernel, booted: Path, tmp_path: Path
     ) -> None:
-        """Other ids in the same places: that is no drift."""
+        """The entries have other program ids, but programs with the same code."""
         file = tmp_path / "journal.db"
         await first_run(kernel, booted, file)
         unpin_all(kernel, booted)
@@ -313,7 +313,7 @@ class TestStart:
     async def test_new_array_at_the_pin_is_restored_or_drift(
         self, kernel: Kernel, booted: Path, tmp_path: Path
     ) -> None:
-        """The loader ran anew while the service was down."""
+        """The loader ran again while the service was down."""
         file = tmp_path / "journal.db"
         await first_run(kernel, booted, file)
         kernel.unpin(f"{booted}/table")
@@ -339,7 +339,7 @@ async def entries_of(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 
 class Rebooted(MemoryKernel):
-    """Another boot: nothing of before is there."""
+    """A kernel after a reboot. It has none of the earlier objects."""
 
 
 class TestReboot:

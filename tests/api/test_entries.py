@@ -1,4 +1,4 @@
-"""/maps/{name}/entries: what the table tells, and how it is changed."""
+"""/maps/{name}/entries: reading, setting and clearing entries."""
 
 import asyncio
 import errno
@@ -41,7 +41,7 @@ class TestSetEntry:
         assert entry["program"]["loaded_at"].endswith("Z")
 
     async def test_tail_call_reaches_the_program(self, client: httpx.AsyncClient) -> None:
-        """From the HTTP request to the packet: the test run of `entry` comes out where the entry points."""
+        """A test run of the program `entry` ends in the program that the entry points to."""
         packet = {"packet": "03" + "00" * 13}
         for program, meaning in (("drop", "XDP_DROP"), ("tx", "XDP_TX"), ("count", "XDP_PASS")):
             await client.put(ENTRY, json={"program": program})
@@ -156,7 +156,7 @@ class TestDryRun:
         assert (await client.put(url, json={"program": "drop"})).json()["fit"] == "tried"
 
     async def test_refused_seed_program_does_not_refuse_the_program(self) -> None:
-        """Such as a caller that an freplace program extends."""
+        """For example a program that an freplace program extends."""
 
         class Extended(MemoryKernel):
             def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
@@ -179,7 +179,7 @@ class TestDryRun:
     async def test_dry_run_does_not_fix_the_owner_of_the_map(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """A dry run must not fix what fits."""
+        """The dry run tries the program on a scratch array instead."""
         array = make_array(kernel, "fresh", 4)
         registry.maps.adopt("fresh", array)
         await client.put("/maps/fresh/entries/0?dry_run=true", json={"program": "drop"})
@@ -199,7 +199,7 @@ class TestClearEntry:
         assert_problem(await client.delete("/maps/jump_table/entries/16?allow_missing=true"), 404, "index-out-of-range")
 
     async def test_slow_clear_blocks_only_writers_of_the_same_map(self) -> None:
-        """While the kernel takes its time over one map, that map can be read, and others be changed."""
+        """While the kernel clears an entry of one map, that map can be read and other maps can be changed."""
         began, go_on = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -344,7 +344,7 @@ class TestListEntries:
 
 class TestManyWriters:
     async def test_64_concurrent_writers_get_only_valid_answers(self, client: httpx.AsyncClient) -> None:
-        """Every answer is one of those that fit, and the entry ends as the last one of them left it."""
+        """Every status is one that a set or clear may have, and the entry works as before afterwards."""
 
         async def one(number: int) -> list[int]:
             statuses = []

@@ -1,4 +1,4 @@
-"""/events."""
+"""/events: the stream of events, its readers, and its end."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def encoded(event: Event) -> bytes:
 
 
 def parsed(text: str) -> list[Told]:
-    """The events of a stream, by the rules of WHATWG HTML, 9.2.6, as far as they are used."""
+    """Parse a stream, by those rules of WHATWG HTML, section 9.2.6, that the service uses."""
     found = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
@@ -56,7 +56,7 @@ def parsed(text: str) -> list[Told]:
 
 
 async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[Told]:
-    """All that a reader gets who comes now and stays until nothing is left to be told."""
+    """The events that a reader gets who connects now and stays until it has read everything."""
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     async with client_of(app) as client:
         reading = asyncio.create_task(client.get(f"/events{query}", headers=headers))
@@ -192,7 +192,7 @@ def any_event(_: Event) -> bool:
 
 
 async def make_many(client: httpx.AsyncClient) -> None:
-    """Events of several types, mixed."""
+    """Cause events of several types."""
     for number in range(12):
         query = "?confirm_within=60" if number % 3 == 0 else ""
         answer = await client.put(f"{TABLE}/{number}{query}", json={"program": "drop"})

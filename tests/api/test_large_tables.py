@@ -1,4 +1,4 @@
-"""Tables of many entries: the same as small ones, in another way."""
+"""Tables of many entries behave like small ones, although other code writes and encodes them."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ NAMES = ("drop", "pass", "tx")
 
 
 def programs(turn: int) -> list[str | None]:
-    """A table; another turn differs in every entry, but for some that are empty in each."""
+    """A table of program names. Each turn differs in every entry, except for some that are always empty."""
     return [None if index % 100 == 0 else NAMES[(index + turn) % 3] for index in range(SIZE)]
 
 
@@ -35,7 +35,7 @@ async def large(registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -
 
 
 async def table(client: httpx.AsyncClient) -> list[str | None]:
-    """The held name of each entry, as GET tells it."""
+    """The held name of each entry, as GET answers it."""
     told: list[str | None] = [None] * SIZE
     for each in (await client.get(LARGE)).json()["entries"]:
         told[each["index"]] = each["program"]["name"]
@@ -152,7 +152,7 @@ class TestRefused:
         assert await table(large) == ["drop"] * 100 + [None] * (SIZE - 100)
 
     async def test_program_id_0_is_not_found(self, large: httpx.AsyncClient) -> None:
-        """By which an empty entry is known within."""
+        """Inside the service the id 0 marks an empty entry."""
         for url in (LARGE, "/maps/jump_table/entries"):
             refused = await large.patch(url, json={"entries": [{"index": 3, "program": {"id": 0}}]})
             assert_problem(refused, 422, "program-not-found")

@@ -1,4 +1,4 @@
-"""/maps and /programs: what they tell, holding and releasing over HTTP."""
+"""/maps and /programs: reading, holding and releasing."""
 
 import asyncio
 from pathlib import Path
@@ -95,7 +95,7 @@ class TestHoldMap:
 
 
 class TestMovedPin:
-    """A loader that is run anew makes a new array, and pins it over the old one's path."""
+    """A loader that runs again creates a new array and pins it at the path of the old one."""
 
     async def test_moved_pin_is_a_warning_and_force_opens_the_new_array(
         self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
@@ -131,7 +131,7 @@ class TestConcurrentRelease:
     async def test_read_during_a_release_answers_the_state_before_or_after(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """A large table is read in steps, and may be released between two of them."""
+        """A large table is read in steps, and a release may come between two of them."""
         for _ in range(5):
             registry.maps.adopt("large", make_array(kernel, "large", 10_000))
             answers = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""/metrics."""
+"""/metrics: counters, labels and formats."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, and kept as a snapshot so that a change of it is seen."""
+"""The OpenAPI document is complete, and it equals a snapshot, so that every change of it is seen."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_document_equals_the_snapshot(document: dict[str, Any]) -> None:
-    """A wanted change: UPDATE_SNAPSHOT=1 pytest tests/api/test_openapi.py, and a line in the changelog."""
+    """After a wanted change run UPDATE_SNAPSHOT=1 pytest tests/api/test_openapi.py, and add a line to the changelog."""
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(text)

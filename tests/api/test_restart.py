@@ -1,4 +1,4 @@
-"""What requests hold is held again after a restart."""
+"""Objects that requests hold are held again after a restart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(kernel: Kernel, pins: Path) -> Iterator[tuple[int, int]]:
-    """An array and a program that somebody else keeps, pinned as `table` and `program`: their ids."""
+    """The ids of an array and a program, pinned as `table` and `program` and kept open by the test."""
     with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
         kernel.obj_pin(array.fd, f"{pins}/table")
         kernel.obj_pin(program.fd, f"{pins}/program")
@@ -34,14 +34,14 @@ def prepared(kernel: Kernel, pins: Path) -> Iterator[tuple[int, int]]:
 
 
 async def names(client: httpx.AsyncClient) -> dict[str, str]:
-    """What is held, and its state."""
+    """The state of every held object, by name."""
     maps = (await client.get("/maps")).json()["maps"]
     programs = (await client.get("/programs")).json()["programs"]
     return {each["name"]: each["state"] for each in (*maps, *programs)}
 
 
 async def hold_all(kernel: Kernel, pins: Path, file: Path, ids: tuple[int, int]) -> None:
-    """Two by pin, one by id, one made, one released again; then the service ends."""
+    """Run a service that holds two objects by pin, one by id and one it creates, releases one more, and ends."""
     registry = Registry(kernel, [str(pins)])
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         for path, body in (

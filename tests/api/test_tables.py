@@ -1,4 +1,4 @@
-"""PUT and PATCH of a whole table, and what is journalled of it."""
+"""PUT and PATCH of whole tables: checks, order of writes, and rollback."""
 
 import asyncio
 import errno
@@ -25,12 +25,12 @@ TABLE = "/maps/jump_table/entries"
 
 
 async def names(client: httpx.AsyncClient, url: str = TABLE) -> dict[int, str]:
-    """The held name by index."""
+    """The held names, by index."""
     return {each["index"]: each["program"]["name"] for each in (await client.get(url)).json()["entries"]}
 
 
 def listed(**programs: str | None) -> dict[str, Any]:
-    """A body: `_3="drop"`."""
+    """A request body. `_3="drop"` lists index 3."""
     return {"entries": [{"index": int(index[1:]), "program": program} for index, program in programs.items()]}
 
 
@@ -45,7 +45,7 @@ class TestUpdateEntries:
         assert response.headers["change-id"] == str(response.json()["change"]["id"])
 
     async def test_entries_are_written_in_the_given_order(self) -> None:
-        """Callees go before the entries that lead to them."""
+        """A caller can so set callees before the entries that lead to them."""
         writes: list[int] = []
 
         class Watched(MemoryKernel):
@@ -107,7 +107,7 @@ class TestReplaceEntries:
     async def test_table_of_65536_entries_is_replaced_read_and_reverted(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """Replaced in one PUT, read back, and reverted."""
+        """It is replaced in one PUT, read back, and reverted."""
         registry.maps.adopt("large", make_array(kernel, "large", 65_536))
         programs = [("drop", "pass", "tx")[number % 3] for number in range(65_536)]
         put = await client.put("/maps/large/entries", json={"programs": programs})
@@ -153,7 +153,7 @@ class TestChecks:
     async def test_two_program_types_are_refused_for_an_empty_array(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """The first fixes what fits: that the second does not is known before either is written."""
+        """The first program would fix the owner of the array. The second is refused before either is written."""
         registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
         with load(kernel, type_=ProgType.SOCKET_FILTER) as other:
             response = await client.put("/maps/fresh/entries", json={"programs": ["drop", {"id": other.id}]})
@@ -190,7 +190,7 @@ class TestChecks:
 
 
 class Refusing(MemoryKernel):
-    """Refuses the write to one index, once it is told to."""
+    """A kernel that refuses writes to the index `refused`."""
 
     refused: int | None = None
 
@@ -295,7 +295,7 @@ class TestForeignPrograms:
     async def test_unchanged_program_need_not_be_opened(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A program that nobody here holds can be opened by id only with CAP_SYS_ADMIN."""
+        """Without CAP_SYS_ADMIN a program that the service does not hold cannot be opened by its id."""
         with load(kernel, 1, name="foreign") as foreign:
             registry.maps.get("jump_table").opened().set(0, foreign)
         table = (await client.get(TABLE)).json()

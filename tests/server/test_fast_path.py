@@ -1,4 +1,4 @@
-"""The direct way: what goes it, and that nobody can tell which way a request went."""
+"""The fast path: which requests it answers, and that its answers equal those of the regular way."""
 
 import asyncio
 import json
@@ -67,19 +67,19 @@ async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
 
 
 class Line:
-    """One connection."""
+    """One client connection."""
 
     def __init__(self, wire: OverWire) -> None:
         self._pipe, self._read = Pipe(), b""
         self.protocol = wire.connect(self._pipe)
 
     async def ask(self, *requests: bytes) -> list[bytes]:
-        """The answers to requests that are sent in one go."""
+        """Send these requests at once, and return their answers."""
         self.protocol.data_received(b"".join(requests))
         return [await self.answer() for _ in requests]
 
     async def answer(self) -> bytes:
-        """The next one, whole."""
+        """The next complete answer."""
         async with asyncio.timeout(10):
             while not (found := _whole(self._read)):
                 more = await self._pipe.read()
@@ -101,7 +101,7 @@ def status(answer: bytes) -> int:
 
 
 async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
-    """What changes, events, metrics and the audit have of it, but for times."""
+    """The changes, counters, audit lines and events of the service, without times."""
     async with httpx.AsyncClient(transport=wire, base_url="http://jumptable") as client:
         changes = (await client.get("/changes")).json()["changes"]
         metrics = (await client.get("/metrics")).text

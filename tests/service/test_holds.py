@@ -1,4 +1,4 @@
-"""Holding and releasing: names, sources, and what must not be lost by it."""
+"""Holding and releasing maps and programs: names, sources, and refusals that protect entries."""
 
 import asyncio
 import errno
@@ -114,7 +114,7 @@ class TestHoldMap:
     def test_new_array_at_the_pin_is_opened_only_once_the_old_one_is_empty(
         self, registry: Registry, kernel: Kernel, table: str
     ) -> None:
-        """What was pinned over ours must not cost ours its entries unseen; once it is empty, it is taken."""
+        """Opening the new array while the old one has entries would lose them."""
         held, _ = run(registry.maps.hold("table", Pinned(table)))
         with load(kernel) as program:
             held.opened().set(0, program)
@@ -248,7 +248,7 @@ class TestReleaseMap:
         assert registry.maps.get("table").opened().max_entries == 8
 
     def test_second_release_does_not_end_a_later_hold(self, registry: Registry, table: str) -> None:
-        """Two releases wait in line, and a hold comes between them."""
+        """Two releases wait for the lock, and a hold waits behind them."""
 
         async def race() -> list[object]:
             await registry.maps.hold("table", Pinned(table))

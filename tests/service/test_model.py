@@ -1,4 +1,4 @@
-"""All that changes entries, in any order, against a plain model of what must come of it; on both kernels."""
+"""Random sequences of all operations on entries, compared with a simple model, on both kernels."""
 
 import asyncio
 import contextlib
@@ -52,11 +52,11 @@ def by(within: int | None) -> RequestContext:
 
 
 def anything(*_: object) -> None:
-    """A precondition that forbids nothing."""
+    """A precondition that accepts everything."""
 
 
 class Machine(RuleBasedStateMachine):
-    """The service, and beside it the model."""
+    """A service and its model. Each rule applies one operation to both and compares the results."""
 
     kernel: Kernel
     folder: Path  # of the pins
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
     # What the rules say in numbers
 
     def program(self, number: int) -> int:
-        """The id of a program; one that is pinned nowhere lives for this step, and then as long as it is used."""
+        """The id of a program. An unpinned program lives at least until the end of this step."""
         if number < FRESH:
             return self.ids[number]
         if self.kernel.name == "linux":
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         return number if number > 0 else len(self.model.changes) + number
 
     def write(self, index: int, program: int | None) -> None:
-        """As another tool would."""
+        """Write an entry as another tool would."""
         if program is not None:
             fd = self.kernel.prog_get_fd_by_id(program)
             self.kernel.map_update(self.fd, index, fd)
@@ -153,7 +153,7 @@ class Machine(RuleBasedStateMachine):
         self.model.put(self.model.kernel, index, program)
 
     def outcome(self, coroutine: Coroutine[object, object, object]) -> object:
-        """What it returned, in ids and numbers, or the class of its error."""
+        """The result of a call as ids and counts, or the class of its error."""
         try:
             result = self.runner.run(coroutine)
         except ServiceError as error:
@@ -309,7 +309,7 @@ class Machine(RuleBasedStateMachine):
         restore=st.booleans(),
     )
     def killed(self, wanted: dict[int, int | None], written: int, seconds: int, restore: bool) -> None:
-        """In the midst of a change that waits: so many entries are written, and it is not journalled."""
+        """Restart after a kill during a change with a deadline, when it has written this number of entries."""
         steps: WritePlan = {
             index: (self.model.kernel.get(index), None if number is None else self.ids[number])
             for index, number in wanted.items()
@@ -353,7 +353,7 @@ class Machine(RuleBasedStateMachine):
         assert [_said(event) for event in self.told] == model.events
 
     def pins(self) -> list[int]:
-        """The programs that are pinned below keep_dir."""
+        """The ids of the programs that are pinned below keep_dir."""
         if isinstance(self.kernel, MemoryKernel):
             pins = self.kernel._objects.pins.items()
             return sorted(object_.id for path, object_ in pins if path.startswith(f"{self.root}/keep/"))

@@ -1,4 +1,4 @@
-"""Which entries are marked, and which wait."""
+"""Sets of indexes, and the indexes of unconfirmed entries."""
 
 import random
 from array import array

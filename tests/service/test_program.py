@@ -1,4 +1,4 @@
-"""Program: what runs, what it tells, and what it is refused for."""
+"""Program: opening, summary, test runs and closing."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -53,7 +53,7 @@ class TestRun:
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
     def test_grown_packet_is_returned_whole(self, kernel: Kernel) -> None:
-        """bpf_xdp_adjust_tail(ctx, 400), helper 65: the packet comes back whole."""
+        """The program calls bpf_xdp_adjust_tail(ctx, 400), helper 65."""
         grow = asm.mov(2, 400) + asm.INSN.pack(0x85, 0, 0, 65) + asm.returns(2)
         with Program(kernel, kernel.prog_load(ProgType.XDP, grow)) as program:
             assert len(program.run(PACKET).packet) == 14 + 400

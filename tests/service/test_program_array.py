@@ -1,4 +1,4 @@
-"""ProgramArray: the semantics of aya's, on both kernels."""
+"""ProgramArray behaves like aya's ProgramArray, on both kernels."""
 
 import dataclasses
 import errno
@@ -64,7 +64,7 @@ class TestInit:
     def test_other_key_or_value_size_is_refused(
         self, key_size: int, value_size: int, expected: type[NotAProgramArray]
     ) -> None:
-        """No Linux makes such an array, so only a kernel that lies shows the check."""
+        """Linux never creates such an array, so the test uses a kernel that reports wrong sizes."""
 
         class Lying(MemoryKernel):
             def map_info(self, fd: int) -> MapInfo:
@@ -180,7 +180,7 @@ class TestIndices:
 
 class TestGet:
     def test_index_out_of_range_is_no_empty_entry(self, array: ProgramArray) -> None:
-        """The kernel says ENOENT for both."""
+        """The kernel answers ENOENT in both cases."""
         assert array.get(7) is None
         with pytest.raises(IndexOutOfRange):
             array.get(8)

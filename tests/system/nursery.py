@@ -28,7 +28,7 @@ _SECONDS = 60.0
 
 
 class Nursery:
-    """The process that forks services, one at a time. It sees what was mounted before it was made."""
+    """A process that forks services, one at a time. It sees only what was mounted before it started."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", "from tests.system.nursery import main; main()"]
@@ -43,7 +43,7 @@ class Nursery:
         return pid, status
 
     def wait(self) -> int:
-        """Wait for the end of the service: its wait status."""
+        """Wait for the end of the service, and return its wait status."""
         status: int = self._ask(None)
         return status
 
@@ -56,7 +56,7 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it, and a service that runs."""
+        """End the process, and a service that still runs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -68,7 +68,7 @@ class Nursery:
 
 
 def main() -> None:
-    """The nursery: one line of JSON a request, one an answer, until there are no more."""
+    """Run the nursery. It answers each line of JSON on stdin by one on stdout."""
     child = 0
     for line in sys.stdin:
         request = json.loads(line)
@@ -117,7 +117,7 @@ def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> Non
 
 
 class Ready(Notifier):
-    """Is told in systemd's place. `fd`: where to pass it on."""
+    """A notifier in place of systemd's. It writes one byte to `fd` when the service is ready."""
 
     fd = -1
 

@@ -1,4 +1,4 @@
-"""The same round by a generated client, by curl and by httpx, over loopback and over the unix socket."""
+"""The same requests by a generated client, curl and httpx, over loopback and over the unix socket."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from tests.running import Service, demo, serve, write_config
 
 
 class Client(Protocol):
-    """The status, and the program's name or the problem's code."""
+    """A client under test. Each method returns the status and the name of the program or the code of the problem."""
 
     def put(self, index: int, program: str) -> tuple[int, str]: ...
 
@@ -108,7 +108,7 @@ class Generated:
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The client that openapi-python-client makes of the document, with no hand work and no warning."""
+    """The folder of the client that openapi-python-client generates from the document, without any warning."""
     folder = tmp_path_factory.mktemp("client")
     document = folder / "openapi.json"
     with application(Registry(MemoryKernel())) as app:

@@ -1,4 +1,4 @@
-"""The process that listens, taken over by an attacker: what it can reach, and what goes on working."""
+"""An attacker controls the listening process: what it can reach, and what keeps working."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ file = "{folder}/audit.jsonl"
 
 @pytest.fixture
 def folder(bpffs: Path, tmp_path: Path) -> Path:
-    """A configuration, programs below `ours`, an array outside of it, and a file of tokens."""
+    """A folder with a configuration and a token file. A program is pinned below `ours`, an array outside."""
     kernel = LinuxKernel()
     (bpffs / "ours").mkdir()
     for fd, path in (

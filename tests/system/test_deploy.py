@@ -1,4 +1,4 @@
-"""What deploy/ ships agrees with the service that it is for."""
+"""The files in deploy/ agree with the service."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What keeps others out of a service as a process: peers, tokens, addresses, and bounds of a connection."""
+"""Protection of a running service: peer credentials, tokens, listen addresses and limits of connections."""
 
 import contextlib
 import shutil
@@ -28,7 +28,7 @@ def jumptable(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that every user may enter."""
+    """A temporary folder that every user may enter."""
     made = Path(tempfile.mkdtemp(prefix="jumptable-test-"))
     made.chmod(0o755)
     yield made
@@ -45,7 +45,7 @@ def configured(folder: Path, more: str = "", server: str = "") -> Path:
 @pytest.mark.skipif(not tool("curl"), reason="apt-get install curl")
 class TestPeers:
     def ask(self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT") -> int:
-        """The status that a process of this user gets; 0: it cannot even connect."""
+        """The status that a process of this user gets, or 0 if it cannot connect."""
         data = ["--json", '{"program": "nope"}'] if method == "PUT" else []
         command = [*service.curl(), "-o", "/dev/null", "-w", "%{http_code}", "-X", method, *data, ENTRY]
         done = subprocess.run(
@@ -281,7 +281,7 @@ class TestConnection:
                         assert time.monotonic() < deadline
 
     def test_ten_thousand_idle_connections_use_bounded_memory(self, service: Service) -> None:
-        """Those beyond the limit are closed at once, and others are served meanwhile."""
+        """Connections beyond the limit are closed, and the service answers afterwards."""
         open_: list[socket.socket] = []
         lock = threading.Lock()
 

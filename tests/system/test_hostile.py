@@ -1,4 +1,4 @@
-"""Whatever bytes come over a real socket: never a 500, never a right gained, and nothing left behind."""
+"""Random bytes over a real socket cause no 500, gain no right and leave nothing behind."""
 
 import contextlib
 import re
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def secret(folder: Path) -> bytes:
-    """That of a reader."""
+    """The token of a reader."""
     file = TokenFile(folder / "state/tokens.json")
     (folder / "state").mkdir()
     file.add(Token("strong", "", "admin", time.time()))
@@ -66,7 +66,7 @@ def service(folder: Path, secret: bytes) -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(service: Service) -> Iterator[None]:
-    """Neither fds nor much memory; and it answers still, without a word of an error of its own."""
+    """After each test the service still answers, has no new open files and little new memory, and logged no error."""
     before, bytes_before = fds(service), memory(service)
     yield
     assert status(until_closed(service, head(b"GET", b"/healthz"))) == 200
@@ -78,7 +78,7 @@ def nothing_is_left(service: Service) -> Iterator[None]:
 
 
 def fds(service: Service) -> Counter[str]:
-    """What they lead to; sockets are all alike."""
+    """The open files of the service, counted by target. All sockets count as one target."""
     found: Counter[str] = Counter()
     for link in Path(f"/proc/{service.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -92,7 +92,7 @@ def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
 
 
 def status(answer: bytes) -> int:
-    """Of the one answer there is; one that refuses is a problem."""
+    """The status of a single answer. An answer that refuses is a problem."""
     assert answer.count(b"HTTP/1.1 ") == 1
     found = int(answer[9:12])
     if found >= 400:

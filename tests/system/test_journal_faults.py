@@ -1,4 +1,4 @@
-"""A journal that cannot be written, or whose clock is wrong: the kernel is put back, and all goes on once mended."""
+"""The journal cannot be written, or the clock is wrong: changes are put back, and succeed after the repair."""
 
 import resource
 import sqlite3
@@ -40,14 +40,14 @@ pinned = "{pins}/table"
 
 
 def fill(disk: Path) -> None:
-    """To the last byte."""
+    """Fill the disk to the last byte."""
     with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
 class Fault:
-    """What keeps the journal from being written, until `mend`."""
+    """A fault that keeps the journal from being written, from `strike` to `mend`."""
 
     def __init__(self, kind: str, inside: Inside) -> None:
         self._kind, self._inside = kind, inside
@@ -97,7 +97,7 @@ class TestFailureDuringChange:
 
     @pytest.mark.parametrize("write", [0, 1, 3])
     async def test_change_with_a_deadline_leaves_nothing_behind(self, inside: Inside, fault: Fault, write: int) -> None:
-        """0: before it is known to the journal. The same change, made once that is mended, is there for good."""
+        """`write` is the write before which the fault comes, or 0 for a fault before the change. It succeeds later."""
         if write:
             inside.before_write(write, fault.strike)
         else:
@@ -158,7 +158,7 @@ class TestDeadlineDuringFailure:
 
 class TestWallClock:
     async def test_clock_set_back_keeps_order_and_deadlines(self, inside: Inside) -> None:
-        """Changes keep their order, and deadlines do not move."""
+        """Changes keep their order, and deadlines count by the time since boot."""
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})).is_success
         inside.now -= 3 * 365 * DAY
         for number in range(70):  # more than between two prunings
@@ -191,7 +191,7 @@ class TestProcess:
     def test_change_on_a_failing_disk_is_put_back_and_succeeds_later(
         self, config: Path, disk: Path, tmp_path: Path, kind: str
     ) -> None:
-        """The second by a limit: no file may grow, and the error is another than ENOSPC."""
+        """The input/output error comes from a limit on the file size, so it is not ENOSPC."""
         body = {"entries": [{"index": 0, "program": None}, {"index": 1, "program": None}]}
         with serve(config, tmp_path / "api.sock") as service, service.client() as client:
             before = client.get(TABLE).content
@@ -205,7 +205,7 @@ class TestProcess:
             assert client.get(TABLE).json()["entries"] == []
 
     def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
-        """It does not start, and says what to do; then it starts."""
+        """Once the folder is writable, the service starts."""
         mount_disk(disk, MS_REMOUNT | MS_RDONLY)
         with running("serve", "--config", str(config)) as service:
             assert service.process.wait(30) == 1

@@ -1,4 +1,4 @@
-"""The keeper, asked as an attacker would who has taken over the process that listens."""
+"""The keeper, used as an attacker who controls the listening process would use it."""
 
 import array
 import hashlib
@@ -36,7 +36,7 @@ def linux() -> LinuxKernel:
 
 @pytest.fixture
 def pins(bpffs: Path, linux: LinuxKernel) -> Path:
-    """`table`, `drop`, and `hash`, which is no program array."""
+    """A folder with the pins `table`, `drop` and `hash`. `hash` is no program array."""
     for name, type_, value_size in (("table", MapType.PROG_ARRAY, 4), ("hash", MapType.HASH, 8)):
         fd = linux.map_create(type_, 4, value_size, 8, name)
         linux.obj_pin(fd, str(bpffs / name))
@@ -173,7 +173,7 @@ class TestPins:
 
 class TestTablePrograms:
     def test_table_programs_work_without_capabilities(self, duties: KeeperConfig, pins: Path) -> None:
-        """They write and read tables for a process without any capability, under its filter of system calls."""
+        """They write and read tables for a process without capabilities that has installed its seccomp filter."""
         code = f"""
 import errno
 from array import array
@@ -222,7 +222,7 @@ keeper.close()
         assert _fds(keeper.pid) == before
 
     def test_without_table_programs_entries_are_accessed_one_by_one(self, duties: KeeperConfig, pins: Path) -> None:
-        """A keeper with CAP_BPF alone, as where all is pinned."""
+        """A keeper that has only CAP_BPF, which suffices where everything is pinned."""
         code = f"""
 from array import array
 from app.sandbox.capabilities import drop_capabilities
@@ -278,7 +278,7 @@ class TestFiles:
     def test_audit_file_that_others_replaced_is_refused(
         self, keeper: KeeperClient, duties: KeeperConfig, tmp_path: Path
     ) -> None:
-        """As somebody could make it who may write in its folder."""
+        """Whoever may write in the folder of the audit file could replace it."""
         audit = Path(str(duties.audit))
         audit.symlink_to(tmp_path / "key")
         os.chown(audit, NOBODY, NOBODY, follow_symlinks=False)

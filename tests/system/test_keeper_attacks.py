@@ -1,4 +1,4 @@
-"""The keeper, asked by a process that somebody else has taken over."""
+"""Attacks on the keeper by a process that somebody else controls."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ except TimeoutError:
 
 @pytest.fixture
 def keeper(bpffs: Path) -> Iterator[KeeperClient]:
-    """One for a bpffs, with keep_dir in it."""
+    """A keeper for a bpffs that contains keep_dir."""
     made = KeeperClient(KeeperConfig(pin_dirs=(str(bpffs),), keep_dir=f"{bpffs}/keep", owner=(NOBODY, NOBODY)))
     with contextlib.closing(made):
         yield made
@@ -46,7 +46,7 @@ def keeper(bpffs: Path) -> Iterator[KeeperClient]:
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """A folder of the process that was taken over."""
+    """A folder of the user of the controlled process."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     os.chown(folder, NOBODY, NOBODY)
@@ -122,7 +122,7 @@ class TestLifetime:
             _wait_for_the_end_of(pid)
 
     def test_keeper_ends_despite_unread_answers_and_a_descriptor_of_its_own_channel(self) -> None:
-        """Without a timeout of its own it waits for ever, for a reader that it alone keeps alive."""
+        """Without a timeout the keeper would wait forever for a reader that only the keeper itself keeps open."""
         code = (
             "import sys; from app.keeper.client import KeeperClient; from app.keeper.messages import KeeperConfig\n"
             "keeper = KeeperClient(KeeperConfig())\n"

@@ -1,4 +1,4 @@
-"""kill -9 between any two writes of a change, and at random moments: what is there when the service is back."""
+"""kill -9 between any two writes of a change and at random moments, and the state after the next start."""
 
 import random
 import threading
@@ -40,7 +40,7 @@ PINS, WRITES, COMMIT = 2 * 3, 2 * 4, 2  # points on the fuse: of the pins of thr
 
 @pytest.fixture(scope="module")
 def pins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A bpffs with three programs pinned."""
+    """A bpffs with three pinned programs."""
     folder = tmp_path_factory.mktemp("bpf")
     private_mounts.mount_bpffs(folder)
     kernel = LinuxKernel()
@@ -77,7 +77,7 @@ class TestAtEveryStep:
     def test_killed_table_change_leaves_old_or_new_programs(
         self, world: World, verb: str, confirm_within: int | None
     ) -> None:
-        """Each entry holds the old or the new program; what waits for its confirmation is whole, or was undone."""
+        """A change with a deadline is complete or undone."""
         if confirm_within is not None:
             world.let_go()
         for step in count(1):
@@ -96,7 +96,7 @@ class TestAtEveryStep:
         assert not world.wrong
 
     def test_killed_confirmation_leaves_the_change_confirmed_or_unconfirmed(self, world: World) -> None:
-        """The change stands confirmed, or waits still."""
+        """The entries are those of the change in both cases."""
         for step in count(1):
             change = world.change("update", f"confirm {step}", 600)["change"]
             if world.ask("POST", f"/changes/{change['id']}/confirm") is not None:
@@ -113,7 +113,7 @@ class TestAtEveryStep:
 
     @pytest.mark.parametrize("confirm_within", [None, 600])
     def test_killed_revert_leaves_old_or_new_programs(self, world: World, confirm_within: int | None) -> None:
-        """Each entry holds the old or the new program; what waited before waits still, or is undone."""
+        """The reverted change is reverted, or it has the state of before."""
         for step in count(1):
             id_ = world.change("update", None, confirm_within)["change"]["id"]
             if world.ask("POST", f"/changes/{id_}/revert", note=f"revert {step}") is not None:
@@ -130,7 +130,7 @@ class TestAtEveryStep:
 
     @pytest.mark.parametrize("is_whole", [True, False], ids=["overdue", "cut off"])
     def test_killed_undo_at_the_start_is_completed_later(self, world: World, is_whole: bool) -> None:
-        """However often the start is killed as well: all is put back in the end."""
+        """The start that undoes the change is killed too, and the next start completes the undo."""
         world.let_go()
         for step in count(1):
             whole = world.change("update", None if is_whole else f"update {COMMIT + PINS + WRITES}", 600)
@@ -153,7 +153,10 @@ class TestAtEveryStep:
 
 
 class Worker(threading.Thread):
-    """One connection that changes three entries of its own until the service is killed. `asked`: what is under way."""
+    """A connection that changes three entries of its own until the service is killed.
+
+    `asked`: the programs that each entry may have after the request under way.
+    """
 
     def __init__(self, world: World, number: int, seed: int, told: threading.Semaphore) -> None:
         super().__init__()
@@ -222,7 +225,7 @@ def test_kill_at_a_random_moment_loses_no_answered_change(world: World, seed: in
 
 
 def test_tests_of_this_file_kill_200_times_or_more(request: pytest.FixtureRequest) -> None:
-    """Of all the tests above, where all of them ran."""
+    """The count includes all tests above. The test is skipped where only some of them ran."""
     ran = {item.name.partition("[")[0] for item in request.session.items if item.path == request.path}
     needed = {
         "test_killed_table_change_leaves_old_or_new_programs",

@@ -1,4 +1,4 @@
-"""`serve` as root, as who it becomes: what each of its processes may, and what goes on working."""
+"""The rights of the processes of `serve`, and what works with these rights."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ start.give_up_rights = lambda kernel: (give_up_rights(kernel), sys.meta_path.ins
 
 class TestLeastPrivilege:
     def test_listener_has_no_capability(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """And still holds new pins, makes arrays, and names programs by id."""
+        """It still holds new pins, creates arrays, and finds programs by their ids."""
         pins, config = prepared
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
             told = _status(service)
@@ -61,7 +61,7 @@ class TestLeastPrivilege:
     def test_nothing_is_imported_after_the_rights_are_given_up(
         self, prepared: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        """An interpreter, or a checkout, in a home folder that only root may enter."""
+        """The interpreter or the checkout may be in a home folder that only root may enter."""
         _, config = prepared
         with serve(config, tmp_path / "run/api.sock", first=NO_LATE_IMPORT) as service, service.client() as client:
             for method, path, body in REQUESTS.values():
@@ -73,7 +73,7 @@ class TestLeastPrivilege:
         assert "imported late" not in service.output()
 
     def test_listener_keeps_cap_bpf_only_where_bpf_needs_it(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """As on Linux 5.10, where kernel.unprivileged_bpf_disabled shuts all of bpf(2)."""
+        """Kernel: on Linux 5.10 kernel.unprivileged_bpf_disabled refuses all of bpf(2) without CAP_BPF."""
         _, config = prepared
         first = (
             "from app.server import startup\n"
@@ -85,7 +85,7 @@ class TestLeastPrivilege:
             assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
 
     def test_tokens_follow_the_file(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """In a folder that what listens may not even enter."""
+        """The file is in a folder that the listening process may not enter."""
         _, config = prepared
         (tmp_path / "root").mkdir(0o700)
         file = TokenFile(tmp_path / "root/tokens.json")
@@ -127,7 +127,7 @@ class TestLeastPrivilege:
             assert run_at(client, 1) == "XDP_DROP"
 
     def test_service_without_capabilities_works_by_file_permissions(self) -> None:
-        """As in a container that gets nothing: no root is needed anywhere."""
+        """For example in a container without capabilities. Nothing needs root there."""
         with tempfile.TemporaryDirectory() as name:
             folder, pins = Path(name), Path(name, "bpf")
             pins.mkdir()
@@ -177,7 +177,7 @@ class TestStart:
             assert client.delete("/maps/jump_table/entries/1").status_code == 204
 
     def test_file_that_is_no_journal_keeps_its_owner(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """As tokens of root's, which the service's user could have put in its place."""
+        """The user of the service could have put another file of root, such as the tokens, in its place."""
         _, config = prepared
         for kind in ("file", "link"):
             (tmp_path / kind).write_text("[]" if kind == "file" else "SQLite format 3\0")

@@ -1,4 +1,4 @@
-"""`serve` and `demo` on the real kernel, with somebody else's tool at work beside them."""
+"""`serve` and `demo` on the real kernel, beside another tool."""
 
 import itertools
 import os
@@ -43,14 +43,14 @@ pinned = "{pins}/entry"
 
 @pytest.fixture(params=[Script, *([Bpftool] if tool("bpftool") else [])])
 def other(request: pytest.FixtureRequest) -> Script | Bpftool:
-    """Somebody else's tool."""
+    """Another tool that changes the same pinned objects."""
     made: Script | Bpftool = request.param()
     return made
 
 
 @pytest.fixture
 def prepared(bpffs: Path, tmp_path: Path, other: Script | Bpftool) -> tuple[Path, Path]:
-    """(pins, configuration): an array that the other tool made, and programs, all pinned."""
+    """The folder of the pins and the configuration: an array that the other tool created, and programs, all pinned."""
     other.make_array(bpffs / "jump_table", 16)
     kernel = LinuxKernel()
     array = kernel.obj_get(str(bpffs / "jump_table"))
@@ -107,7 +107,7 @@ class TestKill:
     def test_every_answered_change_is_in_the_journal(
         self, prepared: tuple[Path, Path], tmp_path: Path, durability: str
     ) -> None:
-        """kill -9 while a loop of PUTs runs; and each entry holds what was there before or after the last one."""
+        """The service is killed during a loop of PUTs. The entry is that of the last change or of the next."""
         _, config = prepared
         config.write_text(config.read_text().replace("[server]", f'[server]\ndurability = "{durability}"'))
         answered: list[int] = []
@@ -136,7 +136,7 @@ class TestKill:
 
 class TestDemo:
     def test_tail_call_follows_each_change_at_once(self) -> None:
-        """BPF_PROG_TEST_RUN of `entry`, by its id, comes out where the entry points, at once after each change."""
+        """Another process runs `entry` by its id with BPF_PROG_TEST_RUN right after each change."""
         with demo("--kernel", "linux") as service, service.client() as client:
             entry_id = client.get("/programs/entry").json()["id"]
             packet = bytes([3]) + bytes(13)
@@ -201,5 +201,5 @@ def run_at(client: httpx.Client, index: int) -> str:
 
 
 def test_tests_run_in_a_mount_namespace_of_their_own(bpffs: Path) -> None:
-    """Nobody outside sees what a test mounts: it cannot be left behind."""
+    """Other processes do not see the mounts of a test, so none can be left behind."""
     assert Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{os.getppid()}/ns/mnt").readlink()
