@@ -87,7 +87,7 @@ def until_closed(service: Service, sent: bytes) -> bytes:
         return answers
 
 
-def memory(service: Service) -> int:
+def resident_bytes(service: Service) -> int:
     """The resident memory of the process, in bytes."""
     return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -108,7 +108,7 @@ def running(*arguments: str, env: dict[str, str] | None = None, first: str = "")
     try:
         yield service
     finally:
-        process.terminate()  # so that it can clear up
+        process.terminate()  # lets it clean up
         try:
             process.wait(_SECONDS)
         finally:

@@ -25,7 +25,7 @@ from tests.conftest import load
 pytestmark = pytest.mark.anyio
 
 TABLE = "/maps/jump_table/entries"
-# One request for each operation; what it answers to whoever may is of no matter here, if only it is no 401 or 403.
+# One request for each operation. With the right to make it, any status except 401 and 403 will do.
 REQUESTS: dict[str, tuple[str, str, Any]] = {
     "get_health": ("GET", "/healthz", None),
     "get_readiness": ("GET", "/readyz", None),

@@ -41,7 +41,7 @@ async def pass_time(app: FastAPI, seconds: float) -> None:
             await confirmations.undo(waiting)
 
 
-def holds(client_answer: httpx.Response) -> dict[int, str]:
+def names_of(client_answer: httpx.Response) -> dict[int, str]:
     return {entry["index"]: entry["program"]["name"] for entry in client_answer.json()["entries"]}
 
 
@@ -75,7 +75,7 @@ class TestConfirmWithin:
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         before = (await client.get(TABLE)).json()
-        if path == "/changes/1/revert":  # what it put there is not there any more, waiting or not
+        if path == "/changes/1/revert":  # a later change has replaced the entry
             assert_problem(await client.request(method, path), 409, "change-conflict")
             return
         for query in ("?dry_run=true", "", "?confirm_within=5"):
@@ -122,9 +122,9 @@ class TestExpiry:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
         await client.put(f"{TABLE}?confirm_within=60", json={"programs": ["pass", None, "tx", "count"]})
         await pass_time(app, 59)
-        assert holds(await client.get(TABLE)) == {0: "pass", 2: "tx", 3: "count"}
+        assert names_of(await client.get(TABLE)) == {0: "pass", 2: "tx", 3: "count"}
         await pass_time(app, 2)
-        assert holds(await client.get(TABLE)) == {0: "drop", 1: "pass", 2: "tx"}
+        assert names_of(await client.get(TABLE)) == {0: "drop", 1: "pass", 2: "tx"}
         changes = (await client.get("/changes")).json()["changes"]
         assert [(each["kind"], each["state"]) for each in changes] == [
             ("replace", "applied"),
@@ -149,7 +149,7 @@ class TestExpiry:
         array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
         registry.kernel.map_update(array.fd, 1, tx.fd)
         await pass_time(app, 61)
-        assert holds(await client.get(TABLE)) == {0: "drop", 1: "tx"}
+        assert names_of(await client.get(TABLE)) == {0: "drop", 1: "tx"}
         (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
         assert (drift["index"], drift["journal"]["name"], drift["kernel"]["name"]) == (1, "drop", "tx")
 
@@ -189,7 +189,7 @@ class TestConcurrency:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         (waiting,) = app.state.changes.confirmations._waiting.values()
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "append_all", full)
+            patch.setattr(app.state.changes.journal, "append_all", raise_journal_failed)
             assert not await app.state.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).status_code == 404
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
@@ -214,7 +214,7 @@ class TestUndo:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         (waiting,) = app.state.changes.confirmations._waiting.values()
         with monkeypatch.context() as patch:
-            patch.setattr(registry.kernel, "dup", no_fd)
+            patch.setattr(registry.kernel, "dup", raise_no_descriptor)
             assert not await app.state.changes.confirmations.undo(waiting)
         assert (await client.get("/changes/2")).json()["state"] == "unconfirmed"
         assert await app.state.changes.confirmations.undo(waiting)
@@ -250,7 +250,7 @@ class TestUndo:
         assert_problem(refused, 409, "change-not-revertible")
 
 
-def no_fd(_: int) -> int:
+def raise_no_descriptor(_: int) -> int:
     raise OSError(errno.EMFILE, "Too many open files")
 
 
@@ -336,7 +336,7 @@ class TestKeepDir:
     async def test_change_is_refused_if_keep_dir_is_unusable(self, pinned: Registry, pins: Path) -> None:
         if pinned.kernel.name == "memory":
             keep = f"{pins}/keep/a.b/c.d"
-            pinned.kernel.obj_pin = refuse  # type: ignore[method-assign]
+            pinned.kernel.obj_pin = raise_pin_refused  # type: ignore[method-assign]
         else:
             keep = "/proc/keep"
         async with started(pinned, keep_dir=keep) as app, client_of(app) as client:
@@ -348,7 +348,7 @@ class TestKeepDir:
             assert (await client.delete("/maps/table/entries/0")).status_code == 204
 
 
-def refuse(fd: int, path: str) -> None:
+def raise_pin_refused(fd: int, path: str) -> None:
     raise OSError(13, "refused")
 
 
@@ -369,14 +369,14 @@ class TestKilledBeforeCommit:
     """The service was killed before the change had an id. Only its row of pending changes is in the journal."""
 
     async def test_change_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
-        async with cut_off(pinned, tmp_path / "journal.db") as changes:
+        async with killed_before_commit(pinned, tmp_path / "journal.db") as changes:
             assert pinned.maps.get("table").opened().get(0) is None
             assert changes.journal.pending() == []
 
     async def test_same_change_made_again_is_kept_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
         """The same change was made again without a deadline while the row could not be removed."""
         held = pinned.maps.get("table")
-        async with cut_off(pinned, tmp_path / "journal.db", then=True):
+        async with killed_before_commit(pinned, tmp_path / "journal.db", then=True):
             assert held.opened().get(0) == pinned.programs.get("safe").opened().id
 
     async def test_row_is_removed_once_the_journal_can_be_written(
@@ -386,7 +386,7 @@ class TestKilledBeforeCommit:
         journal = app.state.changes.journal
         with monkeypatch.context() as patch:
             for name in ("append_all", "remove_pending"):
-                patch.setattr(journal, name, full)
+                patch.setattr(journal, name, raise_journal_failed)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")
             assert len(journal.pending()) == 1
@@ -401,20 +401,20 @@ class TestKilledBeforeCommit:
         await client.put(ENTRY, json={"program": "pass"})
         held, kept = registry.maps.get("jump_table"), dict(app.state.changes.replaced_programs._uses)
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "add_pending", full)
+            patch.setattr(app.state.changes.journal, "add_pending", raise_journal_failed)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert_problem(refused, 503, "journal-unavailable")
         assert not held.is_changing(3)
         assert dict(app.state.changes.replaced_programs._uses) == kept
 
 
-async def full(*_: object, **__: object) -> None:
+async def raise_journal_failed(*_: object, **__: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)
 
 
 @asynccontextmanager
-async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
+async def killed_before_commit(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
     """The restarted service after such a kill. With `then` the same change was made again without a deadline."""
     held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:

@@ -195,7 +195,7 @@ class TestReconcile:
             await client.put(f"{TABLE}/1", json={"program": {"id": loose.id}})
         await client.put(f"{TABLE}/0", json={"program": "drop"})
         outside.set(0, "tx")
-        outside.set(1, "tx")  # and with that the last reference to `loose` is gone
+        outside.set(1, "tx")  # removes the last reference to `loose`
         refused = await client.post(f"{MAP}/reconcile", json={"to": "journal"})
         assert_problem(refused, 409, "change-not-revertible")
         assert [each["index"] for each in refused.json()["entries"]] == [1]
@@ -210,7 +210,7 @@ class TestReconcile:
 
 
 @pytest.fixture
-def booted(kernel: Kernel, pins: Path) -> Path:
+def pinned_objects(kernel: Kernel, pins: Path) -> Path:
     """A folder with a pinned array of 4 entries and the pinned programs `one` and `two`."""
     pin_all(kernel, pins)
     return pins
@@ -249,11 +249,11 @@ async def first_run(kernel: Kernel, pins: Path, file: Path) -> None:
 class TestStart:
     @pytest.mark.parametrize("restore", [False, True])
     async def test_entries_changed_during_downtime_are_restored_or_drift(
-        self, kernel: Kernel, booted: Path, tmp_path: Path, restore: bool
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path, restore: bool
     ) -> None:
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        registry = service_on(kernel, booted, restore=restore)
+        await first_run(kernel, pinned_objects, file)
+        registry = service_on(kernel, pinned_objects, restore=restore)
         outside = Outside(registry, "table")
         outside.set(0, "two")
         outside.clear(1)
@@ -271,14 +271,14 @@ class TestStart:
         registry.close()
 
     async def test_reloaded_programs_with_the_same_code_are_no_drift(
-        self, kernel: Kernel, booted: Path, tmp_path: Path
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path
     ) -> None:
         """The entries have other program ids, but programs with the same code."""
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        unpin_all(kernel, booted)
-        pin_all(kernel, booted)
-        registry = service_on(kernel, booted, restore=False)
+        await first_run(kernel, pinned_objects, file)
+        unpin_all(kernel, pinned_objects)
+        pin_all(kernel, pinned_objects)
+        registry = service_on(kernel, pinned_objects, restore=False)
         outside = Outside(registry, "table")
         outside.set(0, "one")
         outside.set(1, "two")
@@ -287,11 +287,11 @@ class TestStart:
         registry.close()
 
     async def test_restore_without_journal_writes_the_table_only_once(
-        self, kernel: Kernel, booted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        registry = service_on(kernel, booted, restore=True)
+        await first_run(kernel, pinned_objects, file)
+        registry = service_on(kernel, pinned_objects, restore=True)
         for index in (0, 1):
             Outside(registry, "table").clear(index)
         writes = 0
@@ -303,7 +303,7 @@ class TestStart:
             update(*arguments)
 
         monkeypatch.setattr(kernel, "map_update", counted)
-        monkeypatch.setattr(Journal, "append_all", fail)
+        monkeypatch.setattr(Journal, "append_all", raise_journal_failed)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
                 await app.state.upkeep._retry()
@@ -311,16 +311,16 @@ class TestStart:
         registry.close()
 
     async def test_new_array_at_the_pin_is_restored_or_drift(
-        self, kernel: Kernel, booted: Path, tmp_path: Path
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path
     ) -> None:
         """The loader ran again while the service was down."""
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        kernel.unpin(f"{booted}/table")
+        await first_run(kernel, pinned_objects, file)
+        kernel.unpin(f"{pinned_objects}/table")
         with make_array(kernel, "table", 4) as array:
-            kernel.obj_pin(array.fd, f"{booted}/table")
+            kernel.obj_pin(array.fd, f"{pinned_objects}/table")
         for restore in (False, True):
-            registry = service_on(kernel, booted, restore=restore)
+            registry = service_on(kernel, pinned_objects, restore=restore)
             async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
                 drift = await drift_of(client, "/maps/table")
                 assert drift == ({} if restore else {0: ("one", None), 1: ("two", None)})
@@ -328,7 +328,7 @@ class TestStart:
             registry.close()
 
 
-async def fail(*_: object, **__: object) -> None:
+async def raise_journal_failed(*_: object, **__: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)
 
@@ -338,7 +338,7 @@ async def entries_of(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     return entries
 
 
-class Rebooted(MemoryKernel):
+class RebootedKernel(MemoryKernel):
     """A kernel after a reboot. It has none of the earlier objects."""
 
 
@@ -348,7 +348,7 @@ class TestReboot:
         kernel = MemoryKernel()
         pin_all(kernel, pins)
         await first_run(kernel, pins, file)
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         registry = service_on(kernel, pins, restore=True)
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
             assert (await client.get("/maps/table")).json()["state"] == "unavailable"
@@ -356,7 +356,7 @@ class TestReboot:
                 load(kernel, 1),
                 load(kernel, 2),
                 make_array(kernel, "table", 4) as array,
-            ):  # ids of before mean nothing
+            ):  # take the ids that the programs had before the reboot
                 kernel.obj_pin(array.fd, f"{pins}/table")
                 with load(kernel, 1, name="one") as program:
                     kernel.obj_pin(program.fd, f"{pins}/one")
@@ -381,7 +381,7 @@ class TestReboot:
         kernel = MemoryKernel()
         pin_all(kernel, pins)
         await first_run(kernel, pins, file)
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         with load(kernel, 9), make_array(kernel, "table", 4) as array:
             kernel.obj_pin(array.fd, f"{pins}/table")
             registry = service_on(kernel, pins, restore=False)
@@ -402,7 +402,7 @@ class TestReboot:
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
             await client.put("/maps/table/entries/0?confirm_within=86400", json={"program": "two"})
         registry.close()
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         pin_all(kernel, pins)
         registry = service_on(kernel, pins, restore=True)
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:

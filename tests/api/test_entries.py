@@ -67,7 +67,7 @@ class TestSetEntry:
                 ({"id": program.id}, program.id),
                 ({"name": "drop"}, drop.id),
                 ({"pinned": f"{pins}/other"}, program.id),
-                ({"name": "drop", "id": program.id}, drop.id),  # the name counts
+                ({"name": "drop", "id": program.id}, drop.id),  # the name takes precedence
                 ({"name": None, "id": program.id}, program.id),
             ):
                 response = await client.put(ENTRY, json={"program": reference})

@@ -76,7 +76,7 @@ class TestEvents:
         assert (await client.patch(TABLE, json={"entries": bad})).status_code == 422
         good = [{"index": index, "program": "drop"} for index in (1, 2, 3)]
         changed = await client.patch(f"{TABLE}?note=why", json={"entries": good})
-        await client.put(f"{TABLE}/3", json={"program": "drop"})  # is there already
+        await client.put(f"{TABLE}/3", json={"program": "drop"})  # no change
         await client.put(f"{TABLE}/3?dry_run=true", json={"program": "pass"})
         (event,) = await stream(app)
         assert (event.id, event.type, event.data) == (1, "change", changed.json()["change"])
@@ -306,7 +306,7 @@ class TestReaders:
         first, second = list(_slices([shared])), list(_slices([shared]))
         assert len(first) > 5
         assert all(len(each) <= 1 << 16 for each in first)
-        # One that is a slice by itself is not copied; the short ones beside it are.
+        # A part that fills a slice is not copied. Only the short parts beside it are joined.
         assert sum(one is other for one, other in zip(first, second, strict=True)) >= len(first) - 2
         assert b"".join(first) == encoded(event)
 
@@ -382,7 +382,7 @@ class TestProcess:
     def test_stalled_reader_does_not_delay_the_shutdown(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             url = httpx.URL(service.url)
-            for number in range(1500):  # of 4 KB each: more than the sockets take
+            for number in range(1500):  # of 4 KB each, more than the socket buffers take
                 body = {"programs": [("drop", "pass")[number % 2]] * 16}
                 client.put(f"{TABLE}?note={'x' * 1000}", json=body)
             with socket.socket() as connection:

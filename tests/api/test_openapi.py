@@ -77,7 +77,7 @@ def test_every_problem_is_documented_by_some_route(document: dict[str, Any]) -> 
         for response in operation["responses"].values()
         for code in response.get("content", {}).get("application/problem+json", {}).get("examples", {})
     }
-    # What routing itself answers belongs to no route.
+    # The router itself answers this one, so it belongs to no route.
     assert set(PROBLEMS) - documented == {"method-not-allowed"}
 
 

@@ -121,7 +121,7 @@ async def test_hold_or_release_that_cannot_be_journalled_is_refused(
         await client.put("/programs/first", json={"id": prepared[1]})
         with monkeypatch.context() as patch:
             for name in ("save_hold", "remove_hold"):
-                patch.setattr(app.state.changes.journal, name, fail)
+                patch.setattr(app.state.changes.journal, name, raise_journal_failed)
             for method, path, body in (
                 ("PUT", "/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),
                 ("PUT", "/maps/table", {"pinned": f"{pins}/table"}),
@@ -135,6 +135,6 @@ async def test_hold_or_release_that_cannot_be_journalled_is_refused(
     registry.close()
 
 
-async def fail(*_: object) -> None:
+async def raise_journal_failed(*_: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)

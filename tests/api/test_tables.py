@@ -210,7 +210,7 @@ class TestRollback:
             before = (await client.get(TABLE)).json()
             kernel.refused = 2
             response = await client.put(TABLE, json={"programs": ["pass", None, "pass", "pass"]})
-            # The clear of 1 comes last, so it was never begun.
+            # The clear of entry 1 comes last, so it was not made.
             assert_problem(response, 500, "kernel-error")
             facts = response.json()
             assert (facts["index"], facts["put_back"], facts["left"], facts["errno"]) == (2, True, [], "ENOMEM")

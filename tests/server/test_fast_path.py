@@ -39,7 +39,7 @@ def get(index: int = 3, *more: bytes) -> bytes:
 
 DELETE = b"DELETE /maps/jump_table/entries/3" + HEAD + b"\r\n"
 
-# What happens on one connection, one after the other, and how many of it go the direct way.
+# Requests that the fast path answers, and requests that fall back to the regular way.
 PLAIN = [put(), put(), put("pass"), get(), put("tx", 15), get(15), put("count", 0)]
 UNUSUAL = [
     get(4), get(16), put("drop", 16), put("none"), put("drop", 3, b"If-Match: *"), get(3, b"If-None-Match: *"),
@@ -100,7 +100,7 @@ def status(answer: bytes) -> int:
     return int(answer[9:12])
 
 
-async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
+async def records_of(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
     """The changes, counters, audit lines and events of the service, without times."""
     async with httpx.AsyncClient(transport=wire, base_url="http://jumptable") as client:
         changes = (await client.get("/changes")).json()["changes"]
@@ -132,7 +132,7 @@ async def test_answers_and_records_equal_those_of_the_regular_way(
                 line = Line(wire)
                 answers += await line.ask(request)
                 line.protocol.connection_lost(None)
-            both.append((answers, await told(app, wire, file)))
+            both.append((answers, await records_of(app, wire, file)))
             assert wire.direct is None or wire.direct.answered == len(PLAIN)
         audit.close()
     for regular, direct_one in zip(both[0][0], both[1][0], strict=True):

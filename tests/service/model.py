@@ -7,8 +7,8 @@ from app.service.errors import ServiceError
 
 ENTRIES = 3
 
-WritePlan = dict[int, tuple[int | None, int | None]]  # by index, in order: program ids before and after
-Told = type[ServiceError] | int | None  # what comes of a change: an error, its id, or nothing
+WritePlan = dict[int, tuple[int | None, int | None]]  # program ids before and after, by index and in order
+Told = type[ServiceError] | int | None  # the result of a change: an error, its id, or None
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Model:
     now: float = 1000.0
     kernel: dict[int, int] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
-    drift: dict[int, int | None] = field(default_factory=dict)  # as it was told
+    drift: dict[int, int | None] = field(default_factory=dict)  # as the last event told it
     changes: list[Made] = field(default_factory=list)
-    deadlines: dict[int, float] = field(default_factory=dict)  # of what waits
-    pins: dict[int, set[int]] = field(default_factory=dict)  # for its undo
+    deadlines: dict[int, float] = field(default_factory=dict)  # of unconfirmed changes, by change id
+    pins: dict[int, set[int]] = field(default_factory=dict)  # programs pinned for an undo, by change id
     undone: set[int] = field(default_factory=set)
     kept: set[int] = field(default_factory=set)
     strays: set[int] = field(default_factory=set)

@@ -189,7 +189,7 @@ class TestHoldMap:
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
     @pytest.mark.parametrize("path", ["none/new", "a.b", "../new"])
     def test_dry_run_refuses_an_impossible_pin(self, kernel: Kernel, pins: Path, tmp_path: Path, path: str) -> None:
-        registry = Registry(kernel, [str(tmp_path)])  # also beside the bpffs
+        registry = Registry(kernel, [str(tmp_path)])  # a folder outside the bpffs is allowed too
         for dry_run in (True, False):
             with pytest.raises(PinUnusable):
                 run(registry.maps.hold("new", Pinned(f"{pins}/{path}"), 8, dry_run=dry_run))

@@ -38,12 +38,12 @@ from tests.conftest import load
 from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
 
 NAMES = ("a", "b", "c")
-FRESH, LAST = 3, 4  # programs that are pinned nowhere: a new one, and the newest that lives
+FRESH, LAST = 3, 4  # unpinned programs: a new one, and the newest that lives
 
 INDEX = st.integers(0, ENTRIES - 1)
 PROGRAM = st.sampled_from((0, 1, 2, FRESH, LAST, LAST))
 WITHIN = st.sampled_from((None, None, 60, 600))
-ID = st.integers(-4, 3)  # of a change; below 1: counted from the last
+ID = st.integers(-4, 3)  # of a change; below 1 counted from the last one
 TIME = st.sampled_from((0, 30, 100, 1000))
 
 
@@ -119,14 +119,14 @@ class Machine(RuleBasedStateMachine):
             self.kernel.close(self.fd)
         self.runner.close()
 
-    # What the rules say in numbers
+    # Helpers: from the numbers of the rules to ids and calls
 
     def program(self, number: int) -> int:
         """The id of a program. An unpinned program lives at least until the end of this step."""
         if number < FRESH:
             return self.ids[number]
         if self.kernel.name == "linux":
-            return self.ids[number % FRESH]  # the end of the last pin is not the end of the program at once
+            return self.ids[number % FRESH]  # the kernel frees an unpinned program later
         if number == LAST and self.model.strays:
             return max(self.model.strays)
         program = self.step.enter_context(load(self.kernel, 9))
@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         cleared = sum(after is None for _, after in steps.values())
         return told if isinstance(told, type) else (told, len(steps) - cleared, cleared, unchanged)
 
-    # What may happen
+    # The operations
 
     @rule(index=INDEX, number=PROGRAM, way=st.integers(0, 2), within=WITHIN, dry=st.booleans())
     def set(self, index: int, number: int, way: int, within: int | None, dry: bool) -> None:
@@ -326,7 +326,7 @@ class Machine(RuleBasedStateMachine):
             self.write(index, after)
         self.end_and_start(seconds, restore, self.model.keep, steps)
 
-    # What must be true after each step
+    # Checks after each step
 
     @rule(after=st.integers(0, 80), limit=st.integers(1, 20))
     def read_on(self, after: int, limit: int) -> None:

@@ -27,7 +27,7 @@ _PROG_GET_NEXT_ID, _LINK_CREATE, _XDP, _LOOPBACK = 11, 28, 37, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def lie_in_wait(outside: str, secrets: list[str]) -> None:
+def attack_on_reopen(outside: str, secrets: list[str]) -> None:
     """Attack when the audit file is opened for the second time, which SIGHUP causes.
 
     `outside` is a pin outside pin_dirs. `secrets` are files that the process may not read.

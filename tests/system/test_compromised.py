@@ -50,7 +50,7 @@ def folder(bpffs: Path, tmp_path: Path) -> Path:
 
 def test_compromised_listener_gains_nothing_and_the_keeper_lives(folder: Path, bpffs: Path) -> None:
     secrets = [str(folder / "tokens.json"), "/etc/shadow"]
-    first = f"from tests.system import hostile; hostile.lie_in_wait({str(bpffs / 'theirs')!r}, {secrets!r})"
+    first = f"from tests.system import hostile; hostile.attack_on_reopen({str(bpffs / 'theirs')!r}, {secrets!r})"
     with serve(folder / "jumptable.toml", folder / "run/api.sock", first=first) as service, service.client() as client:
         keeper = int(service.wait_for(r'"keeper":(\d+)')[1])
         files = len(list(Path(f"/proc/{keeper}/fd").iterdir()))
@@ -60,7 +60,7 @@ def test_compromised_listener_gains_nothing_and_the_keeper_lives(folder: Path, b
         assert {name: number for name, number in outcome.items() if number not in {"EPERM", "EACCES", "EXDEV"}} == {
             "read from the keeper's files": "EINVAL"
         }
-        # The keeper lives, and has nothing open that it had not before.
+        # The keeper lives, and has no more open files than before.
         assert len(list(Path(f"/proc/{keeper}/fd").iterdir())) == files
         assert client.put("/maps/table/entries/1", json={"program": "drop"}).status_code == 201
         body = {"pinned": f"{bpffs}/ours/fresh", "create": {"max_entries": 2}}

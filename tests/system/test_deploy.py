@@ -94,7 +94,7 @@ def test_socket_unit_has_the_default_path_and_is_closed_to_others() -> None:
     assert _values("jumptable.socket", "ListenStream") == [str(Settings().server.socket)]
     [mode] = _values("jumptable.socket", "SocketMode")
     assert int(mode, 8) & 0o007 == 0
-    # Else the end of the service takes the socket's folder away.
+    # Otherwise systemd removes the folder of the socket when the service ends.
     assert _values("jumptable.service", "RuntimeDirectoryPreserve") == ["yes"]
 
 
@@ -102,7 +102,7 @@ def test_unit_leaves_state_and_pins_writable() -> None:
     settings = Settings().server
     assert _values("jumptable.service", "ReadWritePaths") == [f"-{settings.state_dir}"]
     assert _values("jumptable.service", "BindPaths") == [str(folder) for folder in settings.pin_dirs]
-    # It would give the state back to root at each start.
+    # With it systemd would give the state to root at each start.
     assert _values("jumptable.service", "StateDirectory") == []
 
 

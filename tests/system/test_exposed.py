@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import tool
-from tests.running import Service, connect, demo, memory, running, serve, write_config
+from tests.running import Service, connect, demo, resident_bytes, running, serve, write_config
 
 ENTRY = "http://localhost/maps/jump_table/entries/3"
 
@@ -41,7 +41,7 @@ def configured(folder: Path, more: str = "", server: str = "") -> Path:
     return config
 
 
-@pytest.mark.kernel  # it takes root to be several users
+@pytest.mark.kernel  # only root can run processes as several users
 @pytest.mark.skipif(not tool("curl"), reason="apt-get install curl")
 class TestPeers:
     def ask(self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT") -> int:
@@ -166,7 +166,7 @@ class TestConnection:
 
     @pytest.mark.parametrize("line", [b"X-Pad: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
     def test_endless_headers_are_cut_off(self, service: Service, line: bytes) -> None:
-        before = memory(service)
+        before = resident_bytes(service)
         with connect(service) as connection:
             connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\n")
             sent = 0
@@ -179,7 +179,7 @@ class TestConnection:
                 answer = connection.recv(65536)
         assert sent < 20 * 1024 * 1024
         assert not answer or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0]
-        assert memory(service) < before + 20 * 1024 * 1024
+        assert resident_bytes(service) < before + 20 * 1024 * 1024
 
     def test_large_head_gets_431(self, service: Service) -> None:
         with connect(service) as connection:
@@ -190,7 +190,7 @@ class TestConnection:
         assert b"content-type: application/problem+json" in answer
 
     def test_unread_answers_use_bounded_memory(self, service: Service) -> None:
-        before = memory(service)
+        before = resident_bytes(service)
         connections = [connect(service) for _ in range(10)]
         for connection in connections:
             connection.settimeout(1)
@@ -199,7 +199,7 @@ class TestConnection:
                     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600)
         with service.client() as client:
             assert client.get("/healthz").status_code == 200
-        assert memory(service) < before + 60 * 1024 * 1024
+        assert resident_bytes(service) < before + 60 * 1024 * 1024
         for connection in connections:
             connection.close()
 
@@ -294,13 +294,13 @@ class TestConnection:
                 with lock:
                     open_.append(connection)
 
-        before = memory(service)
+        before = resident_bytes(service)
         threads = [threading.Thread(target=connect_many) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert memory(service) < before + 200 * 1024 * 1024
+        assert resident_bytes(service) < before + 200 * 1024 * 1024
         for connection in open_:
             connection.close()
         with service.client() as client:

@@ -51,7 +51,7 @@ def pins(bpffs: Path, linux: LinuxKernel) -> Path:
 
 
 @pytest.fixture
-def duties(pins: Path, tmp_path: Path) -> KeeperConfig:
+def config(pins: Path, tmp_path: Path) -> KeeperConfig:
     (tmp_path / "key").write_text("secret")
     return KeeperConfig(
         pin_dirs=[str(pins)],
@@ -65,15 +65,15 @@ def duties(pins: Path, tmp_path: Path) -> KeeperConfig:
 
 
 @pytest.fixture
-def keeper(duties: KeeperConfig) -> Iterator[KeeperClient]:
-    client = KeeperClient(duties)
+def keeper(config: KeeperConfig) -> Iterator[KeeperClient]:
+    client = KeeperClient(config)
     yield client
     client.close()
 
 
 @pytest.fixture
-def kernel(keeper: KeeperClient, duties: KeeperConfig) -> KeeperKernel:
-    return KeeperKernel(keeper, duties.keep_dir)
+def kernel(keeper: KeeperClient, config: KeeperConfig) -> KeeperKernel:
+    return KeeperKernel(keeper, config.keep_dir)
 
 
 def errno_of(do: Callable[..., object], *arguments: object) -> int:
@@ -172,7 +172,7 @@ class TestPins:
 
 
 class TestTablePrograms:
-    def test_table_programs_work_without_capabilities(self, duties: KeeperConfig, pins: Path) -> None:
+    def test_table_programs_work_without_capabilities(self, config: KeeperConfig, pins: Path) -> None:
         """They write and read tables for a process without capabilities that has installed its seccomp filter."""
         code = f"""
 import errno
@@ -183,7 +183,7 @@ from app.sandbox.seccomp import install_filter
 from app.sandbox.capabilities import switch_user, effective_capabilities, drop_capabilities
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import KeeperConfig
-keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 programs = kernel.table_programs()
@@ -221,7 +221,7 @@ keeper.close()
             assert errno_of(keeper.ask, Op.TABLE_PROGRAM, number, text) == EINVAL
         assert _fds(keeper.pid) == before
 
-    def test_without_table_programs_entries_are_accessed_one_by_one(self, duties: KeeperConfig, pins: Path) -> None:
+    def test_without_table_programs_entries_are_accessed_one_by_one(self, config: KeeperConfig, pins: Path) -> None:
         """A keeper that has only CAP_BPF, which suffices where everything is pinned."""
         code = f"""
 from array import array
@@ -229,7 +229,7 @@ from app.sandbox.capabilities import drop_capabilities
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import KeeperConfig
 drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
-keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 assert kernel.table_programs() == (None, None)
@@ -261,25 +261,25 @@ class TestKeepDir:
 
 
 class TestFiles:
-    def test_only_configured_files_are_opened_for_reading(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
-        fd = keeper.open(Op.READ, text=duties.reads[0])
+    def test_only_configured_files_are_opened_for_reading(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        fd = keeper.open(Op.READ, text=config.reads[0])
         assert os.read(fd, 100) == b"secret"
         assert errno_of(lambda: os.write(fd, b"x")) > 0
         os.close(fd)
         assert errno_of(lambda: keeper.open(Op.READ, text="/etc/shadow")) == EINVAL
 
-    def test_audit_file_is_opened_for_appending(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
+    def test_audit_file_is_opened_for_appending(self, keeper: KeeperClient, config: KeeperConfig) -> None:
         for line in (b"one\n", b"two\n"):
             fd = keeper.open(Op.AUDIT)
             os.write(fd, line)
             os.close(fd)
-        assert Path(str(duties.audit)).read_text() == "one\ntwo\n"
+        assert Path(str(config.audit)).read_text() == "one\ntwo\n"
 
     def test_audit_file_that_others_replaced_is_refused(
-        self, keeper: KeeperClient, duties: KeeperConfig, tmp_path: Path
+        self, keeper: KeeperClient, config: KeeperConfig, tmp_path: Path
     ) -> None:
         """Whoever may write in the folder of the audit file could replace it."""
-        audit = Path(str(duties.audit))
+        audit = Path(str(config.audit))
         audit.symlink_to(tmp_path / "key")
         os.chown(audit, NOBODY, NOBODY, follow_symlinks=False)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
@@ -293,8 +293,8 @@ class TestFiles:
         os.chown(tmp_path, NOBODY, NOBODY)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES, "its folder is somebody else's"
 
-    def test_token_is_found_only_by_its_full_hash(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
-        file = TokenFile(Path(str(duties.tokens)))
+    def test_token_is_found_only_by_its_full_hash(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        file = TokenFile(Path(str(config.tokens)))
         assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b"", "there is no file yet"
         secret = file.add(Token("deploy", "", "writer", 0.0))
         digest = hashlib.sha256(secret.encode()).hexdigest()
@@ -308,8 +308,8 @@ class TestFiles:
         for text in ("", digest[:-1], digest.upper(), f"{digest}0"):
             assert errno_of(keeper.ask, Op.TOKEN, 0, text) == EINVAL
 
-    def test_token_file_of_another_owner_is_refused(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
-        path = Path(str(duties.tokens))
+    def test_token_file_of_another_owner_is_refused(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        path = Path(str(config.tokens))
         TokenFile(path).add(Token("deploy", "", "writer", 0.0))
         os.chown(path, NOBODY, NOBODY)
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="0" * 64)) == EACCES
@@ -347,7 +347,7 @@ class TestLifetime:
         st.sampled_from([None, "file", "socket", "many"]),
     )
     def test_every_message_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
-        keeper.table_programs()  # which it then holds for good
+        keeper.table_programs()  # the keeper keeps them open
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         before = _fds(keeper.pid)
         ours, theirs = socket.socketpair()

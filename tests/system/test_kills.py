@@ -35,7 +35,7 @@ pinned = "{pins}/pass"
 [programs.tx]
 pinned = "{pins}/tx"
 """
-PINS, WRITES, COMMIT = 2 * 3, 2 * 4, 2  # points on the fuse: of the pins of three programs, of WANTED, of one commit
+PINS, WRITES, COMMIT = 2 * 3, 2 * 4, 2  # points: three pins, the writes of WANTED, a commit
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ class TestAtEveryStep:
     ) -> None:
         """A change with a deadline is complete or undone."""
         if confirm_within is not None:
-            world.let_go()
+            world.close_unpinned_program()
         for step in count(1):
             answer = world.change(verb, f"{verb} {step}", confirm_within)
             if answer is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 world.check_table()
                 changes = world.check()
                 is_in = bool(changes) and changes[-1]["kind"] == verb
@@ -102,7 +102,7 @@ class TestAtEveryStep:
             if world.ask("POST", f"/changes/{change['id']}/confirm") is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 state = world.check()[-1]["state"]
                 assert state == ("unconfirmed" if step <= 1 else "confirmed")
                 assert world.table() == world.wanted()
@@ -119,7 +119,7 @@ class TestAtEveryStep:
             if world.ask("POST", f"/changes/{id_}/revert", note=f"revert {step}") is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 world.check_table()
                 states = {change["id"]: change["state"] for change in world.check()}
                 before = "applied" if confirm_within is None else "unconfirmed"
@@ -131,7 +131,7 @@ class TestAtEveryStep:
     @pytest.mark.parametrize("is_whole", [True, False], ids=["overdue", "cut off"])
     def test_killed_undo_at_the_start_is_completed_later(self, world: World, is_whole: bool) -> None:
         """The start that undoes the change is killed too, and the next start completes the undo."""
-        world.let_go()
+        world.close_unpinned_program()
         for step in count(1):
             whole = world.change("update", None if is_whole else f"update {COMMIT + PINS + WRITES}", 600)
             assert (whole is not None) == is_whole
@@ -141,7 +141,7 @@ class TestAtEveryStep:
             if is_ready := world.start(kill_at=step):
                 world.kill()
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 changes = world.check()
                 assert world.table() == world.first
                 assert not is_whole or changes[-1]["kind"] == "expire"

@@ -19,7 +19,7 @@ __all__ = ["other", "prepared"]
 pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
-# Once all is imported: the interpreter itself may be where nobody else may read.
+# The switch of the user comes after all imports, because the interpreter may be in a folder that only root may read.
 AS_NOBODY = f"""
 import os
 from app.server import run as server

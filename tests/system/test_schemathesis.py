@@ -74,7 +74,9 @@ def _described() -> dict[str, Any]:
 SERVED = Served()
 SCHEMA = schemathesis.openapi.from_dict(_described(), config=schemathesis.Config.from_dict(_CONFIG))
 SCHEMA.app = SERVED
-few = settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+tried_20_times = settings(
+    max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def well_formed(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
@@ -145,12 +147,12 @@ def header(request: pytest.FixtureRequest, tokens: TokenFile) -> dict[str, str]:
 
 
 @SCHEMA.parametrize()
-@few
+@tried_20_times
 def test_api_conforms_to_its_document_with_a_token(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
     case.call_and_validate(headers=header, additional_checks=[well_formed])
 
 
 @SCHEMA.parametrize()
-@few
+@tried_20_times
 def test_api_conforms_to_its_document_without_a_token(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(additional_checks=[well_formed])

@@ -129,7 +129,7 @@ class TestKill:
             last = client.get(f"/changes/{found[-1]}").json()["entries"][0]
             holds = client.get("/maps/jump_table/entries/3").json()["program"]["name"]
             assert holds in {"drop", "pass"}
-            # The kernel is at most the one change ahead that was under way.
+            # The kernel is ahead by at most the one change that was under way.
             if holds != last["after"]["name"]:
                 assert found[-1] == answered[-1]
 

@@ -15,7 +15,7 @@ from app.bpf.uapi import MapType, ProgType
 from tests.system.nursery import Nursery
 
 Table = dict[int, int]
-WANTED: dict[int, str | None] = {0: "pass", 1: None, 2: "drop", 3: "tx"}  # each is another than before
+WANTED: dict[int, str | None] = {0: "pass", 1: None, 2: "drop", 3: "tx"}  # each differs from the first table
 
 
 class World:
@@ -24,7 +24,7 @@ class World:
     `first` is the table to which each round returns.
     """
 
-    kills = 0  # of all of them
+    kills = 0  # of all worlds
 
     def __init__(self, nursery: Nursery, pins: Path, folder: Path) -> None:
         self.nursery, self.pins, self.folder = nursery, pins, folder
@@ -50,7 +50,7 @@ class World:
         transport = httpx.HTTPTransport(uds=str(self.folder / "api.sock"), verify=False)
         return httpx.Client(transport=transport, base_url="http://jumptable", timeout=30)
 
-    def let_go(self) -> None:
+    def close_unpinned_program(self) -> None:
         """Close the unpinned program, so that only the array and the service keep it."""
         self.kernel.close(self._fds.pop())
 
@@ -151,11 +151,11 @@ class World:
         if self.table() != self.first:
             self.ask("POST", f"/changes/{last[0]['id']}/revert")
         assert self.table() == self.first
-        for path in self.kept():  # told as wrong already
+        for path in self.kept():  # already recorded as a failure
             path.unlink()
 
     @contextmanager
-    def at(self, step: int) -> Iterator[None]:
+    def recording_failure(self, step: int) -> Iterator[None]:
         """Record a failure at this step, and continue with the other steps."""
         try:
             yield
