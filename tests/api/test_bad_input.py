@@ -241,6 +241,10 @@ class TestRun:
 
 @pytest.mark.usefixtures("both_ways")
 class TestRandomRequests:
+    @pytest.fixture(autouse=True)
+    def nothing_changes(self) -> None:
+        """Each request gets a service of its own, which it may change."""
+
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         method=st.sampled_from(["GET", "PUT", "DELETE", "POST", "PATCH", "HEAD"]),
@@ -267,7 +271,7 @@ class TestRandomRequests:
         ),
     )
     async def test_no_request_causes_a_500(
-        self, registry: Registry, method: str, path: list[str], body: bytes, header: dict[str, str]
+        self, method: str, path: list[str], body: bytes, header: dict[str, str]
     ) -> None:
         """Every error is a problem in the form that all problems have."""
         fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])

@@ -320,11 +320,11 @@ class TestKeepDir:
             await pass_time(app, 91)
             assert kept(kernel, keep) == []
 
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
     async def test_start_removes_only_stale_pins_of_the_service(
         self, pinned: Registry, kernel: Kernel, pins: Path
     ) -> None:
-        if kernel.name == "memory":
-            return  # has no folders to be listed
         keep = pins / "keep"
         keep.mkdir()
         fd = pinned.programs.get("safe").opened().fd

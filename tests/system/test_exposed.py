@@ -72,9 +72,12 @@ class TestPeers:
             assert self.ask(service, 12345, daemon, [], "GET") == 403
             assert self.ask(service, 12345, 12345, [], "GET") == 0
 
-    def test_own_user_may_read_without_rules(self, folder: Path) -> None:
+    def test_log_names_the_user_of_a_change(self, folder: Path) -> None:
         with serve(configured(folder), folder / "run/api.sock") as service, service.client() as client:
             assert client.get("/maps").status_code == 200
+            assert client.put("/maps/jump_table/entries/3", json={"program": "nope"}).status_code == 422
+            line = service.wait_for(".*set_entry.*")[0]
+            assert "unix:root" in line
 
 
 class TestToken:
@@ -300,6 +303,7 @@ class TestConnection:
             thread.start()
         for thread in threads:
             thread.join()
+        assert len(open_) > 500
         assert resident_bytes(service) < before + 200 * 1024 * 1024
         for connection in open_:
             connection.close()
