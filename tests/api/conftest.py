@@ -46,11 +46,11 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
     """The application with this registry, started as it is when the first request comes."""
     with application(registry, **options) as app:
-        await app.state.upkeep.start()
+        await app.state.service.start()
         try:
             yield app
         finally:
-            await app.state.upkeep.finish()
+            await app.state.service.finish()
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

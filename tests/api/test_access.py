@@ -233,7 +233,7 @@ class TestTokenBounds:
         assert_problem(await asker.get("/changes/1", headers=writer), 404, "change-unknown")
         for path in ("/changes/1/revert", "/changes/1/confirm"):
             assert_problem(await asker.post(path, headers=writer), 404, "change-unknown")
-        guarded.state.changes.feed.stop()
+        guarded.state.service.feed.stop()
         events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
         assert "secret" not in events.text
 
@@ -304,7 +304,7 @@ class TestBypasses:
     ) -> None:
         reader, admin = new(tokens, "r", "reader"), new(tokens, "a", "admin")
         reading = asyncio.create_task(asker.get("/events", headers=reader))
-        while not guarded.state.changes.feed._sleeping:
+        while not guarded.state.service.feed._sleeping:
             await asyncio.sleep(0)
         tokens.revoke("r")
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
