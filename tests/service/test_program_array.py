@@ -57,7 +57,7 @@ class TestInit:
 
     def test_program_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
-        with pytest.raises(NotAMap, match="that is no map but: prog"):
+        with pytest.raises(NotAMap, match="the object is not a map; it is a prog"):
             ProgramArray(kernel, fd)
 
     @pytest.mark.parametrize(("key_size", "value_size", "expected"), [(8, 4, WrongKeySize), (4, 8, WrongValueSize)])
