@@ -354,7 +354,7 @@ def _where(file: Path, location: tuple[int | str, ...]) -> str:
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys that are possible where an unknown one was found."""
-    sections: dict[int | str, type[BaseModel]] = {
+    sections: dict[str, type[BaseModel]] = {
         "server": Server,
         "maps": Map,
         "programs": Program,
@@ -372,5 +372,5 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         case ("tls", "clients", _, _):
             return list(Client.model_fields)
         case (section, *_):
-            return list(sections[section].model_fields)
+            return list(sections[str(section)].model_fields)
     return []

@@ -122,7 +122,7 @@ class TestCheck:
             file.write(f'[maps.b]\npinned = "{bpffs}/table"\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
-        assert "warn  map a: create asks for 4 entries, but it is there" in done.stdout
+        assert "warn  map a: create asks for 4 entries, but it exists with 8" in done.stdout
         assert "WRONG map b: is the same array as map a: remove one of the two" in done.stdout
 
     @pytest.mark.kernel

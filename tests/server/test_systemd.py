@@ -10,8 +10,8 @@ import pytest
 
 from app.config import Settings
 from app.keeper.messages import KeeperConfig
-from app.server import startup as start
-from app.server.systemd import Notifier, given_listeners
+from app.server import startup
+from app.server.systemd import Notifier, passed_sockets
 from tests.running import running, write_config
 
 # systemd's way: the sockets are 3 and up, and the environment says for which process.
@@ -53,12 +53,12 @@ class TestManager:
     def test_none_is_no_error(self, tmp_path: Path) -> None:
         for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nope")}, {"NOTIFY_SOCKET": "@nope"}):
             manager = Notifier(environment)
-            manager.tell("READY=1")
+            manager.notify("READY=1")
             manager.close()
 
     def test_another_process_s_watchdog_is_not_ours(self) -> None:
-        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).interval == 0
-        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).interval == 1
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).watchdog_interval_seconds == 0
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_interval_seconds == 1
 
 
 class TestSocketActivation:
@@ -100,16 +100,16 @@ class TestSocketActivation:
         assert (status, "one is served" in told) == (1, True)
 
     def test_those_for_another_process_are_not_ours(self) -> None:
-        assert given_listeners({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
-        assert given_listeners({}) == []
+        assert passed_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
+        assert passed_sockets({}) == []
 
 
 @pytest.mark.parametrize("is_given", [False, True])
 def test_the_keeper_leaves_a_given_socket_alone(monkeypatch: pytest.MonkeyPatch, is_given: bool) -> None:
     """A connect to it, to see whether it is stale, would make systemd start the service that has just ended."""
     seen: list[KeeperConfig] = []
-    monkeypatch.setattr(start, "effective_capabilities", lambda: ["CAP_BPF"])
-    monkeypatch.setattr(start, "KeeperClient", seen.append)
+    monkeypatch.setattr(startup, "effective_capabilities", lambda: ["CAP_BPF"])
+    monkeypatch.setattr(startup, "KeeperClient", seen.append)
     settings = Settings()
-    start.start_keeper(settings, None, is_given=is_given)
+    startup.start_keeper(settings, None, has_passed_socket=is_given)
     assert [duties.socket for duties in seen] == [None if is_given else str(settings.server.socket)]
