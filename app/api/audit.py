@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +53,7 @@ class Audit:
         self._file, self._fsync, self._opened, self._fd = file, fsync, opened, -1
         self._log = to_log
         self._lines: list[tuple[str, dict[str, Any]]] = []
-        self._are_held = False
+        self._is_buffering = False
         self.reopen()
 
     def reopen(self) -> None:
@@ -84,18 +85,19 @@ class Audit:
         told["path"] = _TOKEN.sub("jt_…", path[:256]) if "jt_" in path else path[:256]
         told.update(scope.get(FACTS, ()))
         self._lines.append((operation, told))
-        if not self._are_held:
+        if not self._is_buffering:
             self._write()
 
-    def hold(self) -> None:
-        """What is told until `let_go` is written then, at once."""
-        self._are_held = True
-
-    def let_go(self) -> None:
-        """The opposite of `hold`."""
-        self._are_held = False
-        if self._lines:
-            self._write()
+    @contextmanager
+    def buffered(self) -> Iterator[None]:
+        """Write all lines of the attempts within this context at its end, at once."""
+        self._is_buffering = True
+        try:
+            yield
+        finally:
+            self._is_buffering = False
+            if self._lines:
+                self._write()
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []

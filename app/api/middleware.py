@@ -70,12 +70,12 @@ class RequestMiddleware:
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
             if operation != "watch_events":
-                state.counters.request(operation, exchange.status, time.perf_counter() - began)
+                state.service.counters.add_request(operation, exchange.status, time.perf_counter() - began)
 
 
 def _check(scope: Scope) -> None:
     """Raises what a request ends with before it is routed."""
-    if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
+    if scope["app"].state.service.is_stopping and scope["path"] not in {"/healthz", "/readyz"}:
         raise HttpProblem("draining", "the service is stopping")
     if FAILED in scope:
         raise scope[FAILED]

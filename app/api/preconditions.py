@@ -1,8 +1,6 @@
 """Entity tags and conditional requests (RFC 9110, 8.8.3 and 13)."""
 
-import hashlib
 import re
-from array import array
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,19 +40,6 @@ TABLE_PARAMETERS: Final = {"parameters": [
 READ_PARAMETERS: Final = {"parameters": [PARAMETERS["parameters"][1] | {
     "description": "304 if the resource still has one of these tags.", "example": '"0f1e2d3c4b5a6978"',
 }]}  # fmt: skip
-
-
-def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
-    """The tag of one entry: it changes with what the kernel holds there, whoever changed it.
-
-    With the boot's id: beyond it the same numbers may come to mean something else.
-    """
-    return f'"{boot_id[:8]}-{map_id:x}-{index:x}-{program_id:x}"'
-
-
-def table_etag(boot_id: str, map_id: int, ids: "array[int]") -> str:
-    """The tag of a whole table; `ids`: of the program that each entry points to, by index."""
-    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(ids, digest_size=8).hexdigest()}"'
 
 
 @dataclass(frozen=True, slots=True)

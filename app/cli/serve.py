@@ -81,7 +81,7 @@ def _serve(settings: Settings) -> None:
         # Serve.
         app = assemble.make_app(settings, registry, journal, keeper)
         at_exit.callback(app.state.audit.close)
-        at_exit.callback(app.state.changes.close)
+        at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
         serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier)

@@ -121,8 +121,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
             return
-        self._app.state.draining = True
-        self._app.state.changes.feed.stop()
+        self._app.state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")

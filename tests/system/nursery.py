@@ -157,11 +157,11 @@ def _lay(fuse: Fuse, later: float) -> None:
         (Journal, "_commit"),
     ):
         setattr(owner, name, _burning(getattr(owner, name), fuse))
-    begin, confirm, init = Changes.begin, Confirmations.confirm, Confirmations.__init__
+    prepare, confirm, init = Changes.prepare, Confirmations.confirm, Confirmations.__init__
 
-    def lit_begin(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
+    def lit_prepare(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
         fuse.light(origin.note, kind)
-        return begin(changes, held, kind, steps, origin, *more)
+        return prepare(changes, held, kind, steps, origin, *more)
 
     def lit_confirm(confirmations: Confirmations, change: Any) -> Any:
         fuse.light(change.note, "confirm")
@@ -173,7 +173,7 @@ def _lay(fuse: Fuse, later: float) -> None:
         confirmations.uptime = lambda: uptime() + later
 
     laid: list[tuple[type, str, Callable[..., Any]]] = [
-        (Changes, "begin", lit_begin),
+        (Changes, "prepare", lit_prepare),
         (Confirmations, "confirm", lit_confirm),
         (Confirmations, "__init__", later_init),
     ]

@@ -1,10 +1,10 @@
 """Entries, as they are answered: one, or a whole table of them."""
 
+import hashlib
 from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from app.api.preconditions import entry_etag
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
 from app.service.registry.registry import Registry
@@ -14,6 +14,19 @@ _KNOWN: Final = 4096
 # What all entries of a map have in common that point to the same program: by the map's name and the summary's place in
 # memory, where nothing else can come as long as it is kept here.
 _known: dict[tuple[str, int], tuple[ProgramSummary, bytes, bytes]] = {}
+
+
+def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
+    """The tag of one entry: it changes with what the kernel holds there, whoever changed it.
+
+    With the boot's id: beyond it the same numbers may come to mean something else.
+    """
+    return f'"{boot_id[:8]}-{map_id:x}-{index:x}-{program_id:x}"'
+
+
+def table_etag(boot_id: str, map_id: int, ids: "array[int]") -> str:
+    """The tag of a whole table; `ids`: of the program that each entry points to, by index."""
+    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(ids, digest_size=8).hexdigest()}"'
 
 
 def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> responses.Entry:

@@ -1,5 +1,6 @@
 """What inputs and outputs are made of."""
 
+import functools
 import re
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,7 @@ _NAME: Final = rf"^(?!\.\.?$){NAME_PATTERN.removeprefix('^')}"  # neither . nor 
 MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
 
 
+@functools.lru_cache(maxsize=4096)  # most requests name few entries
 def decimal(text: Any) -> int:
     """The number from 0 to 2^32 - 1 that a text names. ValueError where it names none."""
     if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or int(text) > MAX_INDEX:

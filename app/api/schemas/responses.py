@@ -1,6 +1,7 @@
 """What is answered, as JSON."""
 
 import functools
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -11,6 +12,15 @@ from app.api.schemas.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
 from app.service.objects.program import ProgramSummary
 from app.store.records import ChangeKind, ChangeState
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, headers by name, and JSON without its newline: what both ways of a request send."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 class Json(Response):
