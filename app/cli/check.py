@@ -11,12 +11,12 @@ from typing import Final, Literal
 
 import click
 
-from app import config
 from app.access.peers import is_loopback
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
 from app.cli.common import CONFIG, load_or_fail
 from app.config import Settings
+from app.config import Tls as TlsSection
 from app.keeper.paths import own_file
 from app.keeper.process import KEPT, NEEDED
 from app.sandbox.capabilities import effective_capabilities
@@ -193,7 +193,7 @@ def _tokens(file: Path) -> Finding:
     return Finding("ok", "tokens", f"{file}; {len(tokens)} of them")
 
 
-def _tls(section: config.Tls) -> Finding:
+def _tls(section: TlsSection) -> Finding:
     try:
         Tls(section.certificate, section.key, section.client_ca)
     except TlsError as error:

@@ -5,7 +5,6 @@ from pathlib import Path
 import structlog
 from fastapi import FastAPI
 
-from app import config
 from app.access.peers import Peers
 from app.access.rights import Actor, Ranges
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
@@ -17,6 +16,7 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.config import Settings
+from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
 from app.server.logging import log_events
@@ -142,6 +142,6 @@ def _make_tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
     return tokens
 
 
-def _certificates(section: config.Tls) -> dict[str, Actor]:
+def _certificates(section: TlsSection) -> dict[str, Actor]:
     """Who shows a certificate, by its subject alternative name."""
     return {client.san: Actor(f"certificate:{name}", client.grant()) for name, client in section.clients.items()}
