@@ -23,7 +23,7 @@ class TestHealth:
         assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
     async def test_not_ready_while_the_journal_cannot_be_written(self, app: FastAPI, client: httpx.AsyncClient) -> None:
-        writer = app.state.service.journal._writer
+        writer = app.state.service.journal._database.writer
         writer.execute("PRAGMA query_only = 1")
         assert_problem(await client.put(ENTRY, json={"program": "drop"}), 503, "journal-unavailable")
         assert_problem(await client.get("/readyz"), 503, "journal-unavailable")

@@ -23,7 +23,8 @@ from app.cli.demo import fill as demo_fill
 from app.service import event_feed as feed
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from app.store import journal as store
+from app.store import history
+from app.store import journal as journal_module
 from app.store.journal import Journal
 from app.store.records import Event
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -170,8 +171,8 @@ class TestEvents:
     async def test_410_where_the_journal_does_not_go_back_so_far_or_never_had_it(
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store, "_KEPT", 100)
-        monkeypatch.setattr(store, "_SOME", 1)
+        monkeypatch.setattr(history, "_MAX_EVENTS", 100)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 1)
         for number in range(150):
             await client.put(ENTRY, json={"program": ("drop", "pass")[number % 2]})
         pruned = app.state.service.journal.pruned_event()
@@ -213,7 +214,7 @@ async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
 
 class TestReaders:
     async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(feed, "_KEEPALIVE", 0.01)
+        monkeypatch.setattr(feed, "_KEEPALIVE_SECONDS", 0.01)
         async with aclosing(quiet.state.service.feed.read(0, any_event, _encoded)) as batches:
             assert await anext(batches) == []
 
@@ -269,8 +270,8 @@ class TestReaders:
     async def test_many_who_are_behind_go_on_by_turns_and_share_what_is_read(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
-        journal = quiet.state.service.changes.journal
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
+        journal = quiet.state.service.journal
         for number in range(600):
             await journal.append_object_event("program", "x", {"number": number})
         events, pages = journal.events, list[int]()
@@ -330,7 +331,7 @@ class TestReaders:
     async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
         service = quiet.state.service
         async with aclosing(service.feed.read(0, any_event, _encoded)) as batches:
             for number in range(200):
@@ -371,9 +372,9 @@ class TestReaders:
             await client.put(f"{TABLE}/4", json={"program": "drop"})
             await client.post("/changes/1/confirm")
             await client.put(f"{TABLE}/5", json={"program": "drop"})
-            monkeypatch.setattr(store, "_KEPT", 2)
-            journal._checkpoint()
-            journal._prune(2, 1 << 20)
+            monkeypatch.setattr(history, "_MAX_EVENTS", 2)
+            journal._expected.checkpoint()
+            journal._history.prune(2, 1 << 20)
             assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
             assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}
         registry.close()

@@ -274,7 +274,7 @@ class TestJournalUnavailable:
         await client.put(TABLE, json={"programs": ["drop", None, "drop"]})
         before = (await client.get(TABLE)).json()
         journal = app.state.service.journal
-        journal._writer.execute("PRAGMA query_only = 1")
+        journal._database.writer.execute("PRAGMA query_only = 1")
         for response in (
             await client.put("/maps/jump_table/entries/0", json={"program": "pass"}),
             await client.delete("/maps/jump_table/entries/0"),
@@ -285,7 +285,7 @@ class TestJournalUnavailable:
             assert_problem(response, 503, "journal-unavailable")
             assert response.json()["put_back"] is True
             assert (await client.get(TABLE)).json() == before
-        journal._writer.execute("PRAGMA query_only = 0")
+        journal._database.writer.execute("PRAGMA query_only = 0")
         assert (await client.put(TABLE, json={"programs": ["tx", "tx"]})).headers["change-id"] == "2"
 
 

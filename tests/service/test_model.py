@@ -35,6 +35,7 @@ from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChange, EntryChanges, Event
 from tests.conftest import load
 from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
+from tests.store.tables import entries_of
 
 NAMES = ("a", "b", "c")
 FRESH, LAST = 3, 4  # programs that are pinned nowhere: a new one, and the newest that lives
@@ -339,7 +340,7 @@ class Machine(RuleBasedStateMachine):
         model, journal = self.model, self.changes.journal
         assert dict(self.kernel.map_entries(self.fd, 0, ENTRIES)) == model.kernel
         assert self.table.expected is not None
-        assert {index: each.id for index, each in self.table.expected.table.items()} == model.expected
+        assert {index: each.id for index, each in entries_of(self.table.expected.table).items()} == model.expected
         assert dict(self.table.unconfirmed or {}) == model.unconfirmed
         assert {each.change.id: each.deadline for each in journal.pending()} == model.deadlines
         assert self.pins() == sorted(id_ for ids in model.pins.values() for id_ in ids)

@@ -22,7 +22,7 @@ from app.cli.main import cli
 from app.server.systemd import Notifier
 from app.service.changes.changes import Changes
 from app.service.changes.confirmations import Confirmations
-from app.store.journal import Journal
+from app.store.database import Database
 
 _SECONDS = 60.0
 
@@ -154,7 +154,7 @@ def _lay(fuse: Fuse, later: float) -> None:
         (LinuxKernel, "map_delete"),
         (LinuxKernel, "obj_pin"),
         (LinuxKernel, "unpin"),
-        (Journal, "_commit"),
+        (Database, "_commit"),
     ):
         setattr(owner, name, _burning(getattr(owner, name), fuse))
     prepare, confirm, init = Changes.prepare, Confirmations.confirm, Confirmations.__init__

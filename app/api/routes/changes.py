@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.authorization import grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
-from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.problems import HttpProblem
@@ -89,7 +89,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
     text, _, last = told.partition(b"]")
     for number, change in enumerate(page):
         text += b"," if number else b""
-        for part in change_parts(change):
+        for part in change_chunks(change):
             text += part
             if len(text) > _PART:
                 yield text
@@ -106,7 +106,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
-    return long_json(change_parts(_change(request, id)))
+    return long_json(change_chunks(_change(request, id)))
 
 
 @router.post(
@@ -125,7 +125,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     check_confirmation(service.registry.programs, held, change, context_of(request.scope))
     confirmed = await service.changes.confirmations.confirm(change)
     add_audit_facts(request.scope, change=id, map=confirmed.map)
-    return long_json(change_parts(confirmed))
+    return long_json(change_chunks(confirmed))
 
 
 @router.post(
@@ -161,9 +161,11 @@ async def revert_change_route(
     """
     _change(request, id)
     context = context_of(request.scope, note, confirm_within)
-    ahead = EntriesAhead()
-    result = await revert_change(service_of(request).changes, id, context, dry_run=dry_run, background_steps=ahead.make)
-    return answer(request, result, dry_run=dry_run, ahead=ahead, reverts=id)
+    prebuilt = EntriesPrebuilt()
+    result = await revert_change(
+        service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
+    )
+    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
 
 
 @router.post(

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from app.api import openapi
 from app.api.audit import FACTS
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
-from app.api.encoding.entries import entries_parts, entry_json, entry_of, table_etag
+from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
@@ -244,4 +244,4 @@ async def list_entries(
     wanted = compress(range(start, len(found)), found[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
-    return long_json(entries_parts(registry, table, array_.id, page, found), {"ETag": etag})
+    return long_json(table_chunks(registry, table, array_.id, page, found), {"ETag": etag})

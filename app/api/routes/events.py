@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
 from app.api.dependencies import service_of
-from app.api.encoding.changes import change_parts
+from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
@@ -167,7 +167,7 @@ def _encoded(event: Event) -> Iterator[bytes]:
     """The event as its readers get it, in parts that are no larger than a slice."""
     yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
-        for part in change_parts(event.change):
+        for part in change_chunks(event.change):
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:

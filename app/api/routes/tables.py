@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
-from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
@@ -45,7 +45,7 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _requested(indexes: Sequence[int], given: Sequence[table_requests.Given]) -> RequestedEntries:
+def _requested(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
     """What the entries of a body are to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
@@ -75,7 +75,7 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
+def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
@@ -87,7 +87,7 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
         return
     before, _, after = applied.partition(b"null")
     part = before
-    for following in change_parts(result.change, ahead):
+    for following in change_chunks(result.change, prebuilt):
         if part is not before:
             yield part
             part = b""
@@ -96,18 +96,20 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
 
 
 def answer(
-    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesAhead | None = None, **facts: object
+    request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
         add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
-    return long_json(_applied(result, ahead or EntriesAhead()), change_headers(dry_run=dry_run, change=result.change))
+    return long_json(
+        _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
+    )
 
 
 async def _change(
     request: Request, name: str, requested: RequestedEntries, context: RequestContext, *, replace: bool, dry_run: bool
 ) -> Response:
-    service, ahead = service_of(request), EntriesAhead()
+    service, prebuilt = service_of(request), EntriesPrebuilt()
     result = await change_table(
         service.changes,
         service.registry.maps.get(name),
@@ -116,9 +118,9 @@ async def _change(
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
-        background_steps=ahead.make,
+        background_steps=prebuilt.build,
     )
-    return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
+    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, set=result.set, cleared=result.cleared)
 
 
 @router.put(

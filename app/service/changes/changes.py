@@ -134,19 +134,21 @@ class Changes:
             JournalUnavailable: It could not be journalled, and was put back.
         """
         check_plan(self.registry.programs, held, plan, context, reverts)
+        fit: Fit | None = None
         if dry_run or try_first is not None:
             check_not_frozen(held.opened())
+        if dry_run or try_first:
+            programs = list(plan.programs.values()) if try_first is None else try_first
+            fit = await check_fit(self.registry, held, programs)
+        if dry_run and context.confirm_within is None:
+            return Applied(fit=fit)
         prepared = self.prepare(held, kind, plan, context, reverts)
-        try:
-            if context.confirm_within is not None:
+        if context.confirm_within is not None:
+            try:
                 self.undo_pins.check(held, prepared.change, prepared.replaced)
-            fit: Fit | None = None
-            if dry_run or try_first:
-                programs = list(plan.programs.values()) if try_first is None else try_first
-                fit = await check_fit(self.registry, held, programs)
-        except BaseException as error:
-            self.abandon(prepared, error)
-            raise
+            except ServiceError as error:
+                self.abandon(prepared, error)
+                raise
         if dry_run:
             self._release(prepared)
             return Applied(fit=fit)
