@@ -184,7 +184,6 @@ class Tokens:
         self._fd: int | None = None  # the file that the answers of `look_up` were from
         self._loaded_stamp: tuple[int, ...] | None = None
         self._by_hash: dict[str, tuple[float | None, Actor]] = {}  # when the token expires, and its actor
-        self._is_one_moment = self._is_fresh = False
         self.degraded_reason: str | None = None  # why tokens cannot be checked, as of the last check
 
     def actor(self, secret: str) -> Actor | None:
@@ -200,10 +199,6 @@ class Tokens:
             raise
         self.degraded_reason = None
         return actor
-
-    def is_one_moment(self, *, begins: bool) -> None:
-        """From `begins=True` to `begins=False`, the file is looked at only once for all secrets."""
-        self._is_one_moment, self._is_fresh = begins, False
 
     def _find(self, hashed: str) -> Actor | None:
         try:
@@ -225,15 +220,12 @@ class Tokens:
 
     def _reload_changed(self) -> None:
         """Forget all tokens if the file has changed, and read them where this process may."""
-        if self._is_one_moment and self._is_fresh:
-            return
         stamp = self._stamp()
         if stamp is None or stamp != self._loaded_stamp:
             self._forget()  # first, so that the old tokens are invalid also where the new file cannot be read
             if self._look_up is None:
                 self._by_hash = {token.hash: (token.expires, token.actor()) for token in self._file.read().values()}
                 self._loaded_stamp = stamp
-        self._is_fresh = True
 
     def _remember(self, hashed: str, stored: bytes, fd: int | None) -> None:
         """Keep an answer of `look_up`, as long as the file stays the same."""
