@@ -10,6 +10,7 @@ import pytest
 
 from app import __version__
 from app.bpf.linux import LinuxKernel
+from app.cli import check
 from app.service.objects.opening import make_array
 
 CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
@@ -164,6 +165,10 @@ class TestCheck:
         assert "WRONG audit.file: /nonexistent/audit: its folder is missing: install -d -m 0700" in done.stdout
         assert "server.socket" not in done.stdout
         assert done.returncode == 1
+
+    def test_the_section_that_it_points_to_exists(self) -> None:
+        assert "deploy/README.md, section Who holds what" in Path(check.__file__).read_text()
+        assert "\n## Who holds what\n" in (Path(check.__file__).parents[2] / "deploy/README.md").read_text()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
     def test_a_state_dir_with_other_files_is_not_given_away(self, config: Path, tmp_path: Path) -> None:
