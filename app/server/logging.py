@@ -14,6 +14,42 @@ from pydantic_core import to_json
 log = structlog.get_logger()
 
 
+class _Stderr:
+    """Standard error without errors: if nobody reads the log, requests and the end of the service still succeed."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+def _json(event: object, **_: Any) -> str:
+    return to_json(event, fallback=repr).decode()
+
+
+@functools.cache
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def log_events(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Log several events with one write: one write for each would cost a tenth of the time of a change.
+
+    Args:
+        lines: The text of each event, and its facts.
+    """
+    if _is_terminal():
+        for event, facts in lines:
+            log.info(event, **facts)
+        return
+    stamp = {"level": "info", "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+    _Stderr().write("".join([f"{_json({**facts, 'event': event, **stamp})}\n" for event, facts in lines]))
+    _Stderr().flush()
+
+
 def configure() -> None:
     """Set up structlog, and give the lines of uvicorn and asyncio the same form."""
     shared: list[Any] = [
@@ -39,43 +75,7 @@ def configure() -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    # uvicorn logs each step of its start and stop. The service itself logs those that matter.
+    # uvicorn tells of each step of its start and stop, in words of its own; what matters is logged by the service.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # uvicorn logs this of event streams that the service cuts off when it ends.
+    # Said of a stream of events that was cut off at the end, as its reader did not read on.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.msg)
-
-
-def log_events(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Log several events with one write: one write for each would cost a tenth of the time of a change.
-
-    Args:
-        lines: The text of each event, and its facts.
-    """
-    if _is_terminal():
-        for event, facts in lines:
-            log.info(event, **facts)
-        return
-    stamp = {"level": "info", "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
-    _Stderr().write("".join([f"{_json({**facts, 'event': event, **stamp})}\n" for event, facts in lines]))
-    _Stderr().flush()
-
-
-class _Stderr:
-    """Standard error without errors: if nobody reads the log, requests and the end of the service still succeed."""
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-
-def _json(event: object, **_: Any) -> str:
-    return to_json(event, fallback=repr).decode()
-
-
-@functools.cache
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()
