@@ -129,7 +129,7 @@ class Ready(Notifier):
 
     fd = -1
 
-    def tell(self, state: str) -> None:
+    def notify(self, state: str) -> None:
         if state == "READY=1":
             os.write(self.fd, b"R")
             os.close(self.fd)

@@ -25,11 +25,11 @@ import os
 from app.server import run as server
 from app.server import startup as start
 server.preload()
-def user_of(settings):
+def service_user(settings):
     os.setgroups([])
     os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
     os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-start.user_of = user_of
+start.service_user = service_user
 """
 NO_LATE_IMPORT = """
 import sys
