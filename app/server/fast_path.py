@@ -45,12 +45,18 @@ _MORE_THAN_A_PATH: Final = re.compile(rb"[?#%]")
 
 
 class FastRequest:
-    """A request that may go the direct way. `headers`: each name once."""
+    """A request that the fast path may answer.
+
+    Args:
+        connection: Where it comes from.
+        method: `GET` or `PUT`.
+        path: The request target, which has no query and nothing percent-encoded.
+        headers: Each header once, by its name in lower case.
+        scope: The ASGI scope, without what depends on the method and the target.
+    """
 
     body = b""
-    # For uvicorn, to which this is what is under way on its connection.
-    keep_alive, response_started, response_complete, disconnected = True, False, False, False
-    message_event: Final = asyncio.Event()  # nobody waits for it
+    keep_alive = True  # the connection stays open after the answer
 
     def __init__(
         self, connection: "FastConnection", method: bytes, path: bytes, headers: dict[bytes, bytes], scope: Scope
@@ -59,28 +65,30 @@ class FastRequest:
         self.began = time.perf_counter()
 
     @staticmethod
-    def headers_of(method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
-        """The headers, by name, of a request that may go the direct way; None: it is unusual."""
-        told = dict(headers)
-        if method not in _OPERATIONS or not url.startswith(b"/maps/") or not told.keys() <= _USUAL:
+    def eligible_headers(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
+        """Return the headers by name, if the fast path may answer a request with this head, and else None."""
+        by_name = dict(headers)
+        if method not in _OPERATIONS or not target.startswith(b"/maps/") or not by_name.keys() <= _USUAL:
             return None
-        if len(told) != len(headers) or told.get(b"connection", b"keep-alive") != b"keep-alive" or b"host" not in told:
+        if len(by_name) != len(headers) or b"host" not in by_name:
             return None
-        if b"content-length" in told:
-            is_usual = method == b"PUT" and told.get(b"content-type") == b"application/json"
+        if by_name.get(b"connection", b"keep-alive") != b"keep-alive" or _MORE_THAN_A_PATH.search(target):
+            return None
+        if b"content-length" in by_name:
+            is_usual = method == b"PUT" and by_name.get(b"content-type") == b"application/json"
         else:
             is_usual = method == b"GET"
-        return told if is_usual and not _MORE_THAN_A_PATH.search(url) else None
+        return by_name if is_usual else None
 
 
 class FastConnection(Protocol):
-    """Where a Plain came from."""
+    """What the fast path needs of a connection."""
 
-    def answer(self, plain: FastRequest, status_line: bytes, rest: bytes) -> None:
-        """The answer: `rest` is what follows the date."""
+    def answer(self, request: FastRequest, status_line: bytes, rest: bytes) -> None:
+        """Send the answer: the status line, the default headers, and `rest`."""
 
-    def fall_back(self, plain: FastRequest) -> None:
-        """It is to go the regular way."""
+    def fall_back(self, request: FastRequest) -> None:
+        """Let the application answer the request instead."""
 
 
 _Written = tuple[FastRequest, HeldMap, int, SetResult]
