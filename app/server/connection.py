@@ -27,14 +27,7 @@ from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
 from app.api.problems import HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
-from app.server.framing import (
-    STATUS_LINES,
-    Headers,
-    ambiguity,
-    header_lines,
-    request_head_without_upgrade,
-    with_target_host,
-)
+from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
 _IDLE_TIMEOUT_SECONDS: Final = 5.0  # between two requests
@@ -46,20 +39,21 @@ log = structlog.get_logger()
 
 
 class Exchange:
-    """One request and its answer: `receive` and `send` of one call of the ASGI application."""
+    """One request and its answer: `receive` and `send` of one call of the ASGI application.
 
-    def __init__(
-        self, connection: "Connection", scope: Scope, *, keep_alive: bool, expects_continue: bool = False
-    ) -> None:
+    The application is trusted to send messages in order, and as many bytes of a body as content-length says.
+    """
+
+    def __init__(self, connection: "Connection", scope: Scope, *, keep_alive: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
         self.body = bytearray()  # received, and not yet taken by the application
         self.body_error: str | None = None  # why the rest of the body will never come
         self.has_more_body = True
         self.changed = asyncio.Event()  # set when `receive` has something to return
         self.is_started = self.is_answered = False
-        self._connection, self._expects_continue = connection, expects_continue
+        self._connection = connection
+        self._expects_continue = dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue"
         self._is_chunked = False
-        self._unsent_bytes: int | None = None  # of the answer's body; None: its length was not announced
 
     async def run(self) -> None:
         """Call the application. Close the connection if the answer is incomplete afterwards."""
@@ -67,6 +61,8 @@ class Exchange:
             await self._connection.app(self.scope, self.receive, self.send)
         except Exception:
             log.exception("internal error", path=self.scope["path"])
+            if not self.is_started:
+                self._connection.transport.write(bare_problem("internal", "the log tells what"))
         finally:
             if not self.is_answered:
                 self._connection.close()
@@ -94,43 +90,19 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Send the head or a part of the body, once the client has read enough of what came before."""
-        await self._connection.writable.wait()
-        if self._connection.is_lost:
+        connection = self._connection
+        await connection.writable.wait()
+        if connection.is_lost:
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
-            self._send_head(message["status"], message["headers"])
-        else:
-            self._send_body(message["body"], is_last=not message.get("more_body", False))
-
-    def _send_head(self, status: int, headers: Headers) -> None:
-        added = []
-        if (b"connection", b"close") in headers:
-            self.keep_alive = False
-        elif not self.keep_alive:
-            added.append((b"connection", b"close"))
-        length = dict(headers).get(b"content-length")
-        if self.scope["method"] == "HEAD" or status in {204, 304}:
-            self._unsent_bytes = 0
-        elif length is not None:
-            self._unsent_bytes = int(length)
-        elif self.scope["http_version"] == "1.1":  # before, the end of the connection is the end of the body
-            self._is_chunked = True
-            added.append((b"transfer-encoding", b"chunked"))
-        default = self._connection.default_header_lines()
-        lines = header_lines([*headers, *added])
-        self._connection.transport.write(b"%b%b%b\r\n" % (STATUS_LINES[status], default, lines))
-
-    def _send_body(self, body: bytes, *, is_last: bool) -> None:
-        connection = self._connection
+            connection.transport.write(self._head(message["status"], message.get("headers", [])))
+            return
+        body, is_last = message.get("body", b""), not message.get("more_body", False)
         if self._is_chunked:
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             connection.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
         elif self.scope["method"] != "HEAD":
-            if self._unsent_bytes is not None:
-                self._unsent_bytes -= len(body)
-                if self._unsent_bytes < 0 or (is_last and self._unsent_bytes):
-                    raise ValueError("the body of the answer is not as long as its content-length")
             connection.transport.write(body)
         if is_last:
             self.is_answered = True
@@ -138,6 +110,19 @@ class Exchange:
             if not self.keep_alive:
                 connection.close()
             connection.finish()
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        added: Headers = []
+        if (b"connection", b"close") in headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            added.append((b"connection", b"close"))
+        has_end = self.scope["method"] == "HEAD" or status in {204, 304} or b"content-length" in dict(headers)
+        if not has_end and self.scope["http_version"] == "1.1":  # in HTTP/1.0, the body ends with the connection
+            self._is_chunked = True
+            added.append((b"transfer-encoding", b"chunked"))
+        lines = header_lines([*headers, *added])
+        return b"%b%b%b\r\n" % (STATUS_LINES[status], self._connection.default_header_lines(), lines)
 
 
 class Connection(asyncio.Protocol):
@@ -160,17 +145,15 @@ class Connection(asyncio.Protocol):
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
-        self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}  # common to all requests
+        # What is the same in the scopes of all requests.
+        self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
         self._default_headers: tuple[Headers, bytes] = [], b""  # those of uvicorn, and the same as lines
         # The request that is being received.
-        self._parser = httptools.HttpRequestParser(self)
-        # A request with `Connection: close` is answered even if the client sends more after it.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser = self._make_parser()
         self._target, self._headers = b"", Headers()
         self._in_head = True  # or before it; False: in the body
-        self._head_bytes = 0  # of packets with parts of the head
-        self._field_bytes = 0
-        self._framing_bytes = 0  # of the body, without its content; negative where there was much content
+        self._field_bytes = 0  # of header fields
+        self._overhead_bytes = 0  # of the head, or of the body without its content, since that began
         self._fast: FastRequest | None = None  # set while its body is received
         self._receiving: Exchange | None = None  # set while its body is received
         # The requests that are not answered.
@@ -247,19 +230,23 @@ class Connection(asyncio.Protocol):
         """Parse what the client sends, and bound what it sends beside the content of bodies."""
         if self._is_refused:
             return
-        if self._in_head:
-            self._head_bytes += len(data)
-        else:
-            self._framing_bytes += len(data)
+        self._overhead_bytes += len(data)
         self._feed(data)
         if self._fast is not None:  # the rest of its body may come late, or never
             self.fall_back(self._fast)
-        if self._in_head and self._head_bytes > self.bounds.header_bytes:
-            self._refuse_large_head()
-        elif self._in_head and self._head_bytes and self._head_timer is None:
+        if self._overhead_bytes > self.bounds.header_bytes:
+            if self._in_head:
+                self._refuse_large_head()
+            else:
+                self.refuse("malformed-header", "the chunks are more than what is in them")
+        elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
-        elif not self._in_head and self._framing_bytes > self.bounds.header_bytes:
-            self.refuse("malformed-header", "the chunks are more than what is in them")
+
+    def _make_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # A request with `Connection: close` is answered even if the client sends more after it.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -269,8 +256,8 @@ class Connection(asyncio.Protocol):
             # request again, without what asks for the upgrade.
             if not self._is_refused:
                 method, version = self._parser.get_method(), self._parser.get_http_version()
-                head = request_head_without_upgrade(method, self._target, version, self._headers)
-                self._parser = httptools.HttpRequestParser(self)
+                head = head_without_upgrade(method, self._target, version, self._headers)
+                self._parser = self._make_parser()
                 self._feed(head + data[upgrade.args[0] :])
         except httptools.HttpParserError:  # also for an error in a method that the parser calls
             self.refuse("malformed-header", "that is no HTTP/1.1")
@@ -300,7 +287,7 @@ class Connection(asyncio.Protocol):
         elif self._field_bytes + len(self._target) > self.bounds.header_bytes:
             self._refuse_large_head()
         elif self._begin_fast_request() or self._begin_exchange():
-            self._in_head, self._framing_bytes = False, 0
+            self._in_head, self._overhead_bytes = False, 0
 
     def _begin_fast_request(self) -> bool:
         """Begin a request that is eligible for the fast path, if no other comes before it."""
@@ -316,8 +303,9 @@ class Connection(asyncio.Protocol):
 
     def _begin_exchange(self) -> bool:
         """Begin a request that the application answers; False: it is refused, or begins again as no upgrade."""
-        parser, version, headers = self._parser, self._parser.get_http_version(), self._headers
-        error = ambiguity(version, headers)
+        parser, headers = self._parser, self._headers
+        method, version = parser.get_method(), parser.get_http_version()
+        error = ambiguity(method, version, headers)
         if error is not None:
             self.refuse("malformed-header", error)
             return False
@@ -328,16 +316,14 @@ class Connection(asyncio.Protocol):
         scope = {
             **self._scope,
             "http_version": version,
-            "method": parser.get_method().decode(),
+            "method": method.decode(),
             "path": unquote(path) if "%" in path else path,
             "raw_path": url.path,
             "query_string": url.query or b"",
             "headers": with_target_host(self._target, headers),
             "state": self._app_state.copy(),
         }
-        keep_alive = version == "1.1" and parser.should_keep_alive()
-        expects_continue = dict(headers).get(b"expect", b"").lower() == b"100-continue"
-        self._receiving = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
+        self._receiving = Exchange(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
         if self._running is None:
             self._start(self._receiving)
         else:
@@ -350,8 +336,8 @@ class Connection(asyncio.Protocol):
         if self._fast is not None:  # its length is known, so there is no framing to count
             self._fast.body += body
             return
-        credit = len(body) * (_MAX_FRAMING_PER_BODY_BYTE + 1)
-        self._framing_bytes = max(self._framing_bytes - credit, -self.bounds.header_bytes)
+        allowed = len(body) * (1 + _MAX_FRAMING_PER_BODY_BYTE)
+        self._overhead_bytes = max(self._overhead_bytes - allowed, -self.bounds.header_bytes)
         exchange = self._receiving
         if exchange is not None and not exchange.is_answered and not self._is_refused:
             exchange.body += body
@@ -361,7 +347,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._overhead_bytes = True, 0
         if self._fast is not None and self.fast_path is not None:
             request, self._fast = self._fast, None
             self.fast_path.take(request)
@@ -398,7 +384,7 @@ class Connection(asyncio.Protocol):
         self.finish()
 
     def finish(self) -> None:
-        """Go on after an answer: with the next request, with a refusal that waits, or idle."""
+        """Go on after an answer: with the next request, with the refusal that waits, or idle."""
         self._running = None
         self._server_state.total_requests += 1
         if self.is_lost or self.transport.is_closing():
@@ -454,7 +440,7 @@ class Connection(asyncio.Protocol):
     def _check_idle(self) -> None:
         self._idle_timer = None
         left = self._idle_since + _IDLE_TIMEOUT_SECONDS - self._loop.time()
-        if self._running is not None or (self._in_head and self._head_bytes):
+        if self._running is not None or (self._in_head and self._overhead_bytes):
             return  # other timers run
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._check_idle)
@@ -471,7 +457,7 @@ class Connection(asyncio.Protocol):
 
     def _end_slow_head(self) -> None:
         self._head_timer = None
-        if self._in_head and self._head_bytes and not self.transport.is_closing():
+        if self._in_head and self._overhead_bytes and not self.transport.is_closing():
             self.refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
         else:
             self.close()  # the client has sent nothing since it connected

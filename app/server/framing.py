@@ -15,12 +15,13 @@ _SINGLE: Final = frozenset({b"host", b"content-type", b"transfer-encoding"})
 _CONTROL_CHARACTER: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def ambiguity(version: str, headers: Headers) -> str | None:
+def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
     """Say why a request with this head must be refused: its end or its host could be understood in two ways.
 
     The parser checks Content-Length.
 
     Args:
+        method: As `b"GET"`.
         version: Of HTTP, as "1.1".
         headers: Names are lower case.
 
@@ -29,6 +30,8 @@ def ambiguity(version: str, headers: Headers) -> str | None:
     """
     if version not in {"1.0", "1.1"}:
         return f"version {version} is not spoken here: send HTTP/1.1"
+    if method == b"CONNECT":  # what follows it is not HTTP
+        return "CONNECT is for proxies, and this is none"
     seen: set[bytes] = set()
     for name, value in headers:
         if name in _SINGLE:
@@ -63,7 +66,7 @@ def header_lines(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in headers])
 
 
-def request_head_without_upgrade(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
+def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
     """Render the head of a request again, so that it no longer asks for another protocol."""
     rest = [b"%b: %b\r\n" % field for field in headers if field[0] != b"upgrade"]
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), b"".join(rest))
