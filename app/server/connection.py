@@ -126,13 +126,17 @@ class Exchange:
 
 
 class Connection(asyncio.Protocol):
-    """One connection of a client, within `bounds`. uvicorn makes it, and calls `shutdown` when the service stops.
+    """One connection of a client. uvicorn makes it, and calls `shutdown` when the service stops.
 
-    Thread rule: one event loop.
+    Not thread-safe: everything runs in the event loop.
+
+    Attributes:
+        bounds: What a client may take of the service.
+        fast_path: Answers simple requests; None: the application answers every request.
     """
 
     bounds = Bounds()
-    fast_path: FastPath | None = None  # None: the application answers every request
+    fast_path: FastPath | None = None
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
@@ -145,22 +149,22 @@ class Connection(asyncio.Protocol):
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
-        # What is the same in the scopes of all requests.
+        # What the scopes of all requests have in common.
         self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
-        self._default_headers: tuple[Headers, bytes] = [], b""  # those of uvicorn, and the same as lines
+        self._default_headers: tuple[Headers, bytes] = [], b""  # the list of uvicorn, and its lines
         # The request that is being received.
         self._parser = self._make_parser()
         self._target, self._headers = b"", Headers()
-        self._in_head = True  # or before it; False: in the body
+        self._in_head = True  # False: in the body
         self._field_bytes = 0  # of header fields
         self._overhead_bytes = 0  # of the head, or of the body without its content, since that began
         self._fast: FastRequest | None = None  # set while its body is received
         self._receiving: Exchange | None = None  # set while its body is received
-        # The requests that are not answered.
+        # The requests that are not answered yet, in order.
         self._running: FastRequest | Exchange | None = None
         self._waiting: deque[Exchange] = deque()
-        self._is_refused = False  # whatever else is received is ignored
-        self._refusal: bytes | None = None  # to be sent after the answers
+        self._is_refused = False  # what is received from now on is ignored
+        self._refusal: bytes | None = None  # to be sent after the answers to these requests
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -215,19 +219,19 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        """Send no more while the client does not read. Abort if that lasts too long."""
+        """Let `send` wait while the client does not read. Abort if that lasts too long."""
         self.writable.clear()
         self._unread_timer = self._loop.call_later(_UNREAD_ANSWER_TIMEOUT_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Send again: the client reads."""
+        """Let `send` go on: the client reads."""
         self.writable.set()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse what the client sends, and bound what it sends beside the content of bodies."""
+        """Parse what the client sends. Refuse a head that is too large, and a body that is mostly framing."""
         if self._is_refused:
             return
         self._overhead_bytes += len(data)
@@ -252,8 +256,8 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # The service speaks no other protocol, and goes on with this one (RFC 9110, 7.8): another parser gets the
-            # request again, without what asks for the upgrade.
+            # The service ignores upgrades (RFC 9110, 7.8), but this parser expects another protocol from here on. So a
+            # new parser gets the request again, without its header Upgrade.
             if not self._is_refused:
                 method, version = self._parser.get_method(), self._parser.get_http_version()
                 head = head_without_upgrade(method, self._target, version, self._headers)
@@ -263,21 +267,21 @@ class Connection(asyncio.Protocol):
             self.refuse("malformed-header", "that is no HTTP/1.1")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Forget the head of the request before."""
         self._target, self._headers, self._field_bytes = b"", [], 0
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request's target is received."""
+        """Add a part of the request target."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header field is received, or a trailer field, which is ignored."""
+        """Add a header field. Trailer fields, which follow a body, are ignored."""
         if self._in_head:
             self._field_bytes += len(name) + len(value)
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head is complete: begin to answer the request, or refuse it."""
+        """Begin to answer the request, or refuse it: its head is complete."""
         self._stop_head_timer()
         if self._is_refused:
             return
@@ -302,7 +306,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _begin_exchange(self) -> bool:
-        """Begin a request that the application answers; False: it is refused, or begins again as no upgrade."""
+        """Begin a request that the application answers; False: it is refused, or asks for an upgrade."""
         parser, headers = self._parser, self._headers
         method, version = parser.get_method(), parser.get_http_version()
         error = ambiguity(method, version, headers)
@@ -332,7 +336,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body is received."""
+        """Add a part of the body."""
         if self._fast is not None:  # its length is known, so there is no framing to count
             self._fast.body += body
             return
@@ -346,7 +350,7 @@ class Connection(asyncio.Protocol):
             exchange.changed.set()
 
     def on_message_complete(self) -> None:
-        """The request is complete."""
+        """End the body: the request is complete."""
         self._in_head, self._overhead_bytes = True, 0
         if self._fast is not None and self.fast_path is not None:
             request, self._fast = self._fast, None
@@ -441,7 +445,7 @@ class Connection(asyncio.Protocol):
         self._idle_timer = None
         left = self._idle_since + _IDLE_TIMEOUT_SECONDS - self._loop.time()
         if self._running is not None or (self._in_head and self._overhead_bytes):
-            return  # other timers run
+            return  # other limits of time apply
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._check_idle)
         else:

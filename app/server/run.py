@@ -103,7 +103,7 @@ class _Server(uvicorn.Server):
                 self.notify_watchdog()
 
     def notify_watchdog(self) -> None:
-        """Tell the watchdog, time and again, that the event loop runs."""
+        """Tell the watchdog periodically that the event loop runs."""
         self._manager.tell("WATCHDOG=1")
         asyncio.get_running_loop().call_later(self._manager.interval, self.notify_watchdog)
 
