@@ -120,7 +120,7 @@ def application(registry: Registry, journal: Journal | None = None, **options: A
     """The application over it, with a journal in memory unless one is given."""
     app = create_app(registry, journal or Journal(Path(":memory:"), "process"), **options)
     yield app
-    app.state.changes.close()
+    app.state.service.close()
 
 
 def load(kernel: Kernel, value: int = 2, type_: int = ProgType.XDP, *, name: str = "other", flags: int = 0) -> Program:

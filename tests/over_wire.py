@@ -9,8 +9,19 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
+from app.api.schemas.responses import Answer
 from app.server.connection import Connection
-from app.server.fast_path import FastPath
+from app.server.fast_path import FastPath, FastRequest
+
+
+class CountingFastPath(FastPath):
+    """Counts the requests that it answers."""
+
+    answered = 0
+
+    def _answer(self, request: FastRequest, answer: Answer) -> None:
+        self.answered += 1
+        super()._answer(request, answer)
 
 
 class OverWire(httpx.AsyncBaseTransport):
@@ -22,7 +33,7 @@ class OverWire(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, app: FastAPI, *, direct: bool = True) -> None:
-        self.direct: FastPath | None = FastPath(app) if direct else None
+        self.direct: CountingFastPath | None = CountingFastPath(app) if direct else None
         self._config = uvicorn.Config(
             app, http=Connection, ws="none", log_config=None, access_log=False, proxy_headers=False
         )

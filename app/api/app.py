@@ -14,10 +14,7 @@ from app.api.limits import Limits
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
 from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
-from app.service.changes.changes import Changes
-from app.service.counters import Counters
-from app.service.holds import Holds
-from app.service.lifecycle import Upkeep
+from app.service.lifecycle import Service
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 
@@ -67,18 +64,13 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    counters = Counters()
-    counters.time_calls(registry.kernel)
-    journal.on_commit = counters.journal.add
-    app.state.counters = counters
     app.state.authentication = authentication or Authentication()
     app.state.limits = limits or Limits()
     app.state.audit = audit or Audit()
-    app.state.changes = Changes(registry, journal, keep_dir=keep_dir, counters=counters)
-    app.state.upkeep = Upkeep(app.state.changes, drift_interval)
-    app.state.holding = Holds(app.state.changes, app.state.upkeep.drift)
-    app.state.metrics = metrics.collectors(counters, app.state.changes)
-    app.state.draining = False  # the server sets it once the service is on its way out
+    app.state.service = Service(
+        registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=app.state.audit.buffered
+    )
+    app.state.metrics = metrics.collectors(app.state.service)
     for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
@@ -88,10 +80,10 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    upkeep: Upkeep = app.state.upkeep
-    await upkeep.start()
-    upkeep.run()
+    service: Service = app.state.service
+    await service.start()
+    service.run()
     try:
         yield
     finally:
-        await upkeep.finish()
+        await service.finish()

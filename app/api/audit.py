@@ -1,9 +1,13 @@
-"""One line for each attempt to change anything, and for whatever is denied: to the log, or to a file of its own."""
+"""The audit: one line for each attempt to change anything and for each denied request.
 
+The lines go to the log or to a file of their own. They contain neither tokens nor request bodies.
+"""
+
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,28 +18,46 @@ from starlette.types import Scope
 
 from app.api.authorization import ACTOR, CHANGING, RIGHTS
 
-FACTS: Final = "jumptable.facts"  # key in the scope: what a route has to tell of what it did
-_TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # pasted into a path
-_DENIED: Final = {401, 403, 421, 429}
+FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
+_TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted one into a path
+_MAX_PATH_CHARS: Final = 256
+_DENIED_STATUSES: Final = {401, 403, 421, 429}
 
-# What was done, and the facts of it.
+# Each line: the operation, and its facts.
 Lines = Sequence[tuple[str, dict[str, Any]]]
 
 log = structlog.get_logger()
 
 
 def open_audit(file: Path) -> int:
-    """An fd to append to it. OSError."""
+    """Open a file for appending, and create it with mode 0600 if it does not exist.
+
+    Returns:
+        The file descriptor. The caller closes it.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _one_by_one(lines: Lines) -> None:
-    for what, told in lines:
-        log.info(what, **told)
+def _log_each(lines: Lines) -> None:
+    for operation, facts in lines:
+        log.info(operation, **facts)
 
 
 class Audit:
-    """Where the lines go. Neither tokens nor bodies are in them."""
+    """Writes the lines of the audit.
+
+    Args:
+        file: The audit file; None: the lines go to the log.
+        fsync: Whether each write to the file is followed by fsync(2).
+        opened: Opens the file for appending and returns the file descriptor.
+        to_log: Writes lines to the log.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
 
     def __init__(
         self,
@@ -43,22 +65,22 @@ class Audit:
         *,
         fsync: bool = False,
         opened: Callable[[Path], int] = open_audit,
-        to_log: Callable[[Lines], None] = _one_by_one,
+        to_log: Callable[[Lines], None] = _log_each,
     ) -> None:
-        """`file`: of its own; None: to the log; `opened`: gives an fd to append to it. OSError.
-
-        `to_log`: writes lines to the log.
-        """
-        self._file, self._fsync, self._opened, self._fd = file, fsync, opened, -1
-        self._log = to_log
+        self._file, self._fsync, self._open, self._fd = file, fsync, opened, -1
+        self._to_log = to_log
         self._lines: list[tuple[str, dict[str, Any]]] = []
-        self._are_held = False
+        self._is_buffered = False
         self.reopen()
 
     def reopen(self) -> None:
-        """After the file was moved away (logrotate). OSError."""
+        """Open the file again, after logrotate has moved it away.
+
+        Raises:
+            OSError: The file cannot be opened. The lines then still go to the old one.
+        """
         if self._file is not None:
-            fd = self._opened(self._file)
+            fd = self._open(self._file)
             self.close()
             self._fd = fd
 
@@ -69,54 +91,65 @@ class Audit:
             self._fd = -1
 
     def attempt(self, scope: Scope, operation: str, status: int, code: str | None, request_id: str) -> None:
-        """Tell of one request, if it is to be told of."""
-        if RIGHTS.get(operation) not in CHANGING and status not in _DENIED:
+        """Record one request, if it was an attempt to change something or was denied.
+
+        Args:
+            scope: The ASGI scope of the request.
+            operation: The operation id of its route.
+            status: The status of the response; 0: the connection ended before there was one.
+            code: The code of the problem, if the response is one.
+            request_id: The id of the request.
+        """
+        if RIGHTS.get(operation) not in CHANGING and status not in _DENIED_STATUSES:
             return
-        actor, path = scope.get(ACTOR), scope["path"]
-        told: dict[str, Any] = {
+        actor, path = scope.get(ACTOR), scope["path"][:_MAX_PATH_CHARS]
+        facts: dict[str, Any] = {
             "request_id": request_id,
             "actor": None if actor is None else actor.name,
             "outcome": _outcome(status),
             "status": status,
         }
         if code is not None:
-            told["code"] = code
-        told["path"] = _TOKEN.sub("jt_…", path[:256]) if "jt_" in path else path[:256]
-        told.update(scope.get(FACTS, ()))
-        self._lines.append((operation, told))
-        if not self._are_held:
+            facts["code"] = code
+        facts["path"] = _TOKEN.sub("jt_…", path) if "jt_" in path else path
+        facts.update(scope.get(FACTS, ()))
+        self._lines.append((operation, facts))
+        if not self._is_buffered:
             self._write()
 
-    def hold(self) -> None:
-        """What is told until `let_go` is written then, at once."""
-        self._are_held = True
-
-    def let_go(self) -> None:
-        """The opposite of `hold`."""
-        self._are_held = False
-        if self._lines:
-            self._write()
+    @contextlib.contextmanager
+    def buffered(self) -> Iterator[None]:
+        """Keep the lines of the `with` block back, and write them together at its end."""
+        self._is_buffered = True
+        try:
+            yield
+        finally:
+            self._is_buffered = False
+            if self._lines:
+                self._write()
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []
         if self._fd < 0:
-            self._log(lines)
+            self._to_log(lines)
             return
         at = datetime.now(UTC).isoformat()
         try:
-            text = b"".join([to_json({"at": at, "what": what, **told}, fallback=repr) + b"\n" for what, told in lines])
-            if os.write(self._fd, text) < len(text):  # then the disk is full
+            text = b"".join(
+                [to_json({"at": at, "what": operation, **facts}, fallback=repr) + b"\n" for operation, facts in lines]
+            )
+            if os.write(self._fd, text) < len(text):  # the kernel writes a part only if the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:
                 os.fsync(self._fd)
         except OSError as error:
-            for what, told in lines:
-                log.warning("the audit file cannot be written", reason=error.strerror, event_lost=what, **told)
+            for operation, facts in lines:
+                log.warning("the audit file cannot be written", reason=error.strerror, event_lost=operation, **facts)
 
 
 def _outcome(status: int) -> str:
     if not status:
         return "aborted"
-    if status in _DENIED:
+    if status in _DENIED_STATUSES:
         return "denied"
     return "done" if status < 400 else "refused" if status < 500 else "failed"

@@ -1,4 +1,8 @@
-"""Who asks, and what for: the one table from route to right, and the one place where it is held against the asker."""
+"""Authentication and authorization of requests.
+
+`RIGHTS` is the one table from an operation to the right that it needs. `check_access` is the one place that
+authenticates the caller of a request and checks that right.
+"""
 
 import functools
 import re
@@ -15,18 +19,17 @@ from app.access.tokens import Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import HttpProblem
 
-# Keys in the scope: who asks; the header, by the envelope; the peer on a unix socket, and the
-# subject alternative names of a client's certificate, by the protocol.
-ACTOR: Final = "jumptable.actor"
-AUTHORIZATION: Final = "jumptable.authorization"
-PEER: Final = "jumptable.peer"
-NAMES: Final = "jumptable.names"
-COUNTED: Final = "jumptable.counted"  # against the asker's requests_per_second
+# Keys of the ASGI scope.
+ACTOR: Final = "jumptable.actor"  # Actor or None; set by check_access
+AUTHORIZATION: Final = "jumptable.authorization"  # the header's value, bytes or None; set by the middleware
+PEER: Final = "jumptable.peer"  # the peer on a unix socket; set by the connection
+NAMES: Final = "jumptable.names"  # the subject alternative names of the client's certificate; set by the connection
+COUNTED: Final = "jumptable.counted"  # true once the request counts against requests_per_second
 
-_HOSTS: Final = frozenset({b"host", b"origin"})
+_HOST_HEADERS: Final = frozenset({b"host", b"origin"})
 _HOST: Final = re.compile(r"(?:https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
-# By operation_id. What is not here nobody may do.
+# By operation id. Every route must be here.
 RIGHTS: Final[dict[str, Right]] = {
     "get_health": Right.NONE,
     "get_readiness": Right.NONE,
@@ -58,23 +61,41 @@ RIGHTS: Final[dict[str, Right]] = {
     "hold_program": Right.ADMIN,
     "release_program": Right.ADMIN,
 }
-CHANGING: Final = {Right.WRITE, Right.ADMIN}
-
+CHANGING: Final = {Right.WRITE, Right.ADMIN}  # the rights of operations that change something
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """How it is known who asks. Neither peers nor tokens: whoever can connect is admin, as in the demo."""
+    """How callers are authenticated.
+
+    Without peers, tokens and certificates, every caller has all rights, as in the demo.
+
+    Attributes:
+        peers: Authenticates the peers of a unix socket.
+        tokens: Authenticates bearer tokens.
+        certificates: The actors of client certificates, by subject alternative name.
+        read_only: Whether every operation that changes something is refused.
+    """
 
     peers: Peers | None = None
     tokens: Tokens | None = None
-    certificates: Mapping[str, Actor] = field(default_factory=dict)  # by subject alternative name
+    certificates: Mapping[str, Actor] = field(default_factory=dict)
     read_only: bool = False
 
     def actor(self, scope: Scope, authorization: bytes | None) -> Actor | None:
-        """Who asks; None: that is not known, as no token came on TCP. Refused: with a token that is none."""
+        """Return the caller of a request, or None if the request gives no proof of who sends it.
+
+        A token counts before a certificate, and a certificate before the peer of a unix socket.
+
+        Args:
+            scope: The ASGI scope of the request.
+            authorization: The value of its Authorization header.
+
+        Raises:
+            HttpProblem: unauthenticated: the token is not valid.
+        """
         if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
             return Actor(f"tcp:{client[0]}" if client and client[0] else "unix", EVERYTHING)
@@ -88,41 +109,47 @@ class Authentication:
         return None if peer is None or self.peers is None else self.peers.actor(peer)
 
     def is_one_moment(self, *, begins: bool) -> None:
-        """Whatever is asked until the moment ends is asked at once: the file of tokens is looked at once."""
+        """Begin or end a batch of requests, within which the token file is checked for changes only once."""
         if self.tokens is not None:
             self.tokens.is_one_moment(begins=begins)
 
     def _bearer(self, authorization: bytes) -> Actor:
-        kind, _, secret = authorization.decode("latin-1").partition(" ")
-        if kind.lower() != "bearer":
-            raise unauthenticated("that is no bearer token: send Authorization: Bearer TOKEN")
-        known = None if self.tokens is None else self.tokens.degraded_reason
+        scheme, _, secret = authorization.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            raise unauthenticated("Authorization has no bearer token; send Authorization: Bearer TOKEN")
+        logged_reason = None if self.tokens is None else self.tokens.degraded_reason
         try:
             actor = None if self.tokens is None else self.tokens.actor(secret.strip())
         except TokensUnusable as error:
-            if str(error) != known:
+            if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))
-            detail = "tokens cannot be checked: the log and /readyz tell why"
+            detail = "tokens cannot be checked; the log and /readyz say why"
             raise unauthenticated(detail) from error
         if actor is None:
-            raise unauthenticated("the token is unknown, revoked or over")
+            raise unauthenticated("the token is unknown, revoked or expired; send a valid one")
         return actor
 
 
 def unauthenticated(detail: str) -> HttpProblem:
-    """401 (RFC 6750, 3)."""
+    """Return the problem unauthenticated (401), with the challenge of RFC 6750, 3."""
     return HttpProblem("unauthenticated", detail, headers={"WWW-Authenticate": 'Bearer realm="jumptable"'})
 
 
 def forbidden(scope: Scope, detail: str) -> HttpProblem:
-    """403."""
+    """Return the problem forbidden (403). Its detail begins with the caller and its role.
+
+    Call it only after `check_access` has authenticated the caller.
+    """
     actor: Actor = scope[ACTOR]
     role = "no role" if actor.grant is None else f"role {actor.grant.role}"
     return HttpProblem("forbidden", f"{actor.name} ({role}): {detail}")
 
 
 def grant_of(scope: Scope) -> Grant:
-    """What the asker may do, once the route is checked."""
+    """Return the grant of the caller. Without one, it is a grant that allows next to nothing.
+
+    Call it only after `check_access`.
+    """
     actor: Actor | None = scope[ACTOR]
     return Grant("metrics", frozenset()) if actor is None or actor.grant is None else actor.grant
 
@@ -130,7 +157,18 @@ def grant_of(scope: Scope) -> Grant:
 def check_access(
     scope: Scope, operation: str, name: str | None, authentication: Authentication, limits: Limits
 ) -> None:
-    """Who asks, and whether the operation, and the map or program in the path, are open to them. Refused where not."""
+    """Authenticate the caller of a request and check that it may do what it asks for.
+
+    Args:
+        scope: The ASGI scope of the request. `scope[ACTOR]` becomes the caller, or None if it is not known.
+        operation: The operation id of the route.
+        name: The name of the map or program in the path.
+        authentication: How callers are authenticated.
+        limits: Count the request against the caller's rate.
+
+    Raises:
+        HttpProblem: host-not-allowed, unauthenticated, too-many-requests, forbidden or read-only.
+    """
     check_host(scope)
     scope[ACTOR] = actor = None
     try:
@@ -144,19 +182,21 @@ def check_access(
         scope[COUNTED] = True
     if right is not Right.NONE:
         if actor is None:
-            raise unauthenticated("send a token: Authorization: Bearer …")
+            raise unauthenticated("the request has no token; send Authorization: Bearer TOKEN")
         if actor.grant is None or not actor.grant.allows(right):
-            raise forbidden(scope, f"{operation} needs the right {right.name.lower()}")
+            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}")
     if authentication.read_only and right in CHANGING:
-        raise HttpProblem("read-only", "the service is configured to be read only")
+        raise HttpProblem(
+            "read-only", "the service is read-only by its configuration; remove read_only to make changes"
+        )
     if name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
-        raise forbidden(scope, f"program {name!r} is not among its programs")
+        raise forbidden(scope, f"program {name!r} is not among the programs of this caller")
 
 
 def may_still(scope: Scope, operation: str) -> bool:
-    """Whether whoever has asked would be let in again now."""
+    """Return whether the caller of a request would still be allowed to send it now."""
     authentication: Authentication = scope["app"].state.authentication
     try:
         actor = authentication.actor(scope, scope[AUTHORIZATION])
@@ -166,24 +206,36 @@ def may_still(scope: Scope, operation: str) -> bool:
 
 
 def check_map(scope: Scope, name: str) -> None:
-    """Refused where the map is beyond the asker's bounds."""
-    if not grant_of(scope).has_map(name):
-        raise forbidden(scope, f"map {name!r} is not among its maps")
+    """Check that the caller may use a map.
+
+    Raises:
+        HttpProblem: forbidden: the map is not among those of the caller's grant.
+    """
+    maps = grant_of(scope).maps
+    if maps is not None and name not in maps:
+        raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
 
 
 def check_host(scope: Scope) -> None:
-    """On loopback: Refused where Host or Origin are not, as a page elsewhere would send them (DNS rebinding)."""
+    """On a loopback address, check that Host and Origin name this machine.
+
+    A web page of another site can reach the service by DNS rebinding. It then sends the name of its own site.
+
+    Raises:
+        HttpProblem: host-not-allowed: a header names another machine.
+    """
     server = scope.get("server")
     if server is None or not server[0] or not is_loopback(server[0]):
         return
     for name, value in scope["headers"]:
-        if name in _HOSTS and not _is_local(value):
-            detail = f"{name.decode().capitalize()} is {value.decode('latin-1')[:100]!r}: not a name of this machine"
+        if name in _HOST_HEADERS and not _is_local(value):
+            header, host = name.decode().capitalize(), value.decode("latin-1")[:100]
+            detail = f"{header} {host!r} does not name this machine; use localhost or a loopback address"
             raise HttpProblem("host-not-allowed", detail)
 
 
 @functools.lru_cache(maxsize=256)
 def _is_local(value: bytes) -> bool:
-    """Of a Host (`localhost:8080`) or an Origin (`http://localhost:8080`)."""
+    """Return whether a Host (`localhost:8080`) or an Origin (`http://localhost:8080`) names this machine."""
     found = _HOST.fullmatch(value.decode("latin-1"))
     return found is not None and (found[1].lower() == "localhost" or is_loopback(found[1].strip("[]")))

@@ -1,4 +1,4 @@
-"""What the routes find in their request."""
+"""What the routes take from their request: the service, who asks, and the query parameters that many have."""
 
 from typing import Annotated, cast
 
@@ -8,19 +8,15 @@ from starlette.types import Scope
 
 from app.access.rights import Actor
 from app.api.audit import FACTS
-from app.api.authorization import ACTOR, forbidden, grant_of
+from app.api.authorization import ACTOR, forbidden
 from app.api.middleware import REQUEST_ID
-from app.service.changes.changes import Changes
 from app.service.changes.origin import RequestContext
-from app.service.holds import Holds
-from app.service.lifecycle import Upkeep
+from app.service.lifecycle import Service
 from app.service.objects.source import Source
 from app.service.registry.held import HeldMap, HeldProgram
-from app.service.registry.registry import Registry
 from app.store.records import Change
 
 DryRun = Annotated[bool, Query(description="Check everything and answer as if, but change nothing.")]
-
 ConfirmWithin = Annotated[
     int | None,
     Query(
@@ -33,56 +29,63 @@ ConfirmWithin = Annotated[
 Note = Annotated[str | None, Query(max_length=1000, description="Kept with the change: why it was made.")]
 
 
-def changes_of(request: Request) -> Changes:
-    """What changes entries, and keeps the journal."""
-    return cast("Changes", request.app.state.changes)
+def service_of(request: Request) -> Service:
+    """Return the service."""
+    return cast("Service", request.app.state.service)
 
 
-def upkeep_of(request: Request) -> Upkeep:
-    """What goes on beside requests."""
-    return cast("Upkeep", request.app.state.upkeep)
+def context_of(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
+    """Return what a change knows of its request.
+
+    Args:
+        scope: Of a request that was let in.
+        note: Why, in the words of whoever asks.
+        confirm_within: Seconds until it is undone unless somebody confirms it.
+    """
+    actor: Actor = scope[ACTOR]
+    assert actor.grant is not None  # else it was not let in
+    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, actor.grant)
 
 
 def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram | None, *, force: bool = False) -> None:
-    """Refused where too much is held, and where another source for a name would make bounds void.
+    """Check that a request may hold something.
 
-    `was`: what is held under the name so far.
+    Args:
+        request: The request.
+        source: Where it is to be opened.
+        was: What is held under the name so far.
+        force: Also where that may empty an array.
+
+    Raises:
+        HttpProblem: Too much is held already; or another source for the name would void the bounds of whoever asks.
     """
-    registry = registry_of(request)
     if was is None:
+        registry = service_of(request).registry
         request.app.state.limits.check_held(len(registry.maps) + len(registry.programs))
-    if not grant_of(request.scope).is_unbounded and (was is None or was.source != source or force):
+    actor: Actor = request.scope[ACTOR]
+    is_unbounded = actor.grant is not None and actor.grant.is_unbounded
+    if not is_unbounded and (was is None or was.source != source or force):
         raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
 
 
-def holding_of(request: Request) -> Holds:
-    """What holds and releases."""
-    return cast("Holds", request.app.state.holding)
+def change_headers(*, dry_run: bool, change: Change | None = None, location: str | None = None) -> dict[str, str]:
+    """Return the headers of an answer to a change.
 
-
-def origin_of(request: Request, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
-    """Who asks."""
-    return origin(request.scope, note, confirm_within)
-
-
-def origin(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
-    """The same, of a request's scope."""
-    actor: Actor = scope[ACTOR]
-    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, grant_of(scope))
-
-
-def registry_of(request: Request) -> Registry:
-    """What the service holds."""
-    return changes_of(request).registry
-
-
-def headers_of(*, dry_run: bool, change: Change | None = None, **headers: str) -> dict[str, str]:
-    """The headers of an answer to a change."""
+    Args:
+        dry_run: Nothing was changed.
+        change: What was journalled.
+        location: The path of what is new.
+    """
+    headers = {}
     if change is not None:
         headers["Change-Id"] = str(change.id)
-    return headers | ({"Dry-Run": "true"} if dry_run else {})
+    if location is not None and not dry_run:
+        headers["Location"] = location
+    if dry_run:
+        headers["Dry-Run"] = "true"
+    return headers
 
 
-def tell(scope: Scope, **facts: object) -> None:
-    """What was done, for the line that the audit has of it."""
+def add_audit_facts(scope: Scope, **facts: object) -> None:
+    """Add what was done to the line that the audit writes for the request."""
     scope.setdefault(FACTS, {}).update(facts)

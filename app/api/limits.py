@@ -1,4 +1,4 @@
-"""How much of the service one may take."""
+"""Limits on what callers may use: connections, requests a second, event streams, and held objects."""
 
 import contextlib
 import math
@@ -9,20 +9,32 @@ from typing import Final
 
 from app.api.problems import HttpProblem
 
-_ACTORS_KEPT: Final = 1024
+_MAX_BUCKETS: Final = 1024  # actors whose rate is tracked; the one who was idle longest is forgotten
+_READERS_RETRY_SECONDS: Final = 10
+_HELD_RETRY_SECONDS: Final = 60
 
 
 class Bounds:
-    """What a connection may take. One for all of them."""
+    """Limits of the server on connections.
+
+    Args:
+        connections: How many may be open at a time.
+        header_bytes: Largest size of a request's line and headers together, in bytes.
+        header_seconds: How long they may take to arrive, in seconds.
+    """
 
     def __init__(self, connections: int = 4096, header_bytes: int = 32_768, header_seconds: float = 10.0) -> None:
         self.connections, self.header_bytes, self.header_seconds = connections, header_bytes, header_seconds
 
 
 class Limits:
-    """`event_readers` (half of them for one actor), `held`: at a time.
+    """Limits of the API on callers.
 
-    `requests_per_second`, `burst`: of one actor; None: any number.
+    Args:
+        event_readers: How many event streams may be open at a time. One actor may have half of them.
+        held: How many maps and programs may be held at a time.
+        requests_per_second: How many requests one actor may send a second, on average; None: any number.
+        burst: How many requests one actor may send at once.
     """
 
     def __init__(
@@ -35,35 +47,47 @@ class Limits:
         self.event_readers, self.held = event_readers, held
         self._rate, self._burst = requests_per_second, burst
         self._readers: Counter[str] = Counter()  # by actor
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when that was
+        # By actor: how many requests were left, and when that was.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check_rate(self, actor: str) -> None:
-        """Refused with 429 where this actor has asked too often (a token bucket)."""
+        """Count one request of an actor, with a token bucket.
+
+        Raises:
+            HttpProblem: too-many-requests: the actor has sent too many.
+        """
         if self._rate is None:
             return
         now = time.monotonic()
-        left, at = self._buckets.pop(actor, (float(self._burst), now))
-        left = min(self._burst, left + (now - at) * self._rate)
+        left, updated = self._buckets.pop(actor, (float(self._burst), now))
+        left = min(self._burst, left + (now - updated) * self._rate)
         self._buckets[actor] = (left - 1 if left >= 1 else left, now)
-        if len(self._buckets) > _ACTORS_KEPT:
+        if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         if left < 1:
-            detail = f"{actor} may ask {self._rate:g} times a second"
+            detail = f"{actor} may send {self._rate:g} requests a second; wait before you send the next"
             raise too_many(detail, (1 - left) / self._rate)
 
     def check_readers(self, actor: str) -> None:
-        """Refused with 429 where that many follow the events already, or this actor alone half as many."""
+        """Check that an actor may open another event stream.
+
+        Raises:
+            HttpProblem: too-many-requests: all streams are in use, or this actor has its half of them.
+        """
         readers = self._readers.total()
         if readers >= self.event_readers:
-            detail = f"{readers} readers follow the events already"
-            raise too_many(detail, 10)
+            detail = f"{readers} event streams are open already; close one, or raise limits.event_readers"
+            raise too_many(detail, _READERS_RETRY_SECONDS)
         if self._readers[actor] >= (self.event_readers + 1) // 2:
-            detail = f"{self._readers[actor]} readers of {actor} follow the events already; the rest is for others"
-            raise too_many(detail, 10)
+            detail = (
+                f"{actor} has {self._readers[actor]} event streams open already, and the rest is for other callers; "
+                "close one, or raise limits.event_readers"
+            )
+            raise too_many(detail, _READERS_RETRY_SECONDS)
 
     @contextlib.contextmanager
     def reading(self, actor: str) -> Iterator[None]:
-        """One reader more, meanwhile."""
+        """Count one event stream of an actor while the `with` block runs."""
         self._readers[actor] += 1
         try:
             yield
@@ -73,12 +97,16 @@ class Limits:
                 del self._readers[actor]
 
     def check_held(self, held: int) -> None:
-        """Refused with 429 where that much is held already."""
+        """Check that another map or program may be held, when `held` of them are held already.
+
+        Raises:
+            HttpProblem: too-many-requests: the limit is reached.
+        """
         if held >= self.held:
-            detail = f"{held} maps and programs are held already: release some, or raise limits.held"
-            raise too_many(detail, 60)
+            detail = f"{held} maps and programs are held already; release some, or raise limits.held"
+            raise too_many(detail, _HELD_RETRY_SECONDS)
 
 
 def too_many(detail: str, seconds: float) -> HttpProblem:
-    """429 (RFC 6585, 4), to be tried again after so many seconds."""
+    """Return the problem too-many-requests (429; RFC 6585, 4), with Retry-After in whole seconds, at least 1."""
     return HttpProblem("too-many-requests", detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})

@@ -1,4 +1,4 @@
-"""What goes around every request, as plain ASGI: its id, its path, HEAD, and the answer when all else fails."""
+"""The outermost ASGI layer. It sets the request id and the path, handles HEAD, and turns errors into responses."""
 
 import asyncio
 import os
@@ -13,110 +13,105 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
-from app.api.problems import HttpProblem, code_of, failure, problem
-from app.service.errors import ServiceError
+from app.api.problems import INTERNAL_DETAIL, HttpProblem, error_code, error_response, problem
+from app.service.errors import ServiceError, Stopping
 
-# Keys in the scope.
-REQUEST_ID: Final = "jumptable.request_id"
-IS_HEAD: Final = "jumptable.is_head"
-FAILED: Final = "jumptable.failed"  # the ServiceError with which it ended before it came here
+# Keys of the ASGI scope.
+REQUEST_ID: Final = "jumptable.request_id"  # str
+IS_HEAD: Final = "jumptable.is_head"  # bool
+BODY_IS_READ: Final = "jumptable.body_is_read"  # bool: all of the body was read
+FAILED: Final = "jumptable.failed"  # the exception with which the fast path failed to answer the request
 
-_HARMLESS_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
+_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PERCENT_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 log = structlog.get_logger()
 
 
 class RequestMiddleware:
-    """The outermost layer. `app.state.draining`: the service is on its way out."""
+    """The outermost layer of the application. While `app.state.draining` is true, it refuses requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Handle one request, as ASGI says."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, code = time.perf_counter(), None
-        exchange = _Exchange(scope, receive, send)
+        started, code = time.perf_counter(), None
+        exchange = _Exchange(scope, send)
         try:
-            _check(scope)
-            await self.app(exchange.scope, exchange.receive, exchange.send)
+            _check_admission(scope)
+            await self.app(exchange.scope, receive, exchange.send)
         except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
                 raise
-            code = code_of(error)
-            if isinstance(error, HTTPException):  # there is no such operation: the route may be another method's
+            code = error_code(error)
+            if isinstance(error, HTTPException):  # no operation matches; the route may be that of another method
                 exchange.scope.pop("route", None)
-            response = failure(error, exchange.scope, exchange.request_id)
+            response = error_response(error, exchange.scope, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
         except ClientDisconnect:
-            log.info("client went away", request_id=exchange.request_id, path=scope["path"])
+            log.info("the client disconnected", request_id=exchange.request_id, path=scope["path"])
         except asyncio.CancelledError:
-            # The service ends, and the grace is over.
+            # The service is shutting down, and the grace period has ended.
             if not exchange.status:
-                stopping = problem("draining", "the service is stopping", exchange.request_id)
-                await stopping(exchange.scope, receive, exchange.send)
+                response = problem("draining", str(Stopping()), exchange.request_id)
+                await response(exchange.scope, receive, exchange.send)
         except Exception:
             log.exception("internal error", request_id=exchange.request_id, path=scope["path"])
             if exchange.status:
                 raise
-            response = problem("internal", "the log tells what, under this request_id", exchange.request_id)
+            response = problem("internal", INTERNAL_DETAIL, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
         finally:
             operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
             if operation != "watch_events":
-                state.counters.request(operation, exchange.status, time.perf_counter() - began)
+                state.service.counters.add_request(operation, exchange.status, time.perf_counter() - started)
 
 
-def _check(scope: Scope) -> None:
-    """Raises what a request ends with before it is routed."""
-    if scope["app"].state.draining and scope["path"] not in {"/healthz", "/readyz"}:
-        raise HttpProblem("draining", "the service is stopping")
+def _check_admission(scope: Scope) -> None:
+    """Raise the error of a request that must not be routed."""
+    if scope["app"].state.service.is_stopping and scope["path"] not in {"/healthz", "/readyz"}:
+        raise Stopping
     if FAILED in scope:
         raise scope[FAILED]
     if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
-        raise HttpProblem("malformed-header", "there are several Authorization headers")
+        raise HttpProblem("malformed-header", "there are several Authorization headers; send one")
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response, with the `scope` and `send` that the application gets."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # By hand, as every request comes this way: Starlette's Headers would cost it ten times as much.
+    def __init__(self, scope: Scope, send: Send) -> None:
+        # The first of several headers with the same name counts. A dict costs a tenth of Starlette's Headers.
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         self.request_id = request_id_of(headers)
         self.is_head = scope["method"] == "HEAD"
-        self.status = 0  # until the answer begins
-        self.body_is_open = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-        # A copy: the server looks at its own to know that a HEAD has no body.
+        self.status = 0  # until the response starts
+        self.has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        # A copy, because the server needs the original method to know that the response to a HEAD has no body.
         self.scope: Scope = {
             **scope,
             REQUEST_ID: self.request_id,
             IS_HEAD: self.is_head,
             AUTHORIZATION: headers.get(b"authorization"),
-            "path": _path(scope),
+            "path": _normalized_path(scope),
         }
         if self.is_head:
             self.scope["method"] = "GET"
-        self._receive, self._send = receive, send
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            self.body_is_open = False
-        return message
+        self._send = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
-            if self.body_is_open:
-                # What still comes of this body would be read as the next request.
+            if self.has_body and not self.scope.get(BODY_IS_READ, False):
+                # The server would read the rest of the body as the next request.
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         elif self.is_head:
@@ -125,17 +120,21 @@ class _Exchange:
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The one that the request brings, where that is harmless, or a new one."""
-    given = headers.get(b"x-request-id")
-    if given is not None and _HARMLESS_ID.fullmatch(text := given.decode("latin-1")):
+    """Return the request's own X-Request-ID if it is safe to repeat, else a new id.
+
+    Args:
+        headers: The headers of the request, by lower-case name.
+    """
+    sent = headers.get(b"x-request-id")
+    if sent is not None and _SAFE_REQUEST_ID.fullmatch(text := sent.decode("latin-1")):
         return text
     return os.urandom(16).hex()
 
 
-def _path(scope: Scope) -> str:
-    """The path with only those characters decoded that may be encoded at will (RFC 3986, 2.3).
+def _normalized_path(scope: Scope) -> str:
+    """Return the path with its unreserved characters decoded (RFC 3986, 2.3).
 
-    Everything else stays as it came, so that `%2F` or `%0A` in a name cannot become another path.
+    All other characters stay encoded, so that `%2F` or `%0A` in a name cannot turn into another path.
     """
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
 
@@ -143,4 +142,4 @@ def _path(scope: Scope) -> str:
         byte = int(match[0][1:], 16)
         return bytes([byte]) if byte in _UNRESERVED else match[0]
 
-    return _ENCODED.sub(decoded, raw).decode("latin-1")
+    return _PERCENT_ENCODED.sub(decoded, raw).decode("latin-1")

@@ -1,4 +1,8 @@
-"""The one table from what went wrong to its HTTP status, and its form: application/problem+json (RFC 9457)."""
+"""The HTTP form of every error: application/problem+json (RFC 9457).
+
+`PROBLEMS` is the one table from a problem's code to its status, title and remedy. Routes raise `HttpProblem` or a
+`ServiceError`; `error_response` turns either into a response.
+"""
 
 import json
 import os
@@ -15,11 +19,14 @@ from starlette.types import Scope
 from app.service.errors import BodyIndexOutOfRange, ServiceError, WriteRefused
 
 MEDIA_TYPE: Final = "application/problem+json"
+INTERNAL_DETAIL: Final = "an internal error occurred; the log has it under this request_id"
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """One sort of problem: what it is called, what it means, and what to do."""
+    """One type of problem: its HTTP status, its title, and what the caller can do about it."""
 
     status: int
     title: str
@@ -28,108 +35,176 @@ class ProblemType:
 
 PROBLEMS: Final[dict[str, ProblemType]] = {
     "malformed-json": ProblemType(
-        400, "The body is not JSON", "Send one JSON value in UTF-8; the detail says where it ends."
+        400, "The body is not JSON", "Send one JSON value in UTF-8. The detail says where the body is malformed."
     ),
     "malformed-header": ProblemType(
-        400, "A header cannot be read", 'Entity tags are quoted: If-Match: "…", or *; copy them from an ETag.'
+        400,
+        "A header is malformed",
+        'The detail names the header. Entity tags are quoted (If-Match: "…") or *; copy one from an ETag header.',
     ),
-    "unauthenticated": ProblemType(401, "It is not known who asks", "Send a token: Authorization: Bearer …"),
+    "unauthenticated": ProblemType(
+        401, "The caller is not authenticated", "Send a token: Authorization: Bearer TOKEN."
+    ),
     "forbidden": ProblemType(
-        403, "Whoever asks has no right to this", "Ask whoever gives the rights: the detail tells which."
+        403,
+        "The caller has no right to do this",
+        "The detail names what is not allowed. Ask an administrator of the service for the right.",
     ),
-    "entry-protected": ProblemType(403, "The entry is protected", "Only the role admin may change it."),
-    "read-only": ProblemType(403, "The service is read only", "Take read_only out of the configuration, and restart."),
+    "entry-protected": ProblemType(403, "The entry is protected", "Only a caller with the role admin may change it."),
+    "read-only": ProblemType(
+        403, "The service is read-only", "Remove read_only from the configuration and restart the service."
+    ),
     "pin-not-allowed": ProblemType(
-        403, "This path may not be named", "Pin below one of the folders in pin_dirs, or widen pin_dirs and restart."
+        403,
+        "Requests may not use this path",
+        "Use a path below one of the folders in pin_dirs, or add a folder to pin_dirs and restart the service.",
     ),
-    "map-unknown": ProblemType(404, "No such map", "GET /maps lists the names; PUT /maps/{name} holds another."),
+    "map-unknown": ProblemType(
+        404, "No such map", "GET /maps lists the held maps. PUT /maps/{name} holds another one."
+    ),
     "program-unknown": ProblemType(
-        404, "No such program", "GET /programs lists the names; PUT /programs/{name} holds one."
+        404, "No such program", "GET /programs lists the held programs. PUT /programs/{name} holds another one."
     ),
-    "change-unknown": ProblemType(404, "No such change", "GET /changes lists those that are kept."),
-    "entry-empty": ProblemType(404, "The entry is empty", "PUT a program there; DELETE takes ?allow_missing=true."),
-    "index-out-of-range": ProblemType(404, "No such entry", "Indexes run from 0 to max_entries - 1."),
-    "not-found": ProblemType(404, "No such resource", "GET /openapi.json tells all paths."),
-    "method-not-allowed": ProblemType(405, "Not a method of this resource", "The Allow header lists the methods."),
-    "request-timeout": ProblemType(408, "The body did not arrive in time", "Send it faster, and say when it ends."),
+    "change-unknown": ProblemType(404, "No such change", "GET /changes lists the changes that the journal has."),
+    "entry-empty": ProblemType(
+        404, "The entry is empty", "PUT a program there. DELETE accepts an empty entry with ?allow_missing=true."
+    ),
+    "index-out-of-range": ProblemType(404, "No such entry", "Use an index from 0 to max_entries - 1."),
+    "not-found": ProblemType(404, "No such resource", "GET /openapi.json lists all paths."),
+    "method-not-allowed": ProblemType(
+        405, "The resource does not support this method", "Use one of the methods in the Allow header."
+    ),
+    "request-timeout": ProblemType(
+        408,
+        "The request did not arrive in time",
+        "Send the request faster, and check that Content-Length is the length of the body.",
+    ),
     "change-conflict": ProblemType(
         409,
-        "Another change is in the way",
-        "Of the same entries: confirm or revert the one that waits, revert later ones first, or set what you want.",
+        "The request conflicts with the state of a change",
+        "If a change of the same entries waits for confirmation, confirm or revert it. To revert an older change, "
+        "revert the later changes of its entries first, or set the entries yourself.",
     ),
     "change-not-revertible": ProblemType(
         409,
-        "What was there cannot be put back",
-        "Pin the programs, or set keep_dir; or set the entries to what you want.",
+        "The previous programs cannot be put back",
+        "Pin the programs, or configure keep_dir. To go on without an undo, set the entries yourself.",
     ),
     "already-confirmed": ProblemType(
-        409, "The change waits for no confirmation", "It stands; POST …/revert undoes it."
+        409,
+        "The change does not wait for confirmation",
+        "There is nothing to confirm. POST /changes/{id}/revert undoes the change.",
     ),
-    "in-use": ProblemType(409, "A change that waits would need it", "Confirm or revert the change first."),
+    "in-use": ProblemType(
+        409, "A change that waits for confirmation needs the object", "Confirm or revert that change first."
+    ),
     "name-taken": ProblemType(
-        409, "The name, or the object, is held already", "Choose another name, or release that one."
+        409,
+        "The name or the object is already held",
+        "Choose another name, or release what is held under the name that the detail gives.",
     ),
     "last-reference": ProblemType(
-        409, "The array would be emptied for good", "Pin the array first, or say ?force=true if that is what you want."
+        409,
+        "Releasing the array would empty it for good",
+        "Pin the array first. If it may be emptied, send ?force=true.",
     ),
-    "program-busy": ProblemType(409, "The program is extended by another", "Detach the freplace program first."),
-    "map-frozen": ProblemType(409, "The array is frozen", "That is for good: make a new array."),
+    "program-busy": ProblemType(409, "A freplace program extends the program", "Detach the freplace program first."),
+    "map-frozen": ProblemType(
+        409, "The array is frozen", "A frozen array can never be changed again. Create a new array."
+    ),
     "events-expired": ProblemType(
-        410, "The journal goes back not that far", "Read the tables anew, then follow without Last-Event-ID."
+        410,
+        "The journal does not have all of these events",
+        "Read the tables again, then follow the events without Last-Event-ID.",
     ),
     "precondition-failed": ProblemType(
-        412, "The entry is not as you thought", "Look at current, decide again, and send its etag."
+        412,
+        "If-Match or If-None-Match does not hold",
+        "current shows the present state. If you still want the change, send it again with the etag in current.",
     ),
     "body-too-large": ProblemType(
-        413, "The body is too large", "64 KiB are the most; for a table 512 bytes more for each of max_entries."
+        413,
+        "The body is too large",
+        "A body may have up to 64 KiB. The body of a table may have 512 bytes more for each of the map's max_entries.",
     ),
     "media-type-unsupported": ProblemType(
-        415, "The body is not declared as JSON", "Content-Type: application/json; with curl: --json instead of -d."
+        415,
+        "The body is not declared as plain JSON",
+        "Send Content-Type: application/json without a Content-Encoding. With curl, use --json instead of -d.",
     ),
     "validation": ProblemType(
-        422, "The request is not as it should be", "errors tells each place and what belongs there."
+        422, "The request is invalid", "errors lists each invalid place in the request and what belongs there."
     ),
-    "program-not-found": ProblemType(422, "No such program", "Name one that GET /programs lists, a live id, or a pin."),
+    "program-not-found": ProblemType(
+        422,
+        "No such program",
+        "Give the name of a held program (GET /programs lists them), the id of a loaded program, or a pin.",
+    ),
     "program-incompatible": ProblemType(
-        422, "The program does not fit the array", "The first program fixes what fits: see reason and remedy."
+        422,
+        "The program does not fit the array",
+        "The first program in an array fixes which programs fit. Follow the remedy in the problem.",
     ),
-    "not-a-program-array": ProblemType(422, "Not a program array", "Give a map of type prog_array."),
-    "not-a-program": ProblemType(422, "Not a program", "Give a pin or an id of a loaded program."),
+    "not-a-program-array": ProblemType(
+        422, "The object is not a program array", "Give the pin or the id of a map of type prog_array."
+    ),
+    "not-a-program": ProblemType(422, "The object is not a program", "Give the pin or the id of a loaded program."),
     "program-not-runnable": ProblemType(
-        422, "The kernel cannot run such a program", "Types that run on a packet do: xdp, sched_cls, socket_filter …"
+        422,
+        "The kernel cannot test-run this type of program",
+        "Run a program of a type that takes a packet, such as xdp, sched_cls or socket_filter.",
     ),
     "host-not-allowed": ProblemType(
-        421, "Not a name of this machine", "On loopback, Host and Origin have to be localhost or a loopback address."
+        421,
+        "Host or Origin does not name this machine",
+        "On a loopback address, Host and Origin must be localhost or a loopback address.",
     ),
     "headers-too-large": ProblemType(
-        431, "The head of the request is too large", "limits.header_bytes tells how much it may be."
+        431,
+        "The request line and headers are too large",
+        "Send shorter headers, or raise limits.header_bytes in the configuration.",
     ),
-    "too-many-requests": ProblemType(429, "Too many requests", "Wait as long as Retry-After tells."),
-    "unsupported-flags": ProblemType(422, "The kernel knows no such flags here", "Leave flags out, or send 0."),
+    "too-many-requests": ProblemType(
+        429, "Too many requests", "Wait for the number of seconds in the Retry-After header."
+    ),
+    "unsupported-flags": ProblemType(422, "The kernel does not support these flags", "Omit flags, or send 0."),
     "duplicate-index": ProblemType(422, "An index is listed twice", "List each index once."),
-    "pin-unusable": ProblemType(422, "The pin cannot be opened", "The detail tells the errno and what to do."),
-    "kernel-permission": ProblemType(
-        500, "The service lacks a right", "Give the service the capability that the detail names."
+    "pin-unusable": ProblemType(
+        422, "The pin cannot be opened", "The detail says why the kernel refuses it and what to do."
     ),
-    "kernel-error": ProblemType(500, "The kernel refused", "errno tells why; the journal of the kernel may tell more."),
+    "kernel-permission": ProblemType(
+        500, "The service lacks a permission", "Give the service the capability that the detail names."
+    ),
+    "kernel-error": ProblemType(
+        500, "The kernel refused the operation", "errno says why. The kernel log (dmesg) may say more."
+    ),
     "internal": ProblemType(
-        500, "An error of the service itself", "Report it with the request_id: the log has the rest."
+        500, "An internal error of the service", "Report it with the request_id. The log has more under this id."
     ),
     "map-unavailable": ProblemType(
-        503, "The map could not be opened", "Mend what reason tells; it is tried again by itself."
+        503, "The map could not be opened", "Fix what reason says. The service tries again every few seconds."
     ),
     "program-unavailable": ProblemType(
-        503, "The program could not be opened", "Mend what reason tells; it is tried again by itself."
+        503, "The program could not be opened", "Fix what reason says. The service tries again every few seconds."
     ),
     "journal-unavailable": ProblemType(
-        503, "The journal cannot be used", "put_back tells whether a change was undone. Mend what the detail tells."
+        503,
+        "The journal cannot be used",
+        "Fix what the detail says. If a change was being made, put_back says whether it was undone.",
     ),
-    "draining": ProblemType(503, "The service is stopping", "Ask again when it is back."),
+    "draining": ProblemType(503, "The service is stopping", "Send the request again when the service is back."),
 }
 
 
 class HttpProblem(Exception):
-    """A request that is refused by what HTTP says of it; the codes are those of PROBLEMS."""
+    """A request is refused for a reason that HTTP knows, not the domain.
+
+    Args:
+        code: A key of `PROBLEMS`.
+        detail: One sentence about this occurrence.
+        headers: Headers for the response.
+        facts: Members of the problem beside the standard ones.
+    """
 
     def __init__(
         self, code: str, detail: str, *, headers: dict[str, str] | None = None, facts: dict[str, Any] | None = None
@@ -137,6 +212,35 @@ class HttpProblem(Exception):
         super().__init__(detail)
         self.code, self.detail = code, detail
         self.headers, self.facts = headers or {}, facts or {}
+
+
+def error_code(error: ServiceError | HttpProblem | HTTPException) -> str | None:
+    """Return the problem code of an error, or None for an error of routing."""
+    if isinstance(error, HTTPException):
+        return None
+    return error.cause.code if isinstance(error, WriteRefused) else error.code
+
+
+def error_response(error: ServiceError | HttpProblem | HTTPException, scope: Scope, request_id: str) -> Response:
+    """Return the response for an error.
+
+    Args:
+        error: The error. An `HTTPException` comes from Starlette's routing: 404 or 405.
+        scope: The ASGI scope of the request.
+        request_id: The id of the request.
+    """
+    if isinstance(error, ServiceError):
+        return service_problem(error, request_id)
+    if isinstance(error, HttpProblem):
+        return problem(error.code, error.detail, request_id, facts=error.facts, headers=error.headers)
+    return _routing_problem(error, scope, request_id)
+
+
+def service_problem(error: ServiceError, request_id: str) -> Response:
+    """Return the response for an error of the service."""
+    in_body = isinstance(error, BodyIndexOutOfRange)
+    code = error.cause.code if isinstance(error, WriteRefused) else error.code
+    return problem(code, str(error), request_id, facts=error.facts(), in_body=in_body)
 
 
 def problem(
@@ -148,34 +252,33 @@ def problem(
     headers: dict[str, str] | None = None,
     in_body: bool = False,
 ) -> Response:
-    """The answer for a problem of this code, with its facts beside the standard members.
+    """Return the response for a problem.
 
-    `in_body`: what a path would be 404 for is 422 there.
+    Args:
+        code: A key of `PROBLEMS`.
+        detail: One sentence about this occurrence.
+        request_id: The id of the request.
+        facts: Members of the problem beside the standard ones. They never replace a standard member.
+        headers: Headers of the response.
+        in_body: Whether the body of the request caused the problem. The status is then 422, not 404.
     """
-    kind = PROBLEMS[code]
-    status = 422 if in_body else kind.status
+    problem_type = PROBLEMS[code]
+    status = 422 if in_body else problem_type.status
     standard = {
         "type": f"/problems/{code}",
-        "title": kind.title,
+        "title": problem_type.title,
         "status": status,
         "detail": detail,
         "code": code,
         "request_id": request_id,
     }
-    told = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
-    content = json.dumps(told, separators=(",", ":"))
+    members = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
+    content = json.dumps(members, separators=(",", ":"))
     return Response(content + "\n", status, headers, MEDIA_TYPE)
 
 
-def service_problem(error: ServiceError, request_id: str) -> Response:
-    """The answer for an error of the service."""
-    in_body = isinstance(error, BodyIndexOutOfRange)
-    code = error.cause.code if isinstance(error, WriteRefused) else error.code
-    return problem(code, str(error), request_id, facts=error.facts(), in_body=in_body)
-
-
 def bare_problem(code: str, detail: str) -> bytes:
-    """The answer as it goes over the wire, where no request came to be; it ends the connection."""
+    """Return a whole HTTP/1.1 response for bytes that did not become a request. It closes the connection."""
     body = problem(code, detail, os.urandom(16).hex()).body
     status = HTTPStatus(PROBLEMS[code].status)
     head = (
@@ -185,40 +288,21 @@ def bare_problem(code: str, detail: str) -> bytes:
     return head.encode() + bytes(body)
 
 
-log = structlog.get_logger()
-
-
-def code_of(error: ServiceError | HttpProblem | HTTPException) -> str | None:
-    """Its code; None for what routing says."""
-    if isinstance(error, HTTPException):
-        return None
-    return error.cause.code if isinstance(error, WriteRefused) else error.code
-
-
-def failure(error: ServiceError | HttpProblem | HTTPException, scope: Scope, request_id: str) -> Response:
-    """The problem that an error is told as."""
-    if isinstance(error, ServiceError):
-        return service_problem(error, request_id)
-    if isinstance(error, HttpProblem):
-        return problem(error.code, error.detail, request_id, facts=error.facts, headers=error.headers)
-    return _of_routing(error, scope, request_id)
-
-
-def _of_routing(error: HTTPException, scope: Scope, request_id: str) -> Response:
-    """404 and 405. (Nothing else raises HTTPException.)"""
+def _routing_problem(error: HTTPException, scope: Scope, request_id: str) -> Response:
+    """Return the response for 404 and 405. Only Starlette's routing raises HTTPException."""
     if error.status_code == 404:
-        detail = f"there is nothing at {scope['path'][:256]!r}; /docs shows all there is"
+        detail = f"there is no resource at {scope['path'][:256]!r}; /docs lists all paths"
         return problem("not-found", detail, request_id)
     if error.status_code == 405:
-        allow = ", ".join(_allow(scope))
-        detail = f"{scope['method']} is not a method of this resource; there are: {allow}"
+        allow = ", ".join(_allowed_methods(scope))
+        detail = f"the resource does not support {scope['method']}; it supports {allow}"
         return problem("method-not-allowed", detail, request_id, headers={"Allow": allow})
     log.error("unexpected", status=error.status_code, detail=error.detail, request_id=request_id)
-    return problem("internal", "the log tells what, under this request_id", request_id)
+    return problem("internal", INTERNAL_DETAIL, request_id)
 
 
-def _allow(scope: Scope) -> list[str]:
-    """All methods of the path: FastAPI knows only those of the first route that matches."""
+def _allowed_methods(scope: Scope) -> list[str]:
+    """Return all methods of the path. Starlette itself gives only those of the first route that matches."""
     methods: set[str] = set()
     for route in scope["app"].routes:
         if route.matches(scope)[0] is not Match.NONE:

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import check_access
-from app.api.dependencies import registry_of, tell
+from app.api.dependencies import add_audit_facts, service_of
+from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
 from app.service.errors import MapUnavailable, MapUnknown
 
@@ -87,7 +88,7 @@ class StrictRoute(APIRoute):
                 taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
             taken.refuse()
             if taken.values.get("dry_run"):
-                tell(request.scope, dry_run=True)
+                add_audit_facts(request.scope, dry_run=True)
             if wanted.request_param_name is not None:
                 taken.values[wanted.request_param_name] = request
             return await endpoint(**taken.values)
@@ -101,7 +102,7 @@ class TableRoute(StrictRoute):
     def max_body(self, request: Request) -> int:
         """More for a larger table."""
         with contextlib.suppress(MapUnknown, MapUnavailable):
-            held = registry_of(request).maps.get(request.path_params["name"])
+            held = service_of(request).registry.maps.get(request.path_params["name"])
             return _MAX_BODY + _MAX_ENTRY * held.opened().max_entries
         return _MAX_BODY
 
@@ -176,6 +177,7 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                     body += chunk
     except TimeoutError as error:
         raise HttpProblem("request-timeout", f"the body did not end within {_BODY_SECONDS:.0f} s") from error
+    request.scope[BODY_IS_READ] = not more
     if size > max_body:
         raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
     return bytes(body)

@@ -97,7 +97,7 @@ def demo_command(host: str, port: int, kernel: str) -> None:
         try:
             serve(app, listener)
         finally:
-            app.state.changes.close()
+            app.state.service.close()
     registry.close()
 
 

@@ -62,7 +62,7 @@ def _serve(settings: Settings) -> None:
         startup.give_up_rights(kernel)
         app = assemble.make_app(settings, registry, journal, keeper)
         stack.callback(app.state.audit.close)
-        stack.callback(app.state.changes.close)
+        stack.callback(app.state.service.close)
         log.info(
             "serving",
             **told,

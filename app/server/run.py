@@ -131,8 +131,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit |= number == signal.SIGINT  # a second Ctrl-C ends the grace
             return
-        self._app.state.draining = True
-        self._app.state.changes.feed.stop()
+        self._app.state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.tell("STOPPING=1")

@@ -1,25 +1,26 @@
-"""What can go wrong, as one tree. Each error has a stable code, one sentence, and its facts as attributes.
+"""All errors of the service, as one tree. Each error has a stable code, one sentence, and its facts as attributes.
 
 ServiceError
-├── MapUnknown, ProgramUnknown              no such name is held
-├── EntryEmpty, IndexOutOfRange             of an entry
-├── NotAProgramArray                        what a program array is to be made from is none
-│   ├── NotAMap, MapGone                    it is no map at all
+├── MapUnknown, ProgramUnknown              no object is held under the name
+├── EntryEmpty, IndexOutOfRange             reading or clearing an entry
+├── NotAProgramArray                        the object cannot be used as a program array
+│   ├── NotAMap, MapGone                    it is not a map, or it does not exist
 │   └── WrongMapType, WrongKeySize, WrongValueSize
-├── NotAProgram, ProgramNotFound            what a program is to be made from is none
-├── ProgramIncompatible, ProgramBusy        the array does not take the program
-├── ProgramNotRunnable, PacketRefused       of a test run
-├── ArrayTooLarge                           of making an array
-├── UnsupportedFlags, MapFrozen             of a write
-├── PinUnusable, PinNotAllowed              of a path in bpffs
-├── LastReference, NameTaken                of holding and releasing
-├── DuplicateIndex, WriteRefused            of a whole table
-├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable
-├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse      of confirmations
-├── Forbidden, EntryProtected               of rights
-├── EventsExpired                           of resuming a stream of events
-├── JournalUnavailable, JournalUnreadable, Stopping
-├── MapUnavailable, ProgramUnavailable      held, but it could not be opened
+├── NotAProgram, ProgramNotFound            the object is not a program, or it does not exist
+├── ProgramIncompatible, ProgramBusy        the array refuses the program
+├── ProgramNotRunnable, PacketRefused       test runs
+├── ArrayTooLarge                           creating an array
+├── UnsupportedFlags, MapFrozen             writing an entry
+├── PinUnusable, PinNotAllowed              paths in bpffs
+├── LastReference, NameTaken                holding and releasing
+├── DuplicateIndex, WriteRefused            changing several entries
+├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable      looking up and undoing changes
+├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse                     confirmations
+├── Forbidden, EntryProtected               rights
+├── EventsExpired                           resuming a stream of events
+├── JournalUnavailable, JournalUnreadable   the journal cannot be written or read
+├── Stopping                                the service is shutting down
+├── MapUnavailable, ProgramUnavailable      the object is held, but it could not be opened
 └── KernelPermission, KernelError           any other errno
 """
 
@@ -32,7 +33,12 @@ from app.bpf.uapi import errno_name
 
 @dataclass(eq=False)
 class ServiceError(Exception):
-    """The root. `code` is the problem's name to the outside, `facts()` what else is told of it."""
+    """The root of all errors of the service.
+
+    Attributes:
+        code: The code of the problem that a caller sees.
+        sentence: The template of `str(error)`: one sentence in which the facts are filled in.
+    """
 
     code: ClassVar[str] = "internal"
     sentence: ClassVar[str] = "something went wrong"
@@ -41,25 +47,25 @@ class ServiceError(Exception):
         return self.sentence.format(**self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """The attributes by name, as JSON can carry them."""
+        """Return the attributes by name, as values that JSON can carry."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(eq=False)
 class MapUnknown(ServiceError):
-    """No map is held under this name."""
+    """No map is held under the name."""
 
     code = "map-unknown"
-    sentence = "no map is held under the name {map!r}; GET /maps lists them"
+    sentence = "no map is held under the name {map!r}; GET /maps lists the held maps"
     map: str
 
 
 @dataclass(eq=False)
 class ProgramUnknown(ServiceError):
-    """No program is held under this name (the one in the path)."""
+    """No program is held under the name in the path of the request."""
 
     code = "program-unknown"
-    sentence = "no program is held under the name {program!r}; GET /programs lists them"
+    sentence = "no program is held under the name {program!r}; GET /programs lists the held programs"
     program: str
 
 
@@ -74,45 +80,45 @@ class EntryEmpty(ServiceError):
 
 @dataclass(eq=False)
 class IndexOutOfRange(ServiceError):
-    """The index is not below the array's max_entries."""
+    """The index in the path of the request is not below the array's max_entries."""
 
     code = "index-out-of-range"
-    sentence = "index {index} is out of range: the array has {max_entries} entries, 0 is the first"
+    sentence = "index {index} is out of range; the array has {max_entries} entries, and the first index is 0"
     index: int
     max_entries: int
 
 
 @dataclass(eq=False)
 class BodyIndexOutOfRange(IndexOutOfRange):
-    """The same, of an index in a request's body."""
+    """The index in the body of the request is not below the array's max_entries."""
 
 
 @dataclass(eq=False)
 class NotAProgramArray(ServiceError):
-    """What a program array was to be made from is none."""
+    """The object cannot be used as a program array."""
 
     code = "not-a-program-array"
 
 
 @dataclass(eq=False)
 class NotAMap(NotAProgramArray):
-    """It is no map. `kind`: what it is."""
+    """The object is not a map. `kind`: what the kernel calls it, such as `prog` or `link`."""
 
-    sentence = "that is no map but: {kind}"
+    sentence = "the object is not a map; it is a {kind}"
     kind: str
 
 
 @dataclass(eq=False)
 class MapGone(NotAProgramArray):
-    """No map has this id."""
+    """No map has the id."""
 
-    sentence = "there is no map with id {id}"
+    sentence = "no map has the id {id}"
     id: int
 
 
 @dataclass(eq=False)
 class WrongMapType(NotAProgramArray):
-    """It is a map of another type."""
+    """The map is not a program array."""
 
     sentence = "the map is of type {map_type}, not prog_array"
     map_type: str
@@ -120,7 +126,7 @@ class WrongMapType(NotAProgramArray):
 
 @dataclass(eq=False)
 class WrongKeySize(NotAProgramArray):
-    """Its keys are not u32."""
+    """The keys of the map are not u32. `key_size`: bytes."""
 
     sentence = "the map's keys have {key_size} bytes, not 4"
     key_size: int
@@ -128,7 +134,7 @@ class WrongKeySize(NotAProgramArray):
 
 @dataclass(eq=False)
 class WrongValueSize(NotAProgramArray):
-    """Its values are not u32."""
+    """The values of the map are not u32. `value_size`: bytes."""
 
     sentence = "the map's values have {value_size} bytes, not 4"
     value_size: int
@@ -136,25 +142,35 @@ class WrongValueSize(NotAProgramArray):
 
 @dataclass(eq=False)
 class NotAProgram(ServiceError):
-    """What a program was to be made from is none. `kind`: what it is."""
+    """The object is not a program. `kind`: what the kernel calls it, such as `map` or `link`."""
 
     code = "not-a-program"
-    sentence = "that is no program but: {kind}"
+    sentence = "the object is not a program; it is a {kind}"
     kind: str
 
 
 @dataclass(eq=False)
 class ProgramNotFound(ServiceError):
-    """A request's body refers to a program that does not exist. `program`: its name or id."""
+    """The body of the request refers to a program that does not exist. `program`: its name or id."""
 
     code = "program-not-found"
-    sentence = "there is no program {program!r}: name one that is held (GET /programs), or give a live id or a pin"
+    sentence = (
+        "there is no program {program!r}; give the name of a held program (GET /programs lists them), the id of a "
+        "loaded program, or a pin"
+    )
     program: str | int
 
 
 @dataclass(eq=False)
 class ProgramIncompatible(ServiceError):
-    """The array does not take the program. `owner_program_type`: None where the kernel does not tell it."""
+    """The array refuses the program.
+
+    Attributes:
+        reason: How the program differs from those that the array takes.
+        remedy: What the caller can do.
+        owner_program_type: The type that the array takes; None if the kernel does not report it.
+        program_type: The type of the program.
+    """
 
     code = "program-incompatible"
     sentence = "the program does not fit the array: {reason}; {remedy}"
@@ -166,16 +182,19 @@ class ProgramIncompatible(ServiceError):
 
 @dataclass(eq=False)
 class ProgramBusy(ServiceError):
-    """The kernel refuses a program that a freplace program extends."""
+    """A freplace program extends the program, so the kernel does not put it into an array."""
 
     code = "program-busy"
-    sentence = "the program is extended by an freplace program, and such a one cannot be tail-called"
+    sentence = (
+        "a freplace program extends program {program_id}, so it cannot be tail-called; "
+        "detach the freplace program first"
+    )
     program_id: int
 
 
 @dataclass(eq=False)
 class ProgramNotRunnable(ServiceError):
-    """BPF_PROG_TEST_RUN does not run this type on a packet."""
+    """The kernel does not test-run this type of program on a packet (BPF_PROG_TEST_RUN)."""
 
     code = "program-not-runnable"
     sentence = "the kernel cannot run a program of type {program_type} on a packet"
@@ -184,43 +203,48 @@ class ProgramNotRunnable(ServiceError):
 
 @dataclass(eq=False)
 class PacketRefused(ServiceError):
-    """The kernel does not take a packet of this size (bytes)."""
+    """The kernel refuses to run the program on a packet of this size. `packet_bytes`: the size in bytes."""
 
     code = "validation"
-    sentence = "the kernel refuses to run a program of type {program_type} on a packet of {packet_bytes} bytes"
+    sentence = (
+        "the kernel refuses to run a program of type {program_type} on a packet of {packet_bytes} bytes; "
+        "send a packet of another size"
+    )
     program_type: str
     packet_bytes: int
 
 
 @dataclass(eq=False)
 class ArrayTooLarge(ServiceError):
-    """The kernel has no memory for an array of so many entries."""
+    """The kernel has no memory for an array of this size."""
 
     code = "validation"
-    sentence = "the kernel has no memory for an array of {max_entries} entries"
+    sentence = "the kernel has no memory for an array of {max_entries} entries; ask for fewer"
     max_entries: int
 
 
 @dataclass(eq=False)
 class UnsupportedFlags(ServiceError):
-    """A program array knows only BPF_ANY."""
+    """The kernel takes only the flags 0 (BPF_ANY) for a program array."""
 
     code = "unsupported-flags"
-    sentence = "flags {flags}: the kernel takes only 0 (BPF_ANY) here; for 'create only' use If-None-Match: *"
+    sentence = (
+        "the kernel does not support flags {flags} here; send 0, and If-None-Match: * to write only an empty entry"
+    )
     flags: int
 
 
 @dataclass(eq=False)
 class MapFrozen(ServiceError):
-    """User space may not change the array any more."""
+    """User space can no longer change the array (BPF_MAP_FREEZE)."""
 
     code = "map-frozen"
-    sentence = "the array is frozen: user space can never change it again; make a new one"
+    sentence = "the array is frozen, so user space can never change it again; create a new array"
 
 
 @dataclass(eq=False)
 class PinUnusable(ServiceError):
-    """Nothing can be opened at this path. `errno`: its name."""
+    """The kernel refuses to open or make a pin at the path. `errno`: its name, such as `ENOENT`."""
 
     code = "pin-unusable"
     sentence = "cannot open the pin {pinned!r}: {errno}; {remedy}"
@@ -231,22 +255,24 @@ class PinUnusable(ServiceError):
 
 @dataclass(eq=False)
 class PinNotAllowed(ServiceError):
-    """Requests may name pins only below the configured folders."""
+    """The path is outside of the folders that requests may use."""
 
     code = "pin-not-allowed"
-    sentence = "the path {pinned!r} leads outside of pin_dirs, the folders below which requests may name pins"
+    sentence = (
+        "the path {pinned!r} is outside of the folders that requests may use; choose a path below one of pin_dirs"
+    )
     pinned: str
     pin_dirs: tuple[str, ...]
 
 
 @dataclass(eq=False)
 class LastReference(ServiceError):
-    """Letting go would empty the array for good."""
+    """Releasing the map would empty the array for good. `id`: the kernel's id of the map."""
 
     code = "last-reference"
     sentence = (
-        "map {map!r} is not pinned at a path that the service knows: if nobody else holds it, the kernel empties it "
-        "for good when it is let go; pin it first (bpftool map pin id {id} PATH), or DELETE with ?force=true"
+        "map {map!r} has no pin that the service knows, so the kernel may empty it for good when it is released; "
+        "pin it first (bpftool map pin id {id} PATH), or send ?force=true"
     )
     map: str
     id: int
@@ -254,45 +280,47 @@ class LastReference(ServiceError):
 
 @dataclass(eq=False)
 class NameTaken(ServiceError):
-    """The name, or the object, is held already."""
+    """The name or the object is already held. `name`: the name in the request."""
 
     code = "name-taken"
-    sentence = "{name!r} cannot be held so: {reason}"
+    sentence = "{name!r} cannot be held: {reason}"
     name: str
     reason: str
 
 
 @dataclass(eq=False)
 class DuplicateIndex(ServiceError):
-    """A table names an index twice."""
+    """A table lists an index twice."""
 
     code = "duplicate-index"
-    sentence = "index {index} is listed more than once"
+    sentence = "index {index} is listed more than once; list each index once"
     index: int
 
 
 @dataclass(eq=False)
 class ChangeUnknown(ServiceError):
-    """No change has this id, or it was pruned."""
+    """No change has the id, or it was pruned, or the caller may not see it."""
 
     code = "change-unknown"
-    sentence = "there is no change {id}, or it is too old and was pruned"
+    sentence = "there is no change {id}, or it was pruned because of its age"
     id: int
 
 
 @dataclass(eq=False)
 class ChangeConflict(ServiceError):
-    """Entries no longer hold what the change put there. `entries`: which, and what they hold."""
+    """Entries no longer hold what the change put there. `entries`: these entries, and what they hold now."""
 
     code = "change-conflict"
-    sentence = "change {id} cannot be undone: since then other changes were made to its entries"
+    sentence = (
+        "change {id} cannot be undone because its entries were changed since; the member entries shows what they hold"
+    )
     id: int
     entries: list[dict[str, Any]]
 
 
 @dataclass(eq=False)
 class ChangeNotRevertible(ServiceError):
-    """The change cannot be undone at all."""
+    """The change can never be undone."""
 
     code = "change-not-revertible"
     sentence = "change {id} cannot be undone: {reason}"
@@ -302,10 +330,16 @@ class ChangeNotRevertible(ServiceError):
 
 @dataclass(eq=False)
 class NotRestorable(ServiceError):
-    """What is to be put back, or kept for it, cannot be. `entries`: index and reason of each."""
+    """The previous programs cannot be put back, or cannot be kept for a later undo.
+
+    Attributes:
+        map: The name of the map.
+        reason: Why not.
+        entries: The index and the reason of each entry concerned.
+    """
 
     code = "change-not-revertible"
-    sentence = "the map {map!r} cannot be put back: {reason}"
+    sentence = "the entries of map {map!r} cannot be put back: {reason}"
     map: str
     reason: str
     entries: list[dict[str, Any]]
@@ -313,17 +347,17 @@ class NotRestorable(ServiceError):
 
 @dataclass(eq=False)
 class EntryWaits(ServiceError):
-    """Another change of the entry waits to be confirmed."""
+    """Another change of the entry waits for confirmation. `change`: its id."""
 
     code = "change-conflict"
-    sentence = "entry {index} waits for the confirmation of change {change}: confirm or revert that one first"
+    sentence = "change {change} of entry {index} waits for confirmation; confirm or revert that change first"
     index: int
     change: int
 
 
 @dataclass(eq=False)
 class Forbidden(ServiceError):
-    """Whoever asks may not change this entry, or not so."""
+    """The caller has no right to change the entry, or to put this program there."""
 
     code = "forbidden"
     sentence = "{actor} may not change entry {index}: {reason}"
@@ -334,40 +368,40 @@ class Forbidden(ServiceError):
 
 @dataclass(eq=False)
 class EntryProtected(ServiceError):
-    """Only an admin may change this entry."""
+    """Only an admin may change the entry."""
 
     code = "entry-protected"
-    sentence = "entry {index} is protected by the configuration: it takes the role admin"
+    sentence = "entry {index} is protected by the configuration; only the role admin may change it"
     index: int
 
 
 @dataclass(eq=False)
 class AlreadyConfirmed(ServiceError):
-    """The change needs no confirmation, or no more. `state`: what it is."""
+    """The change does not wait for confirmation. `state`: its state."""
 
     code = "already-confirmed"
-    sentence = "change {id} waits for no confirmation: it is {state}, and stands"
+    sentence = "change {id} does not wait for confirmation; its state is {state}, and it stays in effect"
     id: int
     state: str
 
 
 @dataclass(eq=False)
 class AlreadyUndone(ServiceError):
-    """The confirmation came too late. `state`: what the change is."""
+    """The confirmation came too late. `state`: what became of the change."""
 
     code = "change-conflict"
-    sentence = "change {id} is {state}, and cannot be confirmed any more: make it anew"
+    sentence = "change {id} is {state} and can no longer be confirmed; make the change again"
     id: int
     state: str
 
 
 @dataclass(eq=False)
 class InUse(ServiceError):
-    """A change that waits for its confirmation would need it to be undone."""
+    """A change that waits for confirmation needs the object for its undo. `change`: the id of that change."""
 
     code = "in-use"
     sentence = (
-        "{name!r} is needed to undo change {change}, which waits for its confirmation: confirm or revert it first"
+        "{name!r} is needed to undo change {change}, which waits for confirmation; confirm or revert that change first"
     )
     name: str
     change: int
@@ -375,12 +409,17 @@ class InUse(ServiceError):
 
 @dataclass(eq=False)
 class EventsExpired(ServiceError):
-    """The journal knows no more, or not at all, what came after this event. `first`: the first that it can tell."""
+    """The journal does not have all events that follow an event.
+
+    Attributes:
+        after: The id of that event.
+        first: The id of the first event that the journal has.
+    """
 
     code = "events-expired"
     sentence = (
-        "what came after event {after} cannot be told, as the journal has it no more, or never had it: the first that "
-        "it has is {first}; read the tables, then follow without Last-Event-ID"
+        "the stream cannot resume after event {after}, because the journal does not have all events since then "
+        "(its first is {first}); read the tables again, then follow the events without Last-Event-ID"
     )
     after: int
     first: int
@@ -388,13 +427,22 @@ class EventsExpired(ServiceError):
 
 @dataclass(eq=False)
 class JournalUnavailable(ServiceError):
-    """The change could not be journalled, so it was undone. `left`: the indexes where that failed."""
+    """The change could not be journalled, so it was undone.
+
+    Attributes:
+        reason: Why the journal could not be written.
+        put_back: Whether all entries hold what they held before the change.
+        left: The indexes of the entries that could not be put back.
+    """
 
     code = "journal-unavailable"
-    sentence = "{reason}; put back: {put_back}"
+    sentence = "the change could not be journalled, and {outcome}: {reason}"
     reason: str
     put_back: bool
     left: list[int]
+
+    def __str__(self) -> str:
+        return self.sentence.format(outcome=_undo_outcome(put_back=self.put_back), reason=self.reason)
 
 
 @dataclass(eq=False)
@@ -408,24 +456,35 @@ class JournalUnreadable(ServiceError):
 
 @dataclass(eq=False)
 class Stopping(ServiceError):
-    """The service ends before the change was whole."""
+    """The service stops before the change is complete."""
 
     code = "draining"
-    sentence = "the service is stopping"
+    sentence = "the service is stopping; send the request again when it is back"
 
 
 @dataclass(eq=False)
 class WriteRefused(ServiceError):
-    """The kernel refused one entry of several; its code is that of `cause`. `left`: what could not be put back."""
+    """The kernel refused one of several writes, so the earlier writes were undone. The code is that of `cause`.
 
-    sentence = "entry {index}: {cause}; put back: {put_back}"
+    Attributes:
+        cause: Why the kernel refused the write.
+        index: The entry that was refused.
+        put_back: Whether all entries hold what they held before the change.
+        left: The indexes of the entries that could not be put back.
+    """
+
+    sentence = "entry {index} could not be written, and {outcome}: {cause}"
     cause: ServiceError
     index: int
     put_back: bool
     left: list[int]
 
+    def __str__(self) -> str:
+        outcome = _undo_outcome(put_back=self.put_back)
+        return self.sentence.format(index=self.index, outcome=outcome, cause=self.cause)
+
     def facts(self) -> dict[str, Any]:
-        """Those of the cause beside its own."""
+        """Return the facts of the cause and its own."""
         return self.cause.facts() | {
             "index": self.index,
             "cause": str(self.cause),
@@ -436,27 +495,33 @@ class WriteRefused(ServiceError):
 
 @dataclass(eq=False)
 class MapUnavailable(ServiceError):
-    """The map is held by configuration, but it could not be opened yet."""
+    """The map is held, by the configuration or by an earlier request, but it could not be opened yet."""
 
     code = "map-unavailable"
-    sentence = "map {map!r} is unavailable: {reason}; it is tried again every few seconds"
+    sentence = "map {map!r} is unavailable: {reason}; the service tries again every few seconds"
     map: str
     reason: str
 
 
 @dataclass(eq=False)
 class ProgramUnavailable(ServiceError):
-    """The program is held by configuration, but it could not be opened yet."""
+    """The program is held, by the configuration or by an earlier request, but it could not be opened yet."""
 
     code = "program-unavailable"
-    sentence = "program {program!r} is unavailable: {reason}; it is tried again every few seconds"
+    sentence = "program {program!r} is unavailable: {reason}; the service tries again every few seconds"
     program: str
     reason: str
 
 
 @dataclass(eq=False)
 class KernelPermission(ServiceError):
-    """The kernel refuses for want of a right. `capability`: the one that is missing."""
+    """The service lacks a permission for a command of bpf(2).
+
+    Attributes:
+        command: The name of the command, without BPF_.
+        errno: The name of the errno, such as `EPERM`.
+        capability: The capability or permission that is missing.
+    """
 
     code = "kernel-permission"
     sentence = "the kernel refuses {command} ({errno}): the service lacks {capability}"
@@ -467,7 +532,7 @@ class KernelPermission(ServiceError):
 
 @dataclass(eq=False)
 class KernelError(ServiceError):
-    """Any other errno."""
+    """The kernel refuses a command of bpf(2) with an errno that no other error stands for."""
 
     code = "kernel-error"
     sentence = "the kernel refuses {command}: {errno}"
@@ -476,12 +541,12 @@ class KernelError(ServiceError):
 
 
 class KeeperGone(KernelError):
-    """The process that opens and makes for this one has ended."""
+    """The keeper has ended: the privileged process that opens and creates kernel objects for the service."""
 
-    sentence = "the keeper, which opens and makes for the service, has ended: restart the service"
+    sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
 
 
-# Who may do what: kernel/bpf/syscall.c, as of Linux 6.18.
+# What each command of bpf(2) needs. Kernel: kernel/bpf/syscall.c, Linux 6.18.
 _CAPABILITIES: Final = {
     "MAP_CREATE": "CAP_BPF",
     "MAP_GET_FD_BY_ID": "CAP_SYS_ADMIN",
@@ -492,9 +557,22 @@ _CAPABILITIES: Final = {
 
 
 def kernel_failure(command: str, error: OSError) -> ServiceError:
-    """The error for an errno that has no meaning of its own in `command` (a name of enum bpf_cmd, without BPF_)."""
+    """Return the error for an errno that has no special meaning in a command.
+
+    Args:
+        command: A name of the kernel's enum bpf_cmd, without BPF_.
+        error: What the command failed with.
+    """
     name = errno_name(error.errno or 0)
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)
     return KeeperGone(command, name) if error.errno == errno.EPIPE else KernelError(command, name)
+
+
+def _undo_outcome(*, put_back: bool) -> str:
+    return (
+        "all entries were put back"
+        if put_back
+        else "not all entries could be put back (the member left lists the rest)"
+    )

@@ -1,22 +1,35 @@
-"""Holding and releasing at a caller's wish, so that it is remembered beyond the service's end."""
+"""Holding and releasing maps and programs when a request asks for it, so that it outlives the service."""
 
-from typing import Any, Literal
+from typing import Any
 
-from app.service.changes.changes import Changes
+from app.service.changes.confirmations import Confirmations
 from app.service.changes.origin import RequestContext
-from app.service.drift.detector import Drift
+from app.service.drift.detector import DriftDetector
 from app.service.errors import JournalUnreadable
 from app.service.objects.source import ById, Pinned, Source
 from app.service.registry.held import HeldMap, HeldProgram
-from app.store.journal import JournalFailed
+from app.service.registry.registry import Registry
+from app.store.journal import Journal, JournalFailed
 from app.store.records import Hold
 
 
 class Holds:
-    """Thread rule: one event loop."""
+    """Holds and releases, and journals it. Thread rule: one event loop."""
 
-    def __init__(self, changes: Changes, drift: Drift) -> None:
-        self._changes = changes
+    def __init__(
+        self, registry: Registry, journal: Journal, confirmations: Confirmations, drift: DriftDetector
+    ) -> None:
+        """Work on what the registry holds.
+
+        Args:
+            registry: The maps and programs.
+            journal: Remembers what requests have held.
+            confirmations: Knows what an undo would need.
+            drift: Learns what the entries of a new map are expected to hold.
+        """
+        self._registry = registry
+        self._journal = journal
+        self._confirmations = confirmations
         self._drift = drift
 
     async def hold_map(
@@ -24,93 +37,103 @@ class Holds:
         name: str,
         source: Source,
         create_entries: int | None,
-        origin: RequestContext,
+        context: RequestContext,
         *,
         force: bool,
         dry_run: bool,
     ) -> tuple[HeldMap, bool]:
-        """As Maps.hold; what its entries are to hold is known from then on. InUse, JournalUnreadable."""
-        maps = self._changes.registry.maps
+        """Hold a map, and learn what its entries are expected to hold: see Maps.hold.
+
+        Raises:
+            InUse: A change that waits for a confirmation would need the array that is held so far.
+            JournalUnreadable: It cannot be journalled.
+        """
+        maps = self._registry.maps
         was = maps.find(name)
         was_id = None if was is None or was.object is None else was.object.id
 
-        async def before(fresh: HeldMap) -> None:
+        async def veto(fresh: HeldMap) -> None:
             if was is not None and fresh.object is not None and fresh.object.id != was_id:
-                self._changes.confirmations.check_releasable(was)
+                self._confirmations.check_releasable(was)
             if not dry_run:
-                await self._remember(fresh, origin)
+                await self._save(fresh, context)
 
-        held, is_new = await maps.hold(name, source, create_entries, force=force, dry_run=dry_run, before=before)
+        held, is_new = await maps.hold(name, source, create_entries, force=force, dry_run=dry_run, veto=veto)
         if not dry_run:
-            self._changes.confirmations.attach(held)
-            # Where it led to another array, its entries are as they are to be; else the journal may know better.
+            self._confirmations.attach(held)
+            # Where the name leads to another array now, its entries are as they are to be. Else the journal may know.
             await self._drift.begin(held, anew=was_id is not None and held.expected is None)
         return held, is_new
 
-    async def release_map(self, name: str, origin: RequestContext, *, force: bool, dry_run: bool) -> None:
-        """As Maps.release. InUse, JournalUnreadable."""
+    async def release_map(self, name: str, context: RequestContext, *, force: bool, dry_run: bool) -> None:
+        """Release a map: see Maps.release.
 
-        async def before(held: HeldMap) -> None:
-            self._changes.confirmations.check_releasable(held)
-            if not dry_run:
-                await self._forget(held, origin)
-
-        await self._changes.registry.maps.release(name, force=force, dry_run=dry_run, before=before)
+        Raises:
+            InUse: A change of it waits for a confirmation.
+            JournalUnreadable: It cannot be journalled.
+        """
+        await self._registry.maps.release(name, force=force, dry_run=dry_run, veto=self._veto_release(context, dry_run))
 
     async def hold_program(
-        self, name: str, source: Source, origin: RequestContext, *, dry_run: bool
+        self, name: str, source: Source, context: RequestContext, *, dry_run: bool
     ) -> tuple[HeldProgram, bool]:
-        """As Programs.hold. JournalUnreadable."""
-        registry = self._changes.registry
+        """Hold a program: see Programs.hold.
 
-        async def before(fresh: HeldProgram) -> None:
-            was = registry.programs.find(name)
+        Raises:
+            InUse: A change that waits for a confirmation would need the program that is held so far.
+            JournalUnreadable: It cannot be journalled.
+        """
+        programs = self._registry.programs
+
+        async def veto(fresh: HeldProgram) -> None:
+            was = programs.find(name)
             if was is not None and was.object is not None and was.object.id != fresh.opened().id:
-                self._changes.confirmations.check_releasable(was)
+                self._confirmations.check_releasable(was)
             if not dry_run:
-                await self._remember(fresh, origin)
+                await self._save(fresh, context)
 
-        uses = await registry.maps.uses()
-        return await registry.programs.hold(name, source, uses, dry_run=dry_run, before=before)
+        uses = await self._registry.maps.uses()
+        return await programs.hold(name, source, uses, dry_run=dry_run, veto=veto)
 
-    async def release_program(self, name: str, origin: RequestContext, *, dry_run: bool) -> None:
-        """As Programs.release. InUse, JournalUnreadable."""
+    async def release_program(self, name: str, context: RequestContext, *, dry_run: bool) -> None:
+        """Release a program: see Programs.release.
 
-        async def before(held: HeldProgram) -> None:
-            self._changes.confirmations.check_releasable(held)
-            if not dry_run:
-                await self._forget(held, origin)
+        Raises:
+            InUse: A change that waits for a confirmation would need it.
+            JournalUnreadable: It cannot be journalled.
+        """
+        await self._registry.programs.release(name, dry_run=dry_run, veto=self._veto_release(context, dry_run))
 
-        await self._changes.registry.programs.release(name, dry_run=dry_run, before=before)
+    def _veto_release(self, context: RequestContext, dry_run: bool) -> Any:
+        async def veto(held: HeldMap | HeldProgram) -> None:
+            self._confirmations.check_releasable(held)
+            if dry_run:
+                return
+            id_ = None if held.object is None else held.object.id
+            try:
+                await self._journal.remove_hold(held.kind, held.name, _event(held, "released", id_, context))
+            except JournalFailed as error:
+                raise JournalUnreadable(str(error)) from error
 
-    async def _remember(self, fresh: HeldMap | HeldProgram, origin: RequestContext) -> None:
-        opened = fresh.opened()
-        source = fresh.source
+        return veto
+
+    async def _save(self, fresh: HeldMap | HeldProgram, context: RequestContext) -> None:
+        opened, source = fresh.object, fresh.source
+        assert opened is not None  # it was just opened
         hold = Hold(
-            _kind(fresh),
+            fresh.kind,
             fresh.name,
             source.path if isinstance(source, Pinned) else None,
             source.id if isinstance(source, ById) else None,
-            self._changes.registry.kernel.boot_id,
+            self._registry.kernel.boot_id,
             fresh.create_entries if isinstance(fresh, HeldMap) else None,
         )
         try:
-            await self._changes.journal.save_hold(hold, _told(fresh, "held", opened.id, origin))
-        except JournalFailed as error:
-            raise JournalUnreadable(str(error)) from error
-
-    async def _forget(self, held: HeldMap | HeldProgram, origin: RequestContext) -> None:
-        id_ = None if held.object is None else held.object.id
-        try:
-            await self._changes.journal.remove_hold(_kind(held), held.name, _told(held, "released", id_, origin))
+            await self._journal.save_hold(hold, _event(fresh, "held", opened.id, context))
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
 
-def _kind(held: HeldMap | HeldProgram) -> Literal["map", "program"]:
-    return "map" if isinstance(held, HeldMap) else "program"
-
-
-def _told(held: HeldMap | HeldProgram, happened: str, id_: int | None, origin: RequestContext) -> dict[str, Any]:
-    who = {"actor": origin.actor, "request_id": origin.request_id}
-    return {_kind(held): held.name, "happened": happened, "id": id_, **who}
+def _event(held: HeldMap | HeldProgram, happened: str, id_: int | None, context: RequestContext) -> dict[str, Any]:
+    who = {"actor": context.actor, "request_id": context.request_id}
+    return {held.kind: held.name, "happened": happened, "id": id_, **who}

@@ -1,64 +1,116 @@
-"""What goes on beside requests: opening what could not be opened, looking for drift, and the start and the end."""
+"""The service as a whole: put together, started, kept up to date, and ended."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 import structlog
 
 from app.service.changes.changes import Changes
-from app.service.drift.detector import Drift
+from app.service.counters import Counters
+from app.service.drift.detector import DriftDetector
 from app.service.drift.reconcile import restore
 from app.service.errors import ServiceError
+from app.service.event_feed import EventFeed
+from app.service.holds import Holds
 from app.service.objects.source import ById, Pinned, Source
 from app.service.registry.held import HeldMap, HeldProgram
-from app.store.journal import JournalFailed
+from app.service.registry.registry import Registry
+from app.store.journal import Journal, JournalFailed
 from app.store.records import Hold
 
-RETRY_SECONDS: Final = 2.0
-_SHARE: Final = 20  # a look at all tables is followed by a pause of at least so many times its own time
+RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
+_PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
 
 log = structlog.get_logger()
 
 
-class Upkeep:
-    """Started before the first request is answered. Thread rule: one event loop."""
+class Service:
+    """Everything that the HTTP layer works with. Thread rule: one event loop.
 
-    def __init__(self, changes: Changes, drift_interval: float = 5.0) -> None:
-        """`drift_interval`: seconds between two looks at all tables."""
-        self.changes = changes
-        self.drift = Drift(changes)
-        self._interval = drift_interval
+    Attributes:
+        registry: What is held, by name.
+        journal: What has happened.
+        changes: The one way to change entries.
+        drift: Finds what others have changed.
+        holds: Holds and releases maps and programs for requests.
+        feed: The stream of events.
+        counters: What is counted and timed.
+        is_stopping: It is on its way out, and answers new requests no more.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        journal: Journal,
+        *,
+        keep_dir: str | None = None,
+        drift_interval: float = 5.0,
+        delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Put the service together. Nothing is opened, and nothing runs yet.
+
+        Args:
+            registry: The maps and programs.
+            journal: The journal, open.
+            keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
+            drift_interval: Seconds between two checks of all tables.
+            delivery: Surrounds the answers of one group of changes: see GroupCommit.
+        """
+        self.registry = registry
+        self.journal = journal
+        self.counters = Counters()
+        self.changes = Changes(registry, journal, self.counters, keep_dir=keep_dir, delivery=delivery)
+        self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
+        self.holds = Holds(registry, journal, self.changes.confirmations, self.drift)
+        self.feed = EventFeed(journal)
+        self.is_stopping = False
+        journal.on_commit = self.counters.journal.add
+        self._drift_interval = drift_interval
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Hold what requests had held, undo what is overdue, know what entries are to hold, put back. JournalFailed."""
-        registry = self.changes.registry
-        for hold in self.changes.journal.holds():
+        """Do what comes before the first request.
+
+        Hold again what requests had held, undo what is overdue, learn what entries are expected to hold, restore.
+
+        Raises:
+            JournalFailed: The journal cannot be read.
+        """
+        for hold in self.journal.holds():
             self._hold_again(hold)
-        registry.open_unavailable()
-        for held in registry.unavailable():
-            kind = "map" if isinstance(held, HeldMap) else "program"
-            log.warning("unavailable", kind=kind, name=held.name, reason=held.reason)
+        self.registry.open_unavailable()
+        for held in self.registry.unavailable():
+            log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
         await self._settle()
 
     def run(self) -> None:
-        """Go on with it beside the requests, until `finish`."""
+        """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
-            asyncio.create_task(self._forever(self._retry, RETRY_SECONDS)),
-            asyncio.create_task(self._forever(self.drift.check_all, self._interval)),
+            asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
 
+    def stop(self) -> None:
+        """Begin to end: streams of events end, and new requests are refused."""
+        self.is_stopping = True
+        self.feed.stop()
+
     async def finish(self) -> None:
-        """End it, and wait for the changes that are under way."""
+        """Wait for the changes that are under way, and stop everything that runs beside requests."""
         for task in self._tasks:
             task.cancel()
         await self.changes.finish()
         await self.drift.finish()
 
+    def close(self) -> None:
+        """Close the journal, and the programs that are kept for an undo. What is held stays the registry's."""
+        self.changes.close()
+
     def _hold_again(self, hold: Hold) -> None:
-        registry = self.changes.registry
+        registry = self.registry
         if hold.pinned is None and hold.boot_id != registry.kernel.boot_id:
             log.warning(
                 "not held any more: it was held by id, which ends with the boot", kind=hold.kind, name=hold.name
@@ -70,18 +122,19 @@ class Upkeep:
         if hold.kind == "program" and registry.programs.find(hold.name) is None:
             registry.programs.add(HeldProgram(hold.name, source))
 
-    async def _retry(self) -> None:
-        for held in self.changes.registry.open_unavailable():
+    async def _open_unavailable(self) -> None:
+        for held in self.registry.open_unavailable():
             log.info("opened", name=held.name)
-            kind: Literal["map", "program"] = "map" if isinstance(held, HeldMap) else "program"
+            kind: Literal["map", "program"] = held.kind
             try:
-                await self.changes.journal.append_object_event(kind, held.name, {kind: held.name, "happened": "opened"})
+                await self.journal.append_object_event(kind, held.name, {kind: held.name, "happened": "opened"})
             except JournalFailed as error:
                 log.warning("an event is lost", reason=str(error))
         await self._settle()
 
     async def _settle(self) -> None:
-        for held in self.changes.registry.maps:
+        """Learn what entries are expected to hold, tell where they do not, and restore what is to be restored."""
+        for held in self.registry.maps:
             try:
                 if held.object is not None and held.expected is None and await self.drift.begin(held):
                     await self.drift.check(held)
@@ -93,15 +146,15 @@ class Upkeep:
         clock = asyncio.get_running_loop().time
         spent = 0.0
         while True:
-            await asyncio.sleep(max(seconds, _SHARE * spent))
+            await asyncio.sleep(max(seconds, _PAUSE_RATIO * spent))
             began = clock()
             try:
                 await do()
             except Exception:
-                log.exception("internal error in the upkeep; it goes on")
+                log.exception("internal error beside the requests; the service goes on")
             spent = clock() - began
 
 
 def source_of(hold: Hold) -> Source:
-    """Where to open it."""
+    """Return where to open what a request had held."""
     return ById(hold.object_id or 0) if hold.pinned is None else Pinned(hold.pinned)

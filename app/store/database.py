@@ -1,4 +1,4 @@
-"""One SQLite file: opened, brought to this version, or refused; one writer, commits that are shared."""
+"""The SQLite file of the journal: opening, migration, reads, and transactions that may share one sync."""
 
 import asyncio
 import math
@@ -6,180 +6,235 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from app.store.schema import VERSIONS
 
-_APPLICATION_ID: Final = 0x6A74626C  # "jtbl": so that another program's database is told apart
+_APPLICATION_ID: Final = 0x6A74626C  # "jtbl": identifies the file as a journal of this service
+_LOCK_TIMEOUT_SECONDS: Final = 1.0  # how long to wait while another process locks the file
 
-_QUICK: Final = 0.001  # s: a sync on a disk that has a cache that outlives a power cut
-_LOCK_SECONDS: Final = 1.0  # that a lock of somebody else's is waited for
+# After a commit that was this quick, the next one runs in the event loop: handing it to a thread takes longer. Commits
+# with a sync are this quick if the disk's write cache survives a power cut.
+_QUICK_COMMIT_SECONDS: Final = 0.001
 
 T = TypeVar("T")
-Do = Callable[[], T]
+Work = Callable[[], T]
 
 
 class JournalDamaged(Exception):
-    """The file cannot be used; the text says how to go on."""
+    """The file cannot be used. The text says what the operator can do."""
 
 
 class JournalFailed(Exception):
-    """The journal could not be opened or written: disk full, read-only, locked. Nothing of that commit is in it."""
+    """The journal could not be opened, read or written, for example because the disk is full or the file is locked.
+
+    Nothing of a transaction that failed is in the file.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionCallbacks:
+    """What the owner of a Database does after each transaction.
+
+    Attributes:
+        rolled_back: Called after a transaction failed. Runs in the thread that commits.
+        committed: Called after a commit. Runs in the thread that commits.
+        maintain: Called after `committed`, before the next transaction begins, so it may write to the file. Runs in the
+            thread that commits.
+        publish: Called after one or more commits, before the callers of `write` get their results. Runs in the event
+            loop.
+    """
+
+    rolled_back: Callable[[], None]
+    committed: Callable[[], None]
+    maintain: Callable[[], None]
+    publish: Callable[[], None]
+
+
+NO_CALLBACKS: Final = TransactionCallbacks(lambda: None, lambda: None, lambda: None, lambda: None)
 
 
 class Database:
-    """The file and its two connections. Thread rule: one event loop.
+    """One SQLite file, with one connection that writes and one that reads.
 
-    `durability` `power`: what is written survives a power cut, and writes that come together share one sync;
-    `process`: it survives the end of the process, and is written at once.
+    Durability `power`: a commit survives a power cut. Transactions that arrive while another one is committed wait for
+    it, and then share a single commit, and so a single sync.
+
+    Durability `process`: a commit survives the end of the process. Each transaction is committed at once, in the event
+    loop, and reads use the writing connection.
+
+    Call the methods from one event loop only.
+
+    Attributes:
+        writer: The connection that writes. Use it only in a function that was passed to `write`, or in a callback that
+            runs in the thread that commits.
+        failing: Why the last transaction failed. None if it was committed.
     """
 
-    def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
-        """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
+    def __init__(self, file: Path, durability: Literal["power", "process"]) -> None:
+        """Open the file, or create it. Create the tables, or bring them to this version.
+
+        Raises:
+            JournalDamaged: The file is damaged, belongs to another program, or was written by a newer version.
+            JournalFailed: The file cannot be opened.
+        """
         self._file = file
-        self._power = durability == "power"
-        self._pending: list[tuple[Do[Any], asyncio.Future[Any]]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        self._took = math.inf  # s, of the last commit
-        self.failing: str | None = None  # why the last commit failed; None: it did not
-        self.on_commit: Callable[[float], None] = lambda _: None  # is told how long each took: seconds
+        self._syncs = durability == "power"
+        self._callbacks = NO_CALLBACKS
+        self.on_commit: Callable[[float], None] = lambda _: None
+        self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
+        self._queue_task: asyncio.Task[None] | None = None
+        self._last_commit_seconds = math.inf
+        self.failing: str | None = None
         with ExitStack() as stack:
             try:
-                self._writer = self._connect(stack)
+                self.writer = self._connect(stack)
                 self._migrate()
-                # What is written inline can be read by the same connection.
-                self._reader = self._connect(stack) if self._power else self._writer
+                self._reader = self._connect(stack) if self._syncs else self.writer
             except sqlite3.OperationalError as error:
                 message = f"the journal {file} cannot be opened: {error}"
                 raise JournalFailed(message) from error
             except sqlite3.DatabaseError as error:
                 raise _damaged(file, str(error)) from error
-            self._open = stack.pop_all()
+            self._connections = stack.pop_all()
 
     def _connect(self, stack: ExitStack) -> sqlite3.Connection:
-        # A lock that somebody else holds is waited for only where that holds nobody up.
-        timeout = _LOCK_SECONDS if self._power else 0.0
+        # With `process`, waiting for a lock would block the event loop.
+        timeout = _LOCK_TIMEOUT_SECONDS if self._syncs else 0.0
         connection = sqlite3.connect(self._file, timeout=timeout, isolation_level=None, check_same_thread=False)
         stack.callback(connection.close)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA temp_store = MEMORY")  # a container may have no folder for temporary files
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs else 'NORMAL'}")
         return connection
 
     def _migrate(self) -> None:
-        """Bring the tables to this version. JournalDamaged for what is no journal, or a newer one's, or broken."""
-        why = _why_unusable(self._writer)
+        why = _why_unusable(self.writer)
         if why is not None:
             raise _damaged(self._file, why)
-        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        version = self.writer.execute("PRAGMA user_version").fetchone()[0]
         for number, script in enumerate(VERSIONS[version:], version + 1):
-            self._writer.executescript(
+            self.writer.executescript(
                 f"BEGIN; {script}; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
             )
 
-    async def write(self, do: Do[T], *, single: bool = False) -> T:
-        """Run what writes by `_writer`, in a transaction, and return what it returns once that is committed.
+    def set_callbacks(self, callbacks: TransactionCallbacks) -> None:
+        """Call these from the next transaction on."""
+        self._callbacks = callbacks
 
-        `single`: it is one statement, and so a transaction by itself. JournalFailed: nothing was written.
+    async def write(self, work: Work[T], *, single: bool = False) -> T:
+        """Run `work` in a transaction, and wait until that is committed.
+
+        Args:
+            work: Writes through `writer`. With durability `power` it may run in another thread, and it shares its
+                transaction with others: if one of them fails, all of them do.
+            single: `work` executes exactly one statement that writes. SQLite makes that a transaction by itself.
+
+        Returns:
+            What `work` returns.
+
+        Raises:
+            JournalFailed: Nothing was written.
         """
-        if not self._power:
-            result: T = self._commit([do], single=single)[0]
-            self.committed()
+        if not self._syncs:
+            result: T = self._commit([work], single=single)[0]
+            self._callbacks.publish()
             return result
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._pending.append((do, done))
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
+        self._queue.append((work, done))
+        if self._queue_task is None or self._queue_task.done():
+            self._queue_task = asyncio.create_task(self._commit_queue())
         return await done
 
-    async def _flush(self) -> None:
-        while self._pending:
-            batch, self._pending = self._pending, []
+    async def _commit_queue(self) -> None:
+        while self._queue:
+            batch, self._queue = self._queue, []
             try:
-                results = await self._commit_somewhere([do for do, _ in batch])
-            except Exception as error:  # noqa: BLE001 - theirs, who wait for it
+                results = await self._commit_batch([work for work, _ in batch])
+            except Exception as error:  # noqa: BLE001 - raised again in each caller of `write`
                 for _, done in batch:
                     if not done.done():
                         done.set_exception(error)
                 continue
-            self.committed()
+            self._callbacks.publish()
             for (_, done), result in zip(batch, results, strict=True):
                 if not done.done():
                     done.set_result(result)
 
-    async def _commit_somewhere(self, batch: Sequence[Do[Any]]) -> list[Any]:
-        """All of them, or none: here, where the last sync was quick, as a thread takes longer; else in a thread."""
-        if self._took < _QUICK:
-            self._writer.execute("PRAGMA busy_timeout = 0")
+    async def _commit_batch(self, batch: Sequence[Work[Any]]) -> list[Any]:
+        """Commit in the event loop if the last commit was quick, else in a thread."""
+        if self._last_commit_seconds < _QUICK_COMMIT_SECONDS:
+            self.writer.execute("PRAGMA busy_timeout = 0")
             try:
                 return self._commit(batch)
-            except JournalFailed:  # somebody else has locked it, perhaps: the thread waits for that
-                self._took = math.inf
+            except JournalFailed:  # another process may hold a lock: try again where waiting for it blocks nobody
+                self._last_commit_seconds = math.inf
             finally:
-                self._writer.execute(f"PRAGMA busy_timeout = {_LOCK_SECONDS * 1000:.0f}")
+                self.writer.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_SECONDS * 1000:.0f}")
         return await asyncio.to_thread(self._commit, batch)
 
-    def _commit(self, batch: Sequence[Do[Any]], *, single: bool = False) -> list[Any]:
-        """All of them, or none."""
-        execute = self._writer.execute
+    def _commit(self, batch: Sequence[Work[Any]], *, single: bool = False) -> list[Any]:
+        """Run all of `batch` in one transaction. If one fails, nothing is written."""
+        execute = self.writer.execute
         began = time.perf_counter()
-        self.begin()
         try:
             if single:
-                results = [do() for do in batch]
+                results = [work() for work in batch]
             else:
                 execute("BEGIN IMMEDIATE")
-                results = [do() for do in batch]
+                results = [work() for work in batch]
                 execute("COMMIT")
         except BaseException as error:
-            if self._writer.in_transaction:
+            if self.writer.in_transaction:
                 execute("ROLLBACK")
-            self.rolled_back()
+            self._callbacks.rolled_back()
             if isinstance(error, sqlite3.Error):
                 message = f"the journal {self._file} cannot be written: {error}"
                 self.failing = message
                 raise JournalFailed(message) from error
             raise
         self.failing = None
-        self._took = time.perf_counter() - began
-        self.on_commit(self._took)
-        self.maintain()
+        self._last_commit_seconds = time.perf_counter() - began
+        self.on_commit(self._last_commit_seconds)
+        self._callbacks.committed()
+        self._callbacks.maintain()
         return results
 
-    def begin(self) -> None:
-        """For heirs: a transaction begins. In the thread that commits, as the next two."""
-
-    def rolled_back(self) -> None:
-        """For heirs: it came to nothing."""
-
-    def maintain(self) -> None:
-        """For heirs: it is in, and before the next one there is time to clear up."""
-
-    def committed(self) -> None:
-        """For heirs: it is in, and its callers are told next. In the event loop."""
-
     def read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Ask the file. What comes of reading on in the cursor may fail as well: see `unreadable`. JournalFailed."""
+        """Run a query on what is committed.
+
+        Iterating over the cursor may fail as well. Pass such an error to `read_failed`.
+
+        Raises:
+            JournalFailed: The query failed.
+        """
         try:
             return self._reader.execute(query, values)
         except sqlite3.Error as error:
-            self.unreadable(error)
+            self.read_failed(error)
 
-    def unreadable(self, error: sqlite3.Error) -> NoReturn:
-        """JournalFailed."""
+    def read_failed(self, error: sqlite3.Error) -> NoReturn:
+        """Raise JournalFailed for an error of a read."""
         message = f"the journal {self._file} cannot be read: {error}"
         raise JournalFailed(message) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._open.close()
+        """Close the connections."""
+        self._connections.close()
 
 
 def check(file: Path, query: str) -> list[tuple[Any, ...]]:
-    """Look whether `file` is a journal that can be used, change nothing, and ask it. JournalDamaged, JournalFailed."""
-    # immutable: not even a -shm beside it is made. But where a -wal is there, the file without it is only half of it.
+    """Check that `file` is a usable journal, and run a query on it. Neither file nor folder is modified.
+
+    Raises:
+        JournalDamaged: The file is damaged, belongs to another program, or was written by a newer version.
+        JournalFailed: The file cannot be opened.
+    """
+    # With `immutable`, SQLite creates no -shm file. But it also ignores a -wal file, which holds the latest commits: if
+    # there is one, open the file without it.
     mode = "ro" if file.with_name(f"{file.name}-wal").exists() else "ro&immutable=1"
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as connection:

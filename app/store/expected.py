@@ -1,110 +1,183 @@
-"""What each entry of an array is to hold, by all that was changed through the service."""
+"""Expected tables: what the entries of each map hold if nobody but the service writes to it."""
 
 from array import array
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
+from typing import Final
 
 from pydantic_core import from_json, to_json
 
-from app.store.records import EMPTY, NUMBERS, EntryChanges, Indexes, ProgramRecord, Programs, numbered
+from app.store.database import Database
+from app.store.records import EMPTY, NUMBERS, Array, EntryChanges, Indexes, ProgramRecord, Programs, numbered
+
+_UNAPPLIED_CHANGES: Final = """
+    SELECT id, map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
+"""
 
 
 @dataclass(slots=True)
 class Table:
-    """By index the number in `programs`, or EMPTY: 4 bytes for each entry."""
+    """The expected entries of one map, for use in this boot.
+
+    A table may have a million entries, so an entry is one number of 4 bytes, not an object. In most cases the number is
+    the program's id in the kernel, so it can be compared directly with what the kernel reports. A program of an earlier
+    boot whose present id is not known has no such id. It gets a number from 2^31 on, which the kernel never uses, and
+    its record has the id 0.
+
+    Attributes:
+        numbers: By index, u32: a key of `programs`, or EMPTY.
+        programs: The programs, by number.
+    """
 
     numbers: "array[int]"
     programs: Programs
 
-    @classmethod
-    def of(cls, entries: dict[int, ProgramRecord]) -> "Table":
-        """From the records by index."""
-        programs = numbered(dict.fromkeys(entries.values()))
-        number = {record: number for number, record in programs}
-        table = cls(array(NUMBERS), dict(programs)).resized(max(entries, default=-1) + 1)
-        for index, record in entries.items():
-            table.numbers[index] = number[record]
-        return table
-
     def resized(self, length: int) -> "Table":
-        """A copy with so many entries: cut off, or filled up with empty ones."""
+        """A copy with `length` entries: cut off, or filled up with empty entries."""
         numbers = self.numbers[:length]
         numbers.frombytes(bytes(4 * (length - len(numbers))))
         return Table(numbers, self.programs)
 
     def get(self, index: int) -> ProgramRecord | None:
-        """What this entry is to hold; None: nothing."""
+        """The program that this entry is expected to hold. None: it is expected to be empty."""
         return self.programs.get(self.numbers[index])
-
-    def items(self) -> Iterator[tuple[int, ProgramRecord]]:
-        """(index, program) of those that are to hold one, by rising index."""
-        return ((index, self.programs[number]) for index, number in enumerate(self.numbers) if number)
 
 
 class PackedTable:
-    """A Table as the journal keeps it: over several boots, in each of which the ids are others.
+    """A Table in the journal's format.
 
-    An entry's number is its program's place in a list, from 1 on; EMPTY: none.
+    The journal outlives a boot, and a program's id does not. So an entry's number is not an id here, but the place of
+    its program in a list, from 1 on; EMPTY: no program. Each program in the list comes with the boot that its id
+    belongs to.
     """
 
     def __init__(self, programs: str = "[]", numbers: bytes = b"") -> None:
+        """Read the format that `packed` returns. Without arguments: a table without entries."""
         self._numbers = array(NUMBERS, numbers)
-        told = enumerate(from_json(programs), 1)
-        self._places = {(ProgramRecord(*record), boot_id): place for place, (*record, boot_id) in told}
-        self._told = len(self._places)
+        stored = enumerate(from_json(programs), 1)
+        self._places = {(ProgramRecord(*record), boot_id): place for place, (*record, boot_id) in stored}
+        self._stored_programs = len(self._places)
 
     @classmethod
     def of(cls, table: Table, boot_id: str) -> "PackedTable":
-        """A table of this boot."""
-        recording = cls()
-        recording._put(range(len(table.numbers)), table.numbers, table.programs, boot_id)
-        return recording
+        """Pack a table that was made in this boot."""
+        packed = cls()
+        packed._put(range(len(table.numbers)), table.numbers, table.programs, boot_id)
+        return packed
 
     def apply(self, entries: EntryChanges, boot_id: str) -> None:
-        """A change that was made in this boot."""
+        """Apply a change that was made in this boot. The table grows if the change names an entry beyond its end."""
         self._put(entries.indexes, entries.after, entries.programs, boot_id)
 
     def _put(self, indexes: Indexes, numbers: "array[int]", programs: Programs, boot_id: str) -> None:
-        place = {EMPTY: EMPTY}
+        place_of = {EMPTY: EMPTY}
         for number, record in programs.items():
-            place[number] = self._places.setdefault((record, boot_id), len(self._places) + 1)
+            place_of[number] = self._places.setdefault((record, boot_id), len(self._places) + 1)
         table = self._numbers
         table.frombytes(bytes(4 * max(0, max(indexes, default=-1) + 1 - len(table))))
-        row = _as_range(indexes)
-        if row is not None:  # in half the time
-            table[row.start : row.stop] = array(NUMBERS, map(place.__getitem__, numbers))
+        consecutive = _as_range(indexes)
+        if consecutive is not None:  # assigning a slice takes half the time
+            table[consecutive.start : consecutive.stop] = array(NUMBERS, map(place_of.__getitem__, numbers))
             return
         for index, number in zip(indexes, numbers, strict=True):
-            table[index] = place[number]
+            table[index] = place_of[number]
 
     def packed(self) -> tuple[str, bytes]:
-        """What it is made from: the programs, as JSON, and the numbers.
+        """The journal's format: the list of programs as JSON, and the numbers.
 
-        Those that are used no more are left out once there may be twice as many as before: it takes a look at all
-        entries.
+        Programs that no entry uses are removed, but only after the list has about doubled: this has to look at every
+        entry.
         """
-        if len(self._places).bit_length() > self._told.bit_length():
-            self._leave_out_unused()
-        told = [(*astuple(record), boot_id) for record, boot_id in self._places]
-        return to_json(told).decode(), self._numbers.tobytes()
+        if len(self._places).bit_length() > self._stored_programs.bit_length():
+            self._remove_unused_programs()
+        programs = [(*astuple(record), boot_id) for record, boot_id in self._places]
+        return to_json(programs).decode(), self._numbers.tobytes()
 
-    def _leave_out_unused(self) -> None:
+    def _remove_unused_programs(self) -> None:
         used = sorted(set(self._numbers) - {EMPTY})
-        new = {EMPTY: EMPTY} | {place: number for number, place in enumerate(used, 1)}
-        self._places = {program: new[place] for program, place in self._places.items() if place in new}
-        self._numbers = array(NUMBERS, map(new.__getitem__, self._numbers))
+        new_place = {EMPTY: EMPTY} | {place: number for number, place in enumerate(used, 1)}
+        self._places = {program: new_place[place] for program, place in self._places.items() if place in new_place}
+        self._numbers = array(NUMBERS, map(new_place.__getitem__, self._numbers))
 
     def table(self, boot_id: str) -> Table:
-        """As seen in this boot: programs of another one have the id 0."""
+        """Unpack it for use in this boot. Records of programs of another boot get the id 0."""
         records = [record if boot == boot_id else replace(record, id=0) for record, boot in self._places]
         programs = numbered(records)
-        number = [EMPTY, *(number for number, _ in programs)]
-        return Table(array(NUMBERS, map(number.__getitem__, self._numbers)), dict(programs))
+        number_of = [EMPTY, *(number for number, _ in programs)]
+        return Table(array(NUMBERS, map(number_of.__getitem__, self._numbers)), dict(programs))
+
+
+class ExpectedTables:
+    """The expected tables in the journal's file, by map.
+
+    A stored table is a checkpoint: the entries as of some change. `bookmarks.folded` is the id of that change, the same
+    for all tables. `checkpoint` applies the changes after it.
+
+    The methods that write (`save`, `remove`, `checkpoint`) must run inside a transaction of the database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def load(self, map_: str, boot_id: str) -> tuple[Array, Table] | None:
+        """Read the table of a map as of the last checkpoint, for use in this boot, and the array that it belongs to.
+
+        Returns None if the map has no table.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        identity = self._database.read("SELECT map_id, boot_id FROM arrays WHERE map = ?", [map_]).fetchone()
+        if identity is None:
+            return None
+        packed = self._database.read("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
+        return Array(*identity), PackedTable(*packed).table(boot_id)
+
+    def save(self, map_: str, identity: Array, packed: tuple[str, bytes]) -> None:
+        """Store the table of a map, as `PackedTable.packed` returns it, and the array that it belongs to.
+
+        Replaces what was stored of this map.
+        """
+        self.remove(map_)
+        self._database.writer.execute("INSERT INTO arrays VALUES (?,?,?)", (map_, *astuple(identity)))
+        self._database.writer.execute("INSERT INTO recorded VALUES (?,?,?)", (map_, *packed))
+
+    def remove(self, map_: str) -> None:
+        """Delete the table of a map."""
+        self.checkpoint()  # so that earlier changes do not bring it back
+        self._database.writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
+        self._database.writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
+
+    def is_behind(self) -> bool:
+        """Tell whether there are changes that are not in the stored tables yet."""
+        return self._database.read(_UNAPPLIED_CHANGES, (1,)).fetchone() is not None
+
+    def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
+        """Apply changes that are not in the stored tables yet, the oldest first.
+
+        Args:
+            max_changes: Stop after so many changes. Negative: no limit.
+            max_entries: Stop after the change that reaches so many entries.
+        """
+        execute, tables, applied = self._database.writer.execute, dict[str, PackedTable](), 0
+        with closing(execute(_UNAPPLIED_CHANGES, (max_changes,))) as rows:
+            for id_, map_, boot_id, packed in rows:
+                entries = EntryChanges.unpacked(packed)
+                if map_ not in tables:
+                    stored = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
+                    tables[map_] = PackedTable(*stored or ())
+                tables[map_].apply(entries, boot_id)
+                applied, max_entries = id_, max_entries - len(entries)
+                if max_entries <= 0:
+                    break
+        for map_, table in tables.items():
+            execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *table.packed()))
+        execute("UPDATE bookmarks SET folded = max(folded, ?)", (applied,))
 
 
 def _as_range(indexes: Indexes) -> range | None:
-    """The same as a range, where each is one more than the one before, as where a whole table is written."""
+    """The indexes as a range if they are consecutive, as when a whole table is written. None if they are not."""
     if isinstance(indexes, range) or not indexes or indexes[-1] - indexes[0] != len(indexes) - 1:
         return indexes if isinstance(indexes, range) and indexes.step == 1 else None
-    row = range(indexes[0], indexes[-1] + 1)
-    return row if array(NUMBERS, row).tobytes() == indexes.tobytes() else None
+    consecutive = range(indexes[0], indexes[-1] + 1)
+    return consecutive if array(NUMBERS, consecutive).tobytes() == indexes.tobytes() else None

@@ -1,93 +1,108 @@
-"""What has happened: changes and events, each in a sequence of its own."""
+"""What has happened: the sequence of changes, and the sequence of events."""
 
 import json
+import math
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from app.store.database import Database
 from app.store.records import Change, EntryChanges, Event
 
-_ENTRIES_A_PAGE: Final = 4096
+_MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds this
+_MAX_EVENTS: Final = 100_000  # kept; more are pruned
+_MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
+_MAX_PAGES: Final = 1 << 16  # used pages of the file, 4 KiB each; from there on it is pruned
+
+_PRUNABLE_CHANGES: Final = """
+    SELECT id, event, at, length(entries) FROM changes
+    WHERE id < (SELECT max(id) FROM changes) AND id <= (SELECT folded FROM bookmarks)
+        AND id < (SELECT coalesce(min(change_id), 1 << 62) FROM waiting)
+    ORDER BY id LIMIT ?
+"""
 
 
-class History(Database):
-    """The part of the journal that only grows. `on_events` is called with those that are in, in their order."""
+class History:
+    """Changes and events. Each of the two has ids that rise by one.
 
-    def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
-        """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
-        super().__init__(file, durability)
-        self.on_events: Callable[[list[Event]], None] = lambda _: None
-        row = self._writer.execute(
+    A change is also an event, and uses up an id of that sequence. Other events are confirmations, drift, and what
+    happens to maps and programs.
+
+    The methods that write (`insert`, `insert_event`, `confirm`, `prune`) must run inside a transaction of the database.
+    Events of a transaction become visible in three steps, which the owner triggers: `transaction_committed` or
+    `transaction_rolled_back`, then `publish`.
+
+    Attributes:
+        written_event: The id of the last event, including those of the open transaction.
+        on_events: Called with new events in their order, by `publish`.
+        written_entries: The number of entries of all changes that were written since the journal was opened.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Ids of pruned rows must not be used again.
+        row = database.writer.execute(
             "SELECT max(coalesce(max(id), 0), (SELECT folded FROM bookmarks)),"
             " max(coalesce(max(event), 0), (SELECT coalesce(max(id), 0) FROM events),"
             " (SELECT pruned FROM bookmarks)) FROM changes"
         ).fetchone()
-        self._last_change, self._last_event = row
-        # The same, as the event loop knows them: what is in.
-        self._told_change, self._told_event = self._last_change, self._last_event
-        self._fresh: list[Event] = []
-        self._weight = 0  # entries of changes since somebody looked
-        self._before: tuple[int, int, int] = (0, 0, 0)
+        self._written_change, self.written_event = row
+        self._committed_change, self._committed_event = row
+        self._published_change, self._published_event = row
+        self._written_events: list[Event] = []  # of the open transaction
+        self._committed_events: list[Event] = []  # not published yet
+        self.written_entries = 0
+        self.on_events: Callable[[list[Event]], None] = lambda _: None
 
-    # Writing
+    # Writing, inside a transaction
 
-    async def append(self, change: Change, *, token: str | None = None) -> Change:
-        """Journal the change, and return it, now with its id; what it undoes is `reverted`, or `expired`, from then on.
+    def insert(self, changes: Sequence[Change], token: str | None = None) -> None:
+        """Write changes in this order, and set their ids.
 
-        `token`: of the Waiting that was written before it. JournalFailed: nothing was written.
+        A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
+
+        Args:
+            changes: The changes. Their ids are 0.
+            token: Of the PendingConfirmation that was added for the only change.
         """
-        await self.append_all([change], token=token)
-        return change
-
-    async def append_all(self, changes: Sequence[Change], *, token: str | None = None) -> None:
-        """The same for several, in this order and in one transaction; `token`: of the only one."""
-        is_plain = len(changes) == 1 and token is None and changes[0].reverts is None
-        await self.write(lambda: self._insert(changes, token), single=is_plain)
-
-    def _insert(self, changes: Sequence[Change], token: str | None) -> None:
-        id_, event = self._last_change, self._last_event
+        change_id, event_id = self._written_change, self.written_event
         rows = []
         for change in changes:
-            id_, event = id_ + 1, event + 1
-            change.id = id_
+            change_id, event_id = change_id + 1, event_id + 1
+            change.id = change_id
             rows.append(
-                (id_, event, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
+                (change_id, event_id, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
                  change.request_id, change.note, change.entries.packed(), change.state,
                  change.reverts, change.confirm_by)
             )  # fmt: skip
-        self._writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
-        for number, change in enumerate(changes, self._last_event + 1):
-            told = change if token is None and change.reverts is None else self._mark(change, token)
-            self._fresh.append(Event(number, "change" if told is change else "expired", change.map, told))
-            self._weight += len(change.entries)
-        self._last_change, self._last_event = id_, event
-
-    def _mark(self, change: Change, token: str | None) -> Change:
-        """Write what else there is of a change; what its event is to tell: the change, or the one that has expired."""
+        self._database.writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+        for number, change in enumerate(changes, self.written_event + 1):
+            shown = change if change.reverts is None else self._mark_undone(change)
+            self._written_events.append(Event(number, "change" if shown is change else "expired", change.map, shown))
+            self.written_entries += len(change.entries.indexes)
+        self._written_change, self.written_event = change_id, event_id
         if token is not None:
-            self._writer.execute("UPDATE waiting SET change_id = ? WHERE token = ?", (change.id, token))
-        if change.reverts is None:
-            return change
+            query = "UPDATE waiting SET change_id = ? WHERE token = ?"
+            self._database.writer.execute(query, (changes[0].id, token))
+
+    def _mark_undone(self, change: Change) -> Change:
+        """Set the state of the change that `change` undoes. Returns the change that the event shows."""
         state = "expired" if change.kind == "expire" else "reverted"
-        self._writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
-        self._writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
-        return self._undone(change, self._writer) if change.kind == "expire" else change
+        self._database.writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
+        self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
+        return _expired_by(change, self._database.writer.execute) if change.kind == "expire" else change
 
-    async def confirm(self, change: Change) -> Change:
-        """The change stands: it waits no more. JournalFailed."""
-        return await self.write(lambda: self._confirm(change))
-
-    def _confirm(self, change: Change) -> Change:
+    def confirm(self, change: Change) -> Change:
+        """Give a change the state `confirmed`, and write an event. Returns the change with that state."""
         confirmed = replace(change, state="confirmed")
-        self._writer.execute("UPDATE changes SET state = 'confirmed' WHERE id = ?", (change.id,))
-        self._writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.id,))
-        self.event("confirmed", change.map, change=confirmed)
+        self._database.writer.execute("UPDATE changes SET state = 'confirmed' WHERE id = ?", (change.id,))
+        self.insert_event("confirmed", change.map, change=confirmed)
         return confirmed
 
-    def event(
+    def insert_event(
         self,
         type_: Literal["confirmed", "drift", "map", "program"],
         map_: str | None,
@@ -95,36 +110,82 @@ class History(Database):
         change: Change | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Write an event. Within a transaction."""
-        id_ = self._last_event + 1
+        """Write an event that is no change by itself."""
+        id_ = self.written_event + 1
         text = None if data is None else json.dumps(data)
         change_id = None if change is None else change.id
-        self._writer.execute("INSERT INTO events VALUES (?,?,?,?,?)", (id_, type_, map_, change_id, text))
-        self._last_event = id_
-        self._fresh.append(Event(id_, type_, map_, change, data))
+        self._database.writer.execute("INSERT INTO events VALUES (?,?,?,?,?)", (id_, type_, map_, change_id, text))
+        self.written_event = id_
+        self._written_events.append(Event(id_, type_, map_, change, data))
 
-    def begin(self) -> None:
-        """What a transaction that fails takes back."""
-        self._before = self._last_change, self._last_event, len(self._fresh)
+    def prune(self, max_rows: int, max_bytes: int) -> None:
+        """Delete the oldest events and changes if there are too many, if they take too much space, or if they are old.
 
-    def rolled_back(self) -> None:
-        """Take it back."""
-        self._last_change, self._last_event, fresh = self._before
-        del self._fresh[fresh:]
+        These are never deleted: the last change; changes that are not in the expected tables yet; the oldest change
+        that waits for confirmation, and all after it.
 
-    def committed(self) -> None:
-        """Tell of the events that are in."""
-        self._told_change, self._told_event = self._last_change, self._last_event
-        fresh, self._fresh = self._fresh, []
-        if fresh:
-            self.on_events(fresh)
+        Args:
+            max_rows: Delete about so many events at most.
+            max_bytes: Stop after changes with so many bytes of entries.
+        """
+        execute = self._database.writer.execute
+        pruned = execute("SELECT pruned FROM bookmarks").fetchone()[0]
+        last_event, last_change = pruned + (max_rows if self._is_too_large(pruned) else 0), 0
+        newest = execute("SELECT at FROM changes ORDER BY id DESC LIMIT 1").fetchone()
+        since = time.time() - _MAX_AGE_SECONDS
+        # If even the newest change is that old, the clock was wrong when it was made, or is wrong now.
+        if newest is None or newest["at"] < since:
+            since = -math.inf
+        with closing(execute(_PRUNABLE_CHANGES, (max_rows,))) as changes:
+            for id_, event, at, size in changes:
+                if event > last_event and at >= since:
+                    break
+                last_change, last_event, max_bytes = id_, max(last_event, event), max_bytes - size
+                if max_bytes <= 0:
+                    last_event = event
+                    break
+        if last_event > pruned:
+            execute("DELETE FROM changes WHERE id <= ?", (last_change,))
+            execute("DELETE FROM events WHERE id <= ?", (last_event,))
+            execute("UPDATE bookmarks SET pruned = ?", (min(last_event, self.written_event),))
+
+    def _is_too_large(self, pruned_event: int) -> bool:
+        pages, free = (
+            self._database.writer.execute(query).fetchone()[0]
+            for query in ("PRAGMA page_count", "PRAGMA freelist_count")
+        )
+        return bool(pages - free > _MAX_PAGES or self.written_event - pruned_event > _MAX_EVENTS)
+
+    # What becomes of a transaction
+
+    def transaction_committed(self) -> None:
+        """Keep the events of the open transaction for `publish`."""
+        self._committed_change, self._committed_event = self._written_change, self.written_event
+        self._committed_events += self._written_events
+        self._written_events.clear()
+
+    def transaction_rolled_back(self) -> None:
+        """Forget what the open transaction has written."""
+        self._written_change, self.written_event = self._committed_change, self._committed_event
+        self._written_events.clear()
+
+    def publish(self) -> None:
+        """Make committed events visible to `last_event` and `events`, and tell `on_events` of those that are new."""
+        self._published_change, self._published_event = self._committed_change, self._committed_event
+        published, self._committed_events = self._committed_events, []
+        if published:
+            self.on_events(published)
 
     # Reading
 
     def change(self, id_: int) -> Change | None:
-        """The change with this id. JournalFailed."""
-        found = self._changes("SELECT * FROM changes WHERE id = ?", [id_])
-        return found[0] if found else None
+        """Read the change with this id. None if there is none, or if it is pruned.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        found = self._read_changes("SELECT * FROM changes WHERE id = ?", [id_])
+        return found[0][0] if found else None
 
     def changes(
         self,
@@ -135,9 +196,20 @@ class History(Database):
         request_id: str | None = None,
         limit: int = 100,
     ) -> tuple[list[Change], bool]:
-        """At most `limit` changes with `after` < id < `before`, by rising id; fewer where they have many entries.
+        """Read a page of changes.
 
-        True: there may be more. JournalFailed.
+        Args:
+            maps: Only changes of these maps. None: of all maps.
+            after: Only changes with a higher id.
+            before: Only changes with a lower id.
+            request_id: Only changes of this request.
+            limit: The maximum number of changes. There may be fewer on the page if they have many entries.
+
+        Returns:
+            The changes by rising id, and whether there may be more.
+
+        Raises:
+            JournalFailed: The file cannot be read.
         """
         where: list[str] = ["id > ?"]
         values: list[int | str] = [after]
@@ -149,74 +221,83 @@ class History(Database):
                 where.append(condition)
                 values.append(value)
         query = f"SELECT * FROM changes WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
-        found = self._changes(query, [*values, limit + 1])
-        return found[:limit], len(found) > limit or sum(len(change.entries) for change in found) > _ENTRIES_A_PAGE
+        found = [change for change, _ in self._read_changes(query, [*values, limit + 1])]
+        return found[:limit], len(found) > limit or _is_full_page(found)
 
-    def _changes(self, query: str, values: Sequence[int | str]) -> list[Change]:
-        return [change for change, _ in self._numbered(query, values)]
-
-    def _numbered(self, query: str, values: Sequence[int | str]) -> list[tuple[Change, int]]:
-        """The changes that the query finds, and their events' ids, up to the one with which they have too many entries
-        for one answer."""
+    def _read_changes(self, query: str, values: Sequence[int | str]) -> list[tuple[Change, int]]:
+        """The changes that the query finds, with the ids of their events. Stops when the page is full."""
         found, entries = [], 0
         try:
-            for row in self.read(query, values):
+            for row in self._database.read(query, values):
                 found.append(_change(row))
                 entries += len(found[-1][0].entries)
-                if entries > _ENTRIES_A_PAGE:
+                if entries > _MAX_ENTRIES_PER_PAGE:
                     break
         except sqlite3.Error as error:
-            self.unreadable(error)
+            self._database.read_failed(error)
         return found
 
     @property
     def last_event(self) -> int:
-        """The id of the last event that is in."""
-        id_: int = self._told_event
+        """The id of the last published event."""
+        id_: int = self._published_event
         return id_
 
     def pruned_event(self) -> int:
-        """The id of the last event that is gone. JournalFailed."""
-        pruned: int = self.read("SELECT pruned FROM bookmarks").fetchone()[0]
+        """The id of the last event that is pruned.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        pruned: int = self._database.read("SELECT pruned FROM bookmarks").fetchone()[0]
         return pruned
 
     def events(self, after: int, limit: int) -> list[Event]:
-        """At most `limit` events with a higher id than `after`, by rising id. JournalFailed."""
-        # The distance between a change's id and its event's is the number of other events before it, and only grows:
-        # so no change up to `first` can have an event after `after`.
-        first = max(0, after - (self._told_event - self._told_change))
+        """Read a page of published events: at most `limit`, with ids above `after`, by rising id.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        # Only `id` has an index, so limit the search by it. The id of a change's event exceeds the id of the change by
+        # the number of other events before it, which is largest for the last change. So no change up to `first` has an
+        # event after `after`.
+        first = max(0, after - (self._published_event - self._published_change))
         query = "SELECT * FROM changes WHERE id > ? AND event > ? ORDER BY id LIMIT ?"
-        changes = self._numbered(query, [first, after, limit])
-        ended_early = len(changes) == limit or sum(len(change.entries) for change, _ in changes) > _ENTRIES_A_PAGE
-        until = changes[-1][1] if ended_early else self._told_event
-        found = [self._told(change, id_) for change, id_ in changes]
+        changes = self._read_changes(query, [first, after, limit])
+        is_cut_off = len(changes) == limit or _is_full_page([change for change, _ in changes])
+        until = changes[-1][1] if is_cut_off else self._published_event
+        found = [self._event_of(change, event_id) for change, event_id in changes]
         others = "SELECT * FROM events WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
-        for row in self.read(others, [after, until, limit]).fetchall():
+        for row in self._database.read(others, [after, until, limit]).fetchall():
             data = None if row["data"] is None else json.loads(row["data"])
             change = None if row["change_id"] is None else self.change(row["change_id"])
             if change is not None:
                 change = replace(change, state="confirmed")
-            elif data is None:  # it was confirmed late, and is pruned by now
+            elif data is None:  # the change was pruned before this event
                 data = {"id": row["change_id"], "map": row["map"], "state": "confirmed"}
             found.append(Event(row["id"], row["type"], row["map"], change, data))
         return sorted(found, key=lambda event: event.id)[:limit]
 
-    def _told(self, change: Change, event: int) -> Event:
-        """The event of a change, as it was told when it happened."""
+    def _event_of(self, change: Change, event_id: int) -> Event:
+        """The event of a change, with the state that the change had when it happened."""
         if change.kind == "expire":
-            return Event(event, "expired", change.map, self._undone(change, self._reader))
-        return Event(
-            event, "change", change.map, replace(change, state="unconfirmed" if change.confirm_by else "applied")
-        )
+            return Event(event_id, "expired", change.map, _expired_by(change, self._database.read))
+        state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
+        return Event(event_id, "change", change.map, replace(change, state=state))
 
-    @staticmethod
-    def _undone(expire: Change, connection: sqlite3.Connection) -> Change:
-        """What this one undid; itself, where that was pruned."""
-        row = connection.execute("SELECT * FROM changes WHERE id = ?", (expire.reverts,)).fetchone()
-        return expire if row is None else replace(_change(row)[0], state="expired")
+
+def _expired_by(expire: Change, execute: Callable[[str, Sequence[int | None]], sqlite3.Cursor]) -> Change:
+    """The change that `expire` has undone; `expire` itself if that one is pruned."""
+    row = execute("SELECT * FROM changes WHERE id = ?", [expire.reverts]).fetchone()
+    return expire if row is None else replace(_change(row)[0], state="expired")
 
 
 def _change(row: sqlite3.Row) -> tuple[Change, int]:
+    """A row of `changes`: the change, and the id of its event."""
     values = dict(row)
     event = values.pop("event")
     return Change(**values | {"entries": EntryChanges.unpacked(values["entries"])}), event
+
+
+def _is_full_page(changes: Sequence[Change]) -> bool:
+    return sum(len(change.entries) for change in changes) > _MAX_ENTRIES_PER_PAGE

@@ -1,224 +1,328 @@
-"""The journal: one SQLite file in state_dir. What has happened, and what stands by that."""
+"""The journal: one SQLite file in state_dir with all that the service has to remember."""
 
-import math
 import sqlite3
-import time
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from app.store.database import JournalDamaged, JournalFailed
+from app.store.database import Database, JournalDamaged, JournalFailed, TransactionCallbacks
 from app.store.database import check as check_file
-from app.store.expected import PackedTable, Table
+from app.store.expected import ExpectedTables, PackedTable, Table
 from app.store.history import History
-from app.store.records import Array, Change, EntryChanges, Hold, PendingConfirmation
+from app.store.records import Array, Change, EntryChanges, Event, Hold, PendingConfirmation
 
 __all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
 
-_TOLD: Final = [field.name for field in fields(Change) if field.name != "entries"]
-_KEEPS: Final = TypeAdapter(tuple[tuple[int, str], ...])
-_HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
-_KEPT: Final = 100_000  # changes
-_KEPT_SECONDS: Final = 400 * 86_400.0
-_MAX_PAGES: Final = 1 << 16  # of 4 KiB
-_SOME: Final = 64  # changes, or other events, after which something is done about them
-_MOST_ROWS: Final = 1024  # to be dropped at a time
-_MOST_BYTES: Final = 1 << 20
-_UNFOLDED: Final = """
-    SELECT id, map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
-"""
-_DROPPABLE: Final = """
-    SELECT id, event, at, length(entries) FROM changes
-    WHERE id < (SELECT max(id) FROM changes) AND id <= (SELECT folded FROM bookmarks)
-        AND id < (SELECT coalesce(min(change_id), 1 << 62) FROM waiting)
-    ORDER BY id LIMIT ?
-"""
+_CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field.name != "entries"]
+_UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
+_SELECT_HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
+
+# Maintenance runs after so many events, or after changes with as many entries as count for so many events.
+_EVENTS_PER_MAINTENANCE: Final = 64
+_ENTRIES_COUNTED_AS_EVENT: Final = 64
+# What one maintenance prunes at most; more if changes with many entries were written.
+_MAX_PRUNED_ROWS: Final = 1024
+_MAX_PRUNED_BYTES: Final = 1 << 20
 
 
-class Journal(History):
-    """What was changed, by whom and when; what entries are to hold by that, what is held, what waits to be confirmed.
+class Journal:
+    """Changes and events, expected tables, holds, and changes that wait for confirmation.
 
-    Thread rule: one event loop.
+    The methods that write return when that is committed. See `Database` for what `durability` means. Call all methods
+    from one event loop only.
+
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"] = "power") -> None:
-        """Open the file, or make it. Errors: JournalDamaged, JournalFailed."""
-        super().__init__(file, durability)
-        self._looked_at = -_SOME
-        self.maintain()
+        """Open the file, or create it.
 
-    # What entries are to hold
+        Raises:
+            JournalDamaged: The file is damaged, belongs to another program, or was written by a newer version.
+            JournalFailed: The file cannot be opened.
+        """
+        self._database = Database(file, durability)
+        self._history = history = History(self._database)
+        self._database.set_callbacks(
+            TransactionCallbacks(
+                history.transaction_rolled_back, history.transaction_committed, self._maintain, history.publish
+            )
+        )
+        self._expected = ExpectedTables(self._database)
+        # What was written up to the last maintenance. It has to run now, and then now and then.
+        self._maintained_event = -_EVENTS_PER_MAINTENANCE
+        self._maintained_entries = 0
+        self._maintain()
+
+    @property
+    def on_commit(self) -> Callable[[float], None]:
+        """Called after each commit with its duration in seconds. It may run in another thread."""
+        return self._database.on_commit
+
+    @on_commit.setter
+    def on_commit(self, callback: Callable[[float], None]) -> None:
+        self._database.on_commit = callback
+
+    @property
+    def on_events(self) -> Callable[[list[Event]], None]:
+        """Called with new events in their order, before the methods that wrote them return."""
+        return self._history.on_events
+
+    @on_events.setter
+    def on_events(self, callback: Callable[[list[Event]], None]) -> None:
+        self._history.on_events = callback
+
+    @property
+    def failing(self) -> str | None:
+        """Why the last transaction failed. None if it was committed."""
+        return self._database.failing
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    # Transactions
+
+    def _maintain(self) -> None:
+        """Do a checkpoint and prune, if enough was written since the last time.
+
+        The work is limited, because with durability `process` it blocks the event loop.
+        """
+        history = self._history
+        events = history.written_event - self._maintained_event
+        entries = history.written_entries - self._maintained_entries
+        if events < _EVENTS_PER_MAINTENANCE and entries < _EVENTS_PER_MAINTENANCE * _ENTRIES_COUNTED_AS_EVENT:
+            return
+        self._maintained_event, self._maintained_entries = history.written_event, history.written_entries
+        execute = self._database.writer.execute
+        with suppress(sqlite3.Error):  # the next maintenance makes up for it
+            execute("BEGIN IMMEDIATE")
+            try:
+                # Twice what was written, so that a backlog shrinks.
+                self._expected.checkpoint(2 * events, 2 * entries + _EVENTS_PER_MAINTENANCE)
+                self._history.prune(_MAX_PRUNED_ROWS + entries // 8, _MAX_PRUNED_BYTES + 24 * entries)
+                execute("COMMIT")
+            except BaseException:
+                execute("ROLLBACK")
+                raise
+
+    # Changes and events
+
+    async def append(self, change: Change, *, token: str | None = None) -> Change:
+        """Write one change. See `append_all`. Returns the same object, which has its id now."""
+        await self.append_all([change], token=token)
+        return change
+
+    async def append_all(self, changes: Sequence[Change], *, token: str | None = None) -> None:
+        """Write changes in this order, in one transaction, and set their ids.
+
+        A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
+
+        Args:
+            changes: The changes. Their ids are 0.
+            token: Of the PendingConfirmation that was added for the only change.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        is_single = len(changes) == 1 and token is None and changes[0].reverts is None
+        await self._database.write(partial(self._history.insert, changes, token), single=is_single)
+
+    async def confirm(self, change: Change) -> Change:
+        """Confirm a change: it no longer waits for confirmation. Returns the change with its new state.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        return await self._database.write(lambda: self._confirm(change))
+
+    def _confirm(self, change: Change) -> Change:
+        self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.id,))
+        return self._history.confirm(change)
+
+    def change(self, id_: int) -> Change | None:
+        """Read the change with this id. None if there is none, or if it is pruned.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.change(id_)
+
+    def changes(
+        self,
+        *,
+        maps: Sequence[str] | None = None,
+        after: int = 0,
+        before: int | None = None,
+        request_id: str | None = None,
+        limit: int = 100,
+    ) -> tuple[list[Change], bool]:
+        """Read a page of changes, by rising id, and whether there may be more. See `History.changes`.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.changes(maps=maps, after=after, before=before, request_id=request_id, limit=limit)
+
+    async def append_object_event(self, kind: Literal["map", "program"], name: str, data: dict[str, Any]) -> None:
+        """Write an event of a map or a program.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        await self._database.write(lambda: self._insert_object_event(kind, name, data), single=True)
+
+    def _insert_object_event(self, kind: Literal["map", "program"], name: str, data: dict[str, Any]) -> None:
+        self._history.insert_event(kind, name if kind == "map" else None, data=data)
+
+    async def append_drift_event(self, map_: str, data: dict[str, Any]) -> None:
+        """Write the event that entries of a map have drifted, or no longer drift.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        await self._database.write(lambda: self._history.insert_event("drift", map_, data=data), single=True)
+
+    @property
+    def last_event(self) -> int:
+        """The id of the last event that `on_events` was called with, or that is in the file since before."""
+        return self._history.last_event
+
+    def pruned_event(self) -> int:
+        """The id of the last event that is pruned.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.pruned_event()
+
+    def events(self, after: int, limit: int) -> list[Event]:
+        """Read a page of events: at most `limit`, with ids above `after`, by rising id.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.events(after, limit)
+
+    # Expected tables
 
     async def save_expected_table(self, map_: str, array: Array, table: Table) -> None:
-        """From now on the entries of this map are to hold this. JournalFailed."""
-        recording = PackedTable.of(table, array.boot_id).packed()
+        """Set the expected table of a map, and the array that it belongs to. Later changes are applied to it.
 
-        def do() -> None:
-            self._forget(map_)
-            self._writer.execute("INSERT INTO arrays VALUES (?,?,?)", (map_, *astuple(array)))
-            self._writer.execute("INSERT INTO recorded VALUES (?,?,?)", (map_, *recording))
-
-        await self.write(do)
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        packed = PackedTable.of(table, array.boot_id).packed()
+        await self._database.write(lambda: self._expected.save(map_, array, packed))
 
     async def expected_table(self, map_: str, boot_id: str) -> tuple[Array, Table] | None:
-        """What the entries of this map are to hold, and of which array; None where that was never recorded.
+        """Read the expected table of a map, and the array that it belongs to. None if the map has no table.
 
-        A program that was recorded in another boot than this has the id 0. JournalFailed.
+        Programs that were recorded in another boot than `boot_id` have the id 0 in it.
+
+        Raises:
+            JournalFailed: The file cannot be read or written.
         """
-        await self.write(self._checkpoint)
-        row = self.read("SELECT map_id, boot_id FROM arrays WHERE map = ?", [map_]).fetchone()
-        if row is None:
-            return None
-        recording = self.read("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-        return Array(*row), PackedTable(*recording).table(boot_id)
+        if self._expected.is_behind():
+            await self._database.write(self._expected.checkpoint)
+        return self._expected.load(map_, boot_id)
 
-    def _checkpoint(self, changes: int = -1, entries: int = 1 << 62) -> None:
-        """Bring `recorded` up to the last change; no further than by so many changes, and about so many entries."""
-        execute, recordings, folded = self._writer.execute, dict[str, PackedTable](), 0
-        with closing(execute(_UNFOLDED, (changes,))) as rows:
-            for id_, map_, boot_id, packed in rows:
-                change = EntryChanges.unpacked(packed)
-                if map_ not in recordings:
-                    known = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-                    recordings[map_] = PackedTable(*known or ())
-                recordings[map_].apply(change, boot_id)
-                folded, entries = id_, entries - len(change)
-                if entries <= 0:
-                    break
-        for map_, recording in recordings.items():
-            execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *recording.packed()))
-        execute("UPDATE bookmarks SET folded = max(folded, ?)", (folded,))
+    # Holds
 
-    def _forget(self, map_: str) -> None:
-        self._checkpoint()
-        self._writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
-        self._writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
+    async def save_hold(self, hold: Hold, event: dict[str, Any]) -> None:
+        """Store what the service holds on request, and write an event with this data.
 
-    # What is held
+        Raises:
+            JournalFailed: Nothing was written.
+        """
 
-    async def save_hold(self, hold: Hold, told: dict[str, Any]) -> None:
-        """Remember what a request had held; `told`: of the event. JournalFailed."""
+        def work() -> None:
+            self._database.writer.execute("INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?)", astuple(hold))
+            self._insert_object_event(hold.kind, hold.name, event)
 
-        def do() -> None:
-            self._writer.execute("INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?)", astuple(hold))
-            self._told_of(hold.kind, hold.name, told)
+        await self._database.write(work)
 
-        await self.write(do)
+    async def remove_hold(self, kind: Literal["map", "program"], name: str, event: dict[str, Any]) -> None:
+        """Delete a hold, and the map's expected table, and write an event with this data.
 
-    async def remove_hold(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
-        """Forget it. JournalFailed."""
+        Raises:
+            JournalFailed: Nothing was written.
+        """
 
-        def do() -> None:
-            self._writer.execute("DELETE FROM holds WHERE kind = ? AND name = ?", (kind, name))
+        def work() -> None:
+            self._database.writer.execute("DELETE FROM holds WHERE kind = ? AND name = ?", (kind, name))
             if kind == "map":
-                self._forget(name)
-            self._told_of(kind, name, told)
+                self._expected.remove(name)
+            self._insert_object_event(kind, name, event)
 
-        await self.write(do)
-
-    def _told_of(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
-        self.event(kind, name if kind == "map" else None, data=told)
-
-    async def append_object_event(self, kind: Literal["map", "program"], name: str, told: dict[str, Any]) -> None:
-        """Journal an event of a map or a program. JournalFailed."""
-        await self.write(lambda: self._told_of(kind, name, told), single=True)
-
-    async def append_drift_event(self, map_: str, told: dict[str, Any]) -> None:
-        """Journal that entries of a map have drifted, or have no more. JournalFailed."""
-        await self.write(lambda: self.event("drift", map_, data=told), single=True)
+        await self._database.write(work)
 
     def holds(self) -> list[Hold]:
-        """All that requests had held. JournalFailed."""
-        return [Hold(*row) for row in self.read(_HOLDS).fetchall()]
+        """Read all holds.
 
-    # What waits to be confirmed
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return [Hold(*row) for row in self._database.read(_SELECT_HOLDS).fetchall()]
 
-    async def add_pending(self, waiting: PendingConfirmation) -> None:
-        """Before the first write of a change: it is to be undone unless it is confirmed. JournalFailed."""
-        change = to_json({name: getattr(waiting.change, name) for name in _TOLD}).decode()
-        undo_pins = _KEEPS.dump_json(waiting.undo_pins).decode()
-        row = waiting.token, change, waiting.change.entries.packed(), waiting.deadline, undo_pins
+    # Changes that wait for confirmation
+
+    async def add_pending(self, pending: PendingConfirmation) -> None:
+        """Store a change that has to be confirmed. Call this before its first write to the kernel.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        change = to_json({name: getattr(pending.change, name) for name in _CHANGE_FIELDS_IN_JSON}).decode()
+        undo_pins = _UNDO_PINS.dump_json(pending.undo_pins).decode()
+        row = pending.token, change, pending.change.entries.packed(), pending.deadline, undo_pins
         query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?, ?)"
-        await self.write(lambda: self._writer.execute(query, row), single=True)
+        await self._database.write(lambda: self._database.writer.execute(query, row), single=True)
 
     async def remove_pending(self, token: str) -> None:
-        """The change came to nothing. JournalFailed."""
-        await self.write(lambda: self._writer.execute("DELETE FROM waiting WHERE token = ?", (token,)), single=True)
+        """Delete a change that was not made, or that is undone.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        query = "DELETE FROM waiting WHERE token = ?"
+        await self._database.write(lambda: self._database.writer.execute(query, (token,)), single=True)
 
     def pending(self) -> list[PendingConfirmation]:
-        """All that waits. JournalFailed."""
+        """Read all changes that wait for confirmation.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
         found = []
-        for row in self.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
+        for row in self._database.read("SELECT * FROM waiting ORDER BY change_id").fetchall():
             change = None if row["change_id"] is None else self.change(row["change_id"])
-            undo_pins = _KEEPS.validate_json(row["keeps"])
+            undo_pins = _UNDO_PINS.validate_json(row["keeps"])
             change = change or Change(**from_json(row["change"]), entries=EntryChanges.unpacked(row["entries"]))
             found.append(PendingConfirmation(row["token"], change, row["deadline"], undo_pins, row["after"]))
         return found
 
-    def changed_since(self, waiting: PendingConfirmation) -> set[int]:
-        """The entries of its map that changes have named which were journalled after it began. JournalFailed."""
-        query = "SELECT entries FROM changes WHERE id > ? AND map = ?"
-        found = self.read(query, [waiting.after, waiting.change.map]).fetchall()
-        return {index for (entries,) in found for index in EntryChanges.unpacked(entries).indexes}
+    def changed_since(self, pending: PendingConfirmation) -> set[int]:
+        """The indexes of entries of its map that other changes have set since this one began.
 
-    # What is done now and then, a little at a time: in `process` nothing else runs meanwhile
-
-    def maintain(self) -> None:
-        """Fold what has come, and drop some of the oldest, where there is too much, or it is too old."""
-        came, weight = self._last_event - self._looked_at, self._weight
-        if came < _SOME and weight < _SOME * 64:
-            return
-        self._looked_at, self._weight = self._last_event, 0
-        with suppress(sqlite3.Error):  # there is time until the next
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                # Twice as much as has come, so that it gets there whatever there was before.
-                self._checkpoint(2 * came, 2 * weight + _SOME)
-                self._prune(_MOST_ROWS + weight // 8, _MOST_BYTES + 24 * weight)
-                self._writer.execute("COMMIT")
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
-
-    def _is_too_large(self, pruned: int) -> bool:
-        pages, free = (
-            self._writer.execute(query).fetchone()[0] for query in ("PRAGMA page_count", "PRAGMA freelist_count")
-        )
-        return bool(pages - free > _MAX_PAGES or self._last_event - pruned > _KEPT)
-
-    def _prune(self, rows: int, size: int) -> None:
-        """Drop so many of the oldest events, and their changes, of about so many bytes.
-
-        But for the last change, any from one on that still waits, and what is not folded yet.
+        Raises:
+            JournalFailed: The file cannot be read.
         """
-        execute = self._writer.execute
-        pruned = execute("SELECT pruned FROM bookmarks").fetchone()[0]
-        last, dropped = pruned + (rows if self._is_too_large(pruned) else 0), 0
-        newest = execute("SELECT at FROM changes ORDER BY id DESC LIMIT 1").fetchone()
-        since = time.time() - _KEPT_SECONDS
-        if newest is None or newest["at"] < since:  # else the clock was never set
-            since = -math.inf
-        with closing(execute(_DROPPABLE, (rows,))) as changes:
-            for id_, event, at, weight in changes:
-                if event > last and at >= since:
-                    break
-                dropped, last, size = id_, max(last, event), size - weight
-                if size <= 0:
-                    last = event
-                    break
-        if last > pruned:
-            execute("DELETE FROM changes WHERE id <= ?", (dropped,))
-            execute("DELETE FROM events WHERE id <= ?", (last,))
-            execute("UPDATE bookmarks SET pruned = ?", (min(last, self._last_event),))
+        query = "SELECT entries FROM changes WHERE id > ? AND map = ?"
+        found = self._database.read(query, [pending.after, pending.change.map]).fetchall()
+        return {index for (entries,) in found for index in EntryChanges.unpacked(entries).indexes}
 
 
 def check(file: Path) -> list[Hold]:
-    """Look whether `file` is a journal that can be used, change nothing, and tell what requests had held.
+    """Check that `file` is a usable journal, without modifying it. Returns the holds that are stored in it.
 
-    JournalDamaged, JournalFailed.
+    Raises:
+        JournalDamaged: The file is damaged, belongs to another program, or was written by a newer version.
+        JournalFailed: The file cannot be opened.
     """
-    return [Hold(*row) for row in check_file(file, _HOLDS)]
+    return [Hold(*row) for row in check_file(file, _SELECT_HOLDS)]

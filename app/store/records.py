@@ -1,31 +1,41 @@
-"""What the journal keeps, as plain frozen records."""
+"""The records that the journal keeps: changes, pending confirmations, events, holds."""
 
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic_core import from_json, to_json
 
-# Of programs: an id is one that the kernel has given; 0: no program. Those of an earlier boot, whose id is not known
-# any more, have numbers from 2^31 on, which the kernel gives to none (bpf_prog_alloc_id: below INT_MAX).
+# A program's number stands for the program in arrays of entries. It is one of these:
+# - EMPTY: the entry holds no program.
+# - The program's id. The kernel gives ids from 1 to INT_MAX - 1.
+#   Kernel: bpf_prog_alloc_id() in kernel/bpf/syscall.c, since Linux 4.13.
+# - _UNKNOWN_ID_BASE plus a place in a list, for a program of an earlier boot whose present id is not known.
 EMPTY: Final = 0
-NUMBERS: Final = "I"  # the type of arrays of them, and of indexes: u32
-_UNKNOWN: Final = 1 << 31
-_COMPRESSED_FROM: Final = 4096  # bytes
+NUMBERS: Final = "I"  # type code of arrays of such numbers, and of arrays of indexes: u32
+_UNKNOWN_ID_BASE: Final = 1 << 31
+_MIN_COMPRESSED_BYTES: Final = 4096  # smaller contents are not worth the time
 
 ChangeState = Literal["applied", "unconfirmed", "confirmed", "reverted", "expired"]
-# `expire`: undone, as nobody confirmed it; `reconcile`, `restore`: drift was written over with what is recorded, at a
-# caller's wish or at the start; `adopt`: drift was taken as what is to be.
+# The less obvious kinds:
+# - expire: undoes a change that nobody confirmed in time.
+# - reconcile: writes the expected entries over drift, on request.
+# - restore: does the same when the service starts.
+# - adopt: makes drift the expected state, on request. It writes nothing to the kernel.
 ChangeKind = Literal["set", "clear", "replace", "update", "revert", "expire", "reconcile", "restore", "adopt"]
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramRecord:
-    """A program as it was when it was recorded. `pinned`: a path it is known by; None where there is none.
+    """A program as it was when it was recorded.
 
-    `id` 0: it was recorded in an earlier boot, and which one it is now is not known.
+    Attributes:
+        name: The name under which the service held it. None if the service did not hold it.
+        id: Its id in the kernel. 0 if it was recorded in an earlier boot and its present id is not known.
+        tag: The kernel's hash of its instructions, 16 hexadecimal digits. None if unknown.
+        pinned: A path in bpffs where it is known to be pinned. None if there is none.
     """
 
     name: str | None
@@ -39,24 +49,41 @@ Programs = dict[int, ProgramRecord]  # by number
 
 
 def numbered(records: Iterable[ProgramRecord]) -> list[tuple[int, ProgramRecord]]:
-    """Each program with its number: the id, or else by its place among these."""
-    return [(record.id or _UNKNOWN + place, record) for place, record in enumerate(records)]
+    """Give each program its number: its id, or for an unknown id one that depends on its place among `records`."""
+    return [(record.id or _UNKNOWN_ID_BASE + place, record) for place, record in enumerate(records)]
 
 
 @dataclass(frozen=True, slots=True)
 class EntryChange:
-    """One entry of a change. None: empty."""
+    """One entry of a change: its index, and its program before and after. None: the entry is empty."""
 
     index: int
     before: ProgramRecord | None
     after: ProgramRecord | None
 
 
-@dataclass(slots=True)  # as good as frozen, but made in a third of the time
+@dataclass(slots=True)  # not frozen: creating a frozen dataclass takes three times as long
 class EntryChanges:
-    """The entries of a change, in the order in which they were written: 12 bytes for each, as a table has many.
+    """The entries of a change, in the order in which they were written.
 
-    `indexes`: an array, or a range; `before`, `after`: numbers in `programs`, or EMPTY. The arrays are never changed.
+    A table may have a million entries, so there is no object for each: three arrays of equal length take 12 bytes for
+    each entry. An element of `before` or `after` is EMPTY, or a key of `programs`.
+
+    Example:
+        A change puts program 812 into entry 3, which was empty, and empties entry 4, which held program 812:
+
+            indexes  = array("I", [3, 4])
+            before   = array("I", [0, 812])
+            after    = array("I", [812, 0])
+            programs = {812: ProgramRecord("drop", 812, "46728abc63e3a679")}
+
+    Do not modify the arrays: other objects share them.
+
+    Attributes:
+        indexes: Indexes of the entries, u32. A range if the entries are consecutive, as in a whole table.
+        before: What each entry held.
+        after: What each entry holds from this change on.
+        programs: The programs that `before` and `after` name, by number.
     """
 
     indexes: Indexes
@@ -67,7 +94,10 @@ class EntryChanges:
 
     @classmethod
     def of(cls, entries: Iterable[EntryChange]) -> "EntryChanges":
-        """From one object for each. Of programs with the same id the first counts."""
+        """Build the arrays from one object for each entry.
+
+        If several records have the same id, the first one is kept.
+        """
         entries = list(entries)
         both = [record for entry in entries for record in (entry.before, entry.after) if record is not None]
         distinct = {record.id or record: record for record in reversed(both)}
@@ -93,25 +123,28 @@ class EntryChanges:
             yield EntryChange(index, get(before), get(after))
 
     def undone(self) -> "EntryChanges":
-        """The same, the other way round."""
+        """The entries of the change that undoes this one: `before` and `after` are swapped."""
         return EntryChanges(self.indexes, self.after, self.before, self.programs)
 
     def pack(self) -> None:
-        """Make ready what `packed` is to return."""
+        """Compute what `packed` returns, and keep it. This takes the work out of a time-critical moment."""
         self._packed = self.packed()
 
     def packed(self) -> bytes:
-        """As the journal keeps it: the programs as a line of JSON, then the arrays; a large one compressed."""
+        """The journal's format: a line of JSON with the programs, then the three arrays.
+
+        From 4096 bytes on, all of it is compressed by zlib.
+        """
         if self._packed is not None:
             return self._packed
         programs = [(each.name, each.id, each.tag, each.pinned) for each in self.programs.values()]
         indexes = array(NUMBERS, self.indexes) if isinstance(self.indexes, range) else self.indexes
         content = b"".join((to_json(programs), b"\n", indexes, self.before, self.after))
-        return content if len(content) < _COMPRESSED_FROM else zlib.compress(content, 1)
+        return content if len(content) < _MIN_COMPRESSED_BYTES else zlib.compress(content, 1)
 
     @classmethod
     def unpacked(cls, content: bytes) -> "EntryChanges":
-        """The opposite of `packed`."""
+        """Read the format that `packed` returns."""
         if not content.startswith(b"["):
             content = zlib.decompress(content)
         start = content.index(b"\n") + 1
@@ -121,14 +154,25 @@ class EntryChanges:
         return cls(numbers[:count], numbers[count : 2 * count], numbers[2 * count :], programs)
 
 
-NO_ENTRIES: Final = EntryChanges.of(())
-
-
-@dataclass(slots=True)  # not frozen, as making a frozen one takes three times as long
+@dataclass(slots=True)  # not frozen: creating a frozen dataclass takes three times as long
 class Change:
-    """A change of entries. `at`, `confirm_by`: seconds since 1970; `reverts`: what it undoes; `id`: 0 until journalled.
+    """A change of entries of one map.
 
-    `map_id` and `boot_id` tell which array it was: ids, also those of programs, mean nothing beyond their boot.
+    Attributes:
+        map: The map's name in the service.
+        map_id: The id of its array in the kernel. It means something only in the boot `boot_id`.
+        boot_id: The boot in which the change was made, from /proc/sys/kernel/random/boot_id. Ids of programs also
+            belong to this boot.
+        kind: What made the change.
+        entries: The entries, before and after.
+        at: When it was made, in seconds since 1970.
+        actor: Who made it.
+        request_id: The request that made it.
+        note: The caller's note.
+        state: What has become of it.
+        reverts: The id of the change that this one undoes.
+        confirm_by: When it is undone unless it is confirmed, in seconds since 1970. None: it stands without that.
+        id: Its place in the journal, from 1 on; 0 until it is journalled.
     """
 
     map: str
@@ -146,21 +190,19 @@ class Change:
     id: int = 0
 
 
-def expire(change: Change, at: float, actor: str) -> Change:
-    """The change that undoes one that nobody has confirmed."""
-    return replace(
-        change, id=0, kind="expire", entries=change.entries.undone(), at=at, actor=actor, note=None, state="applied",
-        reverts=change.id, confirm_by=None,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class PendingConfirmation:
-    """A change that is undone unless it is confirmed; `change.id` 0: it was still being written.
+    """A change that the service undoes unless somebody confirms it.
 
-    `after`: the last change that was journalled before it;
-    `deadline`: seconds of CLOCK_BOOTTIME, in the boot of the change; `keeps`: (program id, path) of the pins that were
-    made for the undo; `token`: its name until it has an id.
+    It is stored before the first write to the kernel, so that a service that is killed in between can undo the change
+    when it starts again.
+
+    Attributes:
+        token: Identifies it while the change has no id.
+        change: The change. Its id is 0 while it is being written.
+        deadline: When it is undone, in seconds of CLOCK_BOOTTIME in the boot of the change.
+        undo_pins: (program id, path) of each pin that the service made for the undo.
+        after: The id of the last change that was journalled before this one began.
     """
 
     token: str
@@ -172,7 +214,15 @@ class PendingConfirmation:
 
 @dataclass(eq=False, slots=True)
 class Event:
-    """Something that happened. `change`: of `change`, `confirmed`, `expired`; `data`: what is told of others."""
+    """Something that happened.
+
+    Attributes:
+        id: Its place in the sequence of events, from 1 on.
+        type: What happened.
+        map: The name of the map that it concerns. None for an event of a program.
+        change: The change, for the types change, confirmed and expired.
+        data: The facts, for other types, and for the confirmation of a change that was pruned.
+    """
 
     id: int
     type: Literal["change", "confirmed", "expired", "drift", "map", "program"]
@@ -180,15 +230,20 @@ class Event:
     change: Change | None = None
     data: dict[str, Any] | None = None
 
-    @property
-    def weight(self) -> int:
-        """How large it is: of a table with many entries as many as they are."""
-        return 1 + (0 if self.change is None else len(self.change.entries))
-
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A map or a program that a request had held. `object_id` means nothing beyond the boot."""
+    """A map or program that the service holds because a request asked for it.
+
+    Attributes:
+        kind: Which of the two it is.
+        name: Its name in the service.
+        pinned: The path in bpffs by which it is opened. None if it is opened by id.
+        object_id: The id in the kernel by which it is opened. It means something only in the boot `boot_id`. None if it
+            is opened by path.
+        boot_id: The boot in which it was held.
+        create_entries: For a map that the service creates if it does not exist: its number of entries.
+    """
 
     kind: Literal["map", "program"]
     name: str
@@ -200,7 +255,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """The array that the recorded entries of a map are of."""
+    """The array in the kernel that a map's expected entries belong to: its id, and the boot of that id."""
 
     map_id: int
     boot_id: str

@@ -1,52 +1,55 @@
-"""The journal's tables. Forward only: a version that was released is never changed, only followed by the next."""
+"""The journal's tables, as a script for each version.
+
+Migration goes forward only. Never change the statements of a version that was released: add the next version.
+"""
 
 from typing import Final
 
 VERSIONS: Final = (
     """
     CREATE TABLE changes (
-        id INTEGER PRIMARY KEY,            -- rises by one
-        event INTEGER NOT NULL,            -- its event's id; rises, in one sequence with events.id
+        id INTEGER PRIMARY KEY,            -- from 1 on, without gaps
+        event INTEGER NOT NULL,            -- id of its event; shares a sequence with events.id
         at REAL NOT NULL,                  -- seconds since 1970
         map TEXT NOT NULL,
         map_id INTEGER NOT NULL,
-        boot_id TEXT NOT NULL,             -- of the boot in which map_id and the programs' ids mean something
-        kind TEXT NOT NULL,                -- see records.Kind
+        boot_id TEXT NOT NULL,             -- the boot that map_id and the programs' ids belong to
+        kind TEXT NOT NULL,                -- see records.ChangeKind
         actor TEXT NOT NULL,
         request_id TEXT NOT NULL,
         note TEXT,
-        entries BLOB NOT NULL,             -- see records.EntryChanges.packed
-        state TEXT NOT NULL,               -- see records.State
+        entries BLOB NOT NULL,             -- format: records.EntryChanges.packed
+        state TEXT NOT NULL,               -- see records.ChangeState
         reverts INTEGER,
         confirm_by REAL                    -- seconds since 1970
     );
-    CREATE TABLE events (                  -- those that are no change by themselves
+    CREATE TABLE events (                  -- events other than changes
         id INTEGER PRIMARY KEY,
         type TEXT NOT NULL,                -- confirmed, drift, map, program
         map TEXT,
-        change_id INTEGER,                 -- of confirmed
-        data TEXT                          -- JSON, of the others
+        change_id INTEGER,                 -- of the change that was confirmed
+        data TEXT                          -- JSON; for all other types
     );
-    CREATE TABLE waiting (                 -- changes that are undone unless they are confirmed
+    CREATE TABLE waiting (                 -- records.PendingConfirmation
         token TEXT PRIMARY KEY,
-        change_id INTEGER,                 -- NULL: it is still being written
-        after INTEGER NOT NULL,            -- the last change that was journalled before it
-        change TEXT NOT NULL,              -- JSON: the whole of it, but for its entries
-        entries BLOB NOT NULL,             -- as of changes
+        change_id INTEGER,                 -- NULL: the change is still being written
+        after INTEGER NOT NULL,            -- id of the last change that was journalled before
+        change TEXT NOT NULL,              -- JSON: records.Change without its entries
+        entries BLOB NOT NULL,             -- same format as changes.entries
         deadline REAL NOT NULL,            -- seconds of CLOCK_BOOTTIME
-        keeps TEXT NOT NULL                -- JSON: [[program id, path], …]
+        keeps TEXT NOT NULL                -- undo_pins as JSON: [[program id, path], …]
     );
-    CREATE TABLE arrays (                  -- the maps whose entries are recorded, and of which array
+    CREATE TABLE arrays (                  -- the array that each table in `recorded` belongs to
         map TEXT PRIMARY KEY,
         map_id INTEGER NOT NULL,
         boot_id TEXT NOT NULL
     ) WITHOUT ROWID;
-    CREATE TABLE recorded (                -- what entries are to hold, by the changes up to bookmarks.folded
+    CREATE TABLE recorded (                -- expected tables, as of change bookmarks.folded
         map TEXT PRIMARY KEY,
-        programs TEXT NOT NULL,            -- see table.Recording
+        programs TEXT NOT NULL,            -- format: expected.PackedTable.packed
         numbers BLOB NOT NULL
     );
-    CREATE TABLE holds (                   -- what requests had held
+    CREATE TABLE holds (                   -- records.Hold
         kind TEXT NOT NULL,                -- map, program
         name TEXT NOT NULL,
         pinned TEXT,
@@ -56,8 +59,8 @@ VERSIONS: Final = (
         PRIMARY KEY (kind, name)
     ) WITHOUT ROWID;
     CREATE TABLE bookmarks (
-        folded INTEGER NOT NULL,           -- the last change that is in `recorded`
-        pruned INTEGER NOT NULL            -- the last event that is gone
+        folded INTEGER NOT NULL,           -- id of the last change that is in `recorded`
+        pruned INTEGER NOT NULL            -- id of the last event that is pruned
     );
     INSERT INTO bookmarks VALUES (0, 0);
     """,

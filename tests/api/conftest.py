@@ -32,11 +32,11 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
     """The application over this registry, as it is when the first request comes."""
     with application(registry, **options) as app:
-        await app.state.upkeep.start()
+        await app.state.service.start()
         try:
             yield app
         finally:
-            await app.state.upkeep.finish()
+            await app.state.service.finish()
 
 
 @pytest.fixture(params=["regular", "direct"])

@@ -23,7 +23,7 @@ class TestHealth:
         assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
     async def test_not_ready_while_the_journal_cannot_be_written(self, app: FastAPI, client: httpx.AsyncClient) -> None:
-        writer = app.state.changes.journal._writer
+        writer = app.state.service.journal._database.writer
         writer.execute("PRAGMA query_only = 1")
         assert_problem(await client.put(ENTRY, json={"program": "drop"}), 503, "journal-unavailable")
         assert_problem(await client.get("/readyz"), 503, "journal-unavailable")
@@ -37,7 +37,7 @@ class TestHealth:
 
     async def test_stopping(self) -> None:
         with application(Registry(MemoryKernel())) as app:
-            app.state.draining = True
+            app.state.service.is_stopping = True
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
             assert_problem(await client.get("/maps"), 503, "draining")
             ready = await client.get("/readyz")

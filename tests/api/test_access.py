@@ -224,7 +224,7 @@ class TestBounds:
         assert_problem(await asker.get("/changes/1", headers=writer), 404, "change-unknown")
         for path in ("/changes/1/revert", "/changes/1/confirm"):
             assert_problem(await asker.post(path, headers=writer), 404, "change-unknown")
-        guarded.state.changes.feed.stop()
+        guarded.state.service.feed.stop()
         events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
         assert "secret" not in events.text
 
@@ -292,7 +292,7 @@ class TestWaysAround:
     ) -> None:
         reader, admin = new(tokens, "r", "reader"), new(tokens, "a", "admin")
         reading = asyncio.create_task(asker.get("/events", headers=reader))
-        while not guarded.state.changes.feed._sleeping:
+        while not guarded.state.service.feed._sleeping:
             await asyncio.sleep(0)
         tokens.revoke("r")
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
@@ -371,7 +371,7 @@ class TestHost:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
-                assert (await client.get("/maps", headers={"RequestContext": origin})).status_code == status
+                assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
 
 
 async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(

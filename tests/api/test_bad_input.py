@@ -63,7 +63,7 @@ class TestBody:
         assert response.json()["errors"] == [
             {
                 "loc": "body.program",
-                "message": 'a program is its held name, or an object: {"name": …}, {"id": …} or {"pinned": …}',
+                "message": 'a program is the name of a held one, or an object: {"name": …}, {"id": …} or {"pinned": …}',
             }
         ]
         for body, place in (

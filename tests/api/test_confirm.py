@@ -14,13 +14,11 @@ from fastapi import FastAPI
 from app.bpf.kernel import Kernel
 from app.service.changes import confirmations, replaced_programs
 from app.service.changes.changes import Changes
-from app.service.changes.draft import change_of, entries_of
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
 from app.service.objects.opening import make_array
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap, HeldProgram
-from app.service.registry.index_sets import UnconfirmedEntries
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -33,10 +31,10 @@ TABLE = "/maps/jump_table/entries"
 
 async def pass_time(app: FastAPI, seconds: float) -> None:
     """As if so much time had passed: what is overdue then is undone."""
-    confirmations = app.state.changes.confirmations
+    confirmations = app.state.service.changes.confirmations
     now = confirmations.uptime() + seconds
     confirmations.uptime = lambda: now
-    for waiting in list(confirmations._waiting.values()):
+    for waiting in list(confirmations._pending.values()):
         if waiting.deadline <= now:
             await confirmations.undo(waiting)
 
@@ -135,7 +133,7 @@ class TestExpiry:
 
     async def test_by_itself_when_the_time_is_over(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=1", json={"program": "drop"})
-        (timer,) = app.state.changes.confirmations._timers.values()
+        (timer,) = app.state.service.changes.confirmations._timers.values()
         async with asyncio.timeout(20):
             await timer
         assert (await client.get(ENTRY)).status_code == 404
@@ -184,13 +182,13 @@ class TestBesideOthers:
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
-        (waiting,) = app.state.changes.confirmations._waiting.values()
+        (waiting,) = app.state.service.changes.confirmations._pending.values()
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "append_all", full)
-            assert not await app.state.changes.confirmations.undo(waiting)
+            patch.setattr(app.state.service.journal, "append_all", full)
+            assert not await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).status_code == 404
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
-        assert await app.state.changes.confirmations.undo(waiting)
+        assert await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get("/changes/1")).json()["state"] == "expired"
 
     async def test_confirmed_where_its_map_is_not_held_any_more(self, pinned: Registry, tmp_path: Path) -> None:
@@ -209,18 +207,18 @@ class TestUndo:
         """Such as when no file descriptor is free; its entries stay locked, and its timer lives."""
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
-        (waiting,) = app.state.changes.confirmations._waiting.values()
+        (waiting,) = app.state.service.changes.confirmations._pending.values()
         with monkeypatch.context() as patch:
             patch.setattr(registry.kernel, "dup", no_fd)
-            assert not await app.state.changes.confirmations.undo(waiting)
+            assert not await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get("/changes/2")).json()["state"] == "unconfirmed"
-        assert await app.state.changes.confirmations.undo(waiting)
+        assert await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
     async def test_what_it_needs_is_kept_however_many_other_changes_come(
         self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(replaced_programs, "_CHANGES", 3)
+        monkeypatch.setattr(replaced_programs, "_MAX_CHANGES", 3)
         with load(kernel, 1, name="loose") as loose:
             await client.put(ENTRY, json={"program": {"id": loose.id}})
             id_ = loose.id
@@ -339,7 +337,7 @@ class TestKeepDir:
             refused = await client.delete("/maps/table/entries/0?confirm_within=60")
             assert_problem(refused, 409, "change-not-revertible")
             assert (await client.get("/maps/table/entries/0")).status_code == 200, "nothing is written"
-            assert app.state.changes.journal.pending() == []
+            assert app.state.service.journal.pending() == []
             assert (await client.delete("/maps/table/entries/0")).status_code == 204
 
 
@@ -378,14 +376,14 @@ class TestCutOff:
         self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
-        journal = app.state.changes.journal
+        journal = app.state.service.journal
         with monkeypatch.context() as patch:
             for name in ("append_all", "remove_pending"):
                 patch.setattr(journal, name, full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")
             assert len(journal.pending()) == 1
-        (retry,) = app.state.changes.confirmations._timers.values()
+        (retry,) = app.state.service.changes.confirmations._timers.values()
         await retry
         assert journal.pending() == []
 
@@ -394,13 +392,13 @@ class TestCutOff:
     ) -> None:
         """Neither the programs that it would have replaced, nor an entry that seems to be changed for ever."""
         await client.put(ENTRY, json={"program": "pass"})
-        held, kept = registry.maps.get("jump_table"), dict(app.state.changes.replaced_programs._uses)
+        held, kept = registry.maps.get("jump_table"), dict(app.state.service.changes.replaced_programs._uses)
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.changes.journal, "add_pending", full)
+            patch.setattr(app.state.service.journal, "add_pending", full)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert_problem(refused, 503, "journal-unavailable")
         assert not held.is_changing(3)
-        assert dict(app.state.changes.replaced_programs._uses) == kept
+        assert dict(app.state.service.changes.replaced_programs._uses) == kept
 
 
 async def full(*_: object, **__: object) -> None:
@@ -413,10 +411,10 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
     """The service after such a kill; `then`: and after the same change, made for good."""
     held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
-        changes = app.state.changes
+        changes = app.state.service.changes
         origin = RequestContext("unix", "one", confirm_within=60)
-        change = change_of(registry, held, "set", entries_of(registry, held, WritePlan.one(0, None, safe)), origin, 0.0)
-        await changes.confirmations.begin(held, change, {}, 60)
+        prepared = changes.prepare(held, "set", WritePlan.one(0, None, safe), origin)
+        await changes.confirmations.add(held, prepared.change, {}, 60)
         if then:
             await client.put("/maps/table/entries/0", json={"program": "safe"})
         else:
@@ -433,22 +431,22 @@ class TestRestart:
         file = tmp_path / "journal.db"
         async with started(pinned, journal=Journal(file, "process")) as app, client_of(app) as client:
             await client.put("/maps/table/entries/0?confirm_within=60", json={"program": "safe"})
-            until = app.state.changes.confirmations.uptime() + (30 if unconfirmed else 90)
+            until = app.state.service.changes.confirmations.uptime() + (30 if unconfirmed else 90)
         held = pinned.maps.get("table")
         async with restarted(pinned, file, until) as changes:
             assert (held.opened().get(0) is not None) == unconfirmed
             assert changes.get(1).state == ("unconfirmed" if unconfirmed else "expired")
-            assert held.unconfirmed == ({0: 1} if unconfirmed else {})
+            assert held.unconfirmed == ({0: 1} if unconfirmed else None)
             if unconfirmed:
                 await changes.confirmations.confirm(changes.get(1))
-                assert held.unconfirmed == {}
+                assert held.unconfirmed is None
 
 
 @asynccontextmanager
 async def restarted(registry: Registry, file: Path, uptime: float) -> AsyncIterator[Changes]:
     """The service's changes after a restart, at this time since boot."""
     for held in registry.maps:
-        held.unconfirmed, held.expected = UnconfirmedEntries(), None
+        held.unconfirmed, held.expected = None, None
     changes = Changes(registry, Journal(file, "process"))
     changes.confirmations.uptime = lambda: uptime
     await changes.confirmations.load()

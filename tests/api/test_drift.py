@@ -104,26 +104,26 @@ class TestDrift:
         outside.set(3, "tx")
         for _ in range(2):
             await client.get(path)
-            await app.state.upkeep.drift.finish()
-        (event,) = app.state.changes.journal.events(0, 10)
+            await app.state.service.drift.finish()
+        (event,) = app.state.service.journal.events(0, 10)
         assert (event.type, event.map, event.data["count"]) == ("drift", "jump_table", 1)
         assert event.data["drift"][0]["kernel"]["name"] == "tx"
 
     async def test_the_regular_look_finds_it(self, app: FastAPI, outside: Outside) -> None:
         outside.set(3, "tx")
-        await app.state.upkeep.drift.check_all()
-        assert [event.type for event in app.state.changes.journal.events(0, 10)] == ["drift"]
+        await app.state.service.drift.check_all()
+        assert [event.type for event in app.state.service.journal.events(0, 10)] == ["drift"]
 
     async def test_an_event_tells_of_no_more_than_100_entries(
         self, app: FastAPI, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 3000))
-        await app.state.upkeep.drift.begin(registry.maps.get("large"))
+        await app.state.service.drift.begin(registry.maps.get("large"))
         other = Outside(registry, "large")
         for index in range(3000):
             other.set(index, "tx")
         assert len(await drift_of(client, "/maps/large")) == 3000
-        (event,) = app.state.changes.journal.events(0, 10)
+        (event,) = app.state.service.journal.events(0, 10)
         assert (event.data["count"], len(event.data["drift"])) == (3000, 100)
 
 
@@ -299,7 +299,7 @@ class TestOnStart:
         monkeypatch.setattr(Journal, "append_all", fail)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
-                await app.state.upkeep._retry()
+                await app.state.service._open_unavailable()
             assert writes == 2
         registry.close()
 
@@ -351,7 +351,7 @@ class TestReboot:
                 kernel.obj_pin(array.fd, f"{pins}/table")
                 with load(kernel, 1, name="one") as program:
                     kernel.obj_pin(program.fd, f"{pins}/one")
-                await app.state.upkeep._retry()
+                await app.state.service._open_unavailable()
                 assert [each["index"] for each in await entries_of(client)] == [0]
                 told = (await client.get("/maps/table")).json()
                 assert [each["index"] for each in told["drift"]] == [1]
@@ -361,7 +361,7 @@ class TestReboot:
                 assert any("entry 1 is not restored: program 'two'" in each for each in told["warnings"])
                 with load(kernel, 2, name="two") as program:
                     kernel.obj_pin(program.fd, f"{pins}/two")
-                await app.state.upkeep._retry()
+                await app.state.service._open_unavailable()
                 assert [each["program"]["name"] for each in await entries_of(client)] == ["one", "two"]
                 told = (await client.get("/maps/table")).json()
                 assert (told["drift"], told["warnings"]) == ([], [])

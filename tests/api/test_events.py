@@ -23,7 +23,8 @@ from app.cli.demo import fill as demo_fill
 from app.service import event_feed as feed
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from app.store import journal as store
+from app.store import history
+from app.store import journal as journal_module
 from app.store.journal import Journal
 from app.store.records import Event
 from tests.api.conftest import ENTRY, assert_problem, client_of, started
@@ -60,9 +61,9 @@ async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[To
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     async with client_of(app) as client:
         reading = asyncio.create_task(client.get(f"/events{query}", headers=headers))
-        while not app.state.changes.feed._sleeping and not reading.done():
+        while not app.state.service.feed._sleeping and not reading.done():
             await asyncio.sleep(0)
-        app.state.changes.feed.stop()
+        app.state.service.feed.stop()
         response = await reading
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -84,8 +85,8 @@ class TestEvents:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await client.post("/changes/1/confirm")
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
-        (waiting,) = app.state.changes.confirmations._waiting.values()
-        await app.state.changes.confirmations.undo(waiting)
+        (waiting,) = app.state.service.changes.confirmations._pending.values()
+        await app.state.service.changes.confirmations.undo(waiting)
         await client.post("/changes/1/revert")
         told = [(each.type, each.data["id"], each.data["state"]) for each in await stream(app)]
         assert told == [
@@ -133,13 +134,13 @@ class TestEvents:
 
     async def test_resumed_anywhere_without_a_gap_or_a_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await make_many(client)
-        journal = app.state.changes.journal
+        journal = app.state.service.journal
         everything = [encoded(event) for event in journal.events(0, 1000)]
         ids = [event.id for event in journal.events(0, 1000)]
         assert ids == list(range(1, len(ids) + 1))
         for after in range(len(ids) + 1):
             assert [encoded(event) for event in journal.events(after, 1000)] == everything[after:]
-            async with aclosing(app.state.changes.feed.read(after, any_event, _encoded)) as batches:
+            async with aclosing(app.state.service.feed.read(after, any_event, _encoded)) as batches:
                 got: list[bytes] = []
                 while len(got) < len(ids) - after:
                     got += [b"".join(each) for each in await anext(batches)]
@@ -147,7 +148,7 @@ class TestEvents:
 
     async def test_pages_of_the_journal_fit_together(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await make_many(client)
-        journal = app.state.changes.journal
+        journal = app.state.service.journal
         found: list[int] = []
         while page := journal.events(found[-1] if found else 0, 3):
             found += [event.id for event in page]
@@ -170,11 +171,11 @@ class TestEvents:
     async def test_410_where_the_journal_does_not_go_back_so_far_or_never_had_it(
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store, "_KEPT", 100)
-        monkeypatch.setattr(store, "_SOME", 1)
+        monkeypatch.setattr(history, "_MAX_EVENTS", 100)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 1)
         for number in range(150):
             await client.put(ENTRY, json={"program": ("drop", "pass")[number % 2]})
-        pruned = app.state.changes.journal.pruned_event()
+        pruned = app.state.service.journal.pruned_event()
         assert pruned >= 40
         for last in (0, pruned - 1, 151):
             refused = await client.get("/events", headers={"Last-Event-ID": str(last)})
@@ -213,45 +214,45 @@ async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
 
 class TestReaders:
     async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(feed, "_KEEPALIVE", 0.01)
-        async with aclosing(quiet.state.changes.feed.read(0, any_event, _encoded)) as batches:
+        monkeypatch.setattr(feed, "_KEEPALIVE_SECONDS", 0.01)
+        async with aclosing(quiet.state.service.feed.read(0, any_event, _encoded)) as batches:
             assert await anext(batches) == []
 
     async def test_they_are_counted_and_gone_when_they_go(self, quiet: FastAPI) -> None:
-        reading = quiet.state.changes.feed.read(0, any_event, _encoded)
+        reading = quiet.state.service.feed.read(0, any_event, _encoded)
         first = asyncio.ensure_future(anext(reading))
-        while not quiet.state.changes.feed._sleeping:
+        while not quiet.state.service.feed._sleeping:
             await asyncio.sleep(0)
-        assert quiet.state.changes.feed.readers == 1
+        assert quiet.state.service.feed.readers == 1
         first.cancel()
         await asyncio.wait([first])
         await reading.aclose()
-        assert (quiet.state.changes.feed.readers, quiet.state.changes.feed._sleeping) == (0, set())
+        assert (quiet.state.service.feed.readers, quiet.state.service.feed._sleeping) == (0, set())
 
     async def test_a_thousand_readers_get_all_and_whoever_changes_wakes_none_of_them(self, quiet: FastAPI) -> None:
-        changes = quiet.state.changes
+        service = quiet.state.service
         ids: list[list[int]] = [[] for _ in range(1000)]
 
         async def follow(number: int) -> None:
-            async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
+            async with aclosing(service.feed.read(0, any_event, _encoded)) as batches:
                 async for batch in batches:
                     ids[number] += [each.id for each in parsed(b"".join(chain.from_iterable(batch)).decode())]
 
         readers = [asyncio.create_task(follow(number)) for number in range(1000)]
-        while len(changes.feed._sleeping) < 1000:
+        while len(service.feed._sleeping) < 1000:
             await asyncio.sleep(0)
         for number in range(50):
-            await changes.journal.append_object_event("program", "x", {"program": "x", "number": number})
-            assert number or len(changes.feed._sleeping) == 1000, "whoever makes the first goes on before any is woken"
+            await service.journal.append_object_event("program", "x", {"program": "x", "number": number})
+            assert number or len(service.feed._sleeping) == 1000, "whoever makes the first goes on before any is woken"
         while any(len(each) < 50 for each in ids):
             await asyncio.sleep(0.01)
-        changes.feed.stop()
+        service.feed.stop()
         await asyncio.wait(readers)
         assert all(each == list(range(1, 51)) for each in ids)
 
     async def test_one_with_much_to_catch_up_with_lets_others_have_their_turn(self, quiet: FastAPI) -> None:
         for number in range(600):
-            await quiet.state.changes.journal.append_object_event("program", "x", {"number": number})
+            await quiet.state.service.changes.journal.append_object_event("program", "x", {"number": number})
         turns = 0
 
         async def other() -> None:
@@ -261,7 +262,7 @@ class TestReaders:
                 turns += 1
 
         task = asyncio.create_task(other())
-        async with aclosing(quiet.state.changes.feed.read(0, lambda event: event.id == 600, _encoded)) as batches:
+        async with aclosing(quiet.state.service.feed.read(0, lambda event: event.id == 600, _encoded)) as batches:
             assert len(await anext(batches)) == 1
         task.cancel()
         assert turns >= 8
@@ -269,8 +270,8 @@ class TestReaders:
     async def test_many_who_are_behind_go_on_by_turns_and_share_what_is_read(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
-        journal = quiet.state.changes.journal
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
+        journal = quiet.state.service.journal
         for number in range(600):
             await journal.append_object_event("program", "x", {"number": number})
         events, pages = journal.events, list[int]()
@@ -283,7 +284,7 @@ class TestReaders:
         got = [0] * 100
 
         async def follow(reader: int) -> None:
-            async with aclosing(quiet.state.changes.feed.read(0, any_event, _encoded)) as batches:
+            async with aclosing(quiet.state.service.feed.read(0, any_event, _encoded)) as batches:
                 while got[reader] < 600:
                     got[reader] += len(await anext(batches))
 
@@ -302,7 +303,7 @@ class TestReaders:
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 4000))
         await client.put("/maps/large/entries", json={"programs": ["drop"] * 4000})
-        (event,) = app.state.changes.journal.events(0, 10)
+        (event,) = app.state.service.journal.events(0, 10)
         shared = feed.Encoded(_encoded(event))
         first, second = list(_slices([shared])), list(_slices([shared]))
         assert len(first) > 5
@@ -315,7 +316,7 @@ class TestReaders:
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for number in range(600):
-            await quiet.state.changes.journal.append_object_event("program", "x", {"number": number})
+            await quiet.state.service.changes.journal.append_object_event("program", "x", {"number": number})
         asked: list[str] = []
 
         def may_still(_: object, operation: str) -> bool:
@@ -330,11 +331,11 @@ class TestReaders:
     async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feed, "_RECENT", 5)
-        changes = quiet.state.changes
-        async with aclosing(changes.feed.read(0, any_event, _encoded)) as batches:
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
+        service = quiet.state.service
+        async with aclosing(service.feed.read(0, any_event, _encoded)) as batches:
             for number in range(200):
-                await changes.journal.append_object_event("program", "x", {"number": number})
+                await service.journal.append_object_event("program", "x", {"number": number})
             got: list[int] = []
             while len(got) < 200:
                 got += [each.id for each in parsed(b"".join(chain.from_iterable(await anext(batches))).decode())]
@@ -351,7 +352,7 @@ class TestReaders:
             yield from _encoded(event)
 
         async def follow() -> bytes:
-            async with aclosing(app.state.changes.feed.read(0, any_event, encode)) as batches:
+            async with aclosing(app.state.service.feed.read(0, any_event, encode)) as batches:
                 return b"".join(chain.from_iterable(await anext(batches)))
 
         readers = [asyncio.create_task(follow()) for _ in range(20)]
@@ -371,9 +372,9 @@ class TestReaders:
             await client.put(f"{TABLE}/4", json={"program": "drop"})
             await client.post("/changes/1/confirm")
             await client.put(f"{TABLE}/5", json={"program": "drop"})
-            monkeypatch.setattr(store, "_KEPT", 2)
-            journal._checkpoint()
-            journal._prune(2, 1 << 20)
+            monkeypatch.setattr(history, "_MAX_EVENTS", 2)
+            journal._expected.checkpoint()
+            journal._history.prune(2, 1 << 20)
             assert [(event.id, event.type) for event in journal.events(2, 10)] == [(3, "confirmed"), (4, "change")]
             assert journal.events(2, 1)[0].data == {"id": 1, "map": "jump_table", "state": "confirmed"}
         registry.close()

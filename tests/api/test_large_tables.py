@@ -84,8 +84,8 @@ class TestReplace:
             assert_problem(await large.put(f"{LARGE}/7", json={"program": "count"}), 409, "change-conflict")
             if is_confirmed:
                 assert (await large.post(f"/changes/{number}/confirm")).json()["state"] == "confirmed"
-        confirmations = app.state.changes.confirmations
-        assert await confirmations.undo(confirmations._waiting[3])
+        confirmations = app.state.service.changes.confirmations
+        assert await confirmations.undo(confirmations._pending[3])
         assert await table(large) == programs(2)
         assert (await large.put(f"{LARGE}/7", json={"program": "count"})).status_code == 200
 

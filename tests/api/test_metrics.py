@@ -25,7 +25,7 @@ class TestMetrics:
         await client.put(f"{TABLE}/4?confirm_within=60", json={"program": "pass"})
         array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
         registry.kernel.map_update(array.fd, 7, tx.fd)
-        await app.state.upkeep.drift.check_all()
+        await app.state.service.drift.check_all()
         counters = await scrape(client)
         for name, labels, value in (
             ("jumptable_changes_total", {"kind": "set", "outcome": "applied"}, 3),

@@ -92,9 +92,9 @@ async def test_what_is_gone_is_unavailable_until_it_is_back(
         assert (await client.get("/readyz")).status_code == 503
         with load(kernel, 1) as program:
             kernel.obj_pin(program.fd, f"{pins}/program")
-        await app.state.upkeep._retry()
+        await app.state.service._open_unavailable()
         assert (await names(client))["pinned"] == "held"
-        assert [event.type for event in app.state.changes.journal.events(0, 100)][-1] == "program"
+        assert [event.type for event in app.state.service.journal.events(0, 100)][-1] == "program"
     registry.close()
 
 
@@ -118,8 +118,8 @@ async def test_what_cannot_be_journalled_is_neither_held_nor_released(
     async with started(registry) as app, client_of(app) as client:
         await client.put("/programs/first", json={"id": prepared[1]})
         with monkeypatch.context() as patch:
-            for name in ("hold", "release"):
-                patch.setattr(app.state.changes.journal, name, fail)
+            for name in ("save_hold", "remove_hold"):
+                patch.setattr(app.state.service.journal, name, fail)
             for method, path, body in (
                 ("PUT", "/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),
                 ("PUT", "/maps/table", {"pinned": f"{pins}/table"}),

@@ -259,11 +259,11 @@ class TestGivenUp:
             clearing = asyncio.create_task(client.put("/maps/large/entries", json={"programs": []}))
             await asyncio.wait_for(began.wait(), 10)
             clearing.cancel()
-            await app.state.changes.finish()
+            await app.state.service.changes.finish()
             answer = await clearing
             assert_problem(answer, 503, "draining")
             assert len(registry.maps.get("large").opened().indices()) == 2000
-            assert [change.id for change in app.state.changes.journal.changes()[0]] == [1]
+            assert [change.id for change in app.state.service.journal.changes()[0]] == [1]
         registry.close()
 
 
@@ -273,8 +273,8 @@ class TestJournalUnavailable:
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", None, "drop"]})
         before = (await client.get(TABLE)).json()
-        journal = app.state.changes.journal
-        journal._writer.execute("PRAGMA query_only = 1")
+        journal = app.state.service.journal
+        journal._database.writer.execute("PRAGMA query_only = 1")
         for response in (
             await client.put("/maps/jump_table/entries/0", json={"program": "pass"}),
             await client.delete("/maps/jump_table/entries/0"),
@@ -285,7 +285,7 @@ class TestJournalUnavailable:
             assert_problem(response, 503, "journal-unavailable")
             assert response.json()["put_back"] is True
             assert (await client.get(TABLE)).json() == before
-        journal._writer.execute("PRAGMA query_only = 0")
+        journal._database.writer.execute("PRAGMA query_only = 0")
         assert (await client.put(TABLE, json={"programs": ["tx", "tx"]})).headers["change-id"] == "2"
 
 

@@ -1,7 +1,7 @@
 """How fast it is, side by side with its peers: .venv/bin/python -m tests.benchmarks  (as root)
 
 The machines take turns; the figures are medians over the rounds, and each ratio is taken within its round. A whole run
-writes its table into the README, and draws result.svg. Not run by pytest. It needs golang-go,
+writes its table into the README beside it, and draws result.svg. Not run by pytest. It needs golang-go,
 golang-github-cilium-ebpf-dev, gcc and bpftool (apt-get install).
 """
 
@@ -59,7 +59,7 @@ def _results(arguments: argparse.Namespace) -> None:
     print(table.markdown(rows))
     if not arguments.works and not arguments.print:
         (FOLDER / "result.svg").write_text(plot.bars(rows))
-        picture = "![Each work's speed beside its peer's, and the goals](tests/benchmarks/result.svg)"
+        picture = "![Each work's speed beside its peer's, and the goals](result.svg)"
         table.write("benchmarks", f"{table.markdown(rows)}\n\n{picture}")
 
 
@@ -71,7 +71,7 @@ def _curves(arguments: argparse.Namespace) -> None:
             print(found[-1].markdown(), flush=True)
     if not arguments.print:
         (FOLDER / "curves.svg").write_text(plot.curves(found))
-        picture = "![Time and memory against what grows](tests/benchmarks/curves.svg)"
+        picture = "![Time and memory against what grows](curves.svg)"
         table.write("curves", "\n\n".join([*(each.markdown() for each in found), picture]))
 
 

@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from app.bpf.linux import LinuxKernel
-from app.store.expected import Table
 from app.store.journal import Journal
 from app.store.records import Array, Change, EntryChange, EntryChanges, Hold, ProgramRecord
 from tests.benchmarks.bench import PROGRAMS, Bench, Figures, Server, pin_programs
 from tests.benchmarks.servers import ours
 from tests.benchmarks.table import told
+from tests.store.tables import table_of
 
 _ENTRIES = (16, 256, 4096, 65_536, 1 << 20)
 _MAPS = (1, 10, 100, 1000)
@@ -188,7 +188,7 @@ async def _fill(bench: Bench, journal: Journal, begin: int, end: int) -> None:
     for fd in opened:
         kernel.close(fd)
     if begin == 0:
-        await journal.save_expected_table("journal64", array, Table.of(dict.fromkeys(range(64), records[0])))
+        await journal.save_expected_table("journal64", array, table_of(dict.fromkeys(range(64), records[0])))
     for number in range(begin, end):
         turn = number // 64 % 2
         entry = EntryChange(number % 64, records[turn], records[1 - turn])

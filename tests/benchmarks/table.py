@@ -1,10 +1,10 @@
-"""The table of a run: its rows, in Markdown, and their place in the README."""
+"""The table of a run: its rows, in Markdown, and their place in the README beside this file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parent / "README.md"
 
 
 @dataclass(frozen=True)

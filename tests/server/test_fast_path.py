@@ -61,9 +61,9 @@ def anyio_backend() -> str:
 @asynccontextmanager
 async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
     with application(registry, **options) as app:
-        await app.state.upkeep.start()
+        await app.state.service.start()
         yield app
-        await app.state.upkeep.finish()
+        await app.state.service.finish()
 
 
 class Line:
@@ -109,7 +109,7 @@ async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     for each in (*changes, *lines):
         del each["at"]
-    events = [(each.event.id, each.event.type) for each in app.state.changes.feed._recent]
+    events = [(each.event.id, each.event.type) for each in app.state.service.feed._recent]
     return [changes, sorted(counts), lines, events]
 
 
@@ -154,19 +154,19 @@ class TestTogether:
     async def test_what_comes_in_one_turn_shares_a_transaction(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
-            lines, commits = [Line(wire) for _ in range(8)], sum(app.state.counters.journal.counts)
+            lines, commits = [Line(wire) for _ in range(8)], sum(app.state.service.counters.journal.counts)
             answers = await asyncio.gather(*(line.ask(put("drop", index)) for index, line in enumerate(lines)))
             assert [re.findall(rb"change-id: ([0-9]+)", answer)[0] for [answer] in answers] == [
                 b"%d" % number for number in range(1, 9)
             ]
-            assert sum(app.state.counters.journal.counts) == commits + 1
+            assert sum(app.state.service.counters.journal.counts) == commits + 1
 
     async def test_the_same_entry_twice(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
             [[first], [second]] = await asyncio.gather(Line(wire).ask(put("drop")), Line(wire).ask(put("pass")))
             assert (status(first), status(second)) == (201, 200)
-            [entry] = app.state.changes.get(2).entries
+            [entry] = app.state.service.changes.get(2).entries
             assert (entry.before.name, entry.after.name) == ("drop", "pass")
 
     async def test_where_the_journal_fails_all_is_put_back(
@@ -180,7 +180,7 @@ class TestTogether:
             async def full(*_: object, **__: object) -> None:
                 raise JournalFailed("full")
 
-            monkeypatch.setattr(app.state.changes.journal, "append_all", full)
+            monkeypatch.setattr(app.state.service.journal, "append_all", full)
             asked = [put("pass", 1), put("tx", 1), put("drop", 2), get(1)]
             answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
             assert [status(answer) for [answer] in answers] == [503, 503, 503, 200]
@@ -194,7 +194,7 @@ class TestTogether:
     ) -> None:
         registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
         async with started(registry) as app:
-            wire, held, journal = OverWire(app), registry.maps.get("jump_table"), app.state.changes.journal
+            wire, held, journal = OverWire(app), registry.maps.get("jump_table"), app.state.service.journal
             append, seen = journal.append_all, []
 
             async def noted(*args: Any, **more: Any) -> None:
@@ -220,15 +220,15 @@ class TestTogether:
     async def test_many_with_power(self, registry: Registry, tmp_path: Path) -> None:
         async with started(registry, journal=Journal(tmp_path / "journal.db", "power")) as app:
             wire = OverWire(app)
-            lines, commits = [Line(wire) for _ in range(16)], sum(app.state.counters.journal.counts)
+            lines, commits = [Line(wire) for _ in range(16)], sum(app.state.service.counters.journal.counts)
 
             async def change(index: int, line: Line) -> None:
                 for program in ("drop", "pass") * 10:
                     assert status((await line.ask(put(program, index)))[0]) in {200, 201}
 
             await asyncio.gather(*(change(index, line) for index, line in enumerate(lines)))
-            assert app.state.changes.get(320).id == 320
-            assert sum(app.state.counters.journal.counts) <= commits + 80
+            assert app.state.service.changes.get(320).id == 320
+            assert sum(app.state.service.counters.journal.counts) <= commits + 80
 
 
 class TestConnection:
@@ -255,7 +255,7 @@ class TestConnection:
             gone.protocol.data_received(put())
             gone.protocol.connection_lost(None)
             assert b'"name":"drop"' in (await Line(wire).ask(get()))[0]
-            assert app.state.changes.get(1).actor == "tcp:127.0.0.1"
+            assert app.state.service.changes.get(1).actor == "tcp:127.0.0.1"
 
     async def test_garbage_behind_it(self, registry: Registry) -> None:
         async with started(registry) as app:
@@ -305,7 +305,7 @@ class TestRights:
 
     async def test_while_the_service_stops(self, registry: Registry) -> None:
         async with started(registry) as app:
-            app.state.draining = True
+            app.state.service.is_stopping = True
             [answer] = await Line(OverWire(app)).ask(put())
             assert status(answer) == 503
             assert b'"code":"draining"' in answer

@@ -19,14 +19,13 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
-from app.service.changes.changes import Changes
 from app.service.changes.entries import SetResult, clear_entry, set_entry
 from app.service.changes.origin import RequestContext
 from app.service.changes.revert import revert_change
 from app.service.changes.tables import RequestedEntries, TableResult, change_table
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.errors import ServiceError
-from app.service.lifecycle import Upkeep
+from app.service.lifecycle import Service
 from app.service.objects.opening import make_array
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap, HeldProgram
@@ -36,6 +35,7 @@ from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, EntryChange, EntryChanges, Event
 from tests.conftest import load
 from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
+from tests.store.tables import entries_of
 
 NAMES = ("a", "b", "c")
 FRESH, LAST = 3, 4  # programs that are pinned nowhere: a new one, and the newest that lives
@@ -95,7 +95,8 @@ class Machine(RuleBasedStateMachine):
         for name in NAMES:
             registry.programs.add(HeldProgram(name, Pinned(f"{self.root}/{name}")))
         journal = Journal(self.files / f"{self.root.name}.db", "process")
-        self.changes = Changes(registry, journal, keep_dir=f"{self.root}/keep" if self.model.keep else None)
+        self.service = Service(registry, journal, keep_dir=f"{self.root}/keep" if self.model.keep else None)
+        self.changes = self.service.changes
         self.changes.confirmations.uptime = lambda: self.model.now
         publish = journal.on_events
 
@@ -104,12 +105,11 @@ class Machine(RuleBasedStateMachine):
             publish(events)
 
         journal.on_events = on_events
-        self.upkeep = Upkeep(self.changes)
-        self.runner.run(self.upkeep.start())
+        self.runner.run(self.service.start())
         self.table, self.is_open = registry.maps.get("table"), True
 
     def close(self) -> None:
-        self.runner.run(self.upkeep.finish())
+        self.runner.run(self.service.finish())
         self.changes.close()
         self.changes.registry.close()
 
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        drifted = self.runner.run(self.upkeep.drift.check(self.table))
+        drifted = self.runner.run(self.service.drift.check(self.table))
         found = [(each.index, each.journal and each.journal.id, each.kernel and each.kernel.id) for each in drifted]
         assert found == [(index, *pair) for index, pair in self.model.look().items()]
 
@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
         steps = self.model.to_journal(self.model.differing() if dry else self.model.look())
         is_lost = any(self.model.lost(after) for _, after in steps.values())
         told = errors.NotRestorable if is_lost else self.model.change("reconcile", steps, within, dry)
-        call = reconcile_to_journal(self.changes, self.upkeep.drift, self.table, by(within), dry_run=dry)
+        call = reconcile_to_journal(self.changes, self.service.drift, self.table, by(within), dry_run=dry)
         assert self.outcome(call) == self.table_result(told, steps)
 
     @rule(dry=st.booleans())
@@ -265,7 +265,7 @@ class Machine(RuleBasedStateMachine):
             self.model.journalled(Made("adopt", steps))
             self.model.events.append(("change", len(self.model.changes)))
         id_ = None if dry or not steps else len(self.model.changes)
-        call = reconcile_to_kernel(self.changes, self.upkeep.drift, self.table, by(None), dry_run=dry)
+        call = reconcile_to_kernel(self.changes, self.service.drift, self.table, by(None), dry_run=dry)
         assert self.outcome(call) == (refused or (id_, 0, 0, len(steps)))
 
     @rule(seconds=TIME, journal_works=st.booleans())
@@ -320,8 +320,8 @@ class Machine(RuleBasedStateMachine):
             EntryChange(i, *(None if p is None else record(p) for p in pair)) for i, pair in steps.items()
         )
         change = Change("table", self.table.opened().id, self.kernel.boot_id, "update", entries, 0.0, "unix", "r")
-        replaced = self.changes.replaced_programs.hold(self.model.befores(steps))
-        self.runner.run(self.changes.confirmations.begin(self.table, change, replaced, 60))
+        replaced = self.changes.replaced_programs.acquire(self.model.befores(steps))
+        self.runner.run(self.changes.confirmations.add(self.table, change, replaced, 60))
         for index, (_, after) in list(steps.items())[:written]:
             self.write(index, after)
         self.end_and_start(seconds, restore, self.model.keep, steps)
@@ -340,8 +340,8 @@ class Machine(RuleBasedStateMachine):
         model, journal = self.model, self.changes.journal
         assert dict(self.kernel.map_entries(self.fd, 0, ENTRIES)) == model.kernel
         assert self.table.expected is not None
-        assert {index: each.id for index, each in self.table.expected.table.items()} == model.expected
-        assert self.table.unconfirmed == model.unconfirmed
+        assert {index: each.id for index, each in entries_of(self.table.expected.table).items()} == model.expected
+        assert dict(self.table.unconfirmed or {}) == model.unconfirmed
         assert {each.change.id: each.deadline for each in journal.pending()} == model.deadlines
         assert self.pins() == sorted(id_ for ids in model.pins.values() for id_ in ids)
         changes, more = journal.changes(limit=1000)

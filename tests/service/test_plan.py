@@ -29,7 +29,7 @@ class TestWaits:
             told |= dict.fromkeys(indexes, change)
             if change % 3 == 0:
                 over = change - chosen.randrange(3)
-                unconfirmed.end(range(200), over)
+                unconfirmed.remove(range(200), over)
                 told = {index: each for index, each in told.items() if each != over}
             assert unconfirmed == told
             assert bool(unconfirmed) == bool(told)

@@ -17,7 +17,7 @@ PACKET = bytes(14)
 class TestInit:
     def test_refuses_a_map(self, kernel: Kernel) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8)
-        with pytest.raises(NotAProgram, match="that is no program but: map"):
+        with pytest.raises(NotAProgram, match="the object is not a program; it is a map"):
             Program(kernel, fd)
 
     def test_tells_what_it_is(self, kernel: Kernel) -> None:

@@ -57,7 +57,7 @@ class TestInit:
 
     def test_refuses_what_is_no_map(self, kernel: Kernel) -> None:
         fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
-        with pytest.raises(NotAMap, match="that is no map but: prog"):
+        with pytest.raises(NotAMap, match="the object is not a map; it is a prog"):
             ProgramArray(kernel, fd)
 
     @pytest.mark.parametrize(("key_size", "value_size", "expected"), [(8, 4, WrongKeySize), (4, 8, WrongValueSize)])

@@ -1,4 +1,4 @@
-"""The journal: what is in it, what survives, and what it says when it cannot go on."""
+"""The journal: what it returns, what survives a kill, how it fails, and how it is maintained."""
 
 import asyncio
 import json
@@ -15,10 +15,11 @@ from typing import Literal
 
 import pytest
 
-from app.store import journal as store
-from app.store.expected import Table
+from app.store import history
+from app.store import journal as journal_module
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Array, Change, EntryChange, EntryChanges, PendingConfirmation, ProgramRecord
+from app.store.records import Array, Change, EntryChange, EntryChanges, Event, PendingConfirmation, ProgramRecord
+from tests.store.tables import entries_of, table_of
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
 
@@ -28,11 +29,11 @@ def change(map_: str = "jump_table", request_id: str = "one", reverts: int | Non
     return Change(map_, 41, "boot", "update", entries, 1_800_000_000.25, "unix", request_id, "why", reverts=reverts)
 
 
-def of(journal: Journal, boot_id: str = "boot") -> tuple[Array, dict[int, ProgramRecord]]:
-    """What is recorded of the jump table."""
-    recorded = asyncio.run(journal.expected_table("jump_table", boot_id))
-    assert recorded is not None
-    return recorded[0], dict(recorded[1].items())
+def expected(journal: Journal, boot_id: str = "boot") -> tuple[Array, dict[int, ProgramRecord]]:
+    """The array and the expected entries of the jump table."""
+    stored = asyncio.run(journal.expected_table("jump_table", boot_id))
+    assert stored is not None
+    return stored[0], entries_of(stored[1])
 
 
 @pytest.fixture(params=["power", "process"])
@@ -54,14 +55,14 @@ def journal(file: Path, durability: Literal["power", "process"]) -> Iterator[Jou
 
 
 class TestAppend:
-    def test_it_comes_back_as_it_went_in_with_the_next_id(self, journal: Journal) -> None:
+    def test_an_appended_change_is_read_back_with_the_next_id(self, journal: Journal) -> None:
         first, second = (asyncio.run(journal.append(change())) for _ in range(2))
         assert (first.id, second.id) == (1, 2)
         assert journal.change(2) == second
         assert second.entries == change().entries
         assert journal.change(3) is None
 
-    def test_it_is_there_after_opening_again(
+    def test_another_connection_reads_the_change_and_continues_its_ids(
         self, journal: Journal, file: Path, durability: Literal["power", "process"]
     ) -> None:
         asyncio.run(journal.append(change()))
@@ -70,14 +71,14 @@ class TestAppend:
         assert asyncio.run(again.append(change())).id == 2
         again.close()
 
-    def test_many_at_once_have_ids_that_rise_by_one(self, journal: Journal) -> None:
+    def test_concurrent_appends_get_consecutive_ids(self, journal: Journal) -> None:
         async def all_at_once() -> list[Change]:
             return await asyncio.gather(*(journal.append(change(request_id=str(number))) for number in range(200)))
 
         ids = [each.id for each in asyncio.run(all_at_once())]
-        assert ids == list(range(1, 201)), "in the order in which they came"
+        assert ids == list(range(1, 201)), "in the order of the calls"
 
-    def test_a_revert_marks_what_it_reverts(self, journal: Journal) -> None:
+    def test_a_revert_marks_the_change_that_it_undoes(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
         asyncio.run(journal.append(change(reverts=1)))
         states = [each.state for each in journal.changes()[0]]
@@ -85,7 +86,7 @@ class TestAppend:
 
 
 class TestChanges:
-    def test_filters_and_pages(self, journal: Journal) -> None:
+    def test_changes_are_filtered_and_paged(self, journal: Journal) -> None:
         for number in range(6):
             asyncio.run(journal.append(change("a" if number % 2 else "b", request_id=str(number))))
         assert [each.id for each in journal.changes()[0]] == [1, 2, 3, 4, 5, 6]
@@ -98,8 +99,8 @@ class TestChanges:
 
 
 class TestFaults:
-    def test_a_locked_database(self, journal: Journal, file: Path) -> None:
-        """Somebody looks at it with a tool that locks it: a clear error, and once they are gone all is well again."""
+    def test_a_locked_file_fails_writes_until_it_is_unlocked(self, journal: Journal, file: Path) -> None:
+        """Somebody examines the file with a tool that locks it."""
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(JournalFailed, match="cannot be written: database is locked"):
@@ -108,17 +109,33 @@ class TestFaults:
         other.close()
         assert asyncio.run(journal.append(change())).id == 1
 
-    def test_a_full_disk(self, journal: Journal) -> None:
-        """SQLite says the same of its own limit of pages as of a full disk."""
+    def test_a_full_disk_fails_writes_and_costs_no_id(self, journal: Journal) -> None:
+        """SQLite reports its own limit of pages like a full disk."""
         asyncio.run(journal.append(change()))
-        journal._writer.execute("PRAGMA max_page_count = 1")
+        journal._database.writer.execute("PRAGMA max_page_count = 1")
         large = change(request_id="x" * 1_000_000)
         with pytest.raises(JournalFailed, match="full"):
             asyncio.run(journal.append(large))
-        journal._writer.execute("PRAGMA max_page_count = 1000000")
-        assert asyncio.run(journal.append(change())).id == 2, "no id is lost to what was not written"
+        journal._database.writer.execute("PRAGMA max_page_count = 1000000")
+        assert asyncio.run(journal.append(change())).id == 2, "a write that failed uses up no id"
 
-    def test_of_a_batch_that_fails_nobody_is_told_it_is_in(self, file: Path) -> None:
+    def test_events_of_a_failed_write_are_not_published(self, journal: Journal) -> None:
+        published: list[Event] = []
+        journal.on_events = published.extend
+        trigger = "CREATE TEMP TRIGGER fail BEFORE DELETE ON waiting BEGIN SELECT raise(ABORT, 'refused'); END"
+        asyncio.run(journal.append(change()))
+        asyncio.run(journal.add_pending(PendingConfirmation("token", change(), 5.0)))
+        asyncio.run(journal.append(change(), token="token"))
+        journal._database.writer.execute(trigger)
+        with pytest.raises(JournalFailed, match="cannot be written: refused"):
+            asyncio.run(journal.append(change(reverts=2)))
+        journal._database.writer.execute("DROP TRIGGER fail")
+        asyncio.run(journal.append(change(reverts=2)))
+        assert [event.id for event in published] == [1, 2, 3]
+        assert [each.state for each in journal.changes()[0]] == ["applied", "reverted", "applied"]
+        assert journal.failing is None
+
+    def test_all_writes_of_a_failed_batch_fail(self, file: Path) -> None:
         journal = Journal(file, "power")
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -132,7 +149,7 @@ class TestFaults:
         journal.close()
 
     @pytest.mark.parametrize("content", [b"nonsense" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
-    def test_a_damaged_file_is_refused_and_kept(self, file: Path, content: bytes) -> None:
+    def test_a_damaged_file_is_refused_and_left_as_it_is(self, file: Path, content: bytes) -> None:
         file.write_bytes(content)
         with pytest.raises(JournalDamaged, match="put back a copy, or, to go on without its history, move it"):
             Journal(file)
@@ -145,7 +162,7 @@ class TestFaults:
         with pytest.raises(JournalDamaged, match="another program's"):
             Journal(file)
 
-    def test_a_newer_one_is_refused(self, file: Path) -> None:
+    def test_a_journal_of_a_newer_version_is_refused(self, file: Path) -> None:
         Journal(file, "process").close()
         other = sqlite3.connect(file)
         other.execute("PRAGMA user_version = 99")
@@ -153,13 +170,13 @@ class TestFaults:
         with pytest.raises(JournalDamaged, match="a newer jumptable"):
             Journal(file)
 
-    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(JournalFailed, match="cannot be opened"):
             Journal(tmp_path / "none" / "journal.db")
 
 
 class TestCheck:
-    def test_it_finds_the_same_and_changes_nothing(self, file: Path, tmp_path: Path) -> None:
+    def test_check_modifies_nothing_and_finds_damage(self, file: Path, tmp_path: Path) -> None:
         Journal(file, "process").close()
         before = sorted(tmp_path.iterdir()), file.read_bytes()
         check(file)
@@ -168,8 +185,8 @@ class TestCheck:
         with pytest.raises(JournalDamaged):
             check(file)
 
-    def test_one_that_is_written_just_now_is_not_taken_for_damaged(self, file: Path) -> None:
-        """Half of it is in the -wal, and moves over at a checkpoint."""
+    def test_a_journal_that_is_being_written_is_not_damaged(self, file: Path) -> None:
+        """A part of it is in the -wal file. SQLite's checkpoints move it."""
         journal = Journal(file, "process")
         entries = EntryChanges.of(EntryChange(index, DROP, DROP) for index in range(64))
         for _ in range(300):
@@ -177,15 +194,15 @@ class TestCheck:
             check(file)
         journal.close()
 
-    def test_none_is_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(JournalFailed):
             check(tmp_path / "none")
 
 
 class TestKill:
     @pytest.mark.parametrize("round_", range(5))
-    def test_what_was_told_to_be_in_is_in(self, file: Path, durability: str, round_: int) -> None:
-        """A process that appends, and prints each id that it was given, is killed in the middle."""
+    def test_a_change_whose_id_was_returned_survives_a_kill(self, file: Path, durability: str, round_: int) -> None:
+        """A process appends changes, prints the id of each, and is killed."""
         code = f"""
 import asyncio, sys
 from dataclasses import replace
@@ -201,65 +218,66 @@ asyncio.run(main())
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         with process.stdout as output:
-            told = [int(next(output)) for _ in range(20 + round_ * 7)]
+            printed = [int(next(output)) for _ in range(20 + round_ * 7)]
             os.kill(process.pid, signal.SIGKILL)
-            told += [int(line) for line in output if line.endswith("\n")]
+            printed += [int(line) for line in output if line.endswith("\n")]
         process.wait(20)
         journal = Journal(file, "process")
-        assert [each.id for each in journal.changes(limit=1_000_000)[0]][: len(told)] == told
+        assert [each.id for each in journal.changes(limit=1_000_000)[0]][: len(printed)] == printed
         journal.close()
 
 
 class TestPruning:
     @pytest.fixture(autouse=True)
-    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "_MAX_PAGES", 40)
-        monkeypatch.setattr(store, "_SOME", 8)
+    def small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(history, "_MAX_PAGES", 40)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
 
     def pages(self, journal: Journal) -> int:
-        used, free = (journal.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        used, free = (
+            journal._database.read(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
+        )
         return int(used - free)
 
-    def test_large_changes_do_not_outgrow_it(self, journal: Journal) -> None:
+    def test_large_changes_do_not_exceed_the_maximum_size(self, journal: Journal) -> None:
         entries = EntryChanges.of(EntryChange(index, DROP, DROP) for index in range(100))
         for _ in range(60):
             asyncio.run(journal.append(replace(change(), entries=entries)))
             assert self.pages(journal) < 140
         assert journal.change(60) is not None
 
-    def test_events_alone_do_not_outgrow_it(self, journal: Journal) -> None:
+    def test_events_alone_do_not_exceed_the_maximum_size(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
         for _ in range(600):
             asyncio.run(journal.append_drift_event("jump_table", {"much": "x" * 1000}))
         assert self.pages(journal) < 90
-        assert journal.change(1) is not None, "the last change is never dropped"
+        assert journal.change(1) is not None, "the last change is never pruned"
 
-    def test_what_entries_are_to_hold_is_never_forgotten(self, file: Path, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({1: DROP, 4: DROP})))
+    def test_expected_tables_outlive_pruned_changes(self, file: Path, journal: Journal) -> None:
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({1: DROP, 4: DROP})))
         asyncio.run(journal.append(change()))
         fat = replace(change("other"), note="x" * 5000)
         for _ in range(100):
             asyncio.run(journal.append(replace(fat)))
-        assert journal.change(1) is None, "that change is gone"
-        recorded = of(journal)
-        assert recorded == (Array(41, "boot"), {1: DROP, 3: DROP}), "and what it did is not"
+        assert journal.change(1) is None, "the change is pruned"
+        assert expected(journal) == (Array(41, "boot"), {1: DROP, 3: DROP}), "its effect is kept"
 
-    def test_nor_what_waits(self, journal: Journal) -> None:
-        waiting = PendingConfirmation("token", change(), 5.0)
-        asyncio.run(journal.add_pending(waiting))
-        asyncio.run(journal.append(waiting.change, token="token"))
+    def test_a_change_that_waits_for_confirmation_is_not_pruned(self, journal: Journal) -> None:
+        pending = PendingConfirmation("token", change(), 5.0)
+        asyncio.run(journal.add_pending(pending))
+        asyncio.run(journal.append(pending.change, token="token"))
         for _ in range(100):
             asyncio.run(journal.append(replace(change("other"), note="x" * 5000)))
         assert [each.change.id for each in journal.pending()] == [1]
         assert journal.change(1) is not None
 
-    def test_by_age_only_what_is_old(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
-        monkeypatch.setattr(store, "_MAX_PAGES", 10_000)
+    def test_only_old_changes_are_pruned_by_age(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
+        monkeypatch.setattr(history, "_MAX_PAGES", 10_000)
         for at in (0.0, 1.0, *[time.time()] * 20):
             asyncio.run(journal.append(replace(change(), at=at)))
         assert [each.id for each in journal.changes()[0]] == list(range(3, 23))
 
-    def test_a_clock_that_was_never_set_costs_neither_ids_nor_what_is_recorded(self, file: Path) -> None:
+    def test_ids_go_on_after_changes_of_a_clock_that_was_never_set(self, file: Path) -> None:
         for _ in range(3):
             journal = Journal(file, "process")
             for _ in range(20):
@@ -270,38 +288,41 @@ class TestPruning:
         journal.close()
 
 
-class TestALittleAtATime:
-    def folded(self, journal: Journal) -> int:
-        return int(journal.read("SELECT folded FROM bookmarks").fetchone()[0])
+class TestMaintenance:
+    def checkpointed(self, journal: Journal) -> int:
+        """The id of the last change that is in the stored expected tables."""
+        return int(journal._database.read("SELECT folded FROM bookmarks").fetchone()[0])
 
-    def test_what_entries_are_to_hold_follows_the_changes(self, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({})))
+    def test_checkpoints_follow_the_changes(self, journal: Journal) -> None:
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({})))
         for number in range(500):
             asyncio.run(journal.append(change()))
-            assert number + 1 - self.folded(journal) < 64
+            assert number + 1 - self.checkpointed(journal) < 64
         table = EntryChanges.of(EntryChange(index, None, DROP) for index in range(8192))
         asyncio.run(journal.append(replace(change(), entries=table)))
-        assert self.folded(journal) == 501, "a table is large enough by itself"
-        assert of(journal) == (Array(41, "boot"), dict.fromkeys(range(8192), DROP))
+        assert self.checkpointed(journal) == 501, "one large table causes a checkpoint"
+        assert expected(journal) == (Array(41, "boot"), dict.fromkeys(range(8192), DROP))
 
-    def test_what_was_left_behind_is_caught_up_with(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "_SOME", 10_000)
+    def test_a_backlog_is_worked_off_in_small_steps(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 10_000)
         for _ in range(500):
             asyncio.run(journal.append(change()))
-        monkeypatch.setattr(store, "_SOME", 64)
-        journal._looked_at = 500
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 64)
+        journal._maintained_event = 500
         steps = []
         for _ in range(1000):
-            before = self.folded(journal)
+            before = self.checkpointed(journal)
             asyncio.run(journal.append(change()))
-            steps.append(self.folded(journal) - before)
+            steps.append(self.checkpointed(journal) - before)
         assert max(steps) <= 128
-        assert 1500 - self.folded(journal) < 64
+        assert 1500 - self.checkpointed(journal) < 64
 
-    def test_what_is_too_much_is_dropped(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_excess_of_events_is_pruned_in_limited_steps(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for _ in range(5000):
             asyncio.run(journal.append(change()))
-        monkeypatch.setattr(store, "_KEPT", 1000)
+        monkeypatch.setattr(history, "_MAX_EVENTS", 1000)
         steps = []
         for _ in range(400):
             before = journal.pruned_event()
@@ -310,39 +331,41 @@ class TestALittleAtATime:
         assert max(steps) <= 1100
         assert len(journal.changes(limit=10_000)[0]) <= 1064
 
-    def test_and_of_large_ones_no_more_bytes(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_changes_are_pruned_within_a_limit_of_bytes(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         large = replace(change(), note="x", entries=EntryChanges.of(EntryChange(i, None, DROP) for i in range(300)))
         for _ in range(300):
             asyncio.run(journal.append(replace(large)))
-        monkeypatch.setattr(store, "_MAX_PAGES", 40)
-        monkeypatch.setattr(store, "_MOST_BYTES", 40_000)
-        journal._weight = 0
+        monkeypatch.setattr(history, "_MAX_PAGES", 40)
+        monkeypatch.setattr(journal_module, "_MAX_PRUNED_BYTES", 40_000)
+        journal._maintained_entries = journal._history.written_entries
         for _ in range(64):
             before = journal.pruned_event()
             asyncio.run(journal.append(change()))
             assert journal.pruned_event() - before <= 45_000 // 3600 + 1
 
-    def test_programs_that_come_and_go_are_not_kept(self, journal: Journal) -> None:
+    def test_unused_programs_are_removed_from_stored_tables(self, journal: Journal) -> None:
         for number in range(1, 2000):
             entries = EntryChanges.of([EntryChange(3, None, replace(DROP, id=number))])
             asyncio.run(journal.append(replace(change(), entries=entries)))
-        (programs,) = journal.read("SELECT programs FROM recorded").fetchone()
+        (programs,) = journal._database.read("SELECT programs FROM recorded").fetchone()
         assert len(json.loads(programs)) <= 130
 
 
-class TestRecorded:
-    def test_by_all_changes_since_it_began(self, journal: Journal) -> None:
+class TestExpectedTable:
+    def test_it_includes_all_changes_since_it_was_saved(self, journal: Journal) -> None:
         asyncio.run(journal.append(change()))
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
-        assert of(journal) == (Array(41, "boot"), {7: DROP})
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({7: DROP})))
+        assert expected(journal) == (Array(41, "boot"), {7: DROP})
         asyncio.run(journal.append(change()))
         asyncio.run(journal.append(replace(change(), entries=EntryChanges.of([EntryChange(7, DROP, None)]))))
-        assert of(journal) == (Array(41, "boot"), {3: DROP})
+        assert expected(journal) == (Array(41, "boot"), {3: DROP})
         assert asyncio.run(journal.expected_table("other", "boot")) is None
 
-    def test_ids_mean_nothing_beyond_their_boot(self, journal: Journal) -> None:
-        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), Table.of({7: DROP})))
+    def test_programs_of_an_earlier_boot_have_no_id(self, journal: Journal) -> None:
+        asyncio.run(journal.save_expected_table("jump_table", Array(41, "boot"), table_of({7: DROP})))
         asyncio.run(
             journal.append(replace(change(), boot_id="next", entries=EntryChanges.of([EntryChange(8, None, DROP)])))
         )
-        assert of(journal, "next") == (Array(41, "boot"), {7: replace(DROP, id=0), 8: DROP})
+        assert expected(journal, "next") == (Array(41, "boot"), {7: replace(DROP, id=0), 8: DROP})

@@ -67,16 +67,17 @@ class Inside:
         self.registry.open_unavailable()
         self.journal = Journal(self.disk / "journal.db")
         app = create_app(self.registry, self.journal, keep_dir=str(self.pins / "keep"))
-        self.changes, self.upkeep = app.state.changes, app.state.upkeep
+        self.service = app.state.service
+        self.changes = self.service.changes
         self.changes._clock = lambda: self.now
         uptime = self.changes.confirmations.uptime
         self.changes.confirmations.uptime = lambda: uptime() + self.later
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://jumptable")
-        await self.upkeep.start()
+        await self.service.start()
 
     async def stop(self) -> None:
         await self.client.aclose()
-        await self.upkeep.finish()
+        await self.service.finish()
         self.changes.close()
         self.registry.close()
 

@@ -22,7 +22,7 @@ from app.cli.main import cli
 from app.server.systemd import Notifier
 from app.service.changes.changes import Changes
 from app.service.changes.confirmations import Confirmations
-from app.store.journal import Journal
+from app.store.database import Database
 
 _SECONDS = 60.0
 
@@ -154,14 +154,14 @@ def _lay(fuse: Fuse, later: float) -> None:
         (LinuxKernel, "map_delete"),
         (LinuxKernel, "obj_pin"),
         (LinuxKernel, "unpin"),
-        (Journal, "_commit"),
+        (Database, "_commit"),
     ):
         setattr(owner, name, _burning(getattr(owner, name), fuse))
-    begin, confirm, init = Changes.begin, Confirmations.confirm, Confirmations.__init__
+    prepare, confirm, init = Changes.prepare, Confirmations.confirm, Confirmations.__init__
 
-    def lit_begin(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
+    def lit_prepare(changes: Changes, held: Any, kind: Any, steps: Any, origin: Any, *more: Any) -> Any:
         fuse.light(origin.note, kind)
-        return begin(changes, held, kind, steps, origin, *more)
+        return prepare(changes, held, kind, steps, origin, *more)
 
     def lit_confirm(confirmations: Confirmations, change: Any) -> Any:
         fuse.light(change.note, "confirm")
@@ -173,7 +173,7 @@ def _lay(fuse: Fuse, later: float) -> None:
         confirmations.uptime = lambda: uptime() + later
 
     laid: list[tuple[type, str, Callable[..., Any]]] = [
-        (Changes, "begin", lit_begin),
+        (Changes, "prepare", lit_prepare),
         (Confirmations, "confirm", lit_confirm),
         (Confirmations, "__init__", later_init),
     ]

@@ -49,7 +49,7 @@ class TestOutsideWrites:
 
         def meddle() -> None:
             outside.set(inside.pins / "table", 0, inside.pins / "tx")
-            inside.changes._stopping = True
+            inside.changes.stopping.set()
 
         inside.before_write(2, meddle)
         assert_problem(await inside.client.patch(TABLE, json=PATCH), 503, "draining")
@@ -163,7 +163,7 @@ class TestUnpinnedMap:
         assert_problem(await inside.client.patch(TABLE, json=PATCH), 503, "map-unavailable")
         kernel.obj_pin(fd, str(pin))
         kernel.close(fd)
-        await inside.upkeep._retry()
+        await inside.service._open_unavailable()
         await until(lambda: inside.table() == BEFORE)
         await until(lambda: not inside.kept())
         assert await inside.states() == ([] if is_cut_off else [("update", "expired"), ("expire", "applied")])

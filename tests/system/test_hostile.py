@@ -32,7 +32,7 @@ pieces = st.sampled_from(
 targets = st.lists(pieces | in_target, max_size=8).map(lambda parts: b"/" + b"".join(parts))
 methods = st.sampled_from([b"GET", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"POST", b"OPTIONS", b"TRACE"])
 names = st.sampled_from(
-    [b"If-Match", b"If-None-Match", b"X-Request-ID", b"Last-Event-ID", b"RequestContext", b"Content-Type", b"Accept",
+    [b"If-Match", b"If-None-Match", b"X-Request-ID", b"Last-Event-ID", b"Origin", b"Content-Type", b"Accept",
      b"Content-Encoding", b"Cookie", b"Expect", b"Connection", b"Upgrade", b"X-Forwarded-For"]
 )  # fmt: skip
 

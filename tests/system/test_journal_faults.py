@@ -57,7 +57,7 @@ class Fault:
         if self._kind == "full":
             fill(self._inside.disk)
         elif self._kind == "read-only":
-            self._inside.journal._writer.execute("PRAGMA query_only = 1")
+            self._inside.journal._database.writer.execute("PRAGMA query_only = 1")
         else:
             self._other = sqlite3.connect(self._inside.disk / "journal.db", isolation_level=None)
             self._other.execute("BEGIN IMMEDIATE")
@@ -65,7 +65,7 @@ class Fault:
     def mend(self) -> None:
         (self._inside.disk / "filler").unlink(missing_ok=True)
         with suppress(sqlite3.ProgrammingError):  # it was closed, and opened anew
-            self._inside.journal._writer.execute("PRAGMA query_only = 0")
+            self._inside.journal._database.writer.execute("PRAGMA query_only = 0")
         if self._other is not None:
             self._other.close()
             self._other = None

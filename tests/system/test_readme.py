@@ -1,4 +1,4 @@
-"""The README: what it shows is what happens."""
+"""The READMEs: what they show is what happens."""
 
 import re
 import subprocess
@@ -11,13 +11,19 @@ from app.config import Audit, Client, Limits, Map, Peer, Program, Server, Tls, T
 from tests.conftest import tool
 from tests.running import demo
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+API = "app/api/README.md"
+OPERATING = "deploy/README.md"
 
 
-def examples() -> list[tuple[str, str]]:
-    """(command, what it prints) of every console block, in order."""
+def text_of(file: str) -> str:
+    return (ROOT / file).read_text()
+
+
+def examples(file: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of every console block of the file, in order."""
     found = []
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", text_of(file), re.DOTALL):
         for part in block.split("$ ")[1:]:
             command, _, output = part.partition("\n")
             found.append((command, output))
@@ -32,20 +38,25 @@ def masked(text: str) -> str:
     return re.sub(r'\\"[0-9a-f]{8}(-[0-9a-f]+)+\\"', "", text)
 
 
+def test_there_are_examples_to_try() -> None:
+    assert examples("README.md")
+    assert len(examples("README.md") + examples(API)) >= 5
+
+
+@pytest.mark.parametrize("file", ["README.md", API])
 @pytest.mark.parametrize("kernel", ["memory", pytest.param("linux", marks=pytest.mark.kernel)])
 @pytest.mark.parametrize("_curl", ["curl"] if tool("curl") else [])
-def test_the_curls_answer_what_is_shown(kernel: str, _curl: str) -> None:
-    shown = examples()
-    assert len(shown) >= 5
+def test_the_curls_answer_what_is_shown(file: str, kernel: str, _curl: str) -> None:
+    """Each file's examples run in order against a demo of their own."""
     with demo("--kernel", kernel) as service:
-        for command, output in shown:
+        for command, output in examples(file):
             real = command.replace("http://127.0.0.1:8080", service.url).replace("curl ", "curl -s ", 1)
             done = subprocess.run(["bash", "-c", real], capture_output=True, text=True, check=True)
             assert masked(done.stdout) == masked(output), command
 
 
 def test_every_problem_is_in_the_table() -> None:
-    rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", text_of(API), re.MULTILINE)
     told = {
         code: int(status) for status, codes in rows for code in re.findall(r"`([a-z-]+)`", codes) if code in PROBLEMS
     }
@@ -53,6 +64,7 @@ def test_every_problem_is_in_the_table() -> None:
 
 
 def test_every_key_of_the_configuration_is_told() -> None:
+    text = text_of(OPERATING)
     for model in (Server, Map, Program, Peer, Tokens, Limits, Audit, Tls, Client):
         for key in model.model_fields:
-            assert re.search(rf"\b{key}\b", README), key
+            assert re.search(rf"\b{key}\b", text), key

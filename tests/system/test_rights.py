@@ -77,7 +77,10 @@ class TestLeastPrivilege:
     ) -> None:
         """As on Linux 5.10, where kernel.unprivileged_bpf_disabled shuts all of bpf(2)."""
         _, config = prepared
-        first = "from app.server import startup; startup._refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
+        first = (
+            "from app.server import startup\n"
+            "startup._refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
+        )
         with serve(config, tmp_path / "run/api.sock", first=first) as service, service.client() as client:
             service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")
             assert _capabilities(service) == {1 << 39}

@@ -1,1 +1,1 @@
-"""Fast JSON for answers that are frequent or long."""
+"""Fast JSON for responses that are frequent or long."""

@@ -1,4 +1,4 @@
-"""Changes, as they are answered: of one entry, or of a whole table of them."""
+"""Journalled changes as JSON. A change may have many entries, so pydantic does not encode these."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,67 +11,84 @@ from app.api.schemas.responses import Change
 from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
 
-_AT_A_STRETCH: Final = 4096  # entries: about 1 ms
-_AHEAD: Final = 16  # parts: 11 MB at the most
+ENTRIES_PER_CHUNK: Final = 4096  # about 1 ms to encode
+MAX_PREBUILT_CHUNKS: Final = 16  # at most 11 MB
 _PROGRAM: Final = TypeAdapter(ProgramRecord)
-_TOLD: Final = [name for name in Change.model_fields if name != "entries"]
+_FIELDS_WITHOUT_ENTRIES: Final = [name for name in Change.model_fields if name != "entries"]
 
 
-class EntriesAhead:
-    """The entries of a change, as JSON, of which some parts are made before they are asked for."""
+class EntriesPrebuilt:
+    """The entries of one change as JSON. The first chunks can be built before the response needs them.
+
+    A change of a table builds them while the kernel writes the entries. In this time the process is otherwise idle.
+    """
 
     def __init__(self) -> None:
-        self._made: deque[str] = deque()
+        self._built: deque[str] = deque()
         self._rest: Iterator[str] | None = None
 
-    def make(self, entries: EntryChanges) -> Iterator[None]:
-        """Make a part at each step."""
-        self._rest = _entries(entries)
-        for text in islice(self._rest, _AHEAD):
-            self._made.append(text)
+    def build(self, entries: EntryChanges) -> Iterator[None]:
+        """Build one chunk at each step, `MAX_PREBUILT_CHUNKS` at most."""
+        self._rest = _entry_chunks(entries)
+        for chunk in islice(self._rest, MAX_PREBUILT_CHUNKS):
+            self._built.append(chunk)
             yield
 
     def take(self, entries: EntryChanges) -> Iterator[str]:
-        """All parts, for once."""
-        while self._made:
-            yield self._made.popleft()
-        yield from _entries(entries) if self._rest is None else self._rest
+        """Return all chunks of the entries, those that are built first. It can be called only once.
+
+        Args:
+            entries: The same entries as in `build`, if that was called.
+        """
+        while self._built:
+            yield self._built.popleft()
+        yield from _entry_chunks(entries) if self._rest is None else self._rest
 
 
-def change_parts(record: ChangeRecord, ahead: EntriesAhead | None = None) -> Iterator[bytes]:
-    """A Change, as JSON, from the journal's record: in parts, each of which is made when it is asked for.
+def change_chunks(record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:
+    """Encode a journalled change as the JSON of a `Change`.
 
-    Its entries, which may be many, are put together from what all with the same programs have in common; `ahead`: they
-    may have been made already.
+    Args:
+        record: The change.
+        prebuilt: The entries of the change, some of which may be encoded already.
+
+    Returns:
+        Chunks of one JSON object. Each is encoded when it is asked for, which takes about 1 ms.
     """
-    told = {name: getattr(record, name) for name in _TOLD}
-    text = Change.model_validate(told | {"entries": []}).model_dump_json()
-    # No text can have the same in it, as its quotes would be escaped.
+    values = {name: getattr(record, name) for name in _FIELDS_WITHOUT_ENTRIES}
+    text = Change.model_validate(values | {"entries": []}).model_dump_json()
+    # This text cannot occur within a string, where its quotes would be escaped.
     before, _, after = text.partition('"entries":[]')
-    texts = _entries(record.entries) if ahead is None else ahead.take(record.entries)
-    text = f'{before}"entries":[{next(texts, "")}'
-    for following in texts:
+    chunks = _entry_chunks(record.entries) if prebuilt is None else prebuilt.take(record.entries)
+    # Each chunk is held back until the next one exists, so that the last one can carry the end of the object.
+    text = f'{before}"entries":[{next(chunks, "")}'
+    for following in chunks:
         yield text.encode()
         text = following
     yield f"{text}]{after}".encode()
 
 
-def _entries(entries: EntryChanges) -> Iterator[str]:
+def _entry_chunks(entries: EntryChanges) -> Iterator[str]:
+    """Encode the entries, `ENTRIES_PER_CHUNK` at a time. Each program is encoded only once.
+
+    The text of an entry is its index, its program before, and its program after. The last of these also has the comma
+    and the beginning of the next entry, so that three strings for each entry are joined and not five.
+    """
     programs = {number: _program(each) for number, each in entries.programs.items()} | {EMPTY: "null"}
-    lead = '{"index":'
+    start_of_entry = '{"index":'
     befores = {number: f',"before":{text},"after":' for number, text in programs.items()}
-    afters = {number: text + "}," + lead for number, text in programs.items()}
-    for start in range(0, len(entries), _AT_A_STRETCH):
-        stop = start + _AT_A_STRETCH
+    afters = {number: text + "}," + start_of_entry for number, text in programs.items()}
+    for start in range(0, len(entries), ENTRIES_PER_CHUNK):
+        stop = start + ENTRIES_PER_CHUNK
         indexes = entries.indexes[start:stop]
         texts = [""] * (3 * len(indexes))
         texts[0::3] = map(str, indexes)
         texts[1::3] = map(befores.__getitem__, entries.before[start:stop])
         texts[2::3] = map(afters.__getitem__, entries.after[start:stop])
-        texts[-1] = texts[-1].removesuffix("," + lead)
-        yield ("," if start else "") + lead + "".join(texts)
+        texts[-1] = texts[-1].removesuffix("," + start_of_entry)
+        yield ("," if start else "") + start_of_entry + "".join(texts)
 
 
 def _program(record: ProgramRecord) -> str:
-    # In an earlier boot's program the id is 0.
+    # The journal has 0 as the id of a program of an earlier boot; the API has null.
     return _PROGRAM.dump_json(record).decode().replace('"id":0,', '"id":null,', 1)

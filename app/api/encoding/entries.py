@@ -1,23 +1,58 @@
-"""Entries, as they are answered: one, or a whole table of them."""
+"""Entries as JSON: one entry, or a whole table of them. Tables may be large, so pydantic does not encode them."""
 
+import hashlib
 from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from app.api.preconditions import entry_etag
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
 from app.service.registry.registry import Registry
 
-_AT_A_STRETCH: Final = 4096  # entries: about 2 ms
-_KNOWN: Final = 4096
-# What all entries of a map have in common that point to the same program: by the map's name and the summary's place in
-# memory, where nothing else can come as long as it is kept here.
-_known: dict[tuple[str, int], tuple[ProgramSummary, bytes, bytes]] = {}
+ENTRIES_PER_CHUNK: Final = 4096  # about 2 ms to encode
+_MAX_TEMPLATES: Final = 4096
+
+# The JSON of an entry before and after its index and its tag, which is the same for all entries of a map that point to
+# the same program. The keys are the name of the map and the id() of the summary. No other object can get the same id(),
+# because the value keeps the summary alive.
+_templates: dict[tuple[str, int], tuple[ProgramSummary, bytes, bytes]] = {}
+
+
+def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
+    """Return the entity tag of one entry. It changes with what the kernel holds there, whoever changed it.
+
+    The boot id is part of the tag, because map ids and program ids mean other objects after a reboot.
+
+    Args:
+        boot_id: The kernel's boot id.
+        map_id: The kernel's id of the map, u32.
+        index: The index of the entry, u32.
+        program_id: The kernel's id of the program that the entry points to, u32.
+    """
+    return f'"{boot_id[:8]}-{map_id:x}-{index:x}-{program_id:x}"'
+
+
+def table_etag(boot_id: str, map_id: int, ids: "array[int]") -> str:
+    """Return the entity tag of a whole table.
+
+    Args:
+        boot_id: The kernel's boot id.
+        map_id: The kernel's id of the map, u32.
+        ids: By index, the id of the program that each entry points to; 0 for an empty entry.
+    """
+    return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(ids, digest_size=8).hexdigest()}"'
 
 
 def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> responses.Entry:
-    """An entry that points to a program."""
+    """Return an entry that points to a program.
+
+    Args:
+        registry: The registry, for the boot id of its kernel.
+        map_: The name of the map.
+        map_id: The kernel's id of the map, u32.
+        index: The index of the entry, u32.
+        summary: The program.
+    """
     return responses.Entry(
         map=map_,
         index=index,
@@ -27,71 +62,84 @@ def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: Pr
 
 
 def entry_json(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> tuple[str, bytes]:
-    """An entry that points to a program: its tag, and itself as JSON."""
-    kept = _known.get((map_, id(summary)))
+    """Return the entity tag and the JSON of an entry that points to a program. The arguments are as for `entry_of`."""
+    template = _templates.get((map_, id(summary)))
     etag = entry_etag(registry.kernel.boot_id, map_id, index, summary.id)
-    if kept is None or kept[0] is not summary:
-        if len(_known) >= _KNOWN:
-            _known.clear()
+    if template is None or template[0] is not summary:
+        if len(_templates) >= _MAX_TEMPLATES:
+            _templates.clear()
         entry = entry_of(registry, map_, map_id, index, summary).model_dump_json().encode()
-        kept = _known[map_, id(summary)] = summary, *_around(entry, index, etag)
-    return etag, b"%b%b%b" % (kept[1], _own(index, etag), kept[2])
+        template = _templates[map_, id(summary)] = summary, *_split(entry, index, etag)
+    return etag, b"%b%b%b" % (template[1], _index_and_etag(index, etag), template[2])
 
 
-def _own(index: int, etag: str) -> bytes:
-    """What an entry has for itself, as JSON."""
+def _index_and_etag(index: int, etag: str) -> bytes:
     return f'"index":{index},"etag":"\\"{etag[1:-1]}\\""'.encode()
 
 
-def _around(entry: bytes, index: int, etag: str) -> tuple[bytes, bytes]:
-    before, own, after = entry.partition(_own(index, etag))
-    assert own
+def _split(entry: bytes, index: int, etag: str) -> tuple[bytes, bytes]:
+    """Return the JSON of an entry before and after its index and its tag."""
+    before, found, after = entry.partition(_index_and_etag(index, etag))
+    assert found
     return before, after
 
 
-def entries_parts(
+def table_chunks(
     registry: Registry, table: responses.Entries, map_id: int, indexes: "array[int]", ids: "array[int]"
 ) -> Iterator[bytes]:
-    """The table, as JSON, with the entries of these indexes: in parts, each of which is made when it is asked for.
+    """Encode a table of entries as JSON.
 
-    `ids`: of the programs that the entries point to, by index. They are put together from what all entries with the
-    same program have in common.
+    Args:
+        registry: The registry, which describes the programs.
+        table: The table, with no entries in it.
+        map_id: The kernel's id of the map, u32.
+        indexes: The indexes of the entries to put in. None of these entries is empty.
+        ids: By index, the kernel's id of the program that each entry of the map points to.
+
+    Returns:
+        Chunks of one JSON object. Each is encoded when it is asked for, which takes about 2 ms.
     """
     before, _, after = table.model_dump_json().partition('"entries":[]')
-    texts = _Texts(registry, table.map, map_id)
+    encoder = _EntryEncoder(registry, table.map, map_id)
     text = f'{before}"entries":['
-    for start in range(0, len(indexes), _AT_A_STRETCH):
+    for start in range(0, len(indexes), ENTRIES_PER_CHUNK):
         if start:
             yield text.encode()
             text = ","
-        text += texts.of(indexes[start : start + _AT_A_STRETCH], ids)
+        text += encoder.encode(indexes[start : start + ENTRIES_PER_CHUNK], ids)
     yield f"{text}]{after}".encode()
 
 
-class _Texts(dict[int, str]):
-    """What all entries with the same program have in common, and what comes before the next entry's index, by id."""
+class _EntryEncoder(dict[int, str]):
+    """Encodes entries of one map. Each program is encoded only once.
+
+    The text of an entry is its index, the text up to the index within its tag, that index in hex, and the rest. The
+    rest is the same for all entries with the same program. It also has the comma and the beginning of the next entry,
+    so that four strings for each entry are joined and not six. As a dict, the encoder maps a program id to that rest.
+    """
 
     def __init__(self, registry: Registry, map_: str, map_id: int) -> None:
         self._registry, self._map, self._map_id = registry, map_, map_id
-        self._lead = self._middle = ""
+        self._start_of_entry = self._start_of_etag = ""
 
-    def __missing__(self, id_: int) -> str:
-        entry = entry_of(self._registry, self._map, self._map_id, 0, self._registry.programs.describe(id_))
-        # The index is in it twice, the second time within the tag, in hex: "index":0,"etag":"\"5b0e61d2-8a1-0-d68\"".
-        first, _, rest = entry.model_dump_json().partition('"index":0,')
-        start, _, end = entry.etag.strip('"').rpartition("-0-")
-        middle = f',"etag":"\\"{start}-'
-        assert f",{rest}".startswith(f"{middle}0-{end}")
-        self._lead, self._middle = f'{first}"index":', middle
-        self[id_] = f",{rest}".removeprefix(f"{middle}0") + "," + self._lead
-        return self[id_]
+    def __missing__(self, program_id: int) -> str:
+        entry = entry_of(self._registry, self._map, self._map_id, 0, self._registry.programs.describe(program_id))
+        # The index occurs twice, the second time in hex within the tag: "index":0,"etag":"\"5b0e61d2-8a1-0-d68\"".
+        before_index, _, after_index = entry.model_dump_json().partition('"index":0,')
+        etag_before_index, _, etag_after_index = entry.etag.strip('"').rpartition("-0-")
+        start_of_etag = f',"etag":"\\"{etag_before_index}-'
+        assert f",{after_index}".startswith(f"{start_of_etag}0-{etag_after_index}")
+        self._start_of_entry, self._start_of_etag = f'{before_index}"index":', start_of_etag
+        self[program_id] = f",{after_index}".removeprefix(f"{start_of_etag}0") + "," + self._start_of_entry
+        return self[program_id]
 
-    def of(self, indexes: "array[int]", ids: "array[int]") -> str:
-        """These entries."""
+    def encode(self, indexes: "array[int]", ids: "array[int]") -> str:
+        """Return the entries with these indexes, separated by commas. `ids`: the id of the program, by index."""
         texts = [""] * (4 * len(indexes))
+        # This comes first, because `__missing__` sets the two texts that are used below.
         texts[3::4] = map(self.__getitem__, map(ids.__getitem__, indexes))
         texts[0::4] = map(str, indexes)
-        texts[1::4] = [self._middle] * len(indexes)
+        texts[1::4] = [self._start_of_etag] * len(indexes)
         texts[2::4] = map("%x".__mod__, indexes)
-        texts[-1] = texts[-1].removesuffix("," + self._lead)
-        return self._lead + "".join(texts)
+        texts[-1] = texts[-1].removesuffix("," + self._start_of_entry)
+        return self._start_of_entry + "".join(texts)

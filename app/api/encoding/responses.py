@@ -1,4 +1,4 @@
-"""Answers that may be long: made while they are sent, so that they are never in memory as a whole."""
+"""Responses that may be long. They are encoded while they are sent, so they are never in memory as a whole."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,28 +11,33 @@ from app.api.middleware import IS_HEAD
 from app.api.schemas.responses import Json
 
 
-def long_json(parts: Iterator[bytes], headers: dict[str, str] | None = None) -> Response:
-    """The answer in these parts of JSON, each of which takes about a millisecond to make."""
-    first, second = next(parts), next(parts, None)
+def long_json(chunks: Iterator[bytes], headers: dict[str, str] | None = None) -> Response:
+    """Return a response with a JSON body that may be long.
+
+    Args:
+        chunks: The body, one chunk at least. To encode one should take about 1 ms, so that other requests do not wait.
+        headers: Headers of the response.
+    """
+    first, second = next(chunks), next(chunks, None)
     if second is None:
         return Json(first, headers=headers)
-    return _LongJson(chain((first, second), parts, (b"\n",)), headers)
+    return _ChunkedJson(chain((first, second), chunks, (b"\n",)), headers)
 
 
-class _LongJson(Response):
-    """Its length is not known when it begins: HTTP/1.1 then sends it in chunks."""
+class _ChunkedJson(Response):
+    """A response of unknown length, which HTTP/1.1 sends with the chunked transfer coding."""
 
     media_type = "application/json"
 
-    def __init__(self, parts: Iterator[bytes], headers: dict[str, str] | None) -> None:
+    def __init__(self, chunks: Iterator[bytes], headers: dict[str, str] | None) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(headers)
-        self._parts = parts
+        self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in () if scope[IS_HEAD] else self._parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            await asyncio.sleep(0)  # others have their turn
+        for chunk in () if scope[IS_HEAD] else self._chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await asyncio.sleep(0)  # let other requests run
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.authorization import grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, origin_of, tell, upkeep_of
-from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.problems import HttpProblem
@@ -18,7 +18,7 @@ from app.api.routes.entries import CHANGE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
-from app.service.changes.permissions import check_programs
+from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
 from app.service.errors import ChangeUnknown, JournalUnreadable
@@ -42,7 +42,7 @@ def _maps(request: Request, wanted: str | None) -> list[str] | None:
 
 def _change(request: Request, id_: int) -> Change:
     """The change, of a map that whoever asks may see."""
-    change = changes_of(request).get(id_)
+    change = service_of(request).changes.get(id_)
     if not grant_of(request.scope).has_map(change.map):
         raise ChangeUnknown(id_)
     return change
@@ -69,7 +69,7 @@ async def list_changes(
     ] = 100,
 ) -> Response:
     """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
-    journal = changes_of(request).journal
+    journal = service_of(request).journal
     try:
         page, more = journal.changes(
             maps=_maps(request, map),
@@ -89,7 +89,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
     text, _, last = told.partition(b"]")
     for number, change in enumerate(page):
         text += b"," if number else b""
-        for part in change_parts(change):
+        for part in change_chunks(change):
             text += part
             if len(text) > _PART:
                 yield text
@@ -106,7 +106,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """What each of its entries held before, and after."""
-    return long_json(change_parts(_change(request, id)))
+    return long_json(change_chunks(_change(request, id)))
 
 
 @router.post(
@@ -119,15 +119,13 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """It was made with `confirm_within`, and is undone no more."""
-    changes = changes_of(request)
+    service = service_of(request)
     change = _change(request, id)
-    origin = origin_of(request)
-    held = next((held for held in changes.registry.maps if held.name == change.map), HeldMap(change.map, Made()))
-    indexes, after = change.entries.indexes, change.entries.after
-    check_programs(changes.registry.programs, held, indexes, after, origin.actor, origin.grant)
-    confirmed = await changes.confirmations.confirm(change)
-    tell(request.scope, change=id, map=confirmed.map)
-    return long_json(change_parts(confirmed))
+    held = service.registry.maps.find(change.map) or HeldMap(change.map, Made())
+    check_confirmation(service.registry.programs, held, change, context_of(request.scope))
+    confirmed = await service.changes.confirmations.confirm(change)
+    add_audit_facts(request.scope, change=id, map=confirmed.map)
+    return long_json(change_chunks(confirmed))
 
 
 @router.post(
@@ -162,10 +160,12 @@ async def revert_change_route(
     revert is itself a change, and can be reverted.
     """
     _change(request, id)
-    origin = origin_of(request, note, confirm_within)
-    ahead = EntriesAhead()
-    result = await revert_change(changes_of(request), id, origin, dry_run=dry_run, background_steps=ahead.make)
-    return answer(request, result, dry_run=dry_run, ahead=ahead, reverts=id)
+    context = context_of(request.scope, note, confirm_within)
+    prebuilt = EntriesPrebuilt()
+    result = await revert_change(
+        service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
+    )
+    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
 
 
 @router.post(
@@ -196,13 +196,13 @@ async def reconcile_map(
 ) -> Response:
     """To the journal: every entry that has drifted gets back what is recorded, or none does. To the kernel: what it has
     is recorded, and nothing is written; `unchanged` counts these entries."""
-    changes, drift = changes_of(request), upkeep_of(request).drift
-    held = changes.registry.maps.get(name)
-    origin = origin_of(request, note, confirm_within)
+    service = service_of(request)
+    changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
+    context = context_of(request.scope, note, confirm_within)
     if body.to == "journal":
-        result = await reconcile_to_journal(changes, drift, held, origin, dry_run=dry_run)
+        result = await reconcile_to_journal(changes, drift, held, context, dry_run=dry_run)
     elif confirm_within is None:
-        result = await reconcile_to_kernel(changes, drift, held, origin, dry_run=dry_run)
+        result = await reconcile_to_kernel(changes, drift, held, context, dry_run=dry_run)
     else:
         raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
     return answer(request, result, dry_run=dry_run, to=body.to)

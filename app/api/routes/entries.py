@@ -10,27 +10,18 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.api import openapi
-from app.api.dependencies import (
-    ConfirmWithin,
-    DryRun,
-    Note,
-    changes_of,
-    headers_of,
-    origin_of,
-    registry_of,
-    tell,
-    upkeep_of,
-)
-from app.api.encoding.entries import entries_parts, entry_json, entry_of
+from app.api.audit import FACTS
+from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
-from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions, table_etag
+from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
-from app.service.lifecycle import Upkeep
+from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 from app.store.records import NUMBERS
@@ -60,13 +51,13 @@ REFERENCE = (
 )
 
 
-def _precondition(request: Request, registry: Registry, held: HeldMap, index: int) -> Precondition:
-    """Raises precondition-failed, with the current entry, where the headers forbid the change."""
+def _precondition(request: Request, registry: Registry, held: HeldMap, index: int) -> Precondition | None:
+    """Return what raises precondition-failed, with the current entry, where the headers forbid the change."""
     conditions = Conditions.of(request)
+    if conditions.if_match is None and conditions.if_none_match is None:
+        return None
 
     def check(program_id: int | None) -> None:
-        if conditions.if_match is None and conditions.if_none_match is None:
-            return
         current = None
         if program_id is not None:
             summary = registry.programs.describe(program_id)
@@ -107,33 +98,40 @@ async def set_entry_route(
     If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write by somebody else's
     tool between the check and the write goes unseen. Setting what is there already is 200, with no write.
     """
-    registry = registry_of(request)
-    held = registry.maps.get(name)
+    service = service_of(request)
+    held = service.registry.maps.get(name)
     result = await set_entry(
-        changes_of(request),
+        service.changes,
         held,
         index,
         requests.program_ref(body.program),
-        origin_of(request, note, confirm_within),
+        context_of(request.scope, note, confirm_within),
         flags=body.flags,
-        precondition=_precondition(request, registry, held, index),
+        precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
     )
-    status, etag, answer = set_answer(request.scope, registry, held, index, result)
-    return responses.Json(answer, status, headers_of(dry_run=dry_run, change=result.change, ETag=etag))
+    answer = set_answer(request.scope, service.registry, held, index, result)
+    return responses.Json(answer.body, answer.status, answer.headers)
 
 
-def set_answer(
-    scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult
-) -> tuple[int, str, bytes]:
-    """The status, the tag and the entry as JSON, once it is set; the audit is told."""
+def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
+    """Return the answer to a request that has set an entry. Both ways of a request give it."""
+    etag, body = entry_json(registry, held.name, result.map_id, index, result.after)
+    headers = {"ETag": etag}
     if result.change is not None:
-        tell(scope, change=result.change.id, map=held.name, index=index, before=result.before, after=result.after.id)
-    etag, entry = entry_json(registry, held.name, result.map_id, index, result.after)
+        headers["Change-Id"] = str(result.change.id)
+        scope[FACTS] = {
+            "change": result.change.id,
+            "map": held.name,
+            "index": index,
+            "before": result.before,
+            "after": result.after.id,
+        }
     if result.fit is not None:
-        dry = entry_of(registry, held.name, result.map_id, index, result.after)
-        entry = responses.DryEntry(**dict(dry), fit=result.fit).model_dump_json().encode()
-    return 201 if result.before is None else 200, etag, entry
+        headers["Dry-Run"] = "true"
+        entry = entry_of(registry, held.name, result.map_id, index, result.after)
+        body = responses.DryEntry(**dict(entry), fit=result.fit).model_dump_json().encode()
+    return responses.Answer(201 if result.before is None else 200, headers, body)
 
 
 @router.get(
@@ -148,23 +146,32 @@ def set_answer(
 )
 async def get_entry(request: Request, name: fields.MapName, index: fields.Index) -> Response:
     """The kernel is asked anew each time, so this also shows what somebody else's tool has put there."""
-    registry = registry_of(request)
-    held = registry.maps.get(name)
+    service = service_of(request)
+    held = service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
-    etag, entry = read_entry(registry, upkeep_of(request), held, index)
-    if conditions.not_modified(etag):
-        return Response(status_code=304, headers={"ETag": etag})
-    return responses.Json(entry, headers={"ETag": etag})
+    answer = read_answer(service, held, index)
+    if conditions.not_modified(answer.headers["ETag"]):
+        return Response(status_code=304, headers=answer.headers)
+    return responses.Json(answer.body, answer.status, answer.headers)
 
 
-def read_entry(registry: Registry, upkeep: Upkeep, held: HeldMap, index: int) -> tuple[str, bytes]:
-    """The tag of an entry, and itself as JSON. Errors: EntryEmpty, IndexOutOfRange, MapUnavailable, KernelError."""
+def read_answer(service: Service, held: HeldMap, index: int) -> responses.Answer:
+    """Return the answer to a request that reads an entry. Both ways of a request give it.
+
+    Raises:
+        EntryEmpty: It points to no program.
+        IndexOutOfRange: It is not below max_entries.
+        MapUnavailable: The map could not be opened.
+        KernelError: The kernel refuses.
+    """
     array = held.opened()
     program_id = array.get(index)
-    upkeep.drift.note_read_of_entry(held, index, program_id)
+    service.drift.note_read_of_entry(held, index, program_id)
     if program_id is None:
         raise EntryEmpty(index)
-    return entry_json(registry, held.name, array.id, index, registry.programs.describe(program_id))
+    summary = service.registry.programs.describe(program_id)
+    etag, body = entry_json(service.registry, held.name, array.id, index, summary)
+    return responses.Answer(200, {"ETag": etag}, body)
 
 
 @router.delete(
@@ -185,20 +192,21 @@ async def clear_entry_route(
     dry_run: DryRun = False,
 ) -> Response:
     """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
-    registry = registry_of(request)
-    held = registry.maps.get(name)
+    service = service_of(request)
+    held = service.registry.maps.get(name)
     change = await clear_entry(
-        changes_of(request),
+        service.changes,
         held,
         index,
-        origin_of(request, note, confirm_within),
-        precondition=_precondition(request, registry, held, index),
+        context_of(request.scope, note, confirm_within),
+        precondition=_precondition(request, service.registry, held, index),
         allow_missing=allow_missing,
         dry_run=dry_run,
     )
     if change is not None:
-        tell(request.scope, change=change.id, map=name, index=index, before=change.entries.before[0], after=None)
-    return Response(status_code=204, headers=headers_of(dry_run=dry_run, change=change))
+        before = change.entries.before[0]
+        add_audit_facts(request.scope, change=change.id, map=name, index=index, before=before, after=None)
+    return Response(status_code=204, headers=change_headers(dry_run=dry_run, change=change))
 
 
 @router.get(
@@ -224,11 +232,11 @@ async def list_entries(
 
     Each entry is asked of the kernel by itself: in a table that changes meanwhile, some may be from before.
     """
-    registry = registry_of(request)
-    held = registry.maps.get(name)
+    service = service_of(request)
+    registry, held = service.registry, service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
     found = await held.read()
-    upkeep_of(request).drift.note_read(held, found)
+    service.drift.note_read(held, found)
     array_ = held.opened()
     etag = table_etag(registry.kernel.boot_id, array_.id, found)
     if conditions.not_modified(etag):
@@ -236,4 +244,4 @@ async def list_entries(
     wanted = compress(range(start, len(found)), found[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
-    return long_json(entries_parts(registry, table, array_.id, page, found), {"ETag": etag})
+    return long_json(table_chunks(registry, table, array_.id, page, found), {"ETag": etag})

@@ -15,8 +15,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
-from app.api.dependencies import changes_of
-from app.api.encoding.changes import change_parts
+from app.api.dependencies import service_of
+from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
@@ -70,7 +70,7 @@ class EventStream(StreamingResponse):
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self.stream_response(send))
-        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.changes.feed))]
+        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.service.feed))]
         try:
             await asyncio.wait([writing, *others], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -106,7 +106,7 @@ async def watch_events(
 ) -> Response:
     """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
     gap and without a repeat."""
-    feed = changes_of(request).feed
+    feed = service_of(request).feed
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
@@ -167,7 +167,7 @@ def _encoded(event: Event) -> Iterator[bytes]:
     """The event as its readers get it, in parts that are no larger than a slice."""
     yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
-        for part in change_parts(event.change):
+        for part in change_chunks(event.change):
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app import __version__
 from app.access.rights import Right
 from app.api.authorization import grant_of
-from app.api.dependencies import changes_of, registry_of
+from app.api.dependencies import service_of
 from app.api.middleware import REQUEST_ID
 from app.api.openapi import answers, problems
 from app.api.problems import PROBLEMS, HttpProblem, problem
@@ -78,10 +78,11 @@ async def get_readiness(request: Request) -> Response:
     keeper has ended, the journal could not be written the last time, or the service stops.
 
     Whoever may not read all gets no reasons."""
-    if request.app.state.draining:
+    service = service_of(request)
+    if service.is_stopping:
         reasons = ["the service is stopping"]
         return problem("draining", reasons[0], request.scope[REQUEST_ID], facts={"reasons": reasons})
-    registry = registry_of(request)
+    registry = service.registry
     unavailable = registry.unavailable()
     reasons = [
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
@@ -95,8 +96,8 @@ async def get_readiness(request: Request) -> Response:
         reasons.append(registry.kernel.degraded_reason)
     tokens = request.app.state.authentication.tokens
     if tokens is not None and tokens.degraded_reason is not None:
-        reasons.append(f"tokens cannot be checked: {tokens.trouble}")
-    failing = changes_of(request).journal.failing
+        reasons.append(f"tokens cannot be checked: {tokens.degraded_reason}")
+    failing = service.journal.failing
     if failing is not None:
         reasons.append(failing)
     if reasons:
@@ -121,7 +122,7 @@ async def get_readiness(request: Request) -> Response:
 )
 async def get_version(request: Request) -> Response:
     """The service's version, and the kernel that it works on."""
-    kernel = registry_of(request).kernel.name
+    kernel = service_of(request).registry.kernel.name
     return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
 
 

@@ -9,25 +9,25 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.authorization import forbidden, grant_of
-from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell, upkeep_of
+from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
 from app.bpf.uapi import prog_type_name
-from app.service.drift.detector import Drift
 from app.service.errors import MapUnknown
+from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
-from app.service.registry.registry import Registry
 from app.store.records import EMPTY
 
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> responses.Map:
+async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) -> responses.Map:
+    """Return what is told of a map. `just_opened`: its pin was followed a moment ago, and need not be again."""
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = registry.maps.warnings(held)
+    warnings = service.registry.maps.warnings(held, just_opened=just_opened)
     if held.expected is not None:
         warnings += [f"entry {index} is not restored: {why}" for index, why in held.expected.lost.items()]
     if array is None:
@@ -38,9 +38,9 @@ async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> responses.Ma
         )  # fmt: skip
     found = await held.read()
     used = len(found) - found.count(EMPTY)
-    drift = await drifts.check(held)
+    drift = await service.drift.check(held, found=found)
     if held.object is not array:
-        return await _map(registry, drifts, held)  # opened anew meanwhile
+        return await _map(service, held)  # opened anew meanwhile
     state = array.state()
     owner = None
     if state.owner_type is not None:
@@ -73,11 +73,11 @@ async def _map(registry: Registry, drifts: Drift, held: HeldMap) -> responses.Ma
 )
 async def list_maps(request: Request) -> Response:
     """Also those that could not be opened yet."""
-    registry, told = registry_of(request), []
+    registry, told = service_of(request).registry, []
     grant = grant_of(request.scope)
     for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            told.append(await _map(registry, upkeep_of(request).drift, held))
+            told.append(await _map(service_of(request), held))
     return responses.Json(responses.Maps(maps=told))
 
 
@@ -90,8 +90,8 @@ async def list_maps(request: Request) -> Response:
 )
 async def get_map(request: Request, name: fields.MapName) -> Response:
     """Its size, what fits into it, by whom it is kept alive."""
-    registry = registry_of(request)
-    return responses.Json(await _map(registry, upkeep_of(request).drift, registry.maps.get(name)))
+    registry = service_of(request).registry
+    return responses.Json(await _map(service_of(request), registry.maps.get(name)))
 
 
 @router.put(
@@ -127,18 +127,17 @@ async def hold_map(
     With `create`, make it and pin it there if the pin does not exist.
     """
     create_entries = None if body.create is None else body.create.max_entries
-    check_holdable(request, body.source(), registry_of(request).maps.find(name), force=force)
-    held, is_new = await holding_of(request).hold_map(
-        name, body.source(), create_entries, origin_of(request), force=force, dry_run=dry_run
-    )
+    service, source, context = service_of(request), body.source(), context_of(request.scope)
+    check_holdable(request, source, service.registry.maps.find(name), force=force)
+    held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(registry_of(request), upkeep_of(request).drift, held)
+        answer = await _map(service, held, just_opened=not dry_run)
     finally:
         if dry_run:
             held.release()
     if not dry_run:
-        tell(request.scope, map=name, map_id=answer.id, created=answer.created_here)
-    headers = headers_of(dry_run=dry_run) | ({"Location": f"/maps/{name}"} if is_new and not dry_run else {})
+        add_audit_facts(request.scope, map=name, map_id=answer.id, created=answer.created_here)
+    headers = change_headers(dry_run=dry_run, location=f"/maps/{name}" if is_new else None)
     return responses.Json(answer, 201 if is_new else 200, headers)
 
 
@@ -159,7 +158,7 @@ async def release_map(
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
     if force and not grant_of(request.scope).is_unbounded:
         raise forbidden(request.scope, "whoever has bounds may not release by force")
-    await holding_of(request).release_map(name, origin_of(request), force=force, dry_run=dry_run)
+    await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
-        tell(request.scope, map=name, force=force)
-    return Response(status_code=204, headers=headers_of(dry_run=dry_run))
+        add_audit_facts(request.scope, map=name, force=force)
+    return Response(status_code=204, headers=change_headers(dry_run=dry_run))

@@ -20,8 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from app import __version__
 from app.api.openapi import Responses, problems
 from app.api.routing import StrictRoute
-from app.service.changes.changes import Changes
-from app.service.counters import BOUNDS, Counters, Timing
+from app.service.counters import BOUNDS, Timing
+from app.service.lifecycle import Service
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -33,13 +33,12 @@ _RESPONSES: Final[Responses] = {
 class Collector:
     """All metrics, as of when they are asked for. Labels: names of held maps, and fixed sets."""
 
-    def __init__(self, counters: Counters, changes: Changes) -> None:
-        self._figures = counters
-        self._changes = changes
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks for."""
-        registry, counters = self._changes.registry, self._figures
+        registry, counters = self._service.registry, self._service.counters
         info = {"version": __version__, "kernel": registry.kernel.name}
         yield InfoMetricFamily("jumptable", "The service and what it works on.", value=info)
         family = CounterMetricFamily(
@@ -50,7 +49,7 @@ class Collector:
             "jumptable_kernel_call_seconds",
             "Calls of the kernel.",
             ("call",),
-            {(k,): t for k, t in counters.kernel.items()},
+            {(k,): t for k, t in registry.kernel_timings.items()},
         )
         yield _histogram(
             "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): counters.journal}
@@ -67,12 +66,12 @@ class Collector:
             "jumptable_unconfirmed_changes",
             "Changes that wait to be confirmed.",
             (),
-            {(): len(self._changes.confirmations)},
+            {(): len(self._service.changes.confirmations)},
         )
-        yield _gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._changes.feed.readers})
+        yield _gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._service.feed.readers})
 
     def _maps(self) -> Iterator[Metric]:
-        maps = list(self._changes.registry.maps)
+        maps = list(self._service.registry.maps)
         yield _gauge("jumptable_maps", "Held maps.", (), {(): len(maps)})
         unavailable = sum(held.object is None for held in maps)
         yield _gauge("jumptable_maps_unavailable", "Those that could not be opened.", (), {(): unavailable})
@@ -85,10 +84,10 @@ class Collector:
         yield _gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
 
 
-def collectors(counters: Counters, changes: Changes) -> CollectorRegistry:
+def collectors(service: Service) -> CollectorRegistry:
     """All that /metrics tells: the service's, and the process's."""
     registry = CollectorRegistry()
-    registry.register(Collector(counters, changes))
+    registry.register(Collector(service))
     ProcessCollector(registry=registry)
     return registry
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import grant_of
-from app.api.dependencies import DryRun, check_holdable, headers_of, holding_of, origin_of, registry_of, tell
+from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
@@ -54,7 +54,7 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
 )
 async def list_programs(request: Request) -> Response:
     """Also those that could not be opened yet."""
-    registry = registry_of(request)
+    registry = service_of(request).registry
     uses = await registry.maps.uses()
     grant = grant_of(request.scope)
     held = sorted((each for each in registry.programs if grant.has_program(each.name)), key=lambda each: each.name)
@@ -70,7 +70,7 @@ async def list_programs(request: Request) -> Response:
 )
 async def get_program(request: Request, name: fields.ProgramName) -> Response:
     """Its type, its maps, and which entries point to it."""
-    registry = registry_of(request)
+    registry = service_of(request).registry
     registry.programs.get(name)
     uses = await registry.maps.uses()
     return responses.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
@@ -104,16 +104,17 @@ async def hold_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
-    check_holdable(request, body.source(), registry_of(request).programs.find(name))
-    held, is_new = await holding_of(request).hold_program(name, body.source(), origin_of(request), dry_run=dry_run)
+    check_holdable(request, body.source(), service_of(request).registry.programs.find(name))
+    service, context = service_of(request), context_of(request.scope)
+    held, is_new = await service.holds.hold_program(name, body.source(), context, dry_run=dry_run)
     try:
-        answer = _program(held, await registry_of(request).maps.uses(), grant_of(request.scope))
+        answer = _program(held, await service.registry.maps.uses(), grant_of(request.scope))
     finally:
         if dry_run:
             held.release()
     if not dry_run:
-        tell(request.scope, program=name, program_id=answer.id)
-    headers = headers_of(dry_run=dry_run) | ({"Location": f"/programs/{name}"} if is_new and not dry_run else {})
+        add_audit_facts(request.scope, program=name, program_id=answer.id)
+    headers = change_headers(dry_run=dry_run, location=f"/programs/{name}" if is_new else None)
     return responses.Json(answer, 201 if is_new else 200, headers)
 
 
@@ -131,10 +132,10 @@ async def release_program(
     dry_run: DryRun = False,
 ) -> Response:
     """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
-    await holding_of(request).release_program(name, origin_of(request), dry_run=dry_run)
+    await service_of(request).holds.release_program(name, context_of(request.scope), dry_run=dry_run)
     if not dry_run:
-        tell(request.scope, program=name)
-    return Response(status_code=204, headers=headers_of(dry_run=dry_run))
+        add_audit_facts(request.scope, program=name)
+    return Response(status_code=204, headers=change_headers(dry_run=dry_run))
 
 
 @router.post(
@@ -150,9 +151,9 @@ async def run_program(request: Request, name: fields.ProgramName, body: requests
 
     So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
     """
-    held = registry_of(request).programs.get(name)
-    state = request.app.state
-    result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: state.draining)
+    held = service_of(request).registry.programs.get(name)
+    service = service_of(request)
+    result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: service.is_stopping)
     if result is None:
         raise HttpProblem("draining", "the service is stopping")
     return responses.Json(

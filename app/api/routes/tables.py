@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.dependencies import ConfirmWithin, DryRun, Note, changes_of, headers_of, origin_of, tell
-from app.api.encoding.changes import EntriesAhead, change_parts
+from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks
+from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
-from app.api.preconditions import TABLE_PARAMETERS, Conditions, table_etag
+from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routes.entries import CHANGE, REFERENCE
 from app.api.routing import TableRoute
@@ -44,7 +45,7 @@ _RESPONSES = (
 )  # fmt: skip
 
 
-def _wanted(indexes: Sequence[int], given: Sequence[table_requests.Given]) -> RequestedEntries:
+def _requested(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
     """What the entries of a body are to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
@@ -60,7 +61,7 @@ def _wanted(indexes: Sequence[int], given: Sequence[table_requests.Given]) -> Re
 
 def _precondition(request: Request) -> TablePrecondition:
     conditions = Conditions.of(request)
-    boot_id = changes_of(request).registry.kernel.boot_id
+    boot_id = service_of(request).registry.kernel.boot_id
 
     def check(map_id: int, ids: "array[int]") -> None:
         if conditions.if_match is None and conditions.if_none_match is None:
@@ -74,7 +75,7 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
+def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
@@ -86,7 +87,7 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
         return
     before, _, after = applied.partition(b"null")
     part = before
-    for following in change_parts(result.change, ahead):
+    for following in change_chunks(result.change, prebuilt):
         if part is not before:
             yield part
             part = b""
@@ -95,29 +96,31 @@ def _applied(result: TableResult, ahead: EntriesAhead) -> Iterator[bytes]:
 
 
 def answer(
-    request: Request, result: TableResult, *, dry_run: bool, ahead: EntriesAhead | None = None, **facts: object
+    request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
     """The whole answer, with `facts` for the audit's line where something was changed."""
     if result.change is not None:
-        tell(request.scope, change=result.change.id, map=result.change.map, **facts)
-    return long_json(_applied(result, ahead or EntriesAhead()), headers_of(dry_run=dry_run, change=result.change))
+        add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
+    return long_json(
+        _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
+    )
 
 
 async def _change(
-    request: Request, name: str, wanted: RequestedEntries, origin: RequestContext, *, replace: bool, dry_run: bool
+    request: Request, name: str, requested: RequestedEntries, context: RequestContext, *, replace: bool, dry_run: bool
 ) -> Response:
-    changes, ahead = changes_of(request), EntriesAhead()
+    service, prebuilt = service_of(request), EntriesPrebuilt()
     result = await change_table(
-        changes,
-        changes.registry.maps.get(name),
-        wanted,
-        origin,
+        service.changes,
+        service.registry.maps.get(name),
+        requested,
+        context,
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
-        background_steps=ahead.make,
+        background_steps=prebuilt.build,
     )
-    return answer(request, result, dry_run=dry_run, ahead=ahead, set=result.set, cleared=result.cleared)
+    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, set=result.set, cleared=result.cleared)
 
 
 @router.put(
@@ -143,12 +146,12 @@ async def replace_entries(
     table does not: list callees before the entries that lead to them.
     """
     if body.entries is not None:
-        wanted = _wanted(body.entries.indexes, body.entries.programs)
+        requested = _requested(body.entries.indexes, body.entries.programs)
     else:
         programs = body.programs or ()
-        wanted = _wanted(range(len(programs)), programs)
-    origin = origin_of(request, note, confirm_within)
-    return await _change(request, name, wanted, origin, replace=True, dry_run=dry_run)
+        requested = _requested(range(len(programs)), programs)
+    context = context_of(request.scope, note, confirm_within)
+    return await _change(request, name, requested, context, replace=True, dry_run=dry_run)
 
 
 @router.patch(
@@ -168,6 +171,6 @@ async def update_entries(
     dry_run: DryRun = False,
 ) -> Response:
     """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
-    wanted = _wanted(body.entries.indexes, body.entries.programs)
-    origin = origin_of(request, note, confirm_within)
-    return await _change(request, name, wanted, origin, replace=False, dry_run=dry_run)
+    requested = _requested(body.entries.indexes, body.entries.programs)
+    context = context_of(request.scope, note, confirm_within)
+    return await _change(request, name, requested, context, replace=False, dry_run=dry_run)

@@ -1,1 +1,1 @@
-"""What requests bring and what is answered, as pydantic models."""
+"""The JSON of requests and responses, as pydantic models. Docstrings and descriptions are in the OpenAPI document."""

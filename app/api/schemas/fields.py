@@ -1,5 +1,6 @@
-"""What inputs and outputs are made of."""
+"""Types of single fields and parameters: names, indexes, numbers, paths."""
 
+import functools
 import re
 from typing import Annotated, Any, Final
 
@@ -11,11 +12,19 @@ from app.service.objects.source import NAME_PATTERN, checked_name
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _NAME: Final = rf"^(?!\.\.?$){NAME_PATTERN.removeprefix('^')}"  # neither . nor ..
-MAX_ENTRIES: Final = 1 << 20  # an array of 8 MiB; far more than any is known to have
+MAX_ENTRIES: Final = 1 << 20  # the largest array that a request may create; the kernel needs 8 MiB for it
 
 
+@functools.lru_cache(maxsize=4096)  # most requests name few entries
 def decimal(text: Any) -> int:
-    """The number from 0 to 2^32 - 1 that a text names. ValueError where it names none."""
+    """Return the u32 that a text stands for.
+
+    Args:
+        text: Decimal digits, without sign or leading zeros.
+
+    Raises:
+        ValueError: It is not such a text, or the number is above 2^32 - 1.
+    """
     if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or int(text) > MAX_INDEX:
         message = f"must be a decimal number from 0 to {MAX_INDEX}, without sign or leading zeros"
         raise ValueError(message)
@@ -25,15 +34,20 @@ def decimal(text: Any) -> int:
 NAME_SCHEMA: Final = WithJsonSchema({"type": "string", "pattern": _NAME})
 Name = Annotated[str, AfterValidator(checked_name), NAME_SCHEMA]
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
-MapName = Annotated[Name, Path(description="The name the map is held under.", examples=["jump_table"])]
-ProgramName = Annotated[Name, Path(description="The name the program is held under.", examples=["drop"])]
+MapName = Annotated[Name, Path(description="The name under which the map is held.", examples=["jump_table"])]
+ProgramName = Annotated[Name, Path(description="The name under which the program is held.", examples=["drop"])]
 Decimal = Annotated[
     int,
     PlainValidator(decimal),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_INDEX}),
 ]
 Positive = Annotated[Decimal, Field(gt=0), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_INDEX})]
-Index = Annotated[Decimal, Path(description="u32, below the map's max_entries; decimal.", examples=[3])]
+Index = Annotated[
+    Decimal, Path(description="The index of the entry: a decimal u32 below the map's max_entries.", examples=[3])
+]
 PinPath = Annotated[
-    str, Field(min_length=1, max_length=4095, description="Absolute path in bpffs.", examples=["/sys/fs/bpf/drop"])
+    str,
+    Field(
+        min_length=1, max_length=4095, description="The absolute path of a pin in bpffs.", examples=["/sys/fs/bpf/drop"]
+    ),
 ]

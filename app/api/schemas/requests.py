@@ -1,4 +1,4 @@
-"""What requests bring, as JSON."""
+"""The bodies of requests, except those of whole tables."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -21,9 +21,9 @@ from app.service.objects.source import ById, Pinned
 from app.service.registry.programs import ByName, ProgramRef
 
 
-def _packet(text: str) -> str:
+def _validated_packet(text: str) -> str:
     if not re.fullmatch(r"([0-9A-Fa-f]{2})*", text) or text.endswith("\n"):
-        message = "a packet is written in hex, two digits a byte, with nothing between them"
+        message = "a packet is written as hex digits, two for each byte, with nothing between them"
         raise ValueError(message)
     if len(text) // 2 < MIN_PACKET:
         message = f"a packet has {MIN_PACKET} bytes at least; this one has {len(text) // 2}"
@@ -31,30 +31,33 @@ def _packet(text: str) -> str:
     return text
 
 
-def without(*names: str) -> dict[str, Any]:
-    """A schema for which all of these are left out or null."""
+def schema_without(*names: str) -> dict[str, Any]:
+    """Return a JSON schema of objects in which all of these members are absent or null."""
     return {"properties": {name: {"type": "null"} for name in names}}
 
 
-def given(name: str) -> dict[str, Any]:
-    """A schema for which this is there, and not null."""
+def schema_with(name: str) -> dict[str, Any]:
+    """Return a JSON schema of objects in which this member is present and not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 class Input(BaseModel):
-    """What a request brings: nothing unknown, nothing converted."""
+    """The base of request bodies. Unknown members are refused, and values are not converted to other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ProgramObject(Input):
-    """A program by its held name, else by its id; or by its pin. What else GET answers is ignored."""
+    """A reference to a program, by `name`, `id` or `pinned`. If `name` is not null, `id` is ignored.
+
+    The other members of a program in a response are accepted and ignored.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": given("pinned"),
-            "then": without("name", "id"),
-            "else": {"if": without("name"), "then": given("id")},
+            "if": schema_with("pinned"),
+            "then": schema_without("name", "id"),
+            "else": {"if": schema_without("name"), "then": schema_with("id")},
         }
     )
 
@@ -69,54 +72,60 @@ class ProgramObject(Input):
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
         if self.pinned is not None and (self.name is not None or self.id is not None):
-            message = "pinned goes alone, without name or id"
+            message = "pinned cannot be combined with name or id"
             raise ValueError(message)
         if self.pinned is None and self.name is None and self.id is None:
-            message = "one of name, id and pinned is needed"
+            message = "one of name, id and pinned is required"
             raise ValueError(message)
         return self
 
 
-def _form(value: Any) -> str | None:
+def _reference_form(value: Any) -> str | None:
     if isinstance(value, dict):
         return "<object>"
     return "<name>" if isinstance(value, str) else None
 
 
-# With a discriminator, so that an error speaks of the form that was meant, and not of all. EntryProgram is among them
-# for the document alone, so that a typed client can send back what it was answered: it is a ProgramObject all the same.
+# The discriminator makes an error speak of the form that was meant, and not of every form. EntryProgram is one of them
+# only for the OpenAPI document, so that a typed client can send back what it received; it validates as a ProgramObject.
 ProgramReference = Annotated[
     Annotated[Name, Tag("<name>")]
     | Annotated[ProgramObject, Tag("<object>")]
     | Annotated[EntryProgram, Tag("<entry>")],
     Discriminator(
-        _form,
+        _reference_form,
         custom_error_type="program_reference",
-        custom_error_message='a program is its held name, or an object: {"name": …}, {"id": …} or {"pinned": …}',
+        custom_error_message=(
+            'a program is the name of a held one, or an object: {"name": …}, {"id": …} or {"pinned": …}'
+        ),
     ),
 ]
 
 
 class SetEntry(Input):
-    """What an entry is to point to. An entry as GET answers it can be sent back."""
+    """The program that an entry is to point to. The entry that GET returns is accepted as well."""
 
     program: ProgramReference = Field(examples=["drop", {"id": 812}, {"pinned": "/sys/fs/bpf/drop"}])
-    flags: int = Field(0, ge=0, le=(1 << 53) - 1, description="Only 0 (BPF_ANY): the kernel knows no other here.")
+    flags: int = Field(
+        0, ge=0, le=(1 << 53) - 1, description="Only 0 (BPF_ANY): the kernel supports no other flags here."
+    )
     map: Any = Field(None, description="Ignored.")
     index: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
 
 
 class CreateMap(Input):
-    """The array to make where the pin does not exist."""
+    """The array to create if the pin does not exist."""
 
     max_entries: int = Field(ge=1, le=MAX_ENTRIES, examples=[64])
 
 
 class HoldProgram(Input):
-    """Where to open what is to be held: one of the two."""
+    """Where to open the object to hold: exactly one of `pinned` and `id`."""
 
-    model_config = ConfigDict(json_schema_extra={"if": given("pinned"), "then": without("id"), "else": given("id")})
+    model_config = ConfigDict(
+        json_schema_extra={"if": schema_with("pinned"), "then": schema_without("id"), "else": schema_with("id")}
+    )
 
     pinned: PinPath | None = None
     id: U32 | None = None
@@ -124,55 +133,55 @@ class HoldProgram(Input):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.pinned is None) == (self.id is None):
-            message = "exactly one of pinned and id is needed"
+            message = "exactly one of pinned and id is required"
             raise ValueError(message)
         return self
 
     def source(self) -> Pinned | ById:
-        """The source that this names."""
+        """Return the source that the body names."""
         return Pinned(self.pinned) if self.pinned is not None else ById(self.id or 0)
 
 
 class HoldMap(HoldProgram):
-    """Where to open the map, and whether to make it."""
+    """Where to open the map to hold: exactly one of `pinned` and `id`. With `create`, a missing pin is created."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": given("pinned"),
-            "then": without("id"),
-            "else": {"allOf": [given("id"), without("create")]},
+            "if": schema_with("pinned"),
+            "then": schema_without("id"),
+            "else": {"allOf": [schema_with("id"), schema_without("create")]},
         }
     )
 
     create: CreateMap | None = None
 
     @model_validator(mode="after")
-    def _created_at_a_pin(self) -> Self:
+    def _create_has_a_pin(self) -> Self:
         if self.create is not None and self.pinned is None:
-            message = "create goes with pinned: that is where the new array is pinned"
+            message = "create requires pinned, the path at which the new array is pinned"
             raise ValueError(message)
         return self
 
 
 class Reconcile(Input):
-    """How drift is to end."""
+    """How to end the drift of a map."""
 
     to: Literal["journal", "kernel"] = Field(
-        description="`journal`: what is recorded is put back. `kernel`: what the kernel has is recorded."
+        description="`journal`: put back what the journal says. `kernel`: keep what the kernel holds, and record it."
     )
 
 
 class RunProgram(Input):
-    """A packet to run the program on."""
+    """The packet on which to run the program, and how often."""
 
     packet: Annotated[
         str,
-        AfterValidator(_packet),
+        AfterValidator(_validated_packet),
         WithJsonSchema(
             {
                 "type": "string",
                 "pattern": "^([0-9A-Fa-f]{2}){14,}$",
-                "description": "In hex; 14 bytes at least, at most what the kernel takes.",
+                "description": "The packet in hex. It has 14 bytes or more; the kernel sets the largest size.",
                 "examples": ["0300000000000000000000000000"],
             }
         ),
@@ -180,13 +189,13 @@ class RunProgram(Input):
     repeat: int = Field(1, ge=1, le=1_000_000)
 
 
-def program_ref(given: "str | ProgramObject | EntryProgram") -> ProgramRef:
-    """The reference that a body names: by name where it has one, else by id, else by pin."""
-    if isinstance(given, str):
-        return ByName(given)
-    assert isinstance(given, ProgramObject)
-    if given.name is not None:
-        return ByName(given.name)
-    if given.id is not None:
-        return ById(given.id)
-    return Pinned(given.pinned or "")
+def program_ref(program: "str | ProgramObject | EntryProgram") -> ProgramRef:
+    """Return the reference to a program in a body: by its name if it has one, else by its id, else by its pin."""
+    if isinstance(program, str):
+        return ByName(program)
+    assert isinstance(program, ProgramObject)
+    if program.name is not None:
+        return ByName(program.name)
+    if program.id is not None:
+        return ById(program.id)
+    return Pinned(program.pinned or "")

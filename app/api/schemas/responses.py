@@ -1,8 +1,9 @@
-"""What is answered, as JSON."""
+"""The bodies of responses."""
 
 import functools
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import Response
@@ -12,9 +13,25 @@ from app.bpf.uapi import MAX_INDEX
 from app.service.objects.program import ProgramSummary
 from app.store.records import ChangeKind, ChangeState
 
+_FIT: Final = (
+    "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
+    "`type-only`: only the types were compared, so the kernel may still refuse the real write."
+)
+_BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
+_REASON: Final = "Why it is unavailable; null: it is held."
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, headers by name, and JSON without its newline: what both ways of a request send."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
 
 class Json(Response):
-    """An answer in JSON that ends in a newline, as a terminal likes it."""
+    """A JSON response. It ends in a newline, so that a terminal shows its prompt on a new line."""
 
     media_type = "application/json"
 
@@ -24,10 +41,10 @@ class Json(Response):
 
 
 class EntryProgram(BaseModel):
-    """The program that an entry points to. What is null the kernel tells only with CAP_SYS_ADMIN."""
+    """The program that an entry points to. Without CAP_SYS_ADMIN the kernel gives only its id; the rest may be null."""
 
     name: Annotated[str, NAME_SCHEMA] | None = Field(
-        description="The name it is held under; null: the service does not hold it."
+        description="The name under which the service holds the program; null: it does not hold it."
     )
     id: int = Field(ge=0, le=MAX_INDEX, strict=True, examples=[812])
     type: str | None = Field(examples=["xdp"])
@@ -35,13 +52,13 @@ class EntryProgram(BaseModel):
     kernel_name: str | None = Field(examples=["xdp_drop"])
     loaded_at: datetime | None
 
-    # Nothing else: it can be sent back, and what is sent has nothing unknown.
+    # Clients may send it back in a request, where no other members are allowed.
     model_config = ConfigDict(frozen=True, json_schema_extra={"additionalProperties": False})
 
     @staticmethod
     @functools.lru_cache(maxsize=4096)  # one object for all entries that point to the same program
     def of(summary: ProgramSummary) -> "EntryProgram":
-        """From what the service tells."""
+        """Return the model for a program that an entry points to."""
         return EntryProgram(
             name=summary.name,
             id=summary.id,
@@ -53,7 +70,7 @@ class EntryProgram(BaseModel):
 
 
 class Entry(BaseModel):
-    """One populated entry."""
+    """An entry that points to a program."""
 
     map: str = Field(examples=["jump_table"])
     index: int = Field(examples=[3])
@@ -62,41 +79,42 @@ class Entry(BaseModel):
 
 
 class DryEntry(Entry):
-    """The entry as it would be."""
+    """The entry as it would be after the change, from a dry run."""
 
-    fit: Literal["tried", "type-only"] = Field(
-        description="Whether the kernel was asked on a scratch array, or only the type could be compared.",
-    )
+    fit: Literal["tried", "type-only"] = Field(description=_FIT)
 
 
 class Entries(BaseModel):
-    """The populated entries of a map, by rising index."""
+    """The entries of a map that point to a program, by rising index."""
 
     map: str = Field(examples=["jump_table"])
     max_entries: int = Field(examples=[16])
-    etag: str = Field(description="Of the whole table, also on a page.", examples=['"0f1e2d3c4b5a6978"'])
+    etag: str = Field(
+        description="The entity tag of the whole table, even on a page of it.", examples=['"0f1e2d3c4b5a6978"']
+    )
     entries: list[Entry]
-    next: int | None = Field(description="The start of the next page; null: this was the last.")
+    next: int | None = Field(description="The `start` of the next page; null: this is the last one.")
 
 
 class ChangedProgram(BaseModel):
-    """A program as it was when it was recorded. It means nothing beyond its boot that `id` tells."""
+    """A program as it was when it was recorded. Its `id` is valid only until the machine reboots."""
 
     name: str | None
     id: int | None = Field(
-        description="In a drift null for a program of an earlier boot that is not found again.", examples=[812]
+        description="The kernel's id; null: the program is of an earlier boot and was not found again.",
+        examples=[812],
     )
     tag: str | None
     pinned: str | None
 
     @field_validator("id")
     @classmethod
-    def _known(cls, id_: int | None) -> int | None:
+    def _null_for_zero(cls, id_: int | None) -> int | None:
         return id_ or None
 
 
 class ChangedEntry(BaseModel):
-    """One entry of a change. null: empty."""
+    """One entry of a change: its programs before and after. null: the entry is empty."""
 
     index: int = Field(examples=[3])
     before: ChangedProgram | None
@@ -104,81 +122,92 @@ class ChangedEntry(BaseModel):
 
 
 class Change(BaseModel):
-    """A change of entries, as it is journalled."""
+    """A change of entries, as the journal records it."""
 
     id: int = Field(examples=[17])
     at: datetime
-    actor: str = Field(description="unix, or tcp: and an address.", examples=["unix"])
+    actor: str = Field(
+        description="Who made the change. `unix:USER` or `unix:USER (RULE)`: a local user on the unix socket, and the "
+        "rule of the configuration that gives the rights. `token:NAME`: the holder of a token. `certificate:NAME`: the "
+        "holder of a client certificate. `unix` or `tcp:ADDRESS`: a caller of a service without authentication. "
+        "`jumptable`: the service itself.",
+        examples=["unix"],
+    )
     request_id: str
     note: str | None
     map: str = Field(examples=["jump_table"])
     kind: ChangeKind = Field(
-        description="`expire`: undone, as nobody confirmed it; `reconcile`, `restore`: what was recorded was put back, "
-        "at a caller's wish or at the start; `adopt`: what the kernel had was recorded, and nothing was written."
+        description="What was done. `expire`: a change was undone because nobody confirmed it in time. `reconcile` and "
+        "`restore`: the entries were put back to what the journal says, at the request of a caller or when the service "
+        "started. `adopt`: what the kernel held was recorded, and nothing was written."
     )
     entries: list[ChangedEntry]
-    confirm_by: datetime | None = Field(description="When it is undone, unless it is confirmed before.")
+    confirm_by: datetime | None = Field(
+        description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
+    )
     state: ChangeState
-    reverts: int | None = Field(description="The change that this one undoes.")
+    reverts: int | None = Field(description="The id of the change that this one undoes.")
 
 
 class Changes(BaseModel):
-    """Changes by rising id."""
+    """Changes, by rising id."""
 
     changes: list[Change]
-    next: int | None = Field(description="What `after` is for the next page; null: this was the last.")
+    next: int | None = Field(description="The value of `after` for the next page; null: this is the last one.")
 
 
 class Applied(BaseModel):
-    """What was done."""
+    """The result of a change of entries. `set`, `cleared` and `unchanged` are numbers of entries."""
 
-    change: Change | None = Field(description="null: nothing had to be written, or it was a dry run.")
+    change: Change | None = Field(description="The change; null: nothing had to be written, or this was a dry run.")
     set: int
     cleared: int
     unchanged: int
 
 
 class DryApplied(Applied):
-    """What would be done."""
+    """The result that a change of entries would have, from a dry run."""
 
-    fit: Literal["tried", "type-only"] = Field(
-        description="Whether the kernel was asked on a scratch array, or only the type could be compared."
-    )
+    fit: Literal["tried", "type-only"] = Field(description=_FIT)
 
 
 class Owner(BaseModel):
-    """What the first program has fixed, for as long as the array exists."""
+    """What the first program in the array has fixed. It stays so for as long as the array exists."""
 
     program_type: str = Field(examples=["xdp"])
     jited: bool | None
 
 
 class Drift(BaseModel):
-    """An entry where the kernel differs from what is recorded. null: empty."""
+    """An entry in which the kernel and the journal differ. null: the entry is empty."""
 
     index: int = Field(examples=[3])
-    journal: ChangedProgram | None = Field(description="What it is to hold, by all that was changed here.")
-    kernel: ChangedProgram | None = Field(description="What it holds.")
+    journal: ChangedProgram | None = Field(
+        description="The program that the entry should point to, by the journalled changes."
+    )
+    kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
 class Map(BaseModel):
-    """A held map. While it is unavailable, what only the kernel knows is null."""
+    """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
     id: int | None = Field(examples=[41])
     kernel_name: str | None = Field(examples=["jump_table"])
     type: Literal["prog_array"] = "prog_array"
     max_entries: int | None = Field(examples=[16])
-    used: int | None = Field(description="How many entries point to a program.", examples=[1])
+    used: int | None = Field(description="The number of entries that point to a program.", examples=[1])
     flags: int | None = Field(examples=[0])
-    memlock: int | None = Field(description="Bytes.", examples=[440])
+    memlock: int | None = Field(description="The kernel memory of the map, in bytes.", examples=[440])
     frozen: bool | None
-    owner: Owner | None = Field(description="null: no program was put in or refers to it yet, so any type fits.")
-    pins: list[str] = Field(description="The paths it was opened or pinned by.")
+    owner: Owner | None = Field(
+        description="What a program must match; null: the map never had a program, and none refers to it, so any fits."
+    )
+    pins: list[str] = Field(description="The paths at which the service opened or pinned the map.")
     created_here: bool
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description="Why it is unavailable.")
-    drift: list[Drift] = Field(description="Where the kernel differs from what is recorded.")
+    reason: str | None = Field(description=_REASON)
+    drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
     warnings: list[str]
 
 
@@ -196,7 +225,7 @@ class Use(BaseModel):
 
 
 class Program(BaseModel):
-    """A held program. While it is unavailable, what only the kernel knows is null."""
+    """A held program. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["drop"])
     id: int | None = Field(examples=[812])
@@ -204,13 +233,13 @@ class Program(BaseModel):
     tag: str | None = Field(examples=["46728abc63e3a679"])
     kernel_name: str | None = Field(examples=["xdp_drop"])
     loaded_at: datetime | None
-    uid: int | None = Field(description="Of the user who loaded it.")
+    uid: int | None = Field(description="The id of the user who loaded the program.")
     map_ids: list[int]
     gpl: bool | None
-    run_count: int | None = Field(description="Only counted while kernel.bpf_stats_enabled is 1.")
-    run_time_ns: int | None = Field(description="Only counted while kernel.bpf_stats_enabled is 1.")
+    run_count: int | None = Field(description=f"How often the program has run. {_BPF_STATS}")
+    run_time_ns: int | None = Field(description=f"How long it has run in all, in nanoseconds. {_BPF_STATS}")
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description="Why it is unavailable.")
+    reason: str | None = Field(description=_REASON)
     used_by: list[Use]
 
 
@@ -221,11 +250,12 @@ class Programs(BaseModel):
 
 
 class Run(BaseModel):
-    """What came out of a test run."""
+    """The result of a test run."""
 
-    returned: int = Field(description="u32.", examples=[2])
+    returned: int = Field(description="The return value of the program, u32.", examples=[2])
     meaning: str | None = Field(
-        description="Its name, where the type gives it one. Null for other types.", examples=["XDP_PASS"]
+        description="The name of the return value; null: values of this type of program have none.",
+        examples=["XDP_PASS"],
     )
-    duration_ns: int = Field(description="The mean of one run.")
-    packet: str = Field(description="The packet as the program left it, in hex.")
+    duration_ns: int = Field(description="The mean duration of one run, in nanoseconds.")
+    packet: str = Field(description="The packet after the run, in hex.")

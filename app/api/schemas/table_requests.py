@@ -1,4 +1,8 @@
-"""What requests bring of many entries, as JSON: checked at once where that can be, and else one by one."""
+"""The bodies of requests that change many entries.
+
+A table may have 65,536 entries and more, but few programs. So all entries are validated together, with each distinct
+program once. If anything is wrong, pydantic validates the entries one by one and reports the place of the error.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -17,103 +21,116 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from app.api.schemas.fields import U32
-from app.api.schemas.requests import Input, ProgramObject, ProgramReference, given, without
+from app.api.schemas.requests import Input, ProgramObject, ProgramReference, schema_with, schema_without
 from app.api.schemas.responses import EntryProgram
 from app.service.objects.source import checked_name
 from app.store.records import NUMBERS
 
-Given = str | ProgramObject | EntryProgram | None
+# The program of one entry; None: the entry is to be empty.
+ListedProgram = str | ProgramObject | EntryProgram | None
 
-_NULL: Final = object()
+_EMPTY: Final = object()  # stands for null in the place of a program's name
 
 
 class ListedEntry(Input):
-    """One entry of a table. An entry as GET answers it can be sent back."""
+    """One entry of a table. An entry that GET returns is accepted as well."""
 
     index: U32 = Field(examples=[3])
-    program: ProgramReference | None = Field(description="null: empty.", examples=["drop", None])
+    program: ProgramReference | None = Field(
+        description="The program to put there; null: clear the entry.",
+        examples=["drop", None],
+    )
     map: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """The entries that are listed: `indexes`, u32, and for each what it is to point to; null: empty."""
+class ListedEntries:
+    """The entries in a body, in the order listed.
+
+    Attributes:
+        indexes: The index of each entry, u32.
+        programs: The program of each entry; None: it is to be empty.
+    """
 
     indexes: "array[int]"
-    programs: Sequence[Given]
+    programs: Sequence[ListedProgram]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        each = handler.generate_schema(Annotated[list[ListedEntry], Field(fail_fast=True)])
-        return core_schema.no_info_wrap_validator_function(cls._of, each)
+        one_by_one = handler.generate_schema(Annotated[list[ListedEntry], Field(fail_fast=True)])
+        return core_schema.no_info_wrap_validator_function(cls._validate, one_by_one)
 
     @classmethod
-    def _of(cls, value: Any, one_by_one: ValidatorFunctionWrapHandler) -> "Listed":
-        found = _listed_at_once(value) if isinstance(value, list) else None
-        if found is not None:
-            return found
+    def _validate(cls, value: Any, one_by_one: ValidatorFunctionWrapHandler) -> "ListedEntries":
+        together = _validate_entries_together(value) if isinstance(value, list) else None
+        if together is not None:
+            return together
         entries: list[ListedEntry] = one_by_one(value)
         return cls(array(NUMBERS, [each.index for each in entries]), [each.program for each in entries])
 
 
-def _names_at_once(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
-    """A list of names; `one_by_one` tells what is wrong."""
+def _validate_programs(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
+    """Validate the short form of a table, in which the place of a program is its index."""
     try:
-        return (isinstance(value, list) and _programs_at_once(value)) or one_by_one(value)
+        return (isinstance(value, list) and _validate_programs_together(value)) or one_by_one(value)
     except (TypeError, ValueError):
         return one_by_one(value)
 
 
 class UpdateEntries(Input):
-    """The entries to change, in this order. What GET answers can be sent back."""
+    """The entries to change, in this order. A table that GET returns is accepted as well."""
 
-    entries: Listed
+    entries: ListedEntries
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="A page is not the whole table: only null is taken.")
+    next: None = Field(None, description="Must be null, because a page is not the whole table.")
 
 
 class ReplaceEntries(Input):
-    """The whole table: what is not listed is cleared. Either `entries`, or `programs`, where the place is the index."""
+    """The whole table: `entries`, or `programs`, in which the place is the index. All other entries are cleared."""
 
     model_config = ConfigDict(
-        json_schema_extra={"if": given("entries"), "then": without("programs"), "else": given("programs")}
+        json_schema_extra={
+            "if": schema_with("entries"),
+            "then": schema_without("programs"),
+            "else": schema_with("programs"),
+        }
     )
 
-    entries: Listed | None = None
-    programs: Annotated[list[ProgramReference | None], Field(fail_fast=True), WrapValidator(_names_at_once)] | None = (
-        Field(None, examples=[["pass", None, "drop"]])
-    )
+    entries: ListedEntries | None = None
+    programs: (
+        Annotated[list[ProgramReference | None], Field(fail_fast=True), WrapValidator(_validate_programs)] | None
+    ) = Field(None, examples=[["pass", None, "drop"]])
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="A page is not the whole table: only null is taken.")
+    next: None = Field(None, description="Must be null, because a page is not the whole table.")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if (self.entries is None) == (self.programs is None):
-            message = "exactly one of entries and programs is needed"
+            message = "exactly one of entries and programs is required"
             raise ValueError(message)
         return self
 
 
-def _listed_at_once(entries: list[Any]) -> Listed | None:
-    """None: something is wrong, and to be told of by whoever looks at each."""
+def _validate_entries_together(entries: list[Any]) -> ListedEntries | None:
+    """Validate a list of entries. None: something is wrong, and validating them one by one says what."""
     try:
         indexes = list(map(itemgetter("index"), entries))
-        named = list(map(itemgetter("program"), entries))
+        references = list(map(itemgetter("program"), entries))
         if set().union(*entries) - ListedEntry.model_fields.keys() or set(map(type, indexes)) - {int}:
             return None
-        programs = _programs_at_once(named)
-        return None if programs is None else Listed(array(NUMBERS, indexes), programs)
+        programs = _validate_programs_together(references)
+        return None if programs is None else ListedEntries(array(NUMBERS, indexes), programs)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
-def _programs_at_once(programs: list[Any]) -> Sequence[Given] | None:
-    """Each name and each object is checked once, as a table of 65,536 has few. ValueError, TypeError, or None."""
+def _validate_programs_together(programs: list[Any]) -> Sequence[ListedProgram] | None:
+    """Validate a list of programs, each distinct one once. None, ValueError or TypeError: something is wrong."""
     types = set(map(type, programs))
     if types <= {str, type(None)}:
         for name in set(programs) - {None}:
@@ -122,24 +139,24 @@ def _programs_at_once(programs: list[Any]) -> Sequence[Given] | None:
     objects = programs if types == {dict} else [_as_object(each) for each in programs]
     if set().union(*objects) - ProgramObject.model_fields.keys():
         return None
-    parts = [list(map(methodcaller("get", part), objects)) for part in ("name", "id", "pinned")]
-    # Told apart by type as well: 1 and true are equal.
-    for part, type_ in zip(parts, (str, int, str), strict=True):
-        if set(map(type, part)) - {type_, type(None), object}:
+    columns = [list(map(methodcaller("get", member), objects)) for member in ("name", "id", "pinned")]
+    # The types are checked here, because 1 and true are the same key of the dict below.
+    for column, type_ in zip(columns, (str, int, str), strict=True):
+        if set(map(type, column)) - {type_, type(None), object}:
             return None
-    keys = list(zip(*parts, strict=True))
-    made = {key: _program(*key) for key in dict.fromkeys(keys)}
-    return list(map(made.__getitem__, keys))
+    keys = list(zip(*columns, strict=True))
+    validated = {key: _program(*key) for key in dict.fromkeys(keys)}
+    return list(map(validated.__getitem__, keys))
 
 
 def _as_object(program: Any) -> Any:
     if isinstance(program, str):
         return {"name": program}
-    return {"name": _NULL} if program is None else program
+    return {"name": _EMPTY} if program is None else program
 
 
 def _program(name: Any, id_: Any, pinned: Any) -> ProgramObject | None:
-    if name is _NULL:
+    if name is _EMPTY:
         return None
-    parts = {"name": name, "id": id_, "pinned": pinned}
-    return ProgramObject.model_validate({part: value for part, value in parts.items() if value is not None})
+    members = {"name": name, "id": id_, "pinned": pinned}
+    return ProgramObject.model_validate({member: value for member, value in members.items() if value is not None})

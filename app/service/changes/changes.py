@@ -1,41 +1,54 @@
-"""Changes: applied whole or not at all, journalled before they are answered, and undone."""
+"""Every change of entries goes this way: plan, check, write, journal, publish.
+
+A planner (entries, tables, revert, reconcile) decides under the map's lock what is to be written: a WritePlan. Changes
+checks it, writes it, journals it and publishes it, or leaves everything as it was.
+"""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
+import structlog
+
 from app.service.changes.confirmations import Confirmations
-from app.service.changes.draft import change_of, entries_of
-from app.service.changes.fit import check_not_frozen
-from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_entries, check_programs
-from app.service.changes.plan import WritePlan
+from app.service.changes.fit import Fit, check_fit, check_not_frozen
+from app.service.changes.group_commit import GroupCommit
+from app.service.changes.origin import SERVICE_ACTOR, RequestContext
+from app.service.changes.permissions import check_entries, check_plan
+from app.service.changes.plan import PreparedChange, WritePlan
 from app.service.changes.replaced_programs import ReplacedPrograms
-from app.service.changes.undo_pins import UndoPins
+from app.service.changes.undo_pins import UndoPins, programs_before
 from app.service.changes.writer import WriteFailed, put_back, write
 from app.service.counters import Counters
 from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
-from app.service.event_feed import EventFeed
 from app.service.objects.program import Program
+from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, ChangeKind, EntryChanges
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation
 
-# Something that is done step by step, each of about a millisecond.
+log = structlog.get_logger()
+
+# Makes an iterator over steps of about a millisecond each, which are done while the kernel writes a large table.
 BackgroundSteps = Callable[[EntryChanges], Iterator[None]]
 
 
-@dataclass(eq=False, slots=True)
-class PreparedChange:
-    """A change that nothing is in the way of; `replaced`: the programs that it replaces, kept open, by id."""
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a plan.
 
-    held: HeldMap
-    steps: WritePlan
-    change: Change
-    replaced: dict[int, Program]
+    Attributes:
+        change: The journalled change. None after a dry run.
+        fit: How surely a dry run knows that the programs fit.
+    """
+
+    change: Change | None = None
+    fit: Fit | None = None
 
 
 class Changes:
@@ -45,25 +58,40 @@ class Changes:
         self,
         registry: Registry,
         journal: Journal,
+        counters: Counters | None = None,
         *,
         keep_dir: str | None = None,
-        counters: Counters | None = None,
+        delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`keep_dir`: the folder in bpffs where programs are pinned that an undo may need after a restart."""
+        """Make the one object that changes entries of what the registry holds.
+
+        Args:
+            registry: The maps and programs.
+            journal: Where changes are journalled.
+            counters: Count what becomes of changes. None: nobody asks for them.
+            keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
+            delivery: Surrounds the answers of one group: see GroupCommit.
+            clock: Tells the time of a change, in seconds since 1970.
+        """
         self.registry = registry
         self.journal = journal
-        self.replaced_programs = ReplacedPrograms(registry.kernel, registry.programs)
-        self._figures = counters or Counters()
-        keep = UndoPins(registry.kernel, keep_dir)
-        self.confirmations = Confirmations(registry, journal, self.replaced_programs, keep, self._figures)
-        self.feed = EventFeed(journal)
+        self.replaced_programs = ReplacedPrograms(registry.programs)
+        self.undo_pins = UndoPins(registry.kernel, keep_dir)
+        self.confirmations = Confirmations(registry, journal, self.replaced_programs, self.undo_pins, self._undo)
+        self.group = GroupCommit(self.commit, delivery)
+        self._counters = counters or Counters()
         self._clock = clock
         self._running: set[asyncio.Task[Change]] = set()
-        self._stopping = False
+        self.stopping = threading.Event()  # asked by threads that write tables, too
 
     def get(self, id_: int) -> Change:
-        """The change with this id. Errors: ChangeUnknown."""
+        """Return the change with this id.
+
+        Raises:
+            ChangeUnknown: There is none, or it was pruned.
+            JournalUnreadable: The journal cannot be read.
+        """
         try:
             change = self.journal.change(id_)
         except JournalFailed as error:
@@ -76,143 +104,176 @@ class Changes:
         self,
         held: HeldMap,
         kind: ChangeKind,
-        steps: WritePlan,
-        origin: RequestContext,
+        plan: WritePlan,
+        context: RequestContext,
         *,
         reverts: int | None = None,
+        dry_run: bool = False,
+        try_first: Sequence[Program] | None = None,
         background_steps: BackgroundSteps | None = None,
-    ) -> Change:
-        """Write the steps and journal them, or leave everything as it was. Call it under the map's lock.
-
-        `meanwhile`: is gone through while the kernel writes many, as far as that lasts. Errors: WriteRefused, or for a
-        single step what the kernel refused it for; EntryWaits; NotRestorable; JournalUnavailable.
-        """
-        if len(steps) == 1 and origin.confirm_within is None:
-            return await self._apply(held, kind, steps, origin, reverts, None)
-        # A task of its own: a request that is given up (the service ends) must not leave a change half done.
-        task = asyncio.create_task(self._apply(held, kind, steps, origin, reverts, background_steps))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        await asyncio.wait([task])
-        return task.result()
-
-    def _ended(self, task: "asyncio.Task[Change]") -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, also where nobody waits for it any more
-
-    async def finish(self) -> None:
-        """Wait for the changes that are under way, which put back what they have written and end."""
-        self._stopping = True
-        if self._running:
-            await asyncio.wait(self._running)
-        await self.confirmations.finish()
-
-    async def _apply(
-        self,
-        held: HeldMap,
-        kind: ChangeKind,
-        steps: WritePlan,
-        origin: RequestContext,
-        reverts: int | None,
-        background_steps: BackgroundSteps | None,
-    ) -> Change:
-        begun = self.begin(held, kind, steps, origin, reverts)
-        change, waiting = begun.change, None
-        try:
-            if origin.confirm_within is not None:
-                waiting = await self.confirmations.begin(held, change, begun.replaced, origin.confirm_within)
-            ready = _make_ready(steps, change.entries, background_steps)
-            await write(held.opened(), steps, begun.replaced, lambda: self._stopping, ready)
-            await self.journal_all([begun], token=None if waiting is None else waiting.token)
-        except BaseException as error:
-            has_begun = waiting is not None or origin.confirm_within is None
-            if not (has_begun and isinstance(error, JournalUnavailable)):  # else journal_all has seen to it
-                self.failed(begun, error)
-            if waiting is not None:
-                await self.confirmations.give_up(waiting)
-            if isinstance(error, WriteFailed):
-                if len(steps) == 1:
-                    raise error.cause from error
-                raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
-            raise
-        if reverts is not None:
-            self.confirmations.end(reverts)
-        if waiting is not None:
-            self.confirmations.run(waiting, change)
-        return change
-
-    def begin(
-        self, held: HeldMap, kind: ChangeKind, steps: WritePlan, origin: RequestContext, reverts: int | None = None
-    ) -> PreparedChange:
-        """All that comes before the first write. `failed`, or `journal_all`, has to follow. Errors: as `apply`.
+    ) -> Applied:
+        """Check a plan, write it, journal it and publish it, or leave everything as it was.
 
         Call it under the map's lock.
+
+        Args:
+            held: The map.
+            kind: What sort of change it is.
+            plan: What to write.
+            context: Who asks for it.
+            reverts: The id of the change that it undoes.
+            dry_run: Only check.
+            try_first: Programs that are tried on a scratch array before the first write. None: the write itself shows
+                whether they fit. A dry run tries all.
+            background_steps: What is done while the kernel writes a large table, as far as there is time.
+
+        Raises:
+            ServiceError: Whatever forbids the plan; for a plan of one entry, what the kernel refuses it for.
+            WriteRefused: The kernel refuses one of several entries.
+            NotRestorable: The undo of an unconfirmed change could not be guaranteed.
+            JournalUnavailable: It could not be journalled, and was put back.
         """
-        self._check_permitted(held, steps, origin)
-        self.confirmations.check_free(held, steps.indexes, reverts)
-        entries = entries_of(self.registry, held, steps)
-        change = change_of(self.registry, held, kind, entries, origin, self._clock(), reverts)
-        replaced = self.replaced_programs.hold(steps.replaced)
-        held.writing = {*held.writing, *steps.indexes} if len(steps) == 1 else IndexSet(steps.indexes)
-        return PreparedChange(held, steps, change, replaced)
+        check_plan(self.registry.programs, held, plan, context, reverts)
+        fit: Fit | None = None
+        if dry_run or try_first is not None:
+            check_not_frozen(held.opened())
+        if dry_run or try_first:
+            programs = list(plan.programs.values()) if try_first is None else try_first
+            fit = await check_fit(self.registry, held, programs)
+        if dry_run and context.confirm_within is None:
+            return Applied(fit=fit)
+        prepared = self.prepare(held, kind, plan, context, reverts)
+        if context.confirm_within is not None:
+            try:
+                self.undo_pins.check(held, prepared.change, prepared.replaced)
+            except ServiceError as error:
+                self.abandon(prepared, error)
+                raise
+        if dry_run:
+            self._release(prepared)
+            return Applied(fit=fit)
+        if len(plan.indexes) == 1 and context.confirm_within is None:
+            return Applied(await self._carry_out(prepared, context, None))
+        # A task of its own: a request that is given up (the service ends) must not leave a change half done.
+        task = asyncio.create_task(self._carry_out(prepared, context, background_steps))
+        self._running.add(task)
+        task.add_done_callback(self._forget_task)
+        await asyncio.wait([task])
+        return Applied(task.result())
 
-    def failed(self, begun: PreparedChange, error: BaseException) -> None:
-        """What was begun came to nothing."""
-        self._figures.changes[begun.change.kind, _outcome(error)] += 1
-        self.replaced_programs.release(begun.replaced)
-        # Others of the same map may still be written: only where there is one entry in each can there be others.
-        held, steps = begun.held, begun.steps
-        held.writing = {*held.writing} - {*steps.indexes} if len(steps) == 1 else ()
+    def prepare(
+        self, held: HeldMap, kind: ChangeKind, plan: WritePlan, context: RequestContext, reverts: int | None = None
+    ) -> PreparedChange:
+        """Make the record of a checked plan, and open the programs that it replaces. Call it under the map's lock.
 
-    async def journal_all(self, all_begun: Sequence[PreparedChange], *, token: str | None = None) -> None:
-        """Journal what was written, in this order and in one transaction; `token`: of a Waiting for the only one.
+        `commit` or `abandon` has to follow.
+        """
+        registry, array = self.registry, held.object
+        assert array is not None  # the plan was made for it
+        replaced_ids = set(plan.before) - {EMPTY}
+        known = {} if held.expected is None else held.expected.table.programs
+        records = registry.programs.records((*replaced_ids, *plan.programs), plan.pinned, known)
+        where = held.name, array.id, registry.kernel.boot_id
+        change = plan.to_change(where, kind, records, context, self._clock(), reverts)
+        replaced = self.replaced_programs.acquire(replaced_ids)
+        indexes = plan.indexes
+        held.writing = {*held.writing, *indexes} if len(indexes) == 1 else IndexSet(indexes)
+        return PreparedChange(held, plan, change, replaced)
 
-        JournalUnavailable: all was put back, or `left` tells the indexes where it could not be.
+    async def commit(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
+        """Journal what was written, in this order and in one transaction, and publish it.
+
+        Args:
+            prepared: The changes, all written.
+            token: Names the PendingConfirmation of the only one.
+
+        Raises:
+            JournalUnavailable: All was put back; `left` names the indexes where that failed.
         """
         try:
-            await self.journal.append_all([begun.change for begun in all_begun], token=token)
+            await self._journal_and_publish(prepared, token)
         except JournalFailed as error:
             left = []
-            for begun in reversed(all_begun):
-                left += await put_back(begun.held.opened(), begun.steps, begun.replaced)
+            for each in reversed(prepared):
+                left += await put_back(each.held.opened(), each.plan, each.replaced)
             failure = JournalUnavailable(str(error), not left, left)
-            for begun in all_begun:
-                self.failed(begun, failure)
+            for each in prepared:
+                self.abandon(each, failure)
             raise failure from error
-        for begun in all_begun:
-            held, change = begun.held, begun.change
+
+    def abandon(self, prepared: PreparedChange, error: BaseException) -> None:
+        """Count a prepared change that came to nothing, and let go of what it kept."""
+        self._counters.changes[prepared.change.kind, _outcome(error)] += 1
+        self._release(prepared)
+
+    def _release(self, prepared: PreparedChange) -> None:
+        self.replaced_programs.release(prepared.replaced)
+        # Several changes of one entry each may be under way on the same map; a larger one is always alone.
+        held, plan = prepared.held, prepared.plan
+        held.writing = {*held.writing} - {*plan.indexes} if len(plan.indexes) == 1 else ()
+
+    async def _journal_and_publish(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
+        """Journal the changes, and tell the rest of the service. The event feed hears of them from the journal."""
+        await self.journal.append_all([each.change for each in prepared], token=token)
+        for each in prepared:
+            held, change = each.held, each.change
             held.writing = ()
             if held.expected is not None:
                 held.expected.apply(change)
-            self._figures.changes[change.kind, "applied"] += 1
-            self.replaced_programs.keep(change.id, begun.replaced)
+            self._counters.changes[change.kind, "applied"] += 1
+            self.replaced_programs.keep(change.id, each.replaced)
 
-    def _check_permitted(self, held: HeldMap, steps: WritePlan, origin: RequestContext) -> None:
-        check_programs(self.registry.programs, held, steps.indexes, steps.after, origin.actor, origin.grant)
+    async def _carry_out(
+        self, prepared: PreparedChange, context: RequestContext, background_steps: BackgroundSteps | None
+    ) -> Change:
+        """Write, journal and publish. Whatever fails is put back."""
+        held, plan, change = prepared.held, prepared.plan, prepared.change
+        array, pending = held.opened(), None
+        try:
+            if context.confirm_within is not None:
+                pending = await self.confirmations.add(held, change, prepared.replaced, context.confirm_within)
+            steps = _background(plan, change.entries, background_steps)
+            await write(array, plan, prepared.replaced, self.stopping.is_set, steps)
+        except BaseException as error:
+            self.abandon(prepared, error)
+            if pending is not None:
+                await self.confirmations.drop(pending)
+            if not isinstance(error, WriteFailed):
+                raise
+            if len(plan.indexes) == 1:
+                raise error.cause from error
+            raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
+        try:
+            await self.commit([prepared], None if pending is None else pending.token)
+        except BaseException:
+            if pending is not None:
+                await self.confirmations.drop(pending)
+            raise
+        if change.reverts is not None:
+            self.confirmations.end(change.reverts)
+        if pending is not None:
+            self.confirmations.start(pending, change, held)
+        return change
 
-    def check(self, held: HeldMap, steps: WritePlan, origin: RequestContext, reverts: int | None = None) -> None:
-        """What can be known before the first write: Forbidden, EntryProtected, MapFrozen, EntryWaits, NotRestorable."""
-        self._check_permitted(held, steps, origin)
-        check_not_frozen(held.opened())
-        self.confirmations.check_free(held, steps.indexes, reverts)
-        if origin.confirm_within is not None:
-            replaced = self.replaced_programs.hold(steps.replaced)
-            try:
-                entries = entries_of(self.registry, held, steps)
-                change = change_of(self.registry, held, "set", entries, origin, self._clock())
-                self.confirmations.keep_dir.check(held, change, replaced)
-            finally:
-                self.replaced_programs.release(replaced)
+    def _forget_task(self, task: "asyncio.Task[Change]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, also where nobody waits for it any more
 
-    async def adopt(self, held: HeldMap, entries: EntryChanges, origin: RequestContext) -> Change:
-        """Journal what somebody else has made of these entries; nothing is written to the kernel. JournalUnreadable.
+    async def adopt(self, held: HeldMap, entries: EntryChanges, context: RequestContext) -> Change:
+        """Journal what somebody else has made of these entries. Nothing is written to the kernel.
 
         Call it under the map's lock.
+
+        Raises:
+            Forbidden: An entry is beyond the bounds of whoever asks.
+            JournalUnreadable: It cannot be journalled.
         """
-        check_entries(held, entries.indexes, origin.actor, origin.grant)
+        check_entries(held, entries.indexes, context)
+        plan = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
+        where = held.name, held.opened().id, self.registry.kernel.boot_id
+        draft = plan.to_change(where, "adopt", entries.programs, context, self._clock(), None)
         try:
-            draft = change_of(self.registry, held, "adopt", entries, origin, self._clock())
             change = await self.journal.append(draft)
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
@@ -220,8 +281,76 @@ class Changes:
             held.expected.apply(change)
         return change
 
+    async def _undo(self, held: HeldMap, pending: PendingConfirmation) -> None:
+        """Undo a change that nobody has confirmed: plan, write back, journal, publish. Call it again where it fails.
+
+        Call it under the map's lock. What is written once is not written again.
+
+        Raises:
+            MapUnavailable: The map cannot be written now.
+            KernelError: A program cannot be opened now.
+            JournalFailed: It cannot be journalled now.
+        """
+        written = self.confirmations.written
+        if pending.token not in written:
+            written[pending.token] = await self._write_undo(held, pending)
+        undone = written[pending.token]
+        if pending.change.id:
+            await self._journal_and_publish([undone])
+        else:
+            await self.journal.remove_pending(pending.token)
+            self.replaced_programs.release(undone.replaced)
+        held.undone.pop(pending.token, None)
+
+    async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
+        """Write back what a change has replaced, where the entries still hold what it put there."""
+        change, entries = pending.change, pending.change.entries
+        plan = WritePlan(entries.indexes, entries.after, entries.before, {}, {})
+        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
+        record = plan.to_change(where, "expire", entries.programs, context, self._clock(), change.id)
+        if change.boot_id != self.registry.kernel.boot_id:
+            held.expected = None  # the array is gone, and so is what the ids mean
+            return PreparedChange(held, plan, record, {})
+        array = held.opened()
+        held.writing = writing = IndexSet(entries.indexes)
+        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
+        try:
+            left = await self._write_back(array, pending) if array.id == change.map_id else []
+        except BaseException:
+            self.replaced_programs.release(replaced)
+            raise
+        finally:
+            held.writing = ()
+        held.undone[pending.token] = writing
+        log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
+        return PreparedChange(held, plan, record, replaced)
+
+    async def _write_back(self, array: ProgramArray, pending: PendingConfirmation) -> list[int]:
+        """Return the indexes that could not be put back."""
+        entries = pending.change.entries
+        written = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
+        if not pending.change.id:
+            # It was cut off before it was journalled: others may have changed the entries since.
+            since = self.journal.changed_since(pending)
+            written = written.chosen(bytes(index not in since for index in entries.indexes))
+        with ExitStack() as stack:
+            programs = dict[int, Program]()
+            for id_, record in programs_before(pending.change).items():
+                program = self.undo_pins.open(pending, id_) or self.replaced_programs.find(record)
+                if program is not None:
+                    programs[id_] = stack.enter_context(program)
+            return await put_back(array, written, programs)
+
+    async def finish(self) -> None:
+        """Wait for the changes that are under way. Tables put back what they have written, and end."""
+        self.stopping.set()
+        await self.group.finish()
+        if self._running:
+            await asyncio.wait(self._running)
+        await self.confirmations.finish()
+
     def close(self) -> None:
-        """Let go of all programs and of the journal."""
+        """Close all programs that are kept, and the journal."""
         self.replaced_programs.close()
         self.journal.close()
 
@@ -232,11 +361,11 @@ def _outcome(error: BaseException) -> str:
     return "refused" if isinstance(error, WriteFailed | ServiceError) else "failed"
 
 
-def _make_ready(steps: WritePlan, entries: EntryChanges, background_steps: BackgroundSteps | None) -> Iterator[None]:
-    """What comes after the kernel has written, as far as it can be done before."""
+def _background(plan: WritePlan, entries: EntryChanges, more: BackgroundSteps | None) -> Iterator[None]:
+    """Do while the kernel writes what comes after it, as far as that is known before."""
     entries.pack()
     yield
-    _ = steps.cleared  # counted once
+    _ = plan.cleared  # counted once, and kept
     yield
-    if background_steps is not None:
-        yield from background_steps(entries)
+    if more is not None:
+        yield from more(entries)

@@ -3,21 +3,19 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
+from app.service.changes.plan import PreparedChange
 from app.service.changes.replaced_programs import ReplacedPrograms
 from app.service.changes.undo_pins import UndoPins, programs_before
-from app.service.changes.undoing import Undoing
-from app.service.counters import Counters
 from app.service.errors import (
     AlreadyConfirmed,
     AlreadyUndone,
-    EntryWaits,
     InUse,
     JournalUnavailable,
     JournalUnreadable,
@@ -32,15 +30,16 @@ from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Change, PendingConfirmation
 
-_RETRY_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 2.0  # between two attempts to undo what could not be undone
 
 log = structlog.get_logger()
 
 
 class Confirmations:
-    """Changes that wait for their confirmation. Thread rule: one event loop.
+    """The changes that wait for a confirmation. Thread rule: one event loop.
 
-    Deadlines are in the time since boot, which nobody sets, and which goes on while the service is down.
+    Deadlines are in the time since boot (CLOCK_BOOTTIME): nobody sets that clock, and it goes on while the service is
+    down.
     """
 
     def __init__(
@@ -48,137 +47,164 @@ class Confirmations:
         registry: Registry,
         journal: Journal,
         replaced_programs: ReplacedPrograms,
-        keep_dir: UndoPins,
-        counters: Counters,
+        undo_pins: UndoPins,
+        undo: Callable[[HeldMap, PendingConfirmation], Awaitable[None]],
     ) -> None:
-        self.keep_dir = keep_dir
+        """Start with no change that waits; `load` finds those of an earlier run.
+
+        Args:
+            registry: The held maps.
+            journal: Remembers what waits beyond the end of the service.
+            replaced_programs: Keeps what an undo puts back open.
+            undo_pins: Pins what an undo puts back.
+            undo: Writes and journals the undo of a change. It is called under the map's lock, again where it fails.
+        """
         self._registry = registry
         self._journal = journal
-        self._retained = replaced_programs
-        self._undoing = Undoing(registry, journal, replaced_programs, keep_dir, counters)
+        self._replaced_programs = replaced_programs
+        self._undo_pins = undo_pins
+        self._undo = undo
         self.uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._waiting: dict[int, PendingConfirmation] = {}
-        self._held: dict[str, list[int]] = {}  # what their undo needs, by token
+        self._pending: dict[int, PendingConfirmation] = {}  # by the change's id
+        self._kept: dict[str, list[int]] = {}  # the programs that an undo needs, by token
         self._timers: dict[str, asyncio.Task[None]] = {}
+        self.written: dict[str, PreparedChange] = {}  # by token: undos that are written, but not journalled yet
         self._reasons: dict[str, str] = {}  # why something is not undone yet
 
     def __len__(self) -> int:
-        return len(self._waiting)
-
-    @staticmethod
-    def check_free(held: HeldMap, indexes: Sequence[int], reverts: int | None = None) -> None:
-        """EntryWaits where one of the entries waits, unless for what is reverted."""
-        if held.unconfirmed:
-            for index in indexes:
-                if held.unconfirmed.get(index, reverts) != reverts:
-                    raise EntryWaits(index, held.unconfirmed[index])
+        return len(self._pending)
 
     def check_releasable(self, held: Held[Program] | HeldMap) -> None:
-        """InUse where an undo would need this program or map."""
-        for waiting in self._waiting.values():
+        """Check that no undo would need this program or map.
+
+        Raises:
+            InUse: A change that waits needs it.
+        """
+        for pending in self._pending.values():
             if isinstance(held, HeldMap):
-                needed = waiting.change.map == held.name
+                needed = pending.change.map == held.name
             else:
-                needed = held.object is not None and held.object.id in programs_before(waiting.change)
+                needed = held.object is not None and held.object.id in programs_before(pending.change)
             if needed:
-                raise InUse(held.name, waiting.change.id)
+                raise InUse(held.name, pending.change.id)
 
     # Before the first write
 
-    async def begin(
+    async def add(
         self, held: HeldMap, change: Change, replaced: Mapping[int, Program], seconds: float
     ) -> PendingConfirmation:
-        """Journal what is to be undone, and pin what that will need. NotRestorable, JournalUnavailable."""
-        self.keep_dir.check(held, change, replaced)
+        """Journal that a change is to be undone, and pin what that will need.
+
+        `start` or `drop` has to follow.
+
+        Args:
+            held: The map.
+            change: The change, which is not written yet.
+            replaced: The programs that it replaces, by id.
+            seconds: The time that there is for the confirmation.
+
+        Raises:
+            NotRestorable: A program cannot be pinned.
+            JournalUnavailable: It cannot be journalled.
+        """
         token = uuid.uuid4().hex
-        waiting = PendingConfirmation(token, change, self.uptime() + seconds, self.keep_dir.paths(held, change, token))
+        pending = PendingConfirmation(
+            token, change, self.uptime() + seconds, self._undo_pins.paths(held, change, token)
+        )
         try:
-            # First the paths, then the pins: so that none is left behind, however this ends.
-            await self._journal.add_pending(waiting)
+            # First the paths are journalled, then the pins are made: so that none is left behind, however this ends.
+            await self._journal.add_pending(pending)
         except JournalFailed as error:
             raise JournalUnavailable(str(error), put_back=True, left=[]) from error
         try:
-            self.keep_dir.pin(waiting, replaced)
+            if pending.undo_pins:
+                self._undo_pins.pin(pending, replaced)
         except ServiceError as error:
-            await self.give_up(waiting)
+            await self.drop(pending)
             raise NotRestorable(held.name, f"a program cannot be pinned below keep_dir: {error}", []) from error
-        return waiting
+        return pending
 
-    async def give_up(self, waiting: PendingConfirmation) -> None:
-        """The change came to nothing, and was put back."""
-        self.keep_dir.unpin(waiting)
-        if not await self._forgotten(waiting):
-            self._timers[waiting.token] = asyncio.create_task(self._until(lambda: self._forgotten(waiting)))
+    async def drop(self, pending: PendingConfirmation) -> None:
+        """Forget a change that came to nothing and was put back."""
+        self._undo_pins.unpin(pending)
+        if not await self._remove(pending):
+            self._timers[pending.token] = asyncio.create_task(_repeat_until(lambda: self._remove(pending)))
 
-    async def _forgotten(self, waiting: PendingConfirmation) -> bool:
+    async def _remove(self, pending: PendingConfirmation) -> bool:
         try:
-            await self._journal.remove_pending(waiting.token)
+            await self._journal.remove_pending(pending.token)
         except JournalFailed:
             return False
-        self._timers.pop(waiting.token, None)
+        self._timers.pop(pending.token, None)
         return True
 
     # While it waits
 
-    def run(self, waiting: PendingConfirmation, change: Change) -> None:
-        """The change is journalled: from now on it waits."""
-        waiting = replace(waiting, change=change)
-        self._waiting[change.id] = waiting
-        # Held apart from those of other changes, of which only so many are kept.
-        self._held[waiting.token] = list(self._retained.hold(programs_before(change)))
-        with suppress(MapUnknown):
-            self._registry.maps.get(change.map).unconfirmed.add(change.entries.indexes, change.id)
-        self._timers[waiting.token] = asyncio.create_task(self._expire(waiting))
+    def start(self, pending: PendingConfirmation, change: Change, held: HeldMap | None) -> None:
+        """Let a journalled change wait from now on. `held`: its map. None: it is not held any more."""
+        pending = replace(pending, change=change)
+        self._pending[change.id] = pending
+        # Kept apart from the programs of other changes, of which only so many are kept.
+        before = programs_before(change)
+        if before:
+            self._kept[pending.token] = list(self._replaced_programs.acquire(before))
+        if held is not None:
+            _mark(held, pending)
+        self._timers[pending.token] = asyncio.create_task(self._undo_when_due(pending))
 
     def attach(self, held: HeldMap) -> None:
-        """A map is held from now on: its entries that wait are known again."""
-        held.unconfirmed = UnconfirmedEntries()
-        for waiting in self._waiting.values():
-            if waiting.change.map == held.name:
-                held.unconfirmed.add(waiting.change.entries.indexes, waiting.change.id)
+        """Mark the entries that wait on a map that is held from now on."""
+        held.unconfirmed = None
+        for pending in self._pending.values():
+            if pending.change.map == held.name:
+                _mark(held, pending)
 
-    async def _expire(self, waiting: PendingConfirmation) -> None:
-        while (left := waiting.deadline - self.uptime()) > 0:  # noqa: ASYNC110 - the clock is another one
+    async def _undo_when_due(self, pending: PendingConfirmation) -> None:
+        while (left := pending.deadline - self.uptime()) > 0:  # noqa: ASYNC110 - the clock is another one
             await asyncio.sleep(left)
-        await self._until(lambda: self.undo(waiting))
-
-    @staticmethod
-    async def _until(done: Callable[[], Awaitable[bool]]) -> None:
-        """Again and again, as nothing tells when a journal can be written, or a map be opened."""
-        while not await done():  # noqa: ASYNC110
-            await asyncio.sleep(_RETRY_SECONDS)
+        await _repeat_until(lambda: self.undo(pending))
 
     def end(self, change_id: int) -> None:
-        """It waits no more: it was confirmed or reverted, and the journal has that."""
-        waiting = self._waiting.pop(change_id, None)
-        if waiting is not None:
-            self._let_go(waiting)
+        """Stop waiting for a change: it was confirmed or reverted, and the journal has that."""
+        pending = self._pending.pop(change_id, None)
+        if pending is not None:
+            self._let_go(pending, self._registry.maps.find(pending.change.map))
 
-    def _let_go(self, waiting: PendingConfirmation) -> None:
-        change = waiting.change
-        with suppress(MapUnknown):
-            self._registry.maps.get(change.map).unconfirmed.end(change.entries.indexes, change.id)
-        timer = self._timers.pop(waiting.token, None)
+    def _let_go(self, pending: PendingConfirmation, held: HeldMap | None) -> None:
+        if held is not None:
+            _unmark(held, pending)
+        timer = self._timers.pop(pending.token, None)
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
-        self._retained.release(self._held.pop(waiting.token, []))
-        self._reasons.pop(waiting.token, None)
-        self.keep_dir.unpin(waiting)
+        kept = self._kept.pop(pending.token, None)
+        if kept:
+            self._replaced_programs.release(kept)
+        self._reasons.pop(pending.token, None)
+        if pending.undo_pins:
+            self._undo_pins.unpin(pending)
 
     async def confirm(self, change: Change) -> Change:
-        """The change stands. Errors: AlreadyConfirmed, AlreadyUndone, JournalUnreadable."""
+        """Let a change stand, and return it as it is now.
+
+        Raises:
+            AlreadyConfirmed: It does not wait.
+            AlreadyUndone: It is too late.
+            JournalUnreadable: The confirmation cannot be journalled.
+        """
         with suppress(MapUnknown):
             async with self._registry.maps.get(change.map).lock:
                 return await self._confirm(change)
         return await self._confirm(change)  # its map was taken out of the configuration
 
     async def _confirm(self, change: Change) -> Change:
-        waiting = self._waiting.get(change.id)
-        if waiting is None:
-            raise _too_late(change)
-        if waiting.token in self._undoing.unjournalled:
+        pending = self._pending.get(change.id)
+        if pending is None:
+            if change.state in {"expired", "reverted"}:
+                raise AlreadyUndone(change.id, change.state)
+            raise AlreadyConfirmed(change.id, change.state)
+        if pending.token in self.written:
             raise AlreadyUndone(change.id, "undone")
-        if waiting.deadline <= self.uptime():
+        if pending.deadline <= self.uptime():
             raise AlreadyUndone(change.id, "overdue")
         try:
             confirmed = await self._journal.confirm(change)
@@ -187,46 +213,52 @@ class Confirmations:
         self.end(change.id)
         return confirmed
 
-    async def undo(self, waiting: PendingConfirmation) -> bool:
-        """Each entry that still holds what the change put there gets back what it had; the rest becomes drift.
+    async def undo(self, pending: PendingConfirmation) -> bool:
+        """Give each entry that still holds what the change put there what it had before. The rest becomes drift.
 
-        False: that cannot be now, as the map or the journal is unavailable, and is to be tried again.
+        Returns:
+            False: it is to be tried again, as the map or the journal is unavailable now.
         """
-        change = waiting.change
+        change, token = pending.change, pending.token
         try:
             held = self._registry.maps.get(change.map)
             async with held.lock:
-                if change.id and change.id not in self._waiting:
-                    return True  # confirmed or reverted, while this waited for the lock
-                await self._undoing.undo(held, waiting)
+                if change.id and change.id not in self._pending:
+                    return True  # it was confirmed or reverted while this waited for the lock
+                await self._undo(held, pending)
         except (ServiceError, JournalFailed) as error:
-            if self._reasons.get(waiting.token) != str(error):  # once, as it is tried every few seconds
-                self._reasons[waiting.token] = str(error)
+            if self._reasons.get(token) != str(error):  # once, as it is tried every few seconds
+                self._reasons[token] = str(error)
                 log.warning("not undone yet", change=change.id, map=change.map, reason=str(error))
             return False
-        self._waiting.pop(change.id, None)
-        self._let_go(waiting)
+        del self.written[token]
+        self._pending.pop(change.id, None)
+        self._let_go(pending, held)
         return True
 
     # At the start and at the end
 
     async def load(self) -> None:
-        """After a start: undo what is overdue, or was cut off in its midst; let the rest wait. JournalFailed."""
+        """After a start: undo what is overdue, or was cut off in its midst. The rest waits on.
+
+        Raises:
+            JournalFailed: The journal cannot be read.
+        """
         found = self._journal.pending()
-        self.keep_dir.sweep(found)
-        for waiting in found:
-            change = waiting.change
+        self._undo_pins.sweep(found)
+        for pending in found:
+            change = pending.change
             if change.id:
-                self.run(waiting, change)
-            is_over = change.boot_id != self._registry.kernel.boot_id or waiting.deadline <= self.uptime()
+                self.start(pending, change, self._registry.maps.find(change.map))
+            is_over = change.boot_id != self._registry.kernel.boot_id or pending.deadline <= self.uptime()
             if change.id and not is_over:
                 continue
-            if not await self.undo(waiting) and not change.id:
-                retry = self._until(lambda waiting=waiting: self.undo(waiting))  # type: ignore[misc]
-                self._timers[waiting.token] = asyncio.create_task(retry)
+            if not await self.undo(pending) and not change.id:
+                retry = _repeat_until(lambda pending=pending: self.undo(pending))  # type: ignore[misc]
+                self._timers[pending.token] = asyncio.create_task(retry)
 
     async def finish(self) -> None:
-        """Let go of the timers: what is overdue meanwhile is undone at the next start."""
+        """Stop the timers. What becomes overdue from now on is undone at the next start."""
         timers = list(self._timers.values())
         for timer in timers:
             timer.cancel()
@@ -234,7 +266,20 @@ class Confirmations:
             await asyncio.wait(timers)
 
 
-def _too_late(change: Change) -> ServiceError:
-    if change.state in {"expired", "reverted"}:
-        return AlreadyUndone(change.id, change.state)
-    return AlreadyConfirmed(change.id, change.state)
+def _mark(held: HeldMap, pending: PendingConfirmation) -> None:
+    if held.unconfirmed is None:
+        held.unconfirmed = UnconfirmedEntries()
+    held.unconfirmed.add(pending.change.entries.indexes, pending.change.id)
+
+
+def _unmark(held: HeldMap, pending: PendingConfirmation) -> None:
+    if held.unconfirmed is not None:
+        left = held.unconfirmed.remove(pending.change.entries.indexes, pending.change.id)
+        if not left:
+            held.unconfirmed = None
+
+
+async def _repeat_until(done: Callable[[], Awaitable[bool]]) -> None:
+    """Try again and again: nothing tells when a journal can be written, or a map can be opened."""
+    while not await done():  # noqa: ASYNC110
+        await asyncio.sleep(_RETRY_SECONDS)

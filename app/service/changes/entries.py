@@ -1,31 +1,37 @@
-"""Changing one entry: checked first, then written, or only checked."""
+"""Changing one entry: set it, or clear it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from app.bpf.uapi import BPF_ANY
-from app.service.changes.changes import Changes, PreparedChange
-from app.service.changes.fit import Fit, fit_of
+from app.service.changes.changes import Changes
+from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_entries, check_reference
-from app.service.changes.plan import WritePlan
-from app.service.errors import (
-    EntryEmpty,
-    UnsupportedFlags,
-)
+from app.service.changes.permissions import check_entries, check_reference, check_writes
+from app.service.changes.plan import PreparedChange, WritePlan
+from app.service.errors import EntryEmpty, UnsupportedFlags
 from app.service.objects.program import ProgramSummary
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef
 from app.store.records import EMPTY, Change
 
-# Called with the id of the entry's program (None: empty), under the map's lock, and raises what forbids the change.
+# Is called under the map's lock with the id of the entry's program (None: empty), and raises what forbids the change.
 Precondition = Callable[[int | None], None]
 
 
 @dataclass(slots=True)
 class SetResult:
-    """`map_id`: of the array; `before`: the id of the program that was there; `fit`: how surely a dry run knows it."""
+    """What became of setting an entry.
+
+    Attributes:
+        map_id: The id of the array.
+        before: The id of the program that was there. None: it was empty.
+        after: The program that is there.
+        fit: How surely a dry run knows that the program fits.
+        change: The journalled change. None: the program was there already, or it was a dry run.
+    """
 
     map_id: int
     before: int | None
@@ -39,106 +45,143 @@ async def set_entry(
     held: HeldMap,
     index: int,
     ref: ProgramRef,
-    origin: RequestContext,
+    context: RequestContext,
     *,
     flags: int = 0,
-    precondition: Precondition,
+    precondition: Precondition | None = None,
     dry_run: bool = False,
 ) -> SetResult:
     """Point an entry to a program, by one overwrite. What is there already is not written again.
 
-    Errors: those of Changes.apply, Programs.resolve and `precondition`; IndexOutOfRange, MapUnavailable.
+    Args:
+        changes: What applies the change.
+        held: The map.
+        index: u32, below max_entries.
+        ref: The program.
+        context: Who asks.
+        flags: BPF_ANY (0): the kernel takes no other here.
+        precondition: Forbids the change by what the entry holds.
+        dry_run: Only check.
+
+    Raises:
+        ServiceError: Whatever forbids it: see Changes.apply, Programs.resolve and `precondition`.
     """
-    registry = changes.registry
+    if not dry_run and context.confirm_within is None and flags == BPF_ANY and isinstance(ref, ByName):
+        return await changes.group.run(
+            held, partial(write_entry, changes, held, index, ref.name, context, precondition)
+        )
+    programs = changes.registry.programs
     async with held.lock:
-        if not dry_run and origin.confirm_within is None and flags == BPF_ANY and isinstance(ref, ByName):
-            result, begun = set_at_once(changes, held, index, ref, origin, precondition)
-            if begun is not None:
-                await changes.journal_all([begun])
-            return result
         array = held.opened()
-        check_entries(held, [index], origin.actor, origin.grant)
+        check_entries(held, [index], context)
         array.check_index(index)
-        needs_none = origin.grant.role == "admin" or isinstance(ref, ByName)
-        there = set() if needs_none else set(await held.read()) - {EMPTY}
-        check_reference(registry.programs, index, ref, None, there, origin)
+        is_free = context.grant.role == "admin" or isinstance(ref, ByName)
+        in_table = set() if is_free else set(await held.read()) - {EMPTY}
+        if not is_free:
+            check_reference(programs, index, ref, None, in_table, context)
         if flags != BPF_ANY:
             raise UnsupportedFlags(flags)
-        seeds = await registry.seeds_for(held) if dry_run else []
-        # A copy of its own only where something is awaited before its fd is used: else nobody can release it meanwhile.
-        waits = origin.confirm_within is not None
-        with registry.programs.opened_copy(ref) if waits else registry.programs.resolve(ref) as program:
-            check_reference(registry.programs, index, ref, program.id, there, origin)
+        # A copy, as the program may be released while this waits for something.
+        with programs.opened_copy(ref) as program:
+            if not is_free:
+                check_reference(programs, index, ref, program.id, in_table, context)
             before = array.get(index)
-            precondition(before)
-            after = registry.programs.describe(program.id, program)
+            if precondition is not None:
+                precondition(before)
+            result = SetResult(array.id, before, programs.describe(program.id, program))
             if before == program.id:
-                return SetResult(array.id, before, after, "tried" if dry_run else None)
-            steps = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
-            if dry_run:
-                changes.check(held, steps, origin)
-                return SetResult(array.id, before, after, fit_of(registry, array, [program], seeds))
-            change = await changes.apply(held, "set", steps, origin)
-    return SetResult(array.id, before, after, change=change)
+                result.fit = "tried" if dry_run else None
+                return result
+            plan = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
+            applied = await changes.apply(held, "set", plan, context, dry_run=dry_run)
+    result.fit, result.change = applied.fit, applied.change
+    return result
 
 
-def set_at_once(
+def write_entry(
     changes: Changes,
     held: HeldMap,
     index: int,
-    ref: ByName,
-    origin: RequestContext,
+    name: str,
+    context: RequestContext,
     precondition: Precondition | None = None,
 ) -> tuple[SetResult, PreparedChange | None]:
-    """Point an entry to a held program, with nothing awaited, under the map's lock; the caller journals it.
+    """Point an entry to a held program, as a part of a group commit: nothing is awaited.
 
-    None: it was there already. Errors: as `set_entry`, and nothing was written.
+    Call it under the map's lock.
+
+    Args:
+        changes: What applies the change.
+        held: The map.
+        index: u32, below max_entries.
+        name: The name under which the program is held.
+        context: Who asks.
+        precondition: Forbids the change by what the entry holds.
+
+    Returns:
+        The result, and what is to be journalled. None: the program is there already.
+
+    Raises:
+        ServiceError: Whatever forbids it. Nothing is written.
     """
     array, programs = held.opened(), changes.registry.programs
-    check_entries(held, (index,), origin.actor, origin.grant)
-    array.check_index(index)
-    program = programs.named(ref.name).opened()
+    if not context.grant.is_unbounded:
+        check_entries(held, (index,), context)
     before = array.get(index)
+    program, summary = programs.named(name)
     if precondition is not None:
         precondition(before)
-    result = SetResult(array.id, before, programs.describe(program.id))
+    result = SetResult(array.id, before, summary)
     if before == program.id:
         return result, None
-    begun = changes.begin(held, "set", WritePlan.one(index, before, program), origin)
+    plan = WritePlan.one(index, before, program)
+    check_writes(programs, held, plan, context)
+    prepared = changes.prepare(held, "set", plan, context)
     try:
         array.set(index, program)
     except BaseException as error:
-        changes.failed(begun, error)
+        changes.abandon(prepared, error)
         raise
-    result.change = begun.change
-    return result, begun
+    result.change = prepared.change
+    return result, prepared
 
 
 async def clear_entry(
     changes: Changes,
     held: HeldMap,
     index: int,
-    origin: RequestContext,
+    context: RequestContext,
     *,
-    precondition: Precondition,
+    precondition: Precondition | None = None,
     allow_missing: bool = False,
     dry_run: bool = False,
 ) -> Change | None:
-    """Empty an entry; None where it was empty (`allow_missing`), and after a dry run.
+    """Empty an entry.
 
-    Errors: EntryEmpty unless `allow_missing`; those of Changes.apply and `precondition`; MapUnavailable.
+    Args:
+        changes: What applies the change.
+        held: The map.
+        index: u32, below max_entries.
+        context: Who asks.
+        precondition: Forbids the change by what the entry holds.
+        allow_missing: An entry that is empty already is no error.
+        dry_run: Only check.
+
+    Returns:
+        The change. None: the entry was empty, or it was a dry run.
+
+    Raises:
+        EntryEmpty: It is empty already.
+        ServiceError: Whatever else forbids it: see Changes.apply and `precondition`.
     """
     async with held.lock:
-        array = held.opened()
-        check_entries(held, [index], origin.actor, origin.grant)
-        before = array.get(index)
+        check_entries(held, [index], context)
+        before = held.opened().get(index)
         if before is None and not allow_missing:
             raise EntryEmpty(index)
-        precondition(before)
+        if precondition is not None:
+            precondition(before)
         if before is None:
             return None
-        steps = WritePlan.one(index, before, None)
-        if dry_run:
-            changes.check(held, steps, origin)
-            return None
-        return await changes.apply(held, "clear", steps, origin)
+        applied = await changes.apply(held, "clear", WritePlan.one(index, before, None), context, dry_run=dry_run)
+    return applied.change

@@ -1,15 +1,23 @@
-"""Who asks for a change."""
+"""Who asks for a change, by which request, and why."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from app.access.rights import EVERYTHING, Grant
+
+SERVICE_ACTOR: Final = "jumptable"  # the actor of changes that the service makes by itself
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """Who asks for a change, by which request, and why; `confirm_within`: s until it is undone unless confirmed.
+    """What every change knows of the request that asks for it.
 
-    `grant`: what they may do; the service itself may do everything.
+    Attributes:
+        actor: Who asks, as the journal names them: `token:deploy`, `unix:root`, `jumptable`.
+        request_id: The request's X-Request-ID.
+        note: Why, in the words of whoever asks.
+        confirm_within: Seconds after which the change is undone unless somebody confirms it. None: it stands.
+        grant: What the actor may do. The service itself may do everything.
     """
 
     actor: str

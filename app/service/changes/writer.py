@@ -1,4 +1,4 @@
-"""Writing several entries of one array: in order, whole or not at all."""
+"""Writing a plan to an array: in order, all of it or nothing."""
 
 import asyncio
 import time
@@ -14,22 +14,28 @@ from app.service.objects.program import Program
 from app.service.objects.program_array import CLEAR, ProgramArray
 from app.store.records import EMPTY, NUMBERS
 
-# So many sets are written inline, one by one: a thread would take longer. Clears may wait in the kernel.
-_INLINE: Final = 64
-# Of more, the kernel is given as many at a time as it writes in so many seconds, so that the service's end is seen, and
-# since a kernel that is not preemptible lets no other thread run on that processor meanwhile.
-_FIRST: Final = 16
-_MOST: Final = 4096
-_SECONDS: Final = 0.01
-# From so many on, something else is done meanwhile, with pauses, so that the thread that writes comes to its turn.
-_LONG: Final = 4096
-_PAUSE: Final = 0.001  # s
+_MAX_INLINE_SETS: Final = (
+    64  # are written in the event loop: a thread would take longer. Clears may wait in the kernel.
+)
+# A larger plan is given to the kernel in slices, as many entries as it writes in a certain time: so the end of the
+# service is noticed, and a kernel that is not preemptible lets other threads run on that processor in between.
+_FIRST_SLICE: Final = 16  # entries
+_MAX_SLICE: Final = 4096  # entries
+_SLICE_SECONDS: Final = 0.01
+_BACKGROUND_FROM: Final = 4096  # entries, from which on other work is done while the kernel writes
+_BACKGROUND_PAUSE_SECONDS: Final = 0.001  # between two steps of it, so that the thread that writes has its turn
 
 T = TypeVar("T")
 
 
 class WriteFailed(Exception):
-    """The kernel refused a step: `cause`. `left`: the indexes that could not be put back."""
+    """The kernel refused an entry, and the plan was put back.
+
+    Attributes:
+        index: The entry.
+        cause: Why.
+        left: The indexes that could not be put back.
+    """
 
     def __init__(self, index: int, cause: ServiceError, left: list[int]) -> None:
         super().__init__(str(cause))
@@ -38,82 +44,101 @@ class WriteFailed(Exception):
 
 async def write(
     table: ProgramArray,
-    steps: WritePlan,
+    plan: WritePlan,
     replaced: Mapping[int, Program],
-    stopping: Callable[[], bool],
+    is_stopping: Callable[[], bool],
     background_steps: Iterator[None] = iter(()),  # noqa: B008 - empty for ever
 ) -> None:
-    """Write the steps in order; where the kernel refuses one, put back what was written, and raise WriteFailed.
+    """Write a plan in order. Call it under the map's lock.
 
-    The same, with the cause Stopping, once `stopping()` is true. `replaced`: the programs that the steps replace, by
-    id; `meanwhile`: is gone through, with a turn for others after each step, while the kernel is at many, as far as
-    that lasts. Call it under the map's lock.
+    Args:
+        table: The array.
+        plan: What to write.
+        replaced: The programs that the plan replaces, by id. They are put back where the kernel refuses an entry.
+        is_stopping: The service ends: what was written is put back.
+        background_steps: Is gone through while the kernel writes many entries, as far as there is time.
+
+    Raises:
+        WriteFailed: The kernel refused an entry, or the service ends (`cause` is Stopping).
     """
-    do = _write_few if len(steps) <= _INLINE else _write_many
-    writing = _inline_or_not(steps.after, partial(do, table, steps, stopping))
-    done, error = await (writing if len(steps) < _LONG else _beside(writing, background_steps))
+    do = _write_one_by_one if len(plan.indexes) <= _MAX_INLINE_SETS else _write_in_slices
+    writing = _inline_or_in_thread(plan.after, partial(do, table, plan, is_stopping))
+    done, error = await (writing if len(plan.indexes) < _BACKGROUND_FROM else _beside(writing, background_steps))
     if error is not None:
-        left = await put_back(table, steps.part(0, done), replaced)
-        raise WriteFailed(steps.indexes[done], error, left) from error
+        left = await put_back(table, plan.part(0, done), replaced)
+        raise WriteFailed(plan.indexes[done], error, left) from error
 
 
-async def put_back(table: ProgramArray, steps: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
-    """Undo steps in reverse order, where the entries still hold what they put there; the indexes that it could not."""
-    return await _inline_or_not(steps.before, partial(_put_back, table, steps, replaced))
+async def put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
+    """Undo a plan in reverse order, where the entries still hold what it has put there.
+
+    Args:
+        table: The array.
+        plan: What was written.
+        replaced: The programs that it has replaced, by id.
+
+    Returns:
+        The indexes that could not be put back.
+    """
+    return await _inline_or_in_thread(plan.before, partial(_put_back, table, plan, replaced))
 
 
-async def _inline_or_not(programs: "array[int]", do: Callable[[], T]) -> T:
-    """Do it in a thread, unless it is short. `programs`: the ids of what is to be written."""
-    if len(programs) <= _INLINE and EMPTY not in programs:
+async def _inline_or_in_thread(programs: "array[int]", do: Callable[[], T]) -> T:
+    """Run it in a thread, unless it is short. `programs`: the ids of what it writes."""
+    if len(programs) <= _MAX_INLINE_SETS and EMPTY not in programs:
         return do()
     return await asyncio.to_thread(do)
 
 
 async def _beside(writing: Coroutine[None, None, T], background_steps: Iterator[None]) -> T:
     task = asyncio.create_task(writing)
-    with suppress(Exception):  # at its end; and what goes wrong there comes up again where it is needed
-        while not (await asyncio.wait([task], timeout=_PAUSE))[0]:
+    with suppress(Exception):  # at the end of the steps; and what goes wrong in one comes up again where it is needed
+        while not (await asyncio.wait([task], timeout=_BACKGROUND_PAUSE_SECONDS))[0]:
             next(background_steps)
     return await task
 
 
-def _write_few(table: ProgramArray, steps: WritePlan, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
-    """Write one by one: how many were written, and why not the next."""
-    for done, (index, id_) in enumerate(zip(steps.indexes, steps.after, strict=True)):
+def _write_one_by_one(
+    table: ProgramArray, plan: WritePlan, is_stopping: Callable[[], bool]
+) -> tuple[int, ServiceError | None]:
+    """Return how many entries were written, and why the next one was not."""
+    for done, (index, id_) in enumerate(zip(plan.indexes, plan.after, strict=True)):
         try:
-            if stopping():
+            if is_stopping():
                 raise Stopping
             if id_ != EMPTY:
-                table.set(index, steps.programs[id_])
+                table.set(index, plan.programs[id_])
             else:
                 with suppress(EntryEmpty):  # somebody else's tool was faster
                     table.clear_index(index)
         except ServiceError as error:
             return done, error
-    return len(steps), None
+    return len(plan.indexes), None
 
 
-def _write_many(table: ProgramArray, steps: WritePlan, stopping: Callable[[], bool]) -> tuple[int, ServiceError | None]:
-    """The same, some at a time."""
-    fds, done, size = _fds(steps.programs), 0, _FIRST
-    while done < len(steps):
-        if stopping():
+def _write_in_slices(
+    table: ProgramArray, plan: WritePlan, is_stopping: Callable[[], bool]
+) -> tuple[int, ServiceError | None]:
+    """Return how many entries were written, and why the next one was not."""
+    fds, done, size = _fds(plan.programs), 0, _FIRST_SLICE
+    while done < len(plan):
+        if is_stopping():
             return done, Stopping()
         began = time.monotonic()
-        indexes = array(NUMBERS, steps.indexes[done : done + size])
-        written, number = table.write_many(indexes, _values(steps.after, done, size, fds))
+        indexes = array(NUMBERS, plan.indexes[done : done + size])
+        written, number = table.write_many(indexes, _values(plan.after, done, size, fds))
         done += written
         if number:
-            return done, table.refusal(steps.programs.get(steps.after[done]), number)
-        is_slow = time.monotonic() - began > _SECONDS
-        size = max(1, size // 4) if is_slow else min(_MOST, size * 4)
+            return done, table.refusal(plan.programs.get(plan.after[done]), number)
+        is_slow = time.monotonic() - began > _SLICE_SECONDS
+        size = max(1, size // 4) if is_slow else min(_MAX_SLICE, size * 4)
     return done, None
 
 
-def _put_back(table: ProgramArray, steps: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
+def _put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
     fds, left = _fds(replaced), list[int]()
-    for stop in range(len(steps), 0, -_MOST):
-        part = steps.part(max(0, stop - _MOST), stop)
+    for stop in range(len(plan), 0, -_MAX_SLICE):
+        part = plan.part(max(0, stop - _MAX_SLICE), stop)
         try:
             now = table.get_many(part.indexes)
         except ServiceError:
@@ -124,12 +149,12 @@ def _put_back(table: ProgramArray, steps: WritePlan, replaced: Mapping[int, Prog
         known = ours.chosen(bytes(map(fds.__contains__, ours.before)))
         left += ours.chosen(bytes(id_ not in fds for id_ in ours.before)).indexes[::-1]
         indexes = array(NUMBERS, known.indexes[::-1])
-        left += _write_all(table, indexes, _values(known.before[::-1], 0, len(known), fds))
+        left += _write_all_possible(table, indexes, _values(known.before[::-1], 0, len(known), fds))
     return left
 
 
-def _write_all(table: ProgramArray, indexes: "array[int]", values: "array[int]") -> list[int]:
-    """Write what can be written: the indexes where it cannot."""
+def _write_all_possible(table: ProgramArray, indexes: "array[int]", values: "array[int]") -> list[int]:
+    """Write what the kernel takes, and return the indexes that it refuses."""
     left: list[int] = []
     while indexes:
         done, number = table.write_many(indexes, values)
@@ -143,5 +168,5 @@ def _fds(programs: Mapping[int, Program]) -> dict[int, int]:
 
 
 def _values(ids: "array[int]", start: int, count: int, fds: Mapping[int, int]) -> "array[int]":
-    """What ProgramArray.write_many is to write, of a part."""
+    """Return what ProgramArray.write_many takes for a part of a plan."""
     return array("i", map(fds.__getitem__, ids[start : start + count]))

@@ -46,23 +46,24 @@ class RunResult:
 class OwnedFd:
     """Owns an fd from its making until `close`; a context manager that closes at its end. Thread rule: see heirs."""
 
+    fd: int  # absent once it is closed
+
     def __init__(self, kernel: Kernel, fd: int) -> None:
         self._kernel = kernel
-        self._fd: int | None = fd
+        self.fd = fd
 
-    @property
-    def fd(self) -> int:
-        """The open fd. ValueError once closed."""
-        if self._fd is None:
+    def __getattr__(self, name: str) -> int:
+        """Tell, where the fd is missing, that it is closed. An attribute costs a lookup less than a property."""
+        if name == "fd":
             message = f"this {type(self).__name__} is closed"
             raise ValueError(message)
-        return self._fd
+        raise AttributeError(name)
 
     def close(self) -> None:
         """Let go of the fd. Twice is fine."""
-        if self._fd is not None:
-            self._kernel.close(self._fd)
-            self._fd = None
+        fd = self.__dict__.pop("fd", None)
+        if fd is not None:
+            self._kernel.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +87,8 @@ class Program(OwnedFd):
                 raise NotAProgram(kind)
             self._info = kernel.prog_info(fd)
             self._summary = _summary(self._info)
+            self.id = self._info.id  # u32
+            self.type = prog_type_name(self._info.type)  # xdp, sched_cls, …
         except OSError as error:
             self.close()
             raise kernel_failure("OBJ_GET_INFO_BY_FD", error) from error
@@ -93,22 +96,27 @@ class Program(OwnedFd):
             self.close()
             raise
 
-    @property
-    def id(self) -> int:
-        """The kernel's number of it, u32."""
-        return self._info.id
-
-    @property
-    def type(self) -> str:
-        """`xdp`, `sched_cls` …"""
-        return prog_type_name(self._info.type)
-
     def info(self) -> ProgInfo:
         """What the kernel tells of it now (its counters move)."""
         try:
             return self._kernel.prog_info(self.fd)
         except OSError as error:
             raise kernel_failure("OBJ_GET_INFO_BY_FD", error) from error
+
+    def copy(self) -> "Program":
+        """Return the same program with an fd of its own.
+
+        Raises:
+            KernelError: No fd is free.
+        """
+        try:
+            fd = self._kernel.dup(self.fd)
+        except OSError as error:
+            raise kernel_failure("dup", error) from error
+        copied = object.__new__(Program)
+        OwnedFd.__init__(copied, self._kernel, fd)
+        copied._info, copied._summary, copied.id, copied.type = self._info, self._summary, self.id, self.type
+        return copied
 
     def summary(self, name: str | None = None) -> ProgramSummary:
         """What an entry tells of it, `name` being the one it is held under."""

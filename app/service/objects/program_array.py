@@ -44,7 +44,9 @@ class ProgramArray(OwnedFd):
         """
         super().__init__(kernel, fd)
         try:
-            self._info = self._checked(fd)
+            self.info = self._checked(fd)  # what never changes of it
+            self.id = self.info.id  # u32
+            self.max_entries = self.info.max_entries  # by the kernel's own word
         except OSError as error:
             self.close()
             raise kernel_failure("OBJ_GET_INFO_BY_FD", error) from error
@@ -65,21 +67,6 @@ class ProgramArray(OwnedFd):
             raise WrongValueSize(info.value_size)
         return info
 
-    @property
-    def id(self) -> int:
-        """The kernel's number of it, u32."""
-        return self._info.id
-
-    @property
-    def max_entries(self) -> int:
-        """How many entries it has, by the kernel's own word."""
-        return self._info.max_entries
-
-    @property
-    def info(self) -> MapInfo:
-        """What never changes of it."""
-        return self._info
-
     def state(self) -> MapState:
         """Its memory, whether it is frozen, and what fits: as of now."""
         try:
@@ -98,7 +85,8 @@ class ProgramArray(OwnedFd):
         Errors: IndexOutOfRange, KernelError. Kernel: MAP_LOOKUP_ELEM; a program array answers since Linux 4.13.
         """
         # The kernel says ENOENT for an empty entry and for one beyond the end: so the bound is checked here.
-        self.check_index(index)
+        if not 0 <= index < self.max_entries:
+            raise IndexOutOfRange(index, self.max_entries)
         try:
             return self._kernel.map_lookup(self.fd, index)
         except OSError as error:

@@ -1,5 +1,6 @@
 """Where a map or a program is opened from, and the names that they may have."""
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -8,6 +9,7 @@ _NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
 NAME_PATTERN: Final = f"^{_NAME}$"
 
 
+@functools.lru_cache(maxsize=4096)  # most requests name few maps and programs
 def checked_name(name: str) -> str:
     """The name, which maps and programs may have. ValueError where not."""
     if not re.fullmatch(_NAME, name):

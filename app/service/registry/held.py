@@ -1,10 +1,10 @@
-"""Maps and programs as they are held: under a name, opened from a source."""
+"""A map or a program as it is held: under a name, opened from a source."""
 
 import asyncio
 from array import array
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Generic, Literal, Self, TypeVar
 
 from app.access.rights import NONE, Ranges
 from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
@@ -15,9 +15,7 @@ from app.service.registry.expected import ExpectedTable
 from app.service.registry.index_sets import UnconfirmedEntries
 from app.store.records import NUMBERS
 
-# Lookups at a stretch in the event loop: at most 5 ms, then others have their turn.
-_LOOKUPS_AT_A_STRETCH: Final = 2048
-
+_LOOKUPS_PER_SLICE: Final = 2048  # entries that are read in the event loop, at most 5 ms, before others have their turn
 
 T = TypeVar("T", ProgramArray, Program)
 H = TypeVar("H")
@@ -25,9 +23,15 @@ H = TypeVar("H")
 
 @dataclass(eq=False)
 class Held(Generic[T]):
-    """Something under a name. `object` is None while it is unavailable; `reason` then says why.
+    """Something under a name.
 
-    `lock` puts in line whoever writes or runs it, and whoever lets its fd go: no thread uses an fd that is closed.
+    Attributes:
+        name: The service's own name for it.
+        source: Where it is opened from.
+        object: The open object. None: it is unavailable.
+        reason: Why it is unavailable.
+        released: It is held no longer, and will not be again.
+        lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
 
     name: str
@@ -38,46 +42,52 @@ class Held(Generic[T]):
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def take(self, object_: T) -> Self:
-        """Hold this object from now on, instead of the one before."""
+        """Hold this object from now on, and close the one before."""
         if self.object is not None:
             self.object.close()
         self.object = object_
         return self
 
     def release(self) -> None:
-        """Let go for good."""
+        """Close it for good."""
         self.released = True
         if self.object is not None:
             self.object.close()
             self.object = None
 
 
-# What has the last word before something is held or released: it raises what forbids that.
+# Is called with what was opened, or is to be released, as the last: it raises what forbids that.
 Veto = Callable[[H], Awaitable[None]]
 
 
 async def no_veto(_: object) -> None:
-    """Nothing forbids it."""
+    """Forbid nothing."""
 
 
 @dataclass(eq=False)
 class HeldMap(Held[ProgramArray]):
     """A program array under a name.
 
-    `create_entries`: max_entries of the array that is made where the pin does not exist. `created_here`: it was.
-    `restore`: at the start, entries that are not as they are recorded are put back.
+    Attributes:
+        create_entries: max_entries of the array that is made where the pin does not exist. None: none is made.
+        created_here: The service has made the array.
+        restore: At the start, entries that are not as expected are written back.
+        protected: The entries that only an admin may change.
+        expected: What the entries are expected to hold. None: that is not known yet.
+        writing: The entries that are being changed: there the kernel may be ahead of what is expected.
+        undone: By token, entries that were written back, which the journal does not know yet.
+        unconfirmed: The entries that wait for a confirmation. None: there are none.
     """
 
+    kind: Literal["map"] = field(default="map", init=False)
     create_entries: int | None = None
     created_here: bool = False
     restore: bool = False
-    protected: Ranges = NONE  # entries that only an admin may change
-    expected: ExpectedTable | None = None  # None: not yet, or another array has the name by now
-    writing: Collection[int] = ()  # the entries that are being changed: the kernel may be ahead of what is recorded
-    undone: dict[str, Collection[int]] = field(default_factory=dict)  # put back, which the journal does not know yet
-    unconfirmed: UnconfirmedEntries = field(
-        default_factory=UnconfirmedEntries
-    )  # entries that wait for a confirmation: of which change
+    protected: Ranges = NONE
+    expected: ExpectedTable | None = None
+    writing: Collection[int] = ()
+    undone: dict[str, Collection[int]] = field(default_factory=dict)
+    unconfirmed: UnconfirmedEntries | None = None
     _scan: "asyncio.Task[array[int]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[array[int]] | None" = None  # the one that begins when that has ended
 
@@ -87,7 +97,12 @@ class HeldMap(Held[ProgramArray]):
         return [self.source.path] if isinstance(self.source, Pinned) else []
 
     def opened(self) -> ProgramArray:
-        """The array. Errors: MapUnknown once released, MapUnavailable."""
+        """Return the array.
+
+        Raises:
+            MapUnknown: It is released.
+            MapUnavailable: It could not be opened.
+        """
         if self.released:
             raise MapUnknown(self.name)
         if self.object is None:
@@ -95,13 +110,19 @@ class HeldMap(Held[ProgramArray]):
         return self.object
 
     async def read(self) -> "array[int]":
-        """The id of the program that each entry points to, by index; 0: none. It is others' as well: not to be changed.
+        """Return the id of the program that each entry points to, by index; 0: none.
 
-        Lets others have their turn in between, so a large table may be seen half before, half after a change. However
-        many read at once, one scan runs and one waits: nobody is answered by a scan that began before they asked.
+        The array is shared with others who read: do not change it. Others have their turn in between, so a large table
+        may be seen half before and half after a change. However many read at once, one scan runs and one waits: nobody
+        is answered by a scan that began before they asked.
+
+        Raises:
+            MapUnknown: It is released.
+            MapUnavailable: It could not be opened.
+            KernelError: The kernel refuses.
         """
         table = self.opened()
-        if table.max_entries <= _LOOKUPS_AT_A_STRETCH:
+        if table.max_entries <= _LOOKUPS_PER_SLICE:
             return table.ids()
         if self._next_scan is None:
             self._next_scan = asyncio.create_task(self._scan_after(self._scan))
@@ -114,21 +135,21 @@ class HeldMap(Held[ProgramArray]):
         while True:
             table, found = self.opened(), array(NUMBERS)
             while len(found) < table.max_entries:
-                found += self.opened().ids(len(found), len(found) + _LOOKUPS_AT_A_STRETCH)
+                found += self.opened().ids(len(found), len(found) + _LOOKUPS_PER_SLICE)
                 await asyncio.sleep(0)
             if self.object is table:  # else another one has the name by now
                 return found
 
     async def first(self) -> int | None:
-        """The id of the first program that an entry points to; None where the array is empty."""
-        for start in range(0, self.opened().max_entries, _LOOKUPS_AT_A_STRETCH):
-            for program_id in filter(None, self.opened().ids(start, start + _LOOKUPS_AT_A_STRETCH)):
+        """Return the id of the first program that an entry points to. None: the array is empty."""
+        for start in range(0, self.opened().max_entries, _LOOKUPS_PER_SLICE):
+            for program_id in filter(None, self.opened().ids(start, start + _LOOKUPS_PER_SLICE)):
                 return program_id
             await asyncio.sleep(0)
         return None
 
     def is_changing(self, index: int) -> bool:
-        """Whether this entry is just being changed, or was put back and the journal does not know yet."""
+        """Tell whether an entry is being changed, or was written back and the journal does not know yet."""
         return index in self.writing or any(index in each for each in self.undone.values())
 
 
@@ -136,8 +157,15 @@ class HeldMap(Held[ProgramArray]):
 class HeldProgram(Held[Program]):
     """A program under a name."""
 
+    kind: Literal["program"] = field(default="program", init=False)
+
     def opened(self) -> Program:
-        """The program. Errors: ProgramUnknown once released, ProgramUnavailable."""
+        """Return the program.
+
+        Raises:
+            ProgramUnknown: It is released.
+            ProgramUnavailable: It could not be opened.
+        """
         if self.released:
             raise ProgramUnknown(self.name)
         if self.object is None:

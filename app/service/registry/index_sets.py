@@ -1,4 +1,4 @@
-"""Sets of entries, small for a whole table."""
+"""Sets of a table's entries that stay small when the table is large."""
 
 from array import array
 from collections.abc import Collection, Iterator, Mapping
@@ -6,9 +6,10 @@ from itertools import compress, count
 
 
 class IndexSet(Collection[int]):
-    """Which entries something is true of: a byte for each index up to the highest."""
+    """A set of indexes: one byte for each index up to the highest."""
 
     def __init__(self, indexes: Collection[int]) -> None:
+        """Make the set of these indexes, u32 each."""
         if isinstance(indexes, range):
             self._marks = bytearray(indexes.start) + b"\1" * len(indexes)
             return
@@ -27,29 +28,28 @@ class IndexSet(Collection[int]):
 
 
 class UnconfirmedEntries(Mapping[int, int]):
-    """Which entries wait for a confirmation, and of which change: its id, by index; 8 bytes for each while any does."""
+    """The entries that wait for a confirmation: by index, the id of the change. 8 bytes for each up to the highest."""
 
     def __init__(self) -> None:
         self._changes = array("Q")
         self._count = 0
 
     def add(self, indexes: Collection[int], change_id: int) -> None:
-        """These wait for this change; none of them has waited before."""
+        """Let these entries, none of which waits yet, wait for this change."""
         changes = self._changes
         changes.frombytes(bytes(8 * max(0, max(indexes, default=-1) + 1 - len(changes))))
         for index in indexes:
             changes[index] = change_id
         self._count += len(indexes)
 
-    def end(self, indexes: Collection[int], change_id: int) -> None:
-        """Of these, those that wait for this change wait no more."""
+    def remove(self, indexes: Collection[int], change_id: int) -> int:
+        """Let those of these entries that wait for this change wait no longer. Return how many still wait."""
         changes = self._changes
         for index in indexes:
             if index < len(changes) and changes[index] == change_id:
                 changes[index] = 0
                 self._count -= 1
-        if not self._count:
-            self._changes = array("Q")
+        return self._count
 
     def __getitem__(self, index: int) -> int:
         if index >= len(self._changes) or not self._changes[index]:

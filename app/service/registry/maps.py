@@ -14,13 +14,14 @@ from app.service.registry.programs import Uses
 
 
 class Maps:
-    """Held program arrays by name; one array has one name. Thread rule: one event loop."""
+    """Held program arrays by name. One array has one name. Thread rule: one event loop."""
 
     def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        """Hold nothing yet. `pin_dirs`: the folders below which a request may name pins."""
         self._kernel = kernel
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldMap] = {}
-        self._holding = asyncio.Lock()  # whoever holds or releases
+        self._holding = asyncio.Lock()  # of whoever holds or releases
 
     def __iter__(self) -> Iterator[HeldMap]:
         return iter(list(self._held.values()))
@@ -29,17 +30,21 @@ class Maps:
         return len(self._held)
 
     def find(self, name: str) -> HeldMap | None:
-        """The map held under `name`; None: there is none."""
+        """Return the map held under a name. None: there is none."""
         return self._held.get(name)
 
     def get(self, name: str) -> HeldMap:
-        """The map held under `name`. Errors: MapUnknown."""
+        """Return the map held under a name.
+
+        Raises:
+            MapUnknown: There is none.
+        """
         if name not in self._held:
             raise MapUnknown(name)
         return self._held[name]
 
     def add(self, held: HeldMap) -> HeldMap:
-        """Hold it from now on; it may still be unavailable."""
+        """Hold it from now on. It may still be unavailable."""
         self._held[held.name] = held
         return held
 
@@ -48,7 +53,12 @@ class Maps:
         return self.add(HeldMap(name, Made(), array, created_here=True))
 
     def open(self, held: HeldMap, *, pin: bool = True) -> None:
-        """Open, or make, what is held; `pin=False`: what is made is not pinned. Errors: as `hold`."""
+        """Open, or make, what is held. It raises as `hold` does.
+
+        Args:
+            held: What is held.
+            pin: What is made is pinned.
+        """
         array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
         self._take(held, array)
         held.created_here = created
@@ -68,25 +78,40 @@ class Maps:
         *,
         force: bool = False,
         dry_run: bool = False,
-        before: Veto[HeldMap] = no_veto,
+        veto: Veto[HeldMap] = no_veto,
     ) -> tuple[HeldMap, bool]:
-        """Hold a map at a caller's wish; True: the name was not held before. A name that is held is opened again.
+        """Hold a map for a request. A name that is held already is opened again.
 
-        `create_entries`: where the pin does not exist, make an array of so many entries and pin it there; `force`: also
-        where the array held so far may be emptied for good; `dry_run`: what comes back is held by nobody, and is to be
-        released once it was looked at; `before`: is called with what was opened, the last that can forbid it. Errors:
-        NameTaken, LastReference, NotAProgramArray, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
+        Args:
+            name: The name to hold it under.
+            source: Where to open it.
+            create_entries: Where the pin does not exist, make an array with this max_entries and pin it there.
+            force: Also where the array held so far may be emptied for good.
+            dry_run: What is returned is held by nobody. Release it once it was looked at.
+            veto: Is called with what was opened, as the last that can forbid it.
+
+        Returns:
+            What is held, and whether the name is new.
+
+        Raises:
+            NameTaken: The name has another map with entries in it, or the array has another name.
+            LastReference: The array held so far may be emptied for good.
+            NotAProgramArray: The source leads to something else.
+            PinNotAllowed: The path is not below pin_dirs.
+            PinUnusable: The pin cannot be opened.
+            KernelPermission: A capability is missing.
+            KernelError: The kernel refuses.
         """
         fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
         async with self._holding:
             held = self._held.get(name)
             if held is None:
                 self.open(fresh, pin=not dry_run)
-                await self._run_veto(fresh, before)
+                await self._run_veto(fresh, veto)
                 return (fresh if dry_run else self.add(fresh)), True
             async with held.lock:
                 await self._open_again(held, fresh, force=force, pin=not dry_run)
-                await self._run_veto(fresh, before)
+                await self._run_veto(fresh, veto)
                 if dry_run or fresh.object is None:
                     return fresh, False
                 held.source, held.create_entries = fresh.source, fresh.create_entries
@@ -96,9 +121,10 @@ class Maps:
                 held.take(fresh.object)
                 return held, False
 
-    async def _run_veto(self, fresh: HeldMap, before: Veto[HeldMap]) -> None:
+    async def _run_veto(self, fresh: HeldMap, veto: Veto[HeldMap]) -> None:
+        """Let go of what was just opened, and unpin what was just made, where the veto raises."""
         try:
-            await before(fresh)
+            await veto(fresh)
         except BaseException:
             if fresh.created_here and fresh.pins:
                 self._kernel.unpin(fresh.pins[0])
@@ -106,7 +132,7 @@ class Maps:
             raise
 
     async def _open_again(self, held: HeldMap, fresh: HeldMap, *, force: bool, pin: bool) -> None:
-        """Open `fresh`, which is to take the place of `held`, unless entries would be lost by that."""
+        """Open `fresh`, which is to take the place of `held`, unless that would lose entries."""
         old = held.object
         if old is None or await held.first() is None:
             self.open(fresh, pin=pin)
@@ -116,7 +142,7 @@ class Maps:
                 array.close()
                 raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
             if array.id != old.id and not force:
-                # Another array was pinned over the path of ours, which nothing but this service may hold by now.
+                # Another array was pinned over the path of ours. Only this service may hold ours by now.
                 array.close()
                 raise LastReference(held.name, old.id)
             self._take(fresh, array)
@@ -124,23 +150,31 @@ class Maps:
             fresh.created_here = held.created_here
 
     async def release(
-        self, name: str, *, force: bool = False, dry_run: bool = False, before: Veto[HeldMap] = no_veto
+        self, name: str, *, force: bool = False, dry_run: bool = False, veto: Veto[HeldMap] = no_veto
     ) -> None:
-        """Let a map go; `before`: the last that can forbid it.
+        """Release a map.
 
-        Errors: MapUnknown; LastReference unless `force`, where that may empty it for good.
+        Args:
+            name: The name it is held under.
+            force: Also where that may empty it for good.
+            dry_run: Only check.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            MapUnknown: Nothing is held under this name.
+            LastReference: It may be emptied for good.
         """
         async with self._holding, self.get(name).lock:
             held = self.get(name)
             if held.object is not None and not force and self.pinned_id(held) != held.object.id:
                 raise LastReference(name, held.object.id)
-            await before(held)
+            await veto(held)
             if not dry_run:
                 del self._held[name]
                 held.release()
 
     def pinned_id(self, held: HeldMap) -> int | None:
-        """The id of the array that the map's pin leads to just now; None where there is no pin, or it leads nowhere."""
+        """Return the id of the array that the map's pin leads to now. None: there is no pin, or it leads nowhere."""
         if not isinstance(held.source, Pinned):
             return None
         try:
@@ -149,31 +183,38 @@ class Maps:
         except ServiceError:
             return None
 
-    def warnings(self, held: HeldMap) -> list[str]:
-        """What may cost the map its entries, or sends changes elsewhere than thought."""
+    def warnings(self, held: HeldMap, *, just_opened: bool = False) -> list[str]:
+        """Return what may cost the map its entries, or sends changes elsewhere than expected.
+
+        Args:
+            held: The map.
+            just_opened: Its pin was followed a moment ago, and is not followed again.
+        """
         if isinstance(held.source, ById):
             return ["held by id: not pinned, so emptied when the last holder goes, and gone with the boot"]
         if isinstance(held.source, Made):
             return ["made by the service and pinned nowhere: gone when the service ends"]
         if held.object is None:
             return []
-        found = self.pinned_id(held)
+        found = held.object.id if just_opened else self.pinned_id(held)
         if found not in {None, held.object.id}:
-            return [_astray(held, found)]
-        told = []
+            return [_moved_pin(held, found)]
+        warnings = []
         if found is None:
-            told.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
+            warnings.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
         if held.create_entries not in {None, held.object.max_entries}:
-            told.append(f"create asks for {held.create_entries} entries, but the array was there, with another number")
-        return told
+            warnings.append(
+                f"create asks for {held.create_entries} entries, but the array was there, with another number"
+            )
+        return warnings
 
     def moved_pin_warning(self, held: HeldMap) -> str | None:
-        """The sentence for a map whose pin leads to another array by now, as when its loader was run anew."""
+        """Return a sentence where the map's pin leads to another array by now, as when its loader ran anew."""
         found = self.pinned_id(held)
-        return None if held.object is None or found in {None, held.object.id} else _astray(held, found)
+        return None if held.object is None or found in {None, held.object.id} else _moved_pin(held, found)
 
     async def uses(self) -> Uses:
-        """Which entries of held maps point to which program."""
+        """Return which entries of held maps point to which program."""
         found: Uses = {}
         for held in self:
             with contextlib.suppress(MapUnavailable, MapUnknown):  # or released while others had their turn
@@ -183,13 +224,13 @@ class Maps:
         return found
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close everything."""
         for held in self._held.values():
             held.release()
         self._held.clear()
 
 
-def _astray(held: HeldMap, found: int | None) -> str:
+def _moved_pin(held: HeldMap, found: int | None) -> str:
     return (
         f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.opened().id} is held;"
         " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"

@@ -2,21 +2,21 @@
 
 import asyncio
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
 
 from app.bpf.kernel import Kernel
-from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError, kernel_failure
+from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError
 from app.service.objects.opening import allowed_source, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldProgram, Veto, no_veto
 from app.store.records import ProgramRecord
 
-_SUMMARIES_KEPT: Final = 4096
+_MAX_SUMMARIES: Final = 4096  # of programs that are not held, kept as they were looked up
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,21 @@ Uses = dict[int, list[tuple[str, int]]]
 
 
 class Programs:
-    """Held programs by name; one program may have several. Thread rule: one event loop."""
+    """Held programs by name. One program may have several names. Thread rule: one event loop."""
 
     def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        """Hold nothing yet. `pin_dirs`: the folders below which a request may name pins."""
         self._kernel = kernel
         self._pin_dirs = pin_dirs
         self._held: dict[str, HeldProgram] = {}
-        self._holding = asyncio.Lock()  # whoever holds or releases
-        self._order: dict[str, int] = {}  # of the names: which was held before which
+        self._holding = asyncio.Lock()  # of whoever holds or releases
+        self._order: dict[str, int] = {}  # by name: which was held before which
         self._numbers = count()
-        self._names: dict[int, list[HeldProgram]] = {}  # by a program's id all under which it is held, in that order
-        self._by_id: dict[int, HeldProgram] = {}  # the first of these
-        self._named: dict[int, ProgramSummary] = {}  # of held programs
-        self._records: dict[int, ProgramRecord] = {}  # of those that are held by a pin
-        self._summaries: dict[int, ProgramSummary] = {}  # of others, as they were looked up
+        # By a program's id: all that hold it, in that order, and what is known of it by the first of these.
+        self._holders: dict[int, list[HeldProgram]] = {}
+        self._held_summaries: dict[int, ProgramSummary] = {}
+        self._records: dict[int, ProgramRecord] = {}
+        self._summaries: dict[int, ProgramSummary] = {}  # of programs that are not held
 
     def __iter__(self) -> Iterator[HeldProgram]:
         return iter(list(self._held.values()))
@@ -55,17 +56,21 @@ class Programs:
         return len(self._held)
 
     def find(self, name: str) -> HeldProgram | None:
-        """The program held under `name`; None: there is none."""
+        """Return the program held under a name. None: there is none."""
         return self._held.get(name)
 
     def get(self, name: str) -> HeldProgram:
-        """The program held under `name`. Errors: ProgramUnknown."""
+        """Return the program held under the name in a path.
+
+        Raises:
+            ProgramUnknown: There is none.
+        """
         if name not in self._held:
             raise ProgramUnknown(name)
         return self._held[name]
 
     def add(self, held: HeldProgram) -> HeldProgram:
-        """Hold it from now on; it may still be unavailable."""
+        """Hold it from now on. It may still be unavailable."""
         self._held[held.name] = held
         self._order[held.name] = next(self._numbers)
         self._enter(held)
@@ -76,7 +81,7 @@ class Programs:
         return self.add(HeldProgram(name, Made(), program))
 
     def open(self, held: HeldProgram) -> None:
-        """Open, or open again, what is held. Errors: as `hold`."""
+        """Open, or open again, what is held. It raises as `hold` does."""
         self._take(held, open_program(self._kernel, held.source))
 
     async def hold(
@@ -86,13 +91,28 @@ class Programs:
         uses: Uses,
         *,
         dry_run: bool = False,
-        before: Veto[HeldProgram] = no_veto,
+        veto: Veto[HeldProgram] = no_veto,
     ) -> tuple[HeldProgram, bool]:
-        """Hold a program at a caller's wish; True: the name was not held before. A name that is held is opened again.
+        """Hold a program for a request. A name that is held already is opened again.
 
-        `uses`: which entries point to what, as of now; `dry_run`: what comes back is held by nobody, and is to be
-        released once it was looked at; `before`: is called with what was opened, the last that can forbid it. Errors:
-        NameTaken, NotAProgram, ProgramNotFound, PinNotAllowed, PinUnusable, KernelPermission, KernelError.
+        Args:
+            name: The name to hold it under.
+            source: Where to open it.
+            uses: Which entries point to what, as of now.
+            dry_run: What is returned is held by nobody. Release it once it was looked at.
+            veto: Is called with what was opened, as the last that can forbid it.
+
+        Returns:
+            What is held, and whether the name is new.
+
+        Raises:
+            NameTaken: The name has another program that entries point to.
+            NotAProgram: The source leads to something else.
+            ProgramNotFound: No program has this id.
+            PinNotAllowed: The path is not below pin_dirs.
+            PinUnusable: The pin cannot be opened.
+            KernelPermission: A capability is missing.
+            KernelError: The kernel refuses.
         """
         fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
         async with self._holding:
@@ -100,7 +120,7 @@ class Programs:
             fresh.take(open_program(self._kernel, fresh.source))
             try:
                 self._check_replaceable(held, fresh, uses)
-                await before(fresh)
+                await veto(fresh)
             except BaseException:
                 fresh.release()
                 raise
@@ -120,51 +140,72 @@ class Programs:
         if fresh.object.id != held.object.id and uses.get(held.object.id):
             raise NameTaken(held.name, "the name has another program that entries point to; release it first")
 
-    async def release(self, name: str, *, dry_run: bool = False, before: Veto[HeldProgram] = no_veto) -> None:
-        """Let a program go; entries that point to it keep it alive; `before`: the last that can forbid it.
+    async def release(self, name: str, *, dry_run: bool = False, veto: Veto[HeldProgram] = no_veto) -> None:
+        """Release a program. Entries that point to it keep it alive.
 
-        Errors: ProgramUnknown.
+        Args:
+            name: The name it is held under.
+            dry_run: Only check.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            ProgramUnknown: Nothing is held under this name.
         """
         async with self._holding, self.get(name).lock:
             held = self.get(name)
-            await before(held)
+            await veto(held)
             if not dry_run:
                 self._leave(held)
                 del self._held[name], self._order[name]
                 held.release()
 
-    def named(self, name: str) -> HeldProgram:
-        """The program that a body names. Errors: ProgramNotFound."""
-        if name not in self._held:
+    def named(self, name: str) -> tuple[Program, ProgramSummary]:
+        """Return the program that a request's body names, and what an entry tells of it.
+
+        Raises:
+            ProgramNotFound: Nothing is held under this name.
+            ProgramUnavailable: It could not be opened.
+        """
+        held = self._held.get(name)
+        if held is None:
             raise ProgramNotFound(name)
-        return self._held[name]
+        program = held.object or held.opened()
+        return program, self._held_summaries[program.id]
 
     @contextmanager
     def resolve(self, ref: ProgramRef) -> Iterator[Program]:
-        """The program that a request refers to, open for as long as the context lasts.
+        """Open the program that a request refers to, for as long as the context lasts.
 
-        Errors: ProgramNotFound, ProgramUnavailable, NotAProgram, PinNotAllowed, PinUnusable, KernelPermission.
+        Raises:
+            ProgramNotFound: There is none.
+            ProgramUnavailable: It is held, but could not be opened.
+            NotAProgram: The reference leads to something else.
+            PinNotAllowed: The path is not below pin_dirs.
+            PinUnusable: The pin cannot be opened.
+            KernelPermission: A capability is missing.
         """
         if isinstance(ref, ByName):
-            yield self.named(ref.name).opened()
-        elif isinstance(ref, ById) and ref.id in self._by_id:
-            yield self._by_id[ref.id].opened()
+            yield self.named(ref.name)[0]
+        elif isinstance(ref, ById) and ref.id in self._holders:
+            yield self._holders[ref.id][0].opened()
         else:
             with open_program(self._kernel, allowed_source(ref, self._pin_dirs)) as program:
                 yield program
 
     def opened_copy(self, ref: ProgramRef) -> Program:
-        """The program, with an fd of its own that is the caller's to close. Errors: as `resolve`."""
+        """Return the program with an fd of its own, which the caller closes. It raises as `resolve` does."""
         with self.resolve(ref) as program:
-            try:
-                return Program(self._kernel, self._kernel.dup(program.fd))
-            except OSError as error:
-                raise kernel_failure("dup", error) from error
+            return program.copy()
 
     def describe(self, program_id: int, program: Program | None = None) -> ProgramSummary:
-        """What an entry tells of the program it points to; `program`: the same, where it is open already."""
-        if program_id in self._named:
-            return self._named[program_id]
+        """Return what an entry tells of the program that it points to.
+
+        Args:
+            program_id: The program's id.
+            program: The same, where it is open already.
+        """
+        if program_id in self._held_summaries:
+            return self._held_summaries[program_id]
         if program_id not in self._summaries:
             if program is not None:
                 return program.summary()
@@ -173,36 +214,65 @@ class Programs:
                     self._summaries[program_id] = opened.summary()
             except ServiceError:
                 return ProgramSummary(program_id)
-            while len(self._summaries) > _SUMMARIES_KEPT:
+            while len(self._summaries) > _MAX_SUMMARIES:
                 del self._summaries[next(iter(self._summaries))]
         return self._summaries[program_id]
 
     def record(self, program_id: int, pinned: str | None = None) -> ProgramRecord:
-        """What the journal keeps of a program; `pinned`: a path that it was opened by just now."""
-        if program_id in self._records:
-            return self._records[program_id]
-        summary = self.describe(program_id)
-        return ProgramRecord(summary.name, program_id, summary.tag, pinned)
+        """Return what the journal keeps of a program.
+
+        Args:
+            program_id: The program's id.
+            pinned: A path that the program is known by. That of a held program counts before.
+        """
+        known = self._records.get(program_id)
+        if known is None:
+            summary = self.describe(program_id)
+            return ProgramRecord(summary.name, program_id, summary.tag, pinned)
+        return known if known.pinned is not None or pinned is None else replace(known, pinned=pinned)
+
+    def records(
+        self, ids: Iterable[int], pinned: Mapping[int, str], stored: Mapping[int, ProgramRecord]
+    ) -> dict[int, ProgramRecord]:
+        """Return what the journal keeps of several programs, by id.
+
+        Args:
+            ids: The programs.
+            pinned: By id, the path by which a request names one.
+            stored: By id, what the journal has kept before: also a path by which one was named once.
+        """
+        found = {}
+        for id_ in ids:
+            known = self._records.get(id_)
+            if known is None or known.pinned is None:
+                path = pinned.get(id_)
+                if path is None and id_ in stored:
+                    path = stored[id_].pinned
+                if known is None or path is not None:
+                    known = self.record(id_, path)
+            found[id_] = known
+        return found
 
     def held_as(self, program_id: int) -> HeldProgram | None:
-        """The first of the names under which this program is held."""
-        return self._by_id.get(program_id)
+        """Return the first of those that hold this program. None: the service does not hold it."""
+        holders = self._holders.get(program_id)
+        return None if holders is None else holders[0]
 
     def caller_of(self, map_id: int) -> HeldProgram | None:
-        """A held program that refers to this map."""
+        """Return a held program that refers to this map. None: there is none."""
         for held in self._held.values():
             if held.object is not None and map_id in held.object.info().map_ids:
                 return held
         return None
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close everything."""
         for held in self._held.values():
             held.release()
-        for each in (self._held, self._order, self._names, self._by_id, self._named, self._records):
+        for each in (self._held, self._order, self._holders, self._held_summaries, self._records):
             each.clear()
 
-    # What is known by a program's id. Each of these costs as much as the program has names, however many are held.
+    # What is known by a program's id. It costs as much as the program has names, however many programs are held.
 
     def _take(self, held: HeldProgram, program: Program) -> None:
         self._leave(held)
@@ -211,24 +281,21 @@ class Programs:
 
     def _enter(self, held: HeldProgram) -> None:
         if held.object is not None:
-            names = self._names.setdefault(held.object.id, [])
-            insort(names, held, key=lambda each: self._order[each.name])
-            self._tell_of(held.object.id, names[0])
+            holders = self._holders.setdefault(held.object.id, [])
+            insort(holders, held, key=lambda each: self._order[each.name])
+            self._describe_held(held.object.id, holders[0])
 
     def _leave(self, held: HeldProgram) -> None:
         if held.object is not None:
             id_ = held.object.id
-            names = self._names[id_]
-            names.remove(held)
-            if names:
-                self._tell_of(id_, names[0])
+            holders = self._holders[id_]
+            holders.remove(held)
+            if holders:
+                self._describe_held(id_, holders[0])
             else:
-                del self._names[id_], self._by_id[id_], self._named[id_]
-                self._records.pop(id_, None)
+                del self._holders[id_], self._held_summaries[id_], self._records[id_]
 
-    def _tell_of(self, id_: int, first: HeldProgram) -> None:
-        self._by_id[id_] = first
-        self._named[id_] = told = first.opened().summary(first.name)
-        self._records.pop(id_, None)
-        if isinstance(first.source, Pinned):
-            self._records[id_] = ProgramRecord(first.name, id_, told.tag, first.source.path)
+    def _describe_held(self, id_: int, first: HeldProgram) -> None:
+        self._held_summaries[id_] = summary = first.opened().summary(first.name)
+        path = first.source.path if isinstance(first.source, Pinned) else None
+        self._records[id_] = ProgramRecord(first.name, id_, summary.tag, path)

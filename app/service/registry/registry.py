@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from app.bpf.kernel import Kernel
+from app.service.counters import TIMED_CALLS, Timing, timed_kernel
 from app.service.errors import ServiceError
 from app.service.objects.source import ById
 from app.service.registry.held import HeldMap, HeldProgram
@@ -11,20 +12,33 @@ from app.service.registry.programs import ByName, ProgramRef, Programs
 
 
 class Registry:
-    """Held maps and programs on one kernel. Thread rule: one event loop."""
+    """Held maps and programs on one kernel. Thread rule: one event loop.
+
+    Attributes:
+        kernel: The kernel, with its calls timed.
+        kernel_timings: How long the calls take, by name.
+        maps: The held maps.
+        programs: The held programs.
+    """
 
     def __init__(self, kernel: Kernel, pin_dirs: Sequence[str] = ()) -> None:
-        """`pin_dirs`: the folders below which a request may name pins."""
-        self.kernel = kernel
-        self.maps = Maps(kernel, pin_dirs)
-        self.programs = Programs(kernel, pin_dirs)
+        """Hold nothing yet.
+
+        Args:
+            kernel: Where maps and programs are.
+            pin_dirs: The folders below which a request may name pins.
+        """
+        self.kernel_timings = {name: Timing() for name in TIMED_CALLS}
+        self.kernel = timed_kernel(kernel, self.kernel_timings)
+        self.maps = Maps(self.kernel, pin_dirs)
+        self.programs = Programs(self.kernel, pin_dirs)
 
     def unavailable(self) -> list[HeldMap | HeldProgram]:
-        """What is held, but could not be opened."""
+        """Return what is held, but could not be opened."""
         return [held for held in (*self.maps, *self.programs) if held.object is None]
 
     def open_unavailable(self) -> list[HeldMap | HeldProgram]:
-        """Try to open what is not; what now is. The rest gets the reason."""
+        """Try to open what could not be opened, and return what now is. The rest gets the reason."""
         opened: list[HeldMap | HeldProgram] = []
         for held in self.unavailable():
             try:
@@ -39,7 +53,7 @@ class Registry:
         return opened
 
     async def seeds_for(self, held: HeldMap) -> list[ProgramRef]:
-        """Programs that are known to fit the map's array: one that it holds, and one that calls into it."""
+        """Return programs that are known to fit a map's array: one that it holds, and one that calls into it."""
         array = held.opened()
         entry = None if array.state().owner_type is None else await held.first()
         caller = self.programs.caller_of(array.id)
@@ -47,6 +61,6 @@ class Registry:
         return found if caller is None else [*found, ByName(caller.name)]
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close everything."""
         self.maps.close()
         self.programs.close()
