@@ -1,4 +1,4 @@
-"""Requests as bytes to the protocol that serves them, without sockets: so they may go the direct way."""
+"""An httpx transport that passes requests as bytes to the server's protocol, without sockets."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.api.schemas.responses import Answer
-from app.server.connection import Protocol
+from app.server.connection import Connection
 from app.server.fast_path import FastPath, FastRequest
 
 
@@ -25,34 +25,41 @@ class CountingFastPath(FastPath):
 
 
 class OverWire(httpx.AsyncBaseTransport):
-    """Each request on a connection of its own. `direct`: what takes those that may go the direct way."""
+    """Sends each request on a connection of its own.
+
+    Args:
+        app: The application.
+        direct: Whether simple requests go to the fast path, which is then `self.direct`.
+    """
 
     def __init__(self, app: FastAPI, *, direct: bool = True) -> None:
         self.direct: CountingFastPath | None = CountingFastPath(app) if direct else None
-        self._config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, proxy_headers=False)
+        self._config = uvicorn.Config(
+            app, http=Connection, ws="none", log_config=None, access_log=False, proxy_headers=False
+        )
         self._config.load()
         self._state = ServerState()
         self._state.default_headers = [(b"date", b"Mon, 23 Nov 2026 00:00:00 GMT")]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The answer, once it is whole."""
+        """Return the answer when it is complete."""
         client, pipe = h11.Connection(h11.CLIENT), Pipe()
         head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         content = await request.aread()
         sent = [client.send(head), client.send(h11.Data(content)) if content else b"", client.send(h11.EndOfMessage())]
-        protocol = self.connect(pipe)
+        connection = self.connect(pipe)
         try:
-            protocol.data_received(b"".join(part or b"" for part in sent))
+            connection.data_received(b"".join(part or b"" for part in sent))
             return await _answer(client, pipe)
         finally:
-            protocol.connection_lost(None)
+            connection.connection_lost(None)
 
-    def connect(self, pipe: "Pipe") -> Protocol:
-        """A connection of which the answers go into a pipe."""
-        protocol = Protocol(config=self._config, server_state=self._state, app_state={})
-        protocol.direct = self.direct
-        protocol.connection_made(pipe)
-        return protocol
+    def connect(self, pipe: "Pipe") -> Connection:
+        """Make a connection that writes its answers to `pipe`."""
+        connection = Connection(config=self._config, server_state=self._state, app_state={})
+        connection.fast_path = self.direct
+        connection.connection_made(pipe)
+        return connection
 
 
 async def _answer(client: h11.Connection, pipe: "Pipe") -> httpx.Response:
@@ -72,14 +79,14 @@ async def _answer(client: h11.Connection, pipe: "Pipe") -> httpx.Response:
 
 
 class Pipe(asyncio.Transport):
-    """What the protocol writes can be read here."""
+    """A transport whose other end reads what the protocol writes."""
 
     def __init__(self) -> None:
         super().__init__({"sockname": ("192.0.2.1", 80), "peername": ("127.0.0.1", 123)})
         self._written, self._is_closing = asyncio.Queue[bytes](), False
 
     async def read(self) -> bytes:
-        """Some bytes, once there are some; none at the end."""
+        """Wait for what is written next; empty once the transport is closed."""
         return await self._written.get()
 
     def write(self, data: Any) -> None:

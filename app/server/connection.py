@@ -1,12 +1,25 @@
-"""HTTP/1.1 on one connection: uvicorn's, with bounds to what it leaves open, and with who is at the other end."""
+"""HTTP/1.1 on one connection: from received bytes to calls of the ASGI application, and back.
+
+`Connection` feeds what it receives to llhttp (`httptools`), which calls back for each part of a request. When the head
+of a request is complete, an `Exchange` (one request and its answer) calls the application; the body follows as it
+arrives. A simple request for one entry becomes a `FastRequest` instead, which `FastPath` takes when it is complete.
+Both end in `Connection.finish`, which starts the next request.
+
+A request that breaks HTTP or exceeds a limit does not reach the application: `Connection.refuse` answers it, after the
+answers to the requests before it, and closes the connection.
+"""
 
 import asyncio
 import socket
+from collections import deque
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import structlog
+import uvicorn
+from starlette.types import Message, Scope
+from uvicorn.server import ServerState
 
 from app.access.certificates import names_of
 from app.access.peers import Peer
@@ -14,380 +27,441 @@ from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
 from app.api.problems import HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
-from app.server.framing import addressed, ambiguity, length_alone
+from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
 
-_UNREAD_SECONDS: Final = 30.0  # that an answer may wait to be read
-_IDLE_SECONDS: Final = 5.0  # that a connection may be silent between two requests
+_UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
+_IDLE_TIMEOUT_SECONDS: Final = 5.0  # between two requests
+_MAX_WAITING_REQUESTS: Final = 16  # pipelined behind the one that is being answered
+_BODY_BUFFER_BYTES: Final = 65_536  # with more, the connection stops reading until the application takes it
+_MAX_FRAMING_PER_BODY_BYTE: Final = 8  # a chunk of one byte has 5 bytes of framing
+
+log = structlog.get_logger()
 
 
-class Connection(HttpToolsProtocol):
-    """`direct`: what takes requests that may go the direct way; None: all go the regular one.
+class Exchange:
+    """One request and its answer: `receive` and `send` of one call of the ASGI application.
 
-    Thread rule: one event loop.
+    The application is trusted to send messages in order, and as many bytes of a body as content-length says.
     """
 
-    direct: FastPath | None = None
-    cycle: Any  # the request that came last: a RequestResponseCycle or a Plain; None: none has come yet
-    scope: Scope  # type: ignore[assignment]
+    def __init__(self, connection: "Connection", scope: Scope, *, keep_alive: bool) -> None:
+        self.scope, self.keep_alive = scope, keep_alive
+        self.body = bytearray()  # received, and not yet taken by the application
+        self.body_error: str | None = None  # why the rest of the body will never come
+        self.has_more_body = True
+        self.changed = asyncio.Event()  # set when `receive` has something to return
+        self.is_started = self.is_answered = False
+        self._connection = connection
+        self._expects_continue = dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue"
+        self._is_chunked = False
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.plain: FastRequest | None = None  # is coming, and may go the direct way
-        self._idle_since = 0.0
-        self._unread: asyncio.TimerHandle | None = None
-        self._date: tuple[Any, bytes] = None, b""  # uvicorn's headers for every answer, as they are and as bytes
+    async def run(self) -> None:
+        """Call the application. Close the connection if the answer is incomplete afterwards."""
+        try:
+            await self._connection.app(self.scope, self.receive, self.send)
+        except Exception:
+            log.exception("internal error", path=self.scope["path"])
+            if not self.is_started:
+                self._connection.transport.write(bare_problem("internal", "the log tells what"))
+        finally:
+            if not self.is_answered:
+                self._connection.close()
 
-    def begin_plain(self) -> bool:
-        """The head is there. Whether the request may go the direct way: then nothing else has to be done for it."""
-        method = self.parser.get_method()
-        if self.direct is None or self.is_under_way() or self.flow.write_paused:
-            return False
-        headers = FastRequest.headers_of(method, self.url, self.headers)
-        if headers is None or self.parser.get_http_version() != "1.1":
-            return False
-        self.cycle = self.plain = FastRequest(self, method, self.url, headers, self.scope)
-        return True
+    async def receive(self) -> Message:
+        """Return the next part of the body; `http.disconnect` once the answer is complete or the client has gone.
 
-    def end_plain(self) -> bool:
-        """All of the request is there. Whether it goes the direct way."""
-        plain, self.plain = self.plain, None
-        if plain is None or self.direct is None:
-            return False
-        self.direct.take(plain)
-        return True
+        Raises:
+            HttpProblem: The rest of the body is malformed.
+        """
+        connection = self._connection
+        if self._expects_continue and not connection.transport.is_closing():
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._expects_continue = False
+        if not connection.is_lost and not self.is_answered:
+            connection.transport.resume_reading()
+            await self.changed.wait()
+            self.changed.clear()
+        if self.body_error is not None:
+            raise HttpProblem("malformed-header", self.body_error)
+        if connection.is_lost or self.is_answered:
+            return {"type": "http.disconnect"}
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.has_more_body}
 
-    def leave_direct_way(self) -> None:
-        """The rest of a body may come late, or never: the regular way knows what to do then."""
-        plain, self.plain = self.plain, None
-        if plain is not None:
-            self.fall_back(plain, more_body=True)
-
-    def is_under_way(self) -> bool:
-        """Whether the request that came last is not answered yet."""
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def answer(self, plain: FastRequest, status_line: bytes, rest: bytes) -> None:
-        """The answer to a request that went the direct way."""
-        plain.response_complete = True
-        if not plain.disconnected:
-            headers, date = self._date
-            if headers is not self.server_state.default_headers:
-                headers = self.server_state.default_headers
-                date = b"".join([b"%b: %b\r\n" % field for field in headers])
-                self._date = headers, date
-            self.transport.write(b"%b%b%b" % (status_line, date, rest))
-            if not plain.keep_alive:
-                self.transport.close()
-        self.on_response_complete()
-
-    def fall_back(self, plain: FastRequest, *, more_body: bool = False) -> None:
-        """A request that might have gone the direct way goes the regular one."""
-        scope, path = plain.scope, plain.path.decode("ascii")
-        scope.update(method=plain.method.decode(), path=path, raw_path=plain.path, query_string=b"")
-        cycle = RequestResponseCycle(
-            scope=scope,  # type: ignore[arg-type]
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=plain.keep_alive,
-            on_response=self.on_response_complete,
-        )
-        cycle.body, cycle.more_body, cycle.disconnected = bytearray(plain.body), more_body, plain.disconnected
-        cycle.message_event.set()
-        if self.cycle is plain:
-            self.cycle = cycle
-        self._start_asgi_task(cycle, self.app)
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self.url, self.headers, self.expect_100_continue = b"", [], False
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": "",
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-        }
-
-    def on_response_complete(self) -> None:
-        """One request is answered: the next one in line, or a time in which nothing comes."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
+    async def send(self, message: Message) -> None:
+        """Send the head or a part of the body, once the client has read enough of what came before."""
+        connection = self._connection
+        await connection.writable.wait()
+        if connection.is_lost:
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if message["type"] == "http.response.start":
+            self.is_started, self._expects_continue = True, False
+            connection.transport.write(self._head(message["status"], message.get("headers", [])))
             return
-        # One timer for many requests, that looks when it ends: to set one for each would cost each several µs.
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._look_again_in(_IDLE_SECONDS)
+        body, is_last = message.get("body", b""), not message.get("more_body", False)
+        if self._is_chunked:
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            connection.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
+        elif self.scope["method"] != "HEAD":
+            connection.transport.write(body)
+        if is_last:
+            self.is_answered = True
+            self.changed.set()
+            if not self.keep_alive:
+                connection.close()
+            connection.finish()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close, if nothing has come for so long; while something comes, other timers run."""
-        self.timeout_keep_alive_task = None
-        left = self._idle_since + _IDLE_SECONDS - self.loop.time()
-        if self.is_under_way() or self.is_coming():
-            return
-        if left > 0:
-            self._look_again_in(left)
-        else:
-            super().timeout_keep_alive_handler()
-
-    def is_coming(self) -> bool:
-        """For heirs: whether some of a request's head is there."""
-        return False
-
-    def _look_again_in(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-    def pause_writing(self) -> None:
-        """The other end does not read: for so long, and no longer."""
-        self.flow.pause_writing()
-        self._unread = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """It reads on."""
-        self.stop_unread()
-        self.flow.resume_writing()
-
-    def stop_unread(self) -> None:
-        """Whether it reads is of no interest any more."""
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _head(self, status: int, headers: Headers) -> bytes:
+        added: Headers = []
+        if (b"connection", b"close") in headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            added.append((b"connection", b"close"))
+        has_end = self.scope["method"] == "HEAD" or status in {204, 304} or b"content-length" in dict(headers)
+        if not has_end and self.scope["http_version"] == "1.1":  # in HTTP/1.0, the body ends with the connection
+            self._is_chunked = True
+            added.append((b"transfer-encoding", b"chunked"))
+        lines = header_lines([*headers, *added])
+        return b"%b%b%b\r\n" % (STATUS_LINES[status], self._connection.default_header_lines(), lines)
 
 
-_PIPELINED: Final = 16  # requests that may wait for the answer to the one before
-_PER_BYTE: Final = 8  # bytes that frame one byte of a body: a chunk of its own takes 5
+class Connection(asyncio.Protocol):
+    """One connection of a client. uvicorn makes it, and calls `shutdown` when the service stops.
 
+    Not thread-safe: everything runs in the event loop.
 
-class Protocol(Connection):
-    """Thread rule: one event loop."""
+    Attributes:
+        bounds: What a client may take of the service.
+        fast_path: Answers simple requests; None: the application answers every request.
+    """
 
     bounds = Bounds()
+    fast_path: FastPath | None = None
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._peer: Peer | None = None
-        self._names: tuple[str, ...] = ()
-        self._head = 0  # bytes of the head that is coming
-        self._in_head = True
-        self._timer: asyncio.TimerHandle | None = None
-        self._refused = False
-        self._fields = 0  # bytes of header fields, and of the trailer's
-        self._framing = 0  # bytes of a body that are not its content, so far
-        self._running: RequestResponseCycle | None = None  # self.cycle is the one that came last
-        self._after: bytes | None = None  # what is told when all requests before it are answered
-        self._broken: str | None = None  # why the rest of the body of the last request will never come
-        self._is_upgrade = False  # as which the parser takes a request that is none to us
-        self._again = False  # the parser is told a head again, that a body may follow
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
+    ) -> None:
+        self.app: Any = config.loaded_app
+        self.transport: asyncio.Transport
+        self.writable = asyncio.Event()  # whether the transport takes more to send
+        self.writable.set()
+        self.is_lost = False
+        self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
+        self._server_state, self._app_state = server_state, app_state
+        self._connections: set[Any] = server_state.connections
+        # What the scopes of all requests have in common.
+        self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
+        self._default_headers: tuple[Headers, bytes] = [], b""  # the list of uvicorn, and its lines
+        # The request that is being received.
+        self._parser = self._make_parser()
+        self._target, self._headers = b"", Headers()
+        self._in_head = True  # False: in the body
+        self._field_bytes = 0  # of header fields
+        self._overhead_bytes = 0  # of the head, or of the body without its content, since that began
+        self._fast: FastRequest | None = None  # set while its body is received
+        self._receiving: Exchange | None = None  # set while its body is received
+        # The requests that are not answered yet, in order.
+        self._running: FastRequest | Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._is_refused = False  # what is received from now on is ignored
+        self._refusal: bytes | None = None  # to be sent after the answers to these requests
+        self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None  # runs while writing is paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Look who it is, unless there are too many."""
-        if len(self.connections) >= self.bounds.connections:
+        """Find out who connects. Abort if there are too many connections."""
+        if len(self._connections) >= self.bounds.connections:
             transport.abort()
             return
-        super().connection_made(transport)
-        connection: socket.socket | None = transport.get_extra_info("socket")
-        if connection is not None and connection.family == socket.AF_UNIX:
-            self._peer = Peer.of(connection)
-        self._names = names_of(transport.get_extra_info("peercert") or {})
-        self._start_timer()
+        self.transport = transport
+        self._connections.add(self)
+        local: socket.socket | None = transport.get_extra_info("socket")
+        server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self._scope |= {
+            "type": "http",
+            "http_version": "1.1",
+            "server": server[:2] if isinstance(server, tuple) else (server, None),
+            "client": client[:2] if isinstance(client, tuple) else None,
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": "",
+            PEER: Peer.of(local) if local is not None and local.family == socket.AF_UNIX else None,
+            NAMES: names_of(transport.get_extra_info("peercert") or {}),
+        }
+        self._start_head_timer()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The other end, or we, have gone."""
-        self._stop_timer()
-        self.stop_unread()
-        if self.transport is not None:
-            super().connection_lost(exc)
-        if self._running is not None:
-            self._running.disconnected = not self._running.response_complete
-            self._running.message_event.set()
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Tell the application that the client has gone, and drop the requests that wait."""
+        self.is_lost = True
+        self._connections.discard(self)
+        self._stop_head_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self.resume_writing()
+        if isinstance(self._running, Exchange):
+            self._running.changed.set()
+        self._running = self._receiving = None
+        self._waiting.clear()
+        del self._parser  # ends a reference cycle
+
+    def shutdown(self) -> None:
+        """Close after the answer to the request that came last, or now."""
+        last = self._waiting[-1] if self._waiting else self._running
+        if last is None:
+            self.close()
+        else:
+            last.keep_alive = False
+
+    def end_stream(self) -> None:
+        """Abort a stream of events, which has no end of its own."""
+        if self._running is not None and self._running.scope.get("path") == "/events":
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Let `send` wait while the client does not read. Abort if that lasts too long."""
+        self.writable.clear()
+        self._unread_timer = self._loop.call_later(_UNREAD_ANSWER_TIMEOUT_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Let `send` go on: the client reads."""
+        self.writable.set()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes have come."""
-        if self._refused:
+        """Parse what the client sends. Refuse a head that is too large, and a body that is mostly framing."""
+        if self._is_refused:
             return
-        if self._in_head:
-            self._head += len(data)
-        else:
-            self._framing += len(data)
+        self._overhead_bytes += len(data)
         self._feed(data)
-        if self.plain is not None:
-            self.leave_direct_way()
-        if self._in_head and self._head > self.bounds.header_bytes:
-            self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
-        elif self._in_head and self._head and self._timer is None:  # some of a head: the rest has to come in time
-            self._start_timer()
-        elif not self._in_head and self._framing > self.bounds.header_bytes:
-            self._refuse("malformed-header", "the chunks are more than what is in them")
+        if self._fast is not None:  # the rest of its body may come late, or never
+            self.fall_back(self._fast)
+        if self._overhead_bytes > self.bounds.header_bytes:
+            if self._in_head:
+                self._refuse_large_head()
+            else:
+                self.refuse("malformed-header", "the chunks are more than what is in them")
+        elif self._in_head and self._overhead_bytes and self._head_timer is None:
+            self._start_head_timer()
+
+    def _make_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # A request with `Connection: close` is answered even if the client sends more after it.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     def _feed(self, data: bytes) -> None:
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if not self._refused:
-                self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("that is no HTTP/1.1")
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Go on as if none was asked for: the parser would take what follows to be of another protocol.
-
-        Another parser is told the request again, with no more of its head than tells how long the body is.
-        """
-        self._is_upgrade, self._again = False, True
-        self.parser = httptools.HttpRequestParser(self)
-        self._feed(length_alone(self.scope["method"].encode(), self.headers))
-        if rest and not self._refused:
-            self._feed(rest)
+            # The service ignores upgrades (RFC 9110, 7.8), but this parser expects another protocol from here on. So a
+            # new parser gets the request again, without its header Upgrade.
+            if not self._is_refused:
+                method, version = self._parser.get_method(), self._parser.get_http_version()
+                head = head_without_upgrade(method, self._target, version, self._headers)
+                self._parser = self._make_parser()
+                self._feed(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError:  # also for an error in a method that the parser calls
+            self.refuse("malformed-header", "that is no HTTP/1.1")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
-        if self._again:
-            return
-        super().on_message_begin()
-        self._fields = 0
-        self.scope[PEER], self.scope[NAMES] = self._peer, self._names
+        """Forget the head of the request before."""
+        self._target, self._headers, self._field_bytes = b"", [], 0
 
     def on_url(self, url: bytes) -> None:
-        """Some of the target is there."""
-        if not self._again:
-            self.url += url
+        """Add a part of the request target."""
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field is there; or one of the trailer, of which nothing is made."""
-        if self._in_head and not self._again:
-            self._fields += len(name) + len(value)
-            name = name.lower()
-            if name == b"expect":
-                self.expect_100_continue = value.lower() == b"100-continue"
-            self.headers.append((name, value))
+        """Add a header field. Trailer fields, which follow a body, are ignored."""
+        if self._in_head:
+            self._field_bytes += len(name) + len(value)
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
-        if self._again:
-            self._again = False
+        """Begin to answer the request, or refuse it: its head is complete."""
+        self._stop_head_timer()
+        if self._is_refused:
             return
-        self._stop_timer()
-        if self._refused:
-            return
-        if len(self.pipeline) >= _PIPELINED:
-            self._refused = True
+        if len(self._waiting) >= _MAX_WAITING_REQUESTS:
+            self._is_refused = True
             self.transport.abort()
-            return
-        if self._fields + len(self.url) > self.bounds.header_bytes:
-            self._refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
-            return
-        if self.begin_plain():
-            self._in_head, self._framing = False, 0
-            return
-        why = ambiguity(self.parser.get_http_version(), self.headers)
-        if why is not None:
-            self._refuse("malformed-header", why)
-            return
-        if not self.url.startswith(b"/"):
-            self.headers[:] = addressed(self.url, self.headers)
-        self._is_upgrade = self.parser.should_upgrade()
-        super().on_headers_complete()
-        self._in_head, self._framing = False, 0
+        elif self._field_bytes + len(self._target) > self.bounds.header_bytes:
+            self._refuse_large_head()
+        elif self._begin_fast_request() or self._begin_exchange():
+            self._in_head, self._overhead_bytes = False, 0
+
+    def _begin_fast_request(self) -> bool:
+        """Begin a request that is eligible for the fast path, if no other comes before it."""
+        if self.fast_path is None or self._running is not None or self._unread_timer is not None:
+            return False
+        method = self._parser.get_method()
+        headers = FastRequest.eligible_headers(method, self._target, self._headers)
+        if headers is None or self._parser.get_http_version() != "1.1":
+            return False
+        scope = {**self._scope, "headers": self._headers, "state": self._app_state.copy()}
+        self._running = self._fast = FastRequest(self, method, self._target, headers, scope)
+        return True
+
+    def _begin_exchange(self) -> bool:
+        """Begin a request that the application answers; False: it is refused, or asks for an upgrade."""
+        parser, headers = self._parser, self._headers
+        method, version = parser.get_method(), parser.get_http_version()
+        error = ambiguity(method, version, headers)
+        if error is not None:
+            self.refuse("malformed-header", error)
+            return False
+        url = httptools.parse_url(self._target)
+        if parser.should_upgrade():
+            return False
+        path = url.path.decode("ascii")
+        scope = {
+            **self._scope,
+            "http_version": version,
+            "method": method.decode(),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": with_target_host(self._target, headers),
+            "state": self._app_state.copy(),
+        }
+        self._receiving = Exchange(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
+        if self._running is None:
+            self._start(self._receiving)
+        else:
+            self.transport.pause_reading()
+            self._waiting.append(self._receiving)
+        return True
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body is there."""
-        if self.plain is not None:  # its length was told, so nothing frames it
-            self.plain.body += body
+        """Add a part of the body."""
+        if self._fast is not None:  # its length is known, so there is no framing to count
+            self._fast.body += body
             return
-        self._framing = max(self._framing - len(body) * (_PER_BYTE + 1), -self.bounds.header_bytes)
-        if not self._refused:
-            super().on_body(body)
+        allowed = len(body) * (1 + _MAX_FRAMING_PER_BODY_BYTE)
+        self._overhead_bytes = max(self._overhead_bytes - allowed, -self.bounds.header_bytes)
+        exchange = self._receiving
+        if exchange is not None and not exchange.is_answered and not self._is_refused:
+            exchange.body += body
+            if len(exchange.body) > _BODY_BUFFER_BYTES:
+                self.transport.pause_reading()
+            exchange.changed.set()
 
     def on_message_complete(self) -> None:
-        """All of the request is there."""
-        if self._is_upgrade:
-            return  # it is told again, with its body
-        self._in_head, self._head = True, 0
-        if not self.end_plain() and not self._refused:
-            super().on_message_complete()
+        """End the body: the request is complete."""
+        self._in_head, self._overhead_bytes = True, 0
+        if self._fast is not None and self.fast_path is not None:
+            request, self._fast = self._fast, None
+            self.fast_path.take(request)
+        elif self._receiving is not None and not self._is_refused:
+            self._receiving.has_more_body = False
+            self._receiving.changed.set()
+            self._receiving = None
 
-    def send_400_response(self, msg: str) -> None:
-        """What cannot be parsed."""
-        self._refuse("malformed-header", msg)
+    def _start(self, exchange: Exchange) -> None:
+        self._running = exchange
+        task = self._loop.create_task(exchange.run())
+        task.add_done_callback(self._server_state.tasks.discard)
+        self._server_state.tasks.add(task)
 
-    def end_stream(self) -> None:
-        """The service ends, and what a reader of events has not read by now it will not get."""
-        scope: dict[str, Any] | None = getattr(self, "scope", None)  # before the first request there is none
-        if scope is not None and scope.get("path") == "/events":
-            self.transport.abort()
-
-    def is_coming(self) -> bool:
-        """Whether some of a request's head is there."""
-        return self._in_head and self._head > 0
-
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self.bounds.header_seconds, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        if self._in_head and self._head and not self.transport.is_closing():
-            self._refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
+    def fall_back(self, request: FastRequest) -> None:
+        """Let the application answer a request of the fast path, whose body may still be incomplete."""
+        path = request.path.decode("ascii")
+        request.scope.update(method=request.method.decode(), path=path, raw_path=request.path, query_string=b"")
+        exchange = Exchange(self, request.scope, keep_alive=request.keep_alive)
+        exchange.body += request.body
+        exchange.changed.set()
+        if request is self._fast:
+            self._fast, self._receiving = None, exchange
         else:
-            self.transport.close()  # connected, and silent since
+            exchange.has_more_body = False
+        self._start(exchange)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, self._bounded(cycle, app))  # type: ignore[arg-type]
+    def answer(self, request: FastRequest, status_line: bytes, rest: bytes) -> None:
+        """Answer a request of the fast path. The default headers are sent between `status_line` and `rest`."""
+        if not self.is_lost:
+            self.transport.write(b"%b%b%b" % (status_line, self.default_header_lines(), rest))
+            if not request.keep_alive:
+                self.close()
+        self.finish()
 
-    def _bounded(self, cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
-        async def run(scope: Scope, receive: Receive, send: Send) -> None:
-            async def received() -> Message:
-                message = await receive()
-                if self._broken is not None and cycle is self.cycle:
-                    raise HttpProblem("malformed-header", self._broken)
-                return message
-
-            await app(scope, received, send)
-
-        return run
-
-    def on_response_complete(self) -> None:
-        """One request is answered."""
-        is_last = not self.pipeline
-        super().on_response_complete()
-        if is_last and self._after is not None and not self.transport.is_closing():
-            self.transport.write(self._after)
-            self.transport.close()
-
-    def _refuse(self, code: str, detail: str) -> None:
-        """Answer here, where no request came to be, once those before are answered; close. Once is enough."""
-        if self._refused:
+    def finish(self) -> None:
+        """Go on after an answer: with the next request, with the refusal that waits, or idle."""
+        self._running = None
+        self._server_state.total_requests += 1
+        if self.is_lost or self.transport.is_closing():
             return
-        self._refused = True
-        self._stop_timer()
-        cycle: RequestResponseCycle | None = getattr(self, "cycle", None)  # before the first request there is none
-        if cycle is None or cycle.response_complete:
+        self.transport.resume_reading()
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif self._refusal is not None:
+            self.transport.write(self._refusal)
+            self.close()
+        else:
+            # One timer serves many requests: it looks at the time when it ends. A timer for each would cost several µs.
+            self._idle_since = self._loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self._loop.call_later(_IDLE_TIMEOUT_SECONDS, self._check_idle)
+
+    def refuse(self, code: str, detail: str) -> None:
+        """Answer what cannot become an exchange with a problem, in its turn, and close. Later calls do nothing.
+
+        For a malformed body, the answer is up to the application: `Exchange.receive` tells it.
+        """
+        if self._is_refused:
+            return
+        self._is_refused = True
+        self._stop_head_timer()
+        if self._running is None:
             if self._in_head:
                 self.transport.write(bare_problem(code, detail))
-            self.transport.close()
+            self.close()
         elif self._in_head:
-            self._after = bare_problem(code, detail)
-            self._timer = self.loop.call_later(self.bounds.header_seconds, self.transport.close)
-        elif cycle.response_started:
-            self.transport.close()
+            self._refusal = bare_problem(code, detail)
+            self._head_timer = self._loop.call_later(self.bounds.header_seconds, self.close)
+        elif self._receiving is None or self._receiving.is_started:
+            self.close()
         else:
-            self._broken = detail
-            cycle.message_event.set()
+            self._receiving.body_error = detail
+            self._receiving.changed.set()
+
+    def _refuse_large_head(self) -> None:
+        self.refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+
+    def close(self) -> None:
+        """Close once everything written is sent. What the client still sends is not read."""
+        self.transport.close()
+
+    def default_header_lines(self) -> bytes:
+        """Return the headers of every answer (the date), which uvicorn renews every second."""
+        if self._default_headers[0] is not self._server_state.default_headers:
+            headers = self._server_state.default_headers
+            self._default_headers = headers, header_lines(headers)
+        return self._default_headers[1]
+
+    def _check_idle(self) -> None:
+        self._idle_timer = None
+        left = self._idle_since + _IDLE_TIMEOUT_SECONDS - self._loop.time()
+        if self._running is not None or (self._in_head and self._overhead_bytes):
+            return  # other limits of time apply
+        if left > 0:
+            self._idle_timer = self._loop.call_later(left, self._check_idle)
+        else:
+            self.close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self._loop.call_later(self.bounds.header_seconds, self._end_slow_head)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_slow_head(self) -> None:
+        self._head_timer = None
+        if self._in_head and self._overhead_bytes and not self.transport.is_closing():
+            self.refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
+        else:
+            self.close()  # the client has sent nothing since it connected

@@ -1,11 +1,10 @@
-"""The direct way: one entry, read or set with nothing unusual about it, is answered without ASGI and FastAPI.
+"""The fast path: answers a read or a change of one entry without ASGI and FastAPI.
 
-Most requests are of that kind, and what a general route costs is several times what they need. Nothing is decided here:
-the routes, the schema, the policy, what is read and written, and what is told of it are those of the regular way. It
-only gives answers to what went well. Whatever is unusual, or refused, takes the regular way, which tells why.
+Most requests are of this kind, and the general way costs several times what they need. The fast path decides nothing of
+its own: routes, schemas, access rights and the service are those of the general way. It only answers requests that
+succeed. Any other request falls back to the application, which answers it in full.
 """
 
-import asyncio
 import functools
 import re
 import time
@@ -35,8 +34,8 @@ from app.service.registry.programs import ByName
 _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
 _MAX_KNOWN_PATHS: Final = 4096
-# With no other header a request means what its first line and its body say.
-_USUAL: Final = frozenset(
+# A request with any other header may mean more than its first line and its body say.
+_ELIGIBLE_HEADERS: Final = frozenset(
     {b"host", b"authorization", b"content-type", b"content-length", b"connection", b"user-agent", b"accept",
      b"accept-encoding", b"accept-language", b"x-request-id"}
 )  # fmt: skip
@@ -45,12 +44,18 @@ _MORE_THAN_A_PATH: Final = re.compile(rb"[?#%]")
 
 
 class FastRequest:
-    """A request that may go the direct way. `headers`: each name once."""
+    """A request that the fast path may answer.
+
+    Args:
+        connection: Where it comes from.
+        method: `GET` or `PUT`.
+        path: The request target, which has no query and nothing percent-encoded.
+        headers: Each header once, by its name in lower case.
+        scope: The ASGI scope, without what depends on the method and the target.
+    """
 
     body = b""
-    # For uvicorn, to which this is what is under way on its connection.
-    keep_alive, response_started, response_complete, disconnected = True, False, False, False
-    message_event: Final = asyncio.Event()  # nobody waits for it
+    keep_alive = True  # the connection stays open after the answer
 
     def __init__(
         self, connection: "FastConnection", method: bytes, path: bytes, headers: dict[bytes, bytes], scope: Scope
@@ -59,28 +64,30 @@ class FastRequest:
         self.began = time.perf_counter()
 
     @staticmethod
-    def headers_of(method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
-        """The headers, by name, of a request that may go the direct way; None: it is unusual."""
-        told = dict(headers)
-        if method not in _OPERATIONS or not url.startswith(b"/maps/") or not told.keys() <= _USUAL:
+    def eligible_headers(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
+        """Return the headers by name, if the fast path may answer a request with this head, and else None."""
+        by_name = dict(headers)
+        if method not in _OPERATIONS or not target.startswith(b"/maps/") or not by_name.keys() <= _ELIGIBLE_HEADERS:
             return None
-        if len(told) != len(headers) or told.get(b"connection", b"keep-alive") != b"keep-alive" or b"host" not in told:
+        if len(by_name) != len(headers) or b"host" not in by_name:
             return None
-        if b"content-length" in told:
-            is_usual = method == b"PUT" and told.get(b"content-type") == b"application/json"
+        if by_name.get(b"connection", b"keep-alive") != b"keep-alive" or _MORE_THAN_A_PATH.search(target):
+            return None
+        if b"content-length" in by_name:
+            is_usual = method == b"PUT" and by_name.get(b"content-type") == b"application/json"
         else:
             is_usual = method == b"GET"
-        return told if is_usual and not _MORE_THAN_A_PATH.search(url) else None
+        return by_name if is_usual else None
 
 
 class FastConnection(Protocol):
-    """Where a Plain came from."""
+    """What the fast path needs of a connection."""
 
-    def answer(self, plain: FastRequest, status_line: bytes, rest: bytes) -> None:
-        """The answer: `rest` is what follows the date."""
+    def answer(self, request: FastRequest, status_line: bytes, rest: bytes) -> None:
+        """Send the answer: the status line, the default headers, and `rest`."""
 
-    def fall_back(self, plain: FastRequest) -> None:
-        """It is to go the regular way."""
+    def fall_back(self, request: FastRequest) -> None:
+        """Let the application answer the request instead."""
 
 
 class _UnusualRequest(Exception):

@@ -1,19 +1,40 @@
-"""What a head must not leave in doubt: where the request ends, and whom it is for (RFC 9112, 3.2, 6 and 11.2)."""
+"""The heads of messages: where a request ends, whom it is for, and how header fields are sent.
 
+RFC: 9112, sections 3.2, 6 and 11.2.
+"""
+
+import re
+from http import HTTPStatus
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
 
-_ONCE: Final = frozenset({b"host", b"content-type", b"transfer-encoding"})
+STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+_SINGLE: Final = frozenset({b"host", b"content-type", b"transfer-encoding"})
+_CONTROL_CHARACTER: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def ambiguity(version: str, headers: Headers) -> str | None:
-    """Why a request with this head is not answered; None: it is. (Of Content-Length the parser takes care.)"""
+def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
+    """Say why a request with this head must be refused: its end or its host could be understood in two ways.
+
+    The parser checks Content-Length.
+
+    Args:
+        method: As `b"GET"`.
+        version: Of HTTP, as "1.1".
+        headers: Names are lower case.
+
+    Returns:
+        The reason for the client; None: the request is unambiguous.
+    """
     if version not in {"1.0", "1.1"}:
         return f"version {version} is not spoken here: send HTTP/1.1"
+    if method == b"CONNECT":  # what follows it is not HTTP
+        return "CONNECT is for proxies, and this is none"
     seen: set[bytes] = set()
     for name, value in headers:
-        if name in _ONCE:
+        if name in _SINGLE:
             if name in seen:
                 return f"there are several headers {name.decode()}: send one"
             seen.add(name)
@@ -24,15 +45,28 @@ def ambiguity(version: str, headers: Headers) -> str | None:
     return None
 
 
-def addressed(target: bytes, headers: Headers) -> Headers:
-    """The headers, with the host that the target names, if it does: that one counts (RFC 9112, 3.2.2)."""
-    authority = target.partition(b"://")[2].partition(b"/")[0]
-    if not authority:
+def with_target_host(target: bytes, headers: Headers) -> Headers:
+    """Replace Host by the host of an absolute target such as `http://host/path`, which prevails (RFC 9112, 3.2.2)."""
+    host = target.partition(b"://")[2].partition(b"/")[0]
+    if target.startswith(b"/") or not host:
         return headers
-    return [(name, authority if name == b"host" else value) for name, value in headers]
+    return [(name, host if name == b"host" else value) for name, value in headers]
 
 
-def length_alone(method: bytes, headers: Headers) -> bytes:
-    """A head with nothing but what tells how long the body is."""
-    lengths = [field for field in headers if field[0] in {b"content-length", b"transfer-encoding"}]
-    return b"%b / HTTP/1.1\r\nHost: again\r\n%b\r\n" % (method, b"".join(b"%b: %b\r\n" % each for each in lengths))
+def header_lines(headers: Headers) -> bytes:
+    """Render header fields as they are sent.
+
+    Raises:
+        ValueError: A value has a control character, which could end the field early.
+    """
+    for name, value in headers:
+        if _CONTROL_CHARACTER.search(value):
+            message = f"the value of {name.decode()} has a control character"
+            raise ValueError(message)
+    return b"".join([b"%b: %b\r\n" % field for field in headers])
+
+
+def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
+    """Render the head of a request again, so that it no longer asks for another protocol."""
+    rest = [b"%b: %b\r\n" % field for field in headers if field[0] != b"upgrade"]
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), b"".join(rest))

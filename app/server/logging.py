@@ -77,5 +77,3 @@ def configure() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     # uvicorn tells of each step of its start and stop, in words of its own; what matters is logged by the service.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # Said of a stream of events that was cut off at the end, as its reader did not read on.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.msg)

@@ -1,4 +1,4 @@
-"""Listening, serving and ending: uvicorn, with its sockets and its end made ours."""
+"""Serve the application: uvicorn, with a listener, a protocol and a way to stop of our own."""
 
 import asyncio
 import codecs
@@ -17,26 +17,26 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.limits import Bounds
-from app.server.connection import Protocol
+from app.server.connection import Connection
 from app.server.fast_path import FastPath
 from app.server.listen import ListenError
 from app.server.systemd import Notifier
 from app.server.tls import Tls
 
-_GRACE_SECONDS: Final = 10
-_STREAM_SECONDS: Final = 1.0  # for readers of events
+_GRACE_SECONDS: Final = 10  # for requests that are being answered when the service stops
+_STREAM_GRACE_SECONDS: Final = 1.0  # for streams of events
 
 log = structlog.get_logger()
 
 
 def raise_open_files() -> None:
-    """RLIMIT_NOFILE to its hard limit: every held object and every connection is one."""
+    """Raise RLIMIT_NOFILE to its hard limit: each held object and each connection is an open file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def preload() -> None:
-    """Import what is otherwise imported on the way: later the process may not be allowed to read where it is."""
+    """Import what is otherwise imported later, when the process may no longer be allowed to read the files."""
     for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "fastapi.telemetry._runtime"):
         importlib.import_module(module)
     for encoding in ("ascii", "latin-1", "idna"):
@@ -50,11 +50,22 @@ def serve(
     tls: Tls | None = None,
     manager: Notifier | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then give requests that are under way 10 s, and return. `manager`: is told."""
+    """Serve until SIGTERM or SIGINT. Requests that are being answered then get 10 s to end.
+
+    Args:
+        app: The application.
+        listener: A listening socket, which is closed at the end.
+        bounds: The limits of a connection; None: the default ones.
+        tls: The TLS context; None: without TLS.
+        manager: Receives READY, WATCHDOG and STOPPING; None: nobody does.
+
+    Raises:
+        ListenError: The service could not start.
+    """
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=Protocol,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -63,20 +74,19 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    Protocol.bounds, Protocol.direct = bounds or Bounds(), FastPath(app)
-    # What the imports made lives as long as the process: the garbage collector need not look at it time and again.
-    # A table of 65,536 entries makes half a million objects and no cycles: it need not look hundreds of times at those.
+    Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(app)
+    # The imported modules live as long as the process: the garbage collector skips them from here on. A table of 65,536
+    # entries makes half a million objects without cycles: the higher thresholds keep it from scanning them repeatedly.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    # A thread that writes a table comes back from the kernel every few ms, and should not wait as long for its turn.
+    # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
     sys.setswitchinterval(0.0005)
     config.load()
     config.ssl = None if tls is None else tls.context
     server = _Server(config, app, manager or Notifier({}))
     server.run(sockets=[listener])
     if not server.started:
-        message = "the service could not start; the log tells why"
-        raise ListenError(message)
+        raise ListenError("the service could not start; the log tells why")
 
 
 class _Server(uvicorn.Server):
@@ -93,20 +103,20 @@ class _Server(uvicorn.Server):
                 self.notify_watchdog()
 
     def notify_watchdog(self) -> None:
-        """Tell the watchdog that the event loop goes round."""
+        """Tell the watchdog periodically that the event loop runs."""
         self._manager.notify_watchdog()
         asyncio.get_running_loop().call_later(self._manager.watchdog_interval_seconds, self.notify_watchdog)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In the place of uvicorn's, which raises the signal again at the end, so that the exit status is not 0."""
+        """Handle signals. uvicorn's method would raise the signal again at the end: the exit status would not be 0."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen_audit)
         yield
 
-    def _reopen(self) -> None:
+    def _reopen_audit(self) -> None:
         try:
             self._app.state.audit.reopen()
         except OSError as error:
@@ -114,15 +124,15 @@ class _Server(uvicorn.Server):
 
     def _end_streams(self) -> None:
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Protocol):
+            if isinstance(connection, Connection):
                 connection.end_stream()
 
     def _stop(self, number: int) -> None:
         if self.should_exit:
-            self.force_exit |= number == signal.SIGINT  # Ctrl-C twice: without the grace
+            self.force_exit |= number == signal.SIGINT  # a second Ctrl-C ends the grace
             return
         self._app.state.service.stop()
-        asyncio.get_running_loop().call_later(_STREAM_SECONDS, self._end_streams)
+        asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)
