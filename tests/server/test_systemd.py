@@ -88,6 +88,7 @@ class TestSocketActivation:
         assert Path(path).is_socket(), "it is systemd's, which goes on listening"
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.slow
     def test_refused(self, config: Path, tmp_path: Path) -> None:
         """What would be open to more than may ask."""
         assert self._run(config, str(tmp_path / "a"), mode=0o666) == (
