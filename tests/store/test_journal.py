@@ -298,7 +298,6 @@ class TestALittleAtATime:
         assert max(steps) <= 128
         assert 1500 - self.folded(journal) < 64
 
-    @pytest.mark.slow
     def test_what_is_too_much_is_dropped(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(5000):
             asyncio.run(journal.append(change()))
