@@ -380,6 +380,7 @@ class TestReaders:
 
 
 class TestProcess:
+    @pytest.mark.slow
     def test_stalled_reader_does_not_delay_the_shutdown(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             url = httpx.URL(service.url)

@@ -43,6 +43,7 @@ async def table(client: httpx.AsyncClient) -> list[str | None]:
 
 
 class TestReplace:
+    @pytest.mark.slow
     async def test_replace_is_written_journalled_and_reverted(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         answer = await large.put(LARGE, json={"programs": programs(1)})

@@ -82,6 +82,7 @@ class TestOverLoopback:
         # Of the body nothing is promised: the connection is reset under a sender who does not stop.
         assert b"connection: close" in answer
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes its 10 s; once is enough
     def test_a_body_that_stops_coming(self, service: Service) -> None:
         url = httpx.URL(service.url)

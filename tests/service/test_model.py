@@ -397,6 +397,7 @@ def check(kernel: Kernel, folder: Path, files: Path, examples: int) -> None:
         run_state_machine_as_test(OnThis, settings=profile)
 
 
+@pytest.mark.slow
 def test_service_behaves_like_the_model_in_memory(tmp_path: Path) -> None:
     check(MemoryKernel(), Path("/sys/fs/bpf"), tmp_path, 150)
 

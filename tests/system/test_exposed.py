@@ -81,6 +81,7 @@ class TestPeers:
 
 
 class TestToken:
+    @pytest.mark.slow
     def test_token_is_created_listed_used_rotated_and_revoked(self, folder: Path) -> None:
         config = configured(folder, "[tokens]\n", 'host = "127.0.0.1"\nport = 0')
         (folder / "state").mkdir()

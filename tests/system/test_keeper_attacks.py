@@ -121,6 +121,7 @@ class TestLifetime:
             starter.wait(20)
             _wait_for_the_end_of(pid)
 
+    @pytest.mark.slow
     def test_keeper_ends_despite_unread_answers_and_a_descriptor_of_its_own_channel(self) -> None:
         """Without a timeout the keeper would wait forever for a reader that only the keeper itself keeps open."""
         code = (

@@ -16,7 +16,8 @@ from tests import private_mounts
 from tests.system.nursery import Nursery
 from tests.system.world import World
 
-pytestmark = pytest.mark.kernel
+# One process runs all of them: they share the process that forks services, and the last test counts their kills.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("kills")]
 
 CONFIG = """
 [server]
@@ -71,6 +72,7 @@ def world(request: pytest.FixtureRequest, nursery: Nursery, pins: Path, tmp_path
         world.close()
 
 
+@pytest.mark.slow
 class TestAtEveryStep:
     @pytest.mark.parametrize("confirm_within", [None, 600])
     @pytest.mark.parametrize("verb", ["update", "replace"])

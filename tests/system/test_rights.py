@@ -165,6 +165,7 @@ def _capabilities(service: Service) -> set[int]:
 
 
 class TestStart:
+    @pytest.mark.slow
     def test_journal_restored_by_root_is_usable(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         _, config = prepared
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
@@ -176,6 +177,7 @@ class TestStart:
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
             assert client.delete("/maps/jump_table/entries/1").status_code == 204
 
+    @pytest.mark.slow
     def test_file_that_is_no_journal_keeps_its_owner(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         """The user of the service could have put another file of root, such as the tokens, in its place."""
         _, config = prepared
@@ -192,6 +194,7 @@ class TestStart:
             assert "the journal" in service.output()
         assert [(tmp_path / each).stat().st_uid for each in ("link", "state/journal.db")] == [0, 0]
 
+    @pytest.mark.slow
     def test_unusable_audit_file_is_refused_with_advice(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         _, config = prepared
         config.write_text(f'{config.read_text()}[audit]\nfile = "{tmp_path}/logs/audit"\n')

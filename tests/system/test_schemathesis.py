@@ -146,6 +146,7 @@ def header(request: pytest.FixtureRequest, tokens: TokenFile) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.add(Token('mine', '', request.param, time.time()))}"}
 
 
+@pytest.mark.slow
 @SCHEMA.parametrize()
 @tried_20_times
 def test_api_conforms_to_its_document_with_a_token(case: schemathesis.Case[Any], header: dict[str, str]) -> None:

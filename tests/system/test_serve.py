@@ -65,6 +65,7 @@ def prepared(bpffs: Path, tmp_path: Path, other: Script | Bpftool) -> tuple[Path
 
 
 class TestBesideAnotherTool:
+    @pytest.mark.slow
     def test_service_and_other_tool_see_each_others_changes(
         self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool
     ) -> None:
@@ -86,6 +87,7 @@ class TestBesideAnotherTool:
             made = client.get("/maps/made").json()
             assert (made["created_here"], (pins / "made").exists()) == (True, True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_entries_and_answers_survive_the_end_of_the_service(
         self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool, number: signal.Signals
@@ -103,6 +105,7 @@ class TestBesideAnotherTool:
 
 
 class TestKill:
+    @pytest.mark.slow
     @pytest.mark.parametrize("durability", ["power", "process"])
     def test_every_answered_change_is_in_the_journal(
         self, prepared: tuple[Path, Path], tmp_path: Path, durability: str
@@ -135,6 +138,7 @@ class TestKill:
 
 
 class TestDemo:
+    @pytest.mark.slow
     def test_tail_call_follows_each_change_at_once(self) -> None:
         """Another process runs `entry` by its id with BPF_PROG_TEST_RUN right after each change."""
         with demo("--kernel", "linux") as service, service.client() as client:

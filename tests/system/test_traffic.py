@@ -32,6 +32,7 @@ def counting_entry(array_fd: int, counter_fd: int) -> bytes:
     return jump + asm.map_value(1, counter_fd) + asm.mov(2, 1) + asm.atomic_add(1, 2) + asm.returns(0)
 
 
+@pytest.mark.slow
 def test_no_packet_falls_through_while_programs_are_changed() -> None:
     kernel = LinuxKernel()
     registry = Registry(kernel)
