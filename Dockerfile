@@ -2,11 +2,16 @@
 FROM python:3.13-slim AS build
 
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-COPY app ./app
+# The releases that uv.lock names, and no others: pip checks their hashes.
 # The environment gets no pip of its own. Bytecode is made here, as a read-only container cannot write it later.
+COPY pyproject.toml uv.lock ./
 RUN python -m venv --without-pip /opt/jumptable \
-    && pip --python /opt/jumptable/bin/python install --no-cache-dir --compile .
+    && pip install --no-cache-dir 'uv~=0.13' \
+    && uv export --quiet --frozen --no-emit-project --output-file requirements.txt \
+    && pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --require-hashes --requirement requirements.txt
+COPY README.md LICENSE ./
+COPY app ./app
+RUN pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --no-deps .
 
 
 # Stage 2: what runs.

@@ -4,7 +4,7 @@ __all__ = ["__version__"]
 
 
 def __getattr__(name: str) -> str:
-    """`__version__`; asked for when it is wanted, as that takes 40 ms, which the keeper does not want."""
+    """Look `__version__` up only when it is used: that takes 40 ms, and the keeper does not need it."""
     if name != "__version__":
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

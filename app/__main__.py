@@ -6,8 +6,8 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # Before the imports, which take half a second: a signal meanwhile is to end the service as later, and as process 1
-    # of a container it would be lost without a handler.
+    # The imports below take half a second. A signal in that time has to end the service as later: with exit status 0,
+    # and also where it is process 1 of a container, which ignores signals that it has no handler for.
     if {"serve", "demo"} & set(sys.argv):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))

@@ -1,4 +1,7 @@
-"""The sections of the configuration file. Each field's comment is its manual."""
+"""The configuration: the sections of the TOML file, how it is read, and the messages about mistakes in it.
+
+The comment above each field is its manual.
+"""
 
 import grp
 import json
@@ -6,36 +9,35 @@ import os
 import pwd
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
 
 from app.access.peers import PeerRule
 from app.access.rights import Grant, Ranges, Role
 from app.bpf.uapi import MAX_INDEX
 from app.service.objects.source import ById, Pinned, checked_name
 
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without the closing NUL
+# JUMPTABLE_SERVER__PORT=9000 sets server.port. Other variables that begin with JUMPTABLE_ do not count: Kubernetes
+# makes variables like JUMPTABLE_PORT for a service named jumptable.
+_VARIABLE_PREFIX: Final = "JUMPTABLE_SERVER__"
+_MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), without the closing NUL
+
+
+class ConfigurationError(Exception):
+    """A mistake in the configuration. The text is one line: where it is, what it is, and the remedy."""
 
 
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
-        message = "must be an absolute path"
-        raise ValueError(message)
+        raise ValueError("must be an absolute path")
     return path
 
 
-def _short(path: Path) -> Path:
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        message = f"a unix socket's path has at most {_MAX_SOCKET_PATH} bytes; choose a shorter one"
+def _fits_in_sun_path(path: Path) -> Path:
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        message = f"a unix socket's path has at most {_MAX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
         raise ValueError(message)
     return path
 
@@ -49,7 +51,7 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 IndexRange = Annotated[str, AfterValidator(_index_range)]
 Name = Annotated[str, AfterValidator(checked_name)]
 Id = Annotated[int, Field(ge=1, le=MAX_INDEX, strict=True)]
-SocketPath = Annotated[AbsolutePath, AfterValidator(_short)]
+SocketPath = Annotated[AbsolutePath, AfterValidator(_fits_in_sun_path)]
 
 
 class _Section(BaseModel):
@@ -59,42 +61,41 @@ class _Section(BaseModel):
 class Server(_Section):
     """[server]"""
 
-    # The unix socket to listen on: mode 0660; a stale one is replaced.
+    # The unix socket to listen on. It gets mode 0660. A socket file that nobody listens on is replaced.
     socket: SocketPath = Path("/run/jumptable/api.sock")
-    # The group that may connect, beside root and the service's own user. Left out: that user's own group.
+    # The group whose members may connect, beside root and the service's own user. Default: that user's own group.
     socket_group: str | None = None
-    # An address to listen on instead of the socket: needs [tokens].
+    # The address to listen on instead of the unix socket. Needs [tokens] or tls.client_ca.
     host: str | None = None
     port: int | None = Field(default=None, ge=0, le=65535)
-    # Nothing can be changed, held or released.
+    # True: requests cannot change, hold or release anything.
     read_only: bool = False
-    # The journal's folder. Only one service at a time may hold it.
+    # The folder of the journal. Only one service at a time can use it.
     state_dir: AbsolutePath = Path("/var/lib/jumptable")
-    # "linux"; or "memory": a kernel in the service's own memory, to try things out without any privilege.
+    # "linux": the kernel of this machine. "memory": a simulated kernel, to try things out without privileges.
     kernel: Literal["linux", "memory"] = "linux"
-    # Requests may name pins only below these folders.
+    # Requests can name only pins below these folders.
     pin_dirs: list[AbsolutePath] = [Path("/sys/fs/bpf")]
-    # The folder in bpffs where the service pins programs that the undo of a change will need. It is made, and for this
-    # service alone.
+    # A folder in bpffs for this service alone; it is made where it is missing. The service pins programs there that
+    # the undo of an unconfirmed change needs.
     keep_dir: AbsolutePath | None = None
-    # Seconds between two looks for entries that somebody else has changed.
+    # Seconds between two checks for entries that another tool has changed.
     drift_interval: float = Field(default=5.0, ge=0.1, le=86_400)
-    # What a journalled change survives: "power" cuts too, or only the end of the "process", which is faster.
+    # What a journalled change survives: "power" (a power cut), or "process" (the end of the process), which is faster.
     durability: Literal["power", "process"] = "power"
-    # Started as root, the service becomes this user; "nobody" where there is no such user.
+    # If started as root, the service switches to this user, or to nobody where this user does not exist.
     user: str = "jumptable"
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """(host, port) to listen on; None: it is the unix socket."""
+        """The TCP address to listen on: (host, port). None: listen on the unix socket."""
         return None if self.host is None and self.port is None else (self.host or "127.0.0.1", self.port or 0)
 
     @model_validator(mode="after")
-    def _keep_dir_is_its_own(self) -> Self:
+    def _keep_dir_is_apart(self) -> Self:
         keep_dir = self.keep_dir
         if keep_dir is not None and any(keep_dir in {each, *each.parents} for each in self.pin_dirs):
-            message = "keep_dir is for this service alone: it cannot be one of pin_dirs, nor have one of them in it"
-            raise ValueError(message)
+            raise ValueError("keep_dir is for this service alone: it can neither be one of pin_dirs nor contain one")
         return self
 
 
@@ -105,38 +106,36 @@ class Create(_Section):
 
 
 class _Held(_Section):
-    # Where it is pinned in bpffs; or:
+    # The path of its pin in bpffs; or:
     pinned: AbsolutePath | None = None
-    # its number, which only lives as long as the object itself.
+    # its id. An id is valid only as long as the object exists.
     id: Id | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _has_one_source(self) -> Self:
         if (self.pinned is None) == (self.id is None):
-            message = 'needs exactly one of pinned = "/sys/fs/bpf/…" and id = …'
-            raise ValueError(message)
+            raise ValueError('needs exactly one of pinned = "/sys/fs/bpf/…" and id = …')
         return self
 
     def source(self) -> Pinned | ById:
-        """Where to open it."""
+        """Where the kernel object is opened."""
         return ById(self.id) if self.id is not None else Pinned(str(self.pinned))
 
 
 class Map(_Held):
     """[maps.NAME]"""
 
-    # If the pin does not exist: make an array of so many entries, and pin it there.
+    # If the pin does not exist: create an array with this many entries, and pin it there.
     create: Create | None = None
-    # Entries that only the role admin may change.
+    # Entries that only the role admin may change: "60" or "0-3".
     protected: list[IndexRange] = []
-    # What to do at the start with entries that are not as the journal says: tell, or put back what it says.
+    # What to do at the start with entries that differ from the journal: "report" them as drift, or "restore" them.
     on_start: Literal["report", "restore"] = "report"
 
     @model_validator(mode="after")
-    def _created_at_a_pin(self) -> Self:
+    def _is_created_at_a_pin(self) -> Self:
         if self.create is not None and self.pinned is None:
-            message = "create goes with pinned: that is where the new array is pinned"
-            raise ValueError(message)
+            raise ValueError("create goes with pinned: that is where the new array is pinned")
         return self
 
 
@@ -145,15 +144,15 @@ class Program(_Held):
 
 
 class _Grant(_Section):
-    # reader, writer (entries, test runs), admin (everything), or metrics (those alone)
+    # "reader"; "writer": also entries and test runs; "admin": everything; "metrics": /metrics alone.
     role: Role
-    # To these maps, entries and programs alone. Left out: to all.
+    # Restrict the role to these maps, entries and programs. Default: no restriction.
     maps: list[Name] | None = None
     entries: list[IndexRange] | None = None
     programs: list[Name] | None = None
 
     def grant(self) -> Grant:
-        """What this section gives."""
+        """The rights that this section gives."""
         return Grant(
             self.role,
             None if self.maps is None else frozenset(self.maps),
@@ -163,100 +162,93 @@ class _Grant(_Section):
 
 
 class Peer(_Grant):
-    """[peers.NAME]: who comes over the unix socket, beside root and the service's own user."""
+    """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
 
-    # A user or a group, by name or number: one of the two.
+    # A user or a group, by name or number: exactly one of the two.
     user: str | int | None = None
     group: str | int | None = None
 
     @model_validator(mode="after")
-    def _one_of_the_two(self) -> Self:
+    def _is_a_user_or_a_group(self) -> Self:
         if (self.user is None) == (self.group is None):
-            message = "needs exactly one of user and group"
-            raise ValueError(message)
+            raise ValueError("needs exactly one of user and group")
         return self
 
     def rule(self, name: str) -> PeerRule:
-        """The same with numbers. ValueError where there is no such user or group."""
+        """This section with the uid or gid instead of a name.
+
+        Raises:
+            ValueError: There is no such user or group.
+        """
         try:
             uid = pwd.getpwnam(self.user).pw_uid if isinstance(self.user, str) else self.user
             gid = grp.getgrnam(self.group).gr_gid if isinstance(self.group, str) else self.group
         except KeyError as error:
             kind = "user" if self.user is not None else "group"
-            message = f"there is no {kind} {self.user or self.group!r}: make it, or name another"
+            message = f"there is no {kind} {self.user or self.group!r}: create it, or name another"
             raise ValueError(message) from error
         return PeerRule(name, self.grant(), uid, gid)
 
 
 class Tokens(_Section):
-    """[tokens]: bearer tokens are taken, on TCP and on the unix socket; `jumptable token` makes them."""
+    """[tokens]: accept bearer tokens, on TCP and on the unix socket. `jumptable token new` makes them."""
 
-    # Where their hashes are. Left out: tokens.json in state_dir.
+    # The file with the tokens' hashes. Default: tokens.json in state_dir.
     file: AbsolutePath | None = None
 
 
 class Client(_Grant):
-    """[tls.clients.NAME]: who shows a certificate of client_ca."""
+    """[tls.clients.NAME]: a client that shows a certificate of client_ca."""
 
-    # A subject alternative name of the certificate: DNS, URI or e-mail.
+    # A subject alternative name of the certificate: DNS name, URI or e-mail address.
     san: str = Field(min_length=1)
 
 
 class Tls(_Section):
-    """[tls]: HTTPS on host and port. All files are loaded anew when they change."""
+    """[tls]: HTTPS on host and port. A file that changes is loaded again."""
 
-    # In PEM: the certificate with its chain, and its key, without a password.
+    # In PEM: the certificate with its chain, and its key without a password.
     certificate: AbsolutePath
     key: AbsolutePath
-    # In PEM: the CA of the certificates that clients may show.
+    # In PEM: the CA of the clients' certificates.
     client_ca: AbsolutePath | None = None
     clients: dict[Name, Client] = {}
 
     @model_validator(mode="after")
     def _clients_have_a_ca(self) -> Self:
         if self.clients and self.client_ca is None:
-            message = "clients need client_ca, the CA of their certificates"
-            raise ValueError(message)
+            raise ValueError("clients need client_ca, the CA of their certificates")
         return self
 
 
 class Audit(_Section):
-    """[audit]: a line for each attempt to change anything, and for whatever is denied."""
+    """[audit]: one line for each attempt to change something, and for each request that is denied."""
 
-    # A file of its own, JSON lines, opened anew on SIGHUP. Left out: the log.
+    # A file of its own, as JSON lines. It is opened again on SIGHUP. Default: the log.
     file: AbsolutePath | None = None
-    # Each line is on the disk before the request is over.
+    # True: each line is on the disk before the request is answered.
     fsync: bool = False
 
 
 class Limits(_Section):
     """[limits]"""
 
-    # Connections at a time; one more is closed at once.
+    # Connections at the same time. One more is closed at once.
     connections: int = Field(default=4096, ge=1)
-    # Bytes of a request's line and headers, and seconds until they are there.
+    # The size of a request's first line and headers in bytes, and the seconds that a client has to send them.
     header_bytes: int = Field(default=32_768, ge=1024)
     header_seconds: float = Field(default=10.0, gt=0)
-    # Readers of /events at a time; half of them for one actor.
+    # Readers of /events at the same time. One actor can have half of them.
     event_readers: int = Field(default=2048, ge=1)
-    # Maps and programs that are held at a time, those of the configuration among them.
+    # Maps and programs held at the same time, those of the configuration included.
     held: int = Field(default=4096, ge=1)
-    # Requests a second of one actor, in the mean and at once. Left out: any number.
+    # Requests of one actor: per second on average (default: no limit), and in one burst.
     requests_per_second: float | None = Field(default=None, gt=0)
     burst: int = Field(default=100, ge=1)
 
 
-_PREFIX = "JUMPTABLE_SERVER__"
-
-
-class ConfigurationError(Exception):
-    """What is wrong with the configuration, in one line: where, what, and the remedy."""
-
-
-class Settings(BaseSettings):
-    """The whole file, with what the environment overrides in [server] (JUMPTABLE_SERVER__PORT=9000)."""
-
-    model_config = SettingsConfigDict(extra="forbid", env_prefix="JUMPTABLE_", env_nested_delimiter="__")
+class Settings(_Section):
+    """The whole configuration."""
 
     server: Server = Server()
     maps: dict[Name, Map] = {}
@@ -267,36 +259,22 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     audit: Audit = Audit()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file; of the environment only what is meant for [server].
-
-        Kubernetes makes variables like JUMPTABLE_PORT for a service of that name.
-        """
-        assert isinstance(env_settings, EnvSettingsSource)
-        prefix = _PREFIX.lower()
-        env_settings.env_vars = {name: text for name, text in env_settings.env_vars.items() if name.startswith(prefix)}
-        return env_settings, init_settings
-
     def authenticates(self) -> bool:
-        """Whether it can be known who comes over TCP."""
+        """Whether clients over TCP can prove who they are, by a token or a certificate."""
         return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)
 
     def token_file(self) -> Path:
-        """Where the hashes of tokens are."""
+        """The file with the tokens' hashes, also where [tokens] is missing."""
         given = None if self.tokens is None else self.tokens.file
         return given or self.server.state_dir / "tokens.json"
 
 
 def load(file: Path) -> Settings:
-    """Read the configuration. ConfigurationError says in one line what is wrong."""
+    """Read the configuration: the file, then the environment, which overrides keys of [server].
+
+    Raises:
+        ConfigurationError: The file cannot be read, or something in it or in the environment is wrong.
+    """
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -305,19 +283,39 @@ def load(file: Path) -> Settings:
     except ValueError as error:
         message = f"{file}: is not TOML: {error}"
         raise ConfigurationError(message) from error
+    server = content.setdefault("server", {})
+    if isinstance(server, dict):
+        server.update(_server_environment())
     try:
-        settings = Settings(**content)
-    except SettingsError as error:
-        # The only key that is no plain text or number, so the only one that cannot be taken as it is.
-        message = f"environment {_PREFIX}PIN_DIRS: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'"
-        raise ConfigurationError(message) from error
+        settings = Settings.model_validate(content)
     except ValidationError as error:
-        raise ConfigurationError(_told(file, error.errors())) from error
+        raise ConfigurationError(_message(file, error.errors())) from error
+    _check_sections_together(file, settings)
+    return settings
+
+
+def _server_environment() -> dict[str, Any]:
+    """The keys of [server] that the environment sets. Lists are in JSON."""
+    found: dict[str, Any] = {}
+    for variable, text in os.environ.items():
+        if not variable.upper().startswith(_VARIABLE_PREFIX):
+            continue
+        key = variable[len(_VARIABLE_PREFIX) :].lower()
+        try:
+            found[key] = json.loads(text) if key == "pin_dirs" else text
+        except ValueError as error:
+            message = f"environment {variable.upper()}: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'"
+            raise ConfigurationError(message) from error
+    return found
+
+
+def _check_sections_together(file: Path, settings: Settings) -> None:
+    """Check what one section alone does not show."""
     if settings.server.address is not None and not settings.authenticates():
         key = "host" if settings.server.host is not None else "port"
         message = (
-            f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens], and make "
-            "one with jumptable token new, or set tls.client_ca; or remove host and port, and set socket"
+            f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens] and make a "
+            "token with jumptable token new, or set tls.client_ca; or remove host and port to serve on the unix socket"
         )
         raise ConfigurationError(message)
     if settings.tls is not None and settings.server.address is None:
@@ -329,36 +327,50 @@ def load(file: Path) -> Settings:
         except ValueError as error:
             message = f"{_where(file, ('peers', name))}: {error}"
             raise ConfigurationError(message) from error
-    return settings
 
 
-def _told(file: Path, errors: list[ErrorDetails]) -> str:
-    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")  # a slip in a key explains the rest
+def _message(file: Path, errors: list[ErrorDetails]) -> str:
+    """One line for all of them: it tells one, and how many more there are."""
+    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")  # a mistyped key often causes the others
     location = error["loc"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "list_type":
         message = f"must be a list, as in [{json.dumps(error['input'])}]"
+    if error["type"] in {"model_type", "dict_type"}:
+        message = "must be a TOML table"
     if error["type"] == "extra_forbidden":
-        message = f"there is no such key; there are: {', '.join(_keys(location))}"
+        message = f"there is no such key; there are: {', '.join(_known_keys(location))}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{_where(file, location)}: {message[:1].lower() + message[1:]}{more}"
 
 
 def _where(file: Path, location: tuple[int | str, ...]) -> str:
-    variable = f"{_PREFIX}{location[1]}".upper() if len(location) > 1 and location[0] == "server" else ""
-    if variable and any(variable == name.upper() for name in os.environ):
-        return f"environment {variable}"
+    """The environment variable, or the file and the key in it."""
+    section, *keys = location
+    if section == "server" and keys and keys[0] in _server_environment():
+        return f"environment {_VARIABLE_PREFIX}{str(keys[0]).upper()}"
     return f"{file}: {'.'.join(str(part) for part in location if part != '[key]')}"
 
 
-def _keys(location: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
-        "server": Server, "maps": Map, "programs": Program, "peers": Peer, "tokens": Tokens, "limits": Limits,
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are possible where an unknown one was found."""
+    sections: dict[str, type[BaseModel]] = {
+        "server": Server,
+        "maps": Map,
+        "programs": Program,
+        "peers": Peer,
+        "tokens": Tokens,
+        "limits": Limits,
         "tls": Tls,
         "audit": Audit,
-    }  # fmt: skip
-    if len(location) == 1:
-        return list(models)
-    if location[:2] == ("tls", "clients"):
-        return list(Client.model_fields)
-    return list(Create.model_fields if "create" in location else models[str(location[0])].model_fields)
+    }
+    match location:
+        case (_,):
+            return list(sections)
+        case ("maps", _, "create", _):
+            return list(Create.model_fields)
+        case ("tls", "clients", _, _):
+            return list(Client.model_fields)
+        case (section, *_):
+            return list(sections[str(section)].model_fields)
+    return []

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,12 @@ def _kernel_refuses() -> str | None:
     except OSError as error:
         return f"this kernel refuses: {error}; run on Linux 5.2 or later with CAP_BPF and CAP_SYS_ADMIN"
     return None
+
+
+def pytest_report_header() -> str:
+    """The first lines of a run tell what it runs on, and whether kernel tests may be skipped."""
+    kernel_tests = "required" if REQUIRED else "skipped where they cannot run (KERNEL_TESTS=required: they fail there)"
+    return f"kernel: {platform.system()} {platform.release()} {platform.machine()}; kernel tests: {kernel_tests}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

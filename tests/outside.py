@@ -1,6 +1,6 @@
-"""Somebody else's tool: another process that reads and writes pinned objects, and knows nothing of the service.
+"""Other tools: processes that read and write pinned objects, independently of the service.
 
-bpftool where it is installed, and in any case a few lines of Python that make the system call themselves.
+`Bpftool` needs bpftool to be installed. `Script` needs only Python, and makes the system calls itself.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class Bpftool:
-    """bpftool, as an operator would call it."""
+    """bpftool, called as an operator calls it."""
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -25,7 +25,7 @@ class Bpftool:
         return done.stdout
 
     def make_array(self, path: Path, max_entries: int) -> None:
-        """Make a program array, and pin it."""
+        """Create a program array and pin it."""
         self._run("map", "create", str(path), "type", "prog_array", "key", "4", "value", "4",
                   "entries", str(max_entries), "name", "outside")  # fmt: skip
 
@@ -35,11 +35,11 @@ class Bpftool:
         self._run("map", "update", "pinned", str(path), "key", "hex", *key, "value", "pinned", str(program))
 
     def clear(self, path: Path, index: int) -> None:
-        """Empty an entry."""
+        """Clear an entry."""
         self._run("map", "delete", "pinned", str(path), "key", "hex", *struct.pack("<I", index).hex(" ").split())
 
     def dump(self, path: Path) -> dict[int, int]:
-        """The program's id by index, of those that point to one."""
+        """The program ids of the filled entries, by index."""
         found = {}
         for each in json.loads(self._run("--json", "map", "dump", "pinned", str(path))):
             if isinstance(each["value"], list):
@@ -51,14 +51,14 @@ class Bpftool:
 
 
 class Script:
-    """The same with the bare system call, in a process of its own."""
+    """The same with direct bpf(2) calls in a process of its own."""
 
     def _run(self, *arguments: object) -> str:
         command = [sys.executable, __file__, *map(str, arguments)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def make_array(self, path: Path, max_entries: int) -> None:
-        """Make a program array, and pin it."""
+        """Create a program array and pin it."""
         self._run("make_array", path, max_entries)
 
     def set(self, path: Path, index: int, program: Path) -> None:
@@ -66,15 +66,15 @@ class Script:
         self._run("set", path, index, program)
 
     def clear(self, path: Path, index: int) -> None:
-        """Empty an entry."""
+        """Clear an entry."""
         self._run("clear", path, index)
 
     def dump(self, path: Path) -> dict[int, int]:
-        """The program's id by index, of those that point to one."""
+        """The program ids of the filled entries, by index."""
         return {int(index): program for index, program in json.loads(self._run("dump", path)).items()}
 
     def run(self, program_id: int, packet: bytes) -> int:
-        """What a program, found by its id, returns for a packet."""
+        """Run a program, found by its id, on a packet and return its result."""
         return int(self._run("run", program_id, packet.hex()))
 
 

@@ -1,4 +1,4 @@
-"""A mount namespace of the tests' own: whatever they mount goes with the process, however it ends."""
+"""A mount namespace for the tests. Their mounts disappear with the process, however it ends."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ _entered = False
 
 
 def enter() -> None:
-    """Move this process into a mount namespace of its own. Once is enough."""
+    """Move this process into a mount namespace of its own. Later calls do nothing."""
     global _entered  # noqa: PLW0603
     if not _entered:
         _check(_libc.unshare(_CLONE_NEWNS))
@@ -27,7 +27,7 @@ def mount_bpffs(folder: Path) -> None:
 
 
 def unmount(folder: Path) -> None:
-    """Unmount, and with it remove every pin."""
+    """Unmount a file system. This removes all pins of a bpffs."""
     _check(_libc.umount2(os.fsencode(folder), 0))
 
 

@@ -1,4 +1,4 @@
-"""The service as a process: started, asked, stopped, and never left behind."""
+"""Run the service as a process that always ends with the test."""
 
 import os
 import re
@@ -29,7 +29,7 @@ create = {{ max_entries = 16 }}
 
 @dataclass
 class Service:
-    """A running `jumptable`. `url`: where it answers; `transport`: set for a unix socket."""
+    """A running `jumptable`. It answers at `url`, and over the unix socket `socket` if that is set."""
 
     process: subprocess.Popen[str]
     url: str = "http://jumptable"
@@ -39,21 +39,21 @@ class Service:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def client(self) -> httpx.Client:
-        """An httpx client on it."""
+        """A new httpx client on the service."""
         transport = None if self.socket is None else httpx.HTTPTransport(uds=str(self.socket))
         return httpx.Client(transport=transport, base_url=self.url, timeout=_SECONDS)
 
     def curl(self) -> list[str]:
-        """The beginning of a curl command for it."""
+        """The first words of a curl command for the service."""
         return ["curl", "-s", *([] if self.socket is None else ["--unix-socket", str(self.socket)])]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal, wait for the end, return the exit status."""
+        """Send the signal, wait for the end, and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(_SECONDS)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line of its output that matches, waiting for it to come."""
+        """Wait for a line of the output that matches, and return the match."""
 
         def found() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
@@ -65,20 +65,20 @@ class Service:
         return match
 
     def output(self) -> str:
-        """All it has said, once it has ended."""
+        """Wait for the end of the process, and return its whole output."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.ended, _SECONDS), "it has not ended"
         return "".join(self.lines)
 
 
 def connect(service: Service) -> socket.socket:
-    """A connection to it over TCP, for bytes that no client would send."""
+    """A TCP connection to the service, for bytes that no HTTP client sends."""
     url = httpx.URL(service.url)
     return socket.create_connection((url.host, url.port or 80), timeout=20)
 
 
 def until_closed(service: Service, sent: bytes) -> bytes:
-    """All that is answered until the service closes the connection."""
+    """Send these bytes, and return everything the service answers until it closes the connection."""
     with connect(service) as connection:
         connection.sendall(sent)
         answers = b""
@@ -87,14 +87,14 @@ def until_closed(service: Service, sent: bytes) -> bytes:
         return answers
 
 
-def memory(service: Service) -> int:
-    """What is resident of it: bytes."""
+def resident_bytes(service: Service) -> int:
+    """The resident memory of the process, in bytes."""
     return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
 def running(*arguments: str, env: dict[str, str] | None = None, first: str = "") -> Iterator[Service]:
-    """Run `jumptable ARGUMENTS`, after the Python statements `first`; whatever happens, it has ended afterwards."""
+    """Run `jumptable ARGUMENTS` after the Python statements `first`. The process has ended when the context ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"{first}\nfrom app.__main__ import main\nmain()", *arguments],
         stdout=subprocess.PIPE,
@@ -108,7 +108,7 @@ def running(*arguments: str, env: dict[str, str] | None = None, first: str = "")
     try:
         yield service
     finally:
-        process.terminate()  # so that it can clear up
+        process.terminate()  # lets it clean up
         try:
             process.wait(_SECONDS)
         finally:
@@ -129,7 +129,7 @@ def _read(service: Service) -> None:
 
 
 def write_config(folder: Path) -> Path:
-    """A configuration for `serve` below `folder`, on the kernel in memory, with one map."""
+    """Write a configuration for `serve` below `folder`, with the kernel in memory and one map, and return its path."""
     file = folder / "jumptable.toml"
     file.write_text(_CONFIG.format(folder=folder))
     return file
@@ -137,7 +137,7 @@ def write_config(folder: Path) -> Path:
 
 @contextmanager
 def demo(*arguments: str, env: dict[str, str] | None = None, first: str = "") -> Iterator[Service]:
-    """Run `jumptable demo` on a free port, until it answers."""
+    """Run `jumptable demo` on a free port, and wait until it answers."""
     with running("demo", "--port", "0", *arguments, env=env, first=first) as service:
         service.url = service.wait_for(r"(http://\S+)/docs")[1]
         _until_it_answers(service)
@@ -146,7 +146,7 @@ def demo(*arguments: str, env: dict[str, str] | None = None, first: str = "") ->
 
 @contextmanager
 def serve(config: Path, socket: Path, *, first: str = "") -> Iterator[Service]:
-    """Run `jumptable serve`, until it answers."""
+    """Run `jumptable serve`, and wait until it answers."""
     with running("serve", "--config", str(config), first=first) as service:
         service.socket = socket
         service.wait_for("serving")

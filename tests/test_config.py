@@ -1,4 +1,4 @@
-"""The configuration: what it takes, and the one line it answers to a mistake."""
+"""The configuration: the keys it accepts, and the one-line message for a mistake."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ def read(tmp_path: Path, text: str) -> Settings:
 
 
 class TestLoad:
-    def test_an_empty_file_is_the_defaults(self, tmp_path: Path) -> None:
+    def test_an_empty_file_gives_the_defaults(self, tmp_path: Path) -> None:
         settings = read(tmp_path, "")
         assert settings.server.socket == Path("/run/jumptable/api.sock")
         assert settings.server.pin_dirs == [Path("/sys/fs/bpf")]
         assert (settings.server.kernel, settings.maps, settings.programs) == ("linux", {}, {})
 
-    def test_all_keys(self, tmp_path: Path) -> None:
+    def test_every_section_is_read(self, tmp_path: Path) -> None:
         settings = read(
             tmp_path,
             """
@@ -69,7 +69,7 @@ class TestLoad:
         assert settings.token_file() == Path("/tmp/state/tokens.json")
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "expected"),
         [
             ("[server", "is not TOML"),
             ("[sever]", "sever: there is no such key; there are: server, maps, programs, peers, tokens, limits, tls, "),
@@ -92,6 +92,10 @@ class TestLoad:
             ("[maps.a]\nid = 3\ncreate = { max_entries = 3 }", "maps.a: create goes with pinned"),
             ("[maps.a]\npinned = '/x'\ncreate = { entries = 3 }",
              "maps.a.create.entries: there is no such key; there are: max_"),
+            ("[maps.create]\npin = '/x'", "maps.create.pin: there is no such key; there are: pinned, id"),
+            ("[programs.a]\nid = 3\ncreate = {}", "programs.a.create: there is no such key; there are: pinned, id"),
+            ("maps = 3", "maps: must be a TOML table"),
+            ("server = 3", "server: must be a TOML table"),
             ("[maps.a]\npinned = '/x'\nprotected = ['3-1']",
              "maps.a.protected.0: is a range that ends before it begins"),
             ("[maps.a]\npinned = '/x'\nprotected = ['x']", 'is neither an index like "60" nor a range like "0-3"'),
@@ -99,58 +103,64 @@ class TestLoad:
             ("[programs.a]\npin = '/x'", "programs.a.pin: there is no such key; there are: pinned, id"),
         ],
     )  # fmt: skip
-    def test_a_mistake_is_one_line_with_file_key_and_remedy(self, tmp_path: Path, text: str, told: str) -> None:
+    def test_a_mistake_is_one_line_with_file_key_and_remedy(self, tmp_path: Path, text: str, expected: str) -> None:
         with pytest.raises(ConfigurationError) as caught:
             read(tmp_path, text)
         message = str(caught.value)
         assert message.startswith(str(tmp_path / "jumptable.toml"))
-        assert told.lower() in message.lower()
+        assert expected.lower() in message.lower()
         assert "\n" not in message
 
-    def test_no_such_file(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_a_configuration_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
             load(tmp_path / "nope.toml")
 
-    def test_not_utf_8(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_utf_8_is_not_toml(self, tmp_path: Path) -> None:
         (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
         with pytest.raises(ConfigurationError, match="is not TOML"):
             load(tmp_path / "latin.toml")
 
 
 class TestEnvironment:
-    def test_it_overrides_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_variable_overrides_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("JUMPTABLE_SERVER__STATE_DIR", "/tmp/other")
         monkeypatch.setenv("JUMPTABLE_SERVER__PIN_DIRS", '["/run/bpf"]')
         settings = read(tmp_path, "[server]\nstate_dir = '/tmp/state'\nkernel = 'memory'")
         assert (settings.server.state_dir, settings.server.kernel) == (Path("/tmp/other"), "memory")
         assert settings.server.pin_dirs == [Path("/run/bpf")]
 
-    def test_what_kubernetes_makes_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_variables_that_kubernetes_makes_are_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("PORT", "SERVER", "SERVER_PORT", "MAPS", "SERVICE_HOST", "PORT_8080_TCP"):
             monkeypatch.setenv(f"JUMPTABLE_{name}", "tcp://10.0.0.1:80")
         assert read(tmp_path, "").server.port is None
 
+    def test_the_case_of_a_variable_does_not_matter(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("jumptable_server__kernel", "memory")
+        assert read(tmp_path, "").server.kernel == "memory"
+
     @pytest.mark.parametrize(
-        ("name", "text", "told"),
+        ("name", "text", "expected"),
         [
             ("PORT", "9000", "environment JUMPTABLE_SERVER__PORT: serving on TCP"),
             ("KERNEL", "windows", "environment JUMPTABLE_SERVER__KERNEL: input should be"),
             ("PROT", "1", "environment JUMPTABLE_SERVER__PROT: there is no such key"),
-            ("PIN_DIRS", "/run/bpf", "environment JUMPTABLE_SERVER__PIN_DIRS"),
+            ("PIN_DIRS", "/run/bpf", "environment JUMPTABLE_SERVER__PIN_DIRS: must be a list in JSON, as in '["),
+            ("PIN_DIRS", "", "environment JUMPTABLE_SERVER__PIN_DIRS: must be a list in JSON, as in '["),
+            ("PIN_DIRS", '"/run/bpf"', 'environment JUMPTABLE_SERVER__PIN_DIRS: must be a list, as in ["/run/bpf"]'),
         ],
     )
     def test_a_mistake_names_the_variable(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, told: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: str
     ) -> None:
         monkeypatch.setenv(f"JUMPTABLE_SERVER__{name}", text)
         with pytest.raises(ConfigurationError) as caught:
             read(tmp_path, "")
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep_dir", ["/sys/fs/bpf", "/sys/fs", "/"])
-def test_keep_dir_has_no_pins_of_others_in_it(tmp_path: Path, keep_dir: str) -> None:
+def test_keep_dir_must_not_contain_a_pin_dir(tmp_path: Path, keep_dir: str) -> None:
     (tmp_path / "c.toml").write_text(f'[server]\nkeep_dir = "{keep_dir}"\n')
     with pytest.raises(ConfigurationError, match="keep_dir is for this service alone"):
         load(tmp_path / "c.toml")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
     [
         pytest.param(["-m", "ruff", "format", "--check", "."], id="format"),
         pytest.param(["-m", "ruff", "check", "."], id="lint"),
-        pytest.param(["-m", "mypy"], id="types"),
+        pytest.param(["-m", "mypy"], id="types", marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
         pytest.param(["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"], id="imports"),
     ],
 )
@@ -26,5 +27,19 @@ def test_the_tool_finds_nothing(command: list[str]) -> None:
 def test_nothing_else_is_at_the_top() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     top = {Path(line).parts[0] for line in listed.splitlines()}
-    allowed = {"app", "tests", "deploy", "Dockerfile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
+    allowed = {"app", "tests", "deploy", "Dockerfile", "README.md", "CHANGELOG.md", "LICENSE"}
+    allowed |= {"pyproject.toml", "uv.lock"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def test_the_lock_file_fits_the_dependencies() -> None:
+    """What pyproject.toml asks for, uv.lock was made from. The remedy is `uv lock`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {f"{each} of test" for each in project["optional-dependencies"]["test"]} | set(project["dependencies"])
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    [ours] = [package for package in packages if package["name"] == project["name"]]
+    locked = {
+        each["name"] + each.get("specifier", "") + (" of test" if "marker" in each else "")
+        for each in ours["metadata"]["requires-dist"]
+    }
+    assert locked == wanted

@@ -1,1 +1,1 @@
-"""Who may do what. Knows nothing of HTTP, and nothing of the kernel."""
+"""Who may do what. Knows neither HTTP nor the kernel's objects."""

@@ -1,5 +1,6 @@
-"""Peers on the unix socket: known by the kernel's word (SO_PEERCRED, SO_PEERGROUPS)."""
+"""Clients on the unix socket: the kernel says who they are (SO_PEERCRED, SO_PEERGROUPS)."""
 
+import contextlib
 import functools
 import ipaddress
 import os
@@ -7,39 +8,41 @@ import pwd
 import socket
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from app.access.rights import EVERYTHING, Actor, Grant
 
 _SO_PEERGROUPS: Final = 59  # include/uapi/asm-generic/socket.h, Linux 4.13
-_GROUP_BYTES: Final = 1024  # the most that Python's getsockopt() takes
+_MAX_GROUPS_BYTES: Final = 1024  # the largest buffer that Python's getsockopt() takes: 256 groups
 _NOBODY: Final = 65_534
 _UCRED: Final = struct.Struct("=iII")  # pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who connected. `gids`: the primary and the supplementary groups."""
+    """The user at the other end of a unix socket. `gids`: the primary and the supplementary groups."""
 
     uid: int
     gids: frozenset[int]
 
     @classmethod
     def of(cls, connection: socket.socket) -> "Peer":
-        """The peer of a connected unix socket."""
+        """The peer of a connected unix socket.
+
+        Kernel: SO_PEERGROUPS since 4.13. Where it fails, or there are more than 256 groups, only the primary counts.
+        """
         _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         gids = {gid}
-        with suppress(OSError):  # an older kernel, or more than 256 groups
-            packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUP_BYTES)
+        with contextlib.suppress(OSError):
+            packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
             gids.update(struct.unpack(f"{len(packed) // 4}I", packed))
         return cls(uid, frozenset(gids))
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRule:
-    """What peers with this uid, or in this group, may do: one of the two is set."""
+    """What a user, or the members of a group, may do. Exactly one of `uid` and `gid` is set."""
 
     name: str
     grant: Grant
@@ -48,15 +51,16 @@ class PeerRule:
 
 
 class Peers:
-    """Root and the service's own user may do everything; others by the first rule that fits them."""
+    """The rights of peers: root and the service's own user are admin, others get those of the first rule that fits."""
 
     def __init__(self, rules: Sequence[PeerRule] = ()) -> None:
         self._rules = rules
 
     def actor(self, peer: Peer) -> Actor:
-        """Who that is."""
-        name = f"unix:{_user(peer.uid)}"
-        # As nobody, other daemons run too, and whoever is unmapped in a user namespace: so that one is never "own".
+        """The peer as an actor. One that no rule fits has no right."""
+        name = f"unix:{_user_name(peer.uid)}"
+        # Other daemons also run as nobody, and users that a user namespace does not map appear as nobody. So nobody is
+        # never taken for the service's own user.
         if peer.uid == 0 or (peer.uid == os.geteuid() and peer.uid != _NOBODY):
             return Actor(name, EVERYTHING)
         for rule in self._rules:
@@ -65,7 +69,7 @@ class Peers:
         return Actor(name, None)
 
 
-def _user(uid: int) -> str:
+def _user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -74,7 +78,7 @@ def _user(uid: int) -> str:
 
 @functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether this address, with or without a zone, is one that this machine alone can reach."""
+    """Whether only this machine can reach this IP address. False for names. A zone (`%eth0`) is ignored."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rights: what a role may do, and within which bounds."""
+"""Rights: what a role may do, and to which maps, entries and programs it is restricted."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ Role = Literal["reader", "writer", "admin", "metrics"]
 
 
 class Right(Enum):
-    """What a route asks for."""
+    """The right that a route needs."""
 
-    NONE = auto()  # open to everybody: it tells nothing
+    NONE = auto()  # health checks and the texts of problems: open to everybody
     READ = auto()
     WRITE = auto()  # entries, test runs
     ADMIN = auto()  # hold, release, reconcile, protected entries
     METRICS = auto()
     DOCS = auto()
 
-    __hash__ = object.__hash__  # Enum's own, written in Python, would be the most of what a check costs
+    __hash__ = object.__hash__  # Enum's own is written in Python, and would take most of the time of a check
 
 
 _READER: Final = frozenset({Right.NONE, Right.READ, Right.METRICS, Right.DOCS})
@@ -34,7 +34,7 @@ RIGHTS: Final[dict[Role, frozenset[Right]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Indexes, as `8-15` and `60` name them: (first, last) of each, both in it."""
+    """Ranges of indexes. `parts`: the first and the last index of each, both included."""
 
     parts: tuple[tuple[int, int], ...]
 
@@ -43,50 +43,55 @@ class Ranges:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Ranges":
-        """From what was written. ValueError says what is wrong."""
-        return cls(tuple(_range(text) for text in texts))
+        """Parse texts like "8-15" and "60".
+
+        Raises:
+            ValueError: One of them is no range of u32 indexes.
+        """
+        return cls(tuple(_parse_range(text) for text in texts))
 
 
-def _range(text: str) -> tuple[int, int]:
+def _parse_range(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     numbers = [first, last if dash else first]
     if not all(each.isascii() and each.isdigit() and int(each) <= MAX_INDEX for each in numbers):
-        message = 'is neither an index like "60" nor a range like "0-3"'
-        raise ValueError(message)
+        raise ValueError('is neither an index like "60" nor a range like "0-3"')
     if int(numbers[0]) > int(numbers[1]):
-        message = "is a range that ends before it begins"
-        raise ValueError(message)
+        raise ValueError("is a range that ends before it begins")
     return int(numbers[0]), int(numbers[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role, bounded to maps, entries and programs (names they are held under). None: to all."""
+    """A role, restricted to maps, entries and programs.
+
+    Maps and programs are given by the names they are held under. None: no restriction.
+    """
 
     role: Role
     maps: frozenset[str] | None = None
     entries: Ranges | None = None
     programs: frozenset[str] | None = None
-    is_unbounded: bool = field(init=False)  # whether it may do everything
+    is_unbounded: bool = field(init=False)  # whether it allows everything
 
     def __post_init__(self) -> None:
-        bounds = {self.maps, self.entries, self.programs}
-        object.__setattr__(self, "is_unbounded", self.role == "admin" and bounds == {None})
+        restrictions = {self.maps, self.entries, self.programs}
+        object.__setattr__(self, "is_unbounded", self.role == "admin" and restrictions == {None})
 
     def allows(self, right: Right) -> bool:
-        """Whether the role has this right, somewhere."""
+        """Whether the role has this right, whatever the restrictions."""
         return right in RIGHTS[self.role]
 
     def has_map(self, name: str) -> bool:
-        """Whether this map is within the bounds."""
+        """Whether this map is within the restrictions."""
         return self.maps is None or name in self.maps
 
     def has_entry(self, index: int) -> bool:
-        """Whether entries with this index are."""
+        """Whether entries with this index are within the restrictions."""
         return self.entries is None or index in self.entries
 
     def has_program(self, name: str | None) -> bool:
-        """Whether this program is; None: one that is not held."""
+        """Whether this program is within the restrictions. None: a program that is not held."""
         return self.programs is None or name in self.programs
 
 
@@ -96,7 +101,10 @@ EVERYTHING: Final = Grant("admin")
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks; `name` says also how that is known: `token:deploy`, `unix:root`. `grant` None: no right at all."""
+    """Who sends a request.
+
+    `name` also says how that is known: `token:deploy`, `unix:root`. `grant` is None for an actor without any right.
+    """
 
     name: str
     grant: Grant | None

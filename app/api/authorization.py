@@ -108,11 +108,6 @@ class Authentication:
         peer: Peer | None = scope.get(PEER)
         return None if peer is None or self.peers is None else self.peers.actor(peer)
 
-    def is_one_moment(self, *, begins: bool) -> None:
-        """Begin or end a batch of requests, within which the token file is checked for changes only once."""
-        if self.tokens is not None:
-            self.tokens.is_one_moment(begins=begins)
-
     def _bearer(self, authorization: bytes) -> Actor:
         scheme, _, secret = authorization.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":

@@ -1,7 +1,8 @@
-"""Hand-assembled eBPF: one function an instruction, each returning its bytes; `assembled` joins those that jump about.
+"""An assembler for eBPF, so that programs can be made without a compiler.
 
-Encoding: Documentation/bpf/standardization/instruction-set.rst. Registers are numbers: r0 the result, r1 to r5 the
-arguments, r6 to r9 kept over calls, r10 the frame pointer. Little-endian machines.
+Each function returns the bytes of one instruction. A program without jumps is their sum; `assemble` joins a program
+with jumps to labels. Registers are numbers: r0 holds results, r1 to r5 arguments, r6 to r9 survive calls, r10 is the
+frame pointer. For little-endian machines. Encoding: Documentation/bpf/standardization/instruction-set.rst.
 """
 
 import struct
@@ -9,8 +10,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from app.bpf.uapi import BPF_FUNC_TAIL_CALL, BPF_PSEUDO_KFUNC_CALL, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
 
-INSN: Final = struct.Struct("<BBhi")  # opcode, src << 4 | dst, offset, immediate
+INSN: Final = struct.Struct("<BBhi")  # 8 bytes: opcode, src << 4 | dst, offset, immediate
 
+# Sizes of loads and stores.
 BYTE: Final = 0x10
 WORD: Final = 0x00
 DWORD: Final = 0x18
@@ -21,7 +23,7 @@ def _insn(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0
 
 
 def mov(dst: int, imm: int) -> bytes:
-    """`dst = imm` (signed 32 bits, extended)."""
+    """`dst = imm` (signed, 32 bits, extended to 64)."""
     return _insn(0xB7, dst, imm=imm)
 
 
@@ -36,7 +38,7 @@ def add(dst: int, imm: int) -> bytes:
 
 
 def stack(dst: int, offset: int) -> tuple[bytes, bytes]:
-    """`dst = r10 + offset`: an address on the stack, which lies below r10."""
+    """`dst = r10 + offset`: the address of a place on the stack; `offset` is negative. Two instructions."""
     return mov_reg(dst, 10), add(dst, offset)
 
 
@@ -56,17 +58,17 @@ def atomic_add(dst: int, src: int, offset: int = 0) -> bytes:
 
 
 def map_fd(dst: int, fd: int) -> bytes:
-    """`dst = ` the map behind fd (two instructions)."""
+    """`dst = ` the map behind `fd`. Counts as two instructions."""
     return _insn(0x18, dst, BPF_PSEUDO_MAP_FD, imm=fd) + _insn(0)
 
 
 def map_value(dst: int, fd: int) -> bytes:
-    """`dst = ` the address of an array's first value (two instructions; Linux 5.2)."""
+    """`dst = ` the address of the first value of the array behind `fd` (Linux 5.2). Counts as two instructions."""
     return _insn(0x18, dst, BPF_PSEUDO_MAP_VALUE, imm=fd) + _insn(0)
 
 
 def tail_call() -> bytes:
-    """`bpf_tail_call(r1 context, r2 program array, r3 index)`: goes on behind it only if it failed."""
+    """`bpf_tail_call(r1 context, r2 program array, r3 index)`. The next instruction runs only if the call fails."""
     return _insn(0x85, imm=BPF_FUNC_TAIL_CALL)
 
 
@@ -76,7 +78,7 @@ def exit_() -> bytes:
 
 
 def mov_u64(dst: int, value: int) -> bytes:
-    """`dst = value` (64 bits, two instructions)."""
+    """`dst = value` (unsigned, 64 bits). Counts as two instructions."""
     return INSN.pack(0x18, dst, 0, _signed(value & 0xFFFFFFFF)) + INSN.pack(0, 0, 0, _signed(value >> 32))
 
 
@@ -130,66 +132,71 @@ def store_zero(dst: int, offset: int) -> bytes:
 
 
 def call(function: int) -> bytes:
-    """`r0 = ` a helper function of enum bpf_func_id, with r1 to r5; those are lost."""
+    """`r0 = function(r1, …, r5)`: a helper function of enum bpf_func_id. r1 to r5 are undefined afterwards."""
     return _insn(0x85, imm=function)
 
 
-def call_kernel(number: int) -> bytes:
-    """`r0 = ` a function of the kernel itself, by its number in the kernel's BTF (kfunc, Linux 5.13)."""
-    return _insn(0x85, src=BPF_PSEUDO_KFUNC_CALL, imm=number)
+def call_kernel(btf_id: int) -> bytes:
+    """`r0 = function(r1, …, r5)`: a kernel function by its id in the kernel's BTF (kfunc, Linux 5.13)."""
+    return _insn(0x85, src=BPF_PSEUDO_KFUNC_CALL, imm=btf_id)
 
 
 class Jump(NamedTuple):
-    """A jump to a place that has a name in `assembled`."""
+    """A jump to a label. `assemble` fills in the offset."""
 
     instruction: bytes
-    place: str
+    label: str
 
 
+# Parts of a program for `assemble`: instructions, jumps, and labels (text).
 Parts: TypeAlias = tuple[bytes | Jump | str, ...]
 
 
-def jump(place: str) -> Jump:
-    """Go there."""
-    return Jump(_insn(0x05), place)
+def jump(label: str) -> Jump:
+    """Go to the label."""
+    return Jump(_insn(0x05), label)
 
 
-def jump_if(dst: int, is_: str, other: int, place: str) -> Jump:
-    """Go there if `dst` (64 bits) == or != `other` (signed 32 bits)."""
-    return Jump(_insn({"==": 0x15, "!=": 0x55}[is_], dst, imm=other), place)
+def jump_if(dst: int, comparison: str, imm: int, label: str) -> Jump:
+    """Go to the label if `dst` (64 bits) is `==` or `!=` `imm` (signed, 32 bits)."""
+    return Jump(_insn({"==": 0x15, "!=": 0x55}[comparison], dst, imm=imm), label)
 
 
-def jump_if_reg(dst: int, is_: str, src: int, place: str) -> Jump:
-    """Go there if `dst` ==, !=, >, >= or < `src` (unsigned, 64 bits)."""
-    return Jump(_insn({"==": 0x1D, "!=": 0x5D, ">": 0x2D, ">=": 0x3D, "<": 0xAD}[is_], dst, src), place)
+def jump_if_reg(dst: int, comparison: str, src: int, label: str) -> Jump:
+    """Go to the label if `dst` is `==`, `!=`, `>`, `>=` or `<` `src` (unsigned, 64 bits)."""
+    return Jump(_insn({"==": 0x1D, "!=": 0x5D, ">": 0x2D, ">=": 0x3D, "<": 0xAD}[comparison], dst, src), label)
 
 
-def may_goto(place: str) -> Jump:
-    """Go there once the loop that this is in has gone round 8 million times: so no loop is without end (Linux 6.9)."""
-    return Jump(_insn(0xE5), place)
+def may_goto(label: str) -> Jump:
+    """Go to the label after about 8 million executions, so that the verifier accepts an unbounded loop (Linux 6.9)."""
+    return Jump(_insn(0xE5), label)
 
 
-def assembled(*parts: bytes | Jump | str) -> bytes:
-    """One program: instructions, jumps, and texts that name the place of what comes behind them.
+def assemble(*parts: bytes | Jump | str) -> bytes:
+    """Join parts into one program.
 
-    KeyError where a place has no name.
+    Args:
+        parts: Instructions, jumps, and labels. A label (text) names the place of the part behind it.
+
+    Raises:
+        KeyError: A jump goes to a label that does not exist.
     """
-    places, at = {}, 0
+    places, position = {}, 0
     for part in parts:
         if isinstance(part, str):
-            places[part] = at
+            places[part] = position
         else:
-            at += len(part.instruction if isinstance(part, Jump) else part)
+            position += len(part.instruction if isinstance(part, Jump) else part)
     code = b""
     for part in parts:
         if isinstance(part, Jump):
             opcode, registers, _, imm = INSN.unpack(part.instruction)
-            code += INSN.pack(opcode, registers, (places[part.place] - len(code)) // INSN.size - 1, imm)
+            code += INSN.pack(opcode, registers, (places[part.label] - len(code)) // INSN.size - 1, imm)
         elif not isinstance(part, str):
             code += part
     return code
 
 
 def returns(value: int) -> bytes:
-    """A whole program that only returns `value`."""
+    """A whole program that returns `value` and does nothing else."""
     return mov(0, value) + exit_()

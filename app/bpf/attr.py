@@ -1,7 +1,8 @@
-"""The part of union bpf_attr that each command takes: one struct a command.
+"""The arguments of bpf(2): one struct for the part of union bpf_attr that a command reads.
 
-The kernel demands that every byte behind a command's last field is zero (CHECK_ATTR), so none of these is shared by
-commands that end elsewhere. Pointers are u64.
+`linux` and `bulk` fill them in and pass them to `syscall.bpf`. The kernel requires that every byte behind a command's
+last field is zero (CHECK_ATTR in kernel/bpf/syscall.c), so commands share a struct only if they end with the same
+field. Pointers are u64. The layout of what OBJ_GET_INFO_BY_FD answers is here as well.
 """
 
 import struct
@@ -12,7 +13,7 @@ from app.bpf.uapi import BPF_OBJ_NAME_LEN
 
 
 class MapCreate(Structure):
-    """MAP_CREATE."""
+    """Arguments of MAP_CREATE."""
 
     _fields_ = (
         ("map_type", c_uint32),
@@ -31,25 +32,25 @@ class MapCreate(Structure):
 
 
 class MapElem(Structure):
-    """MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM."""
+    """Arguments of MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM. `key` and `value` are addresses."""
 
     _fields_ = (("map_fd", c_uint32), ("key", c_uint64), ("value", c_uint64), ("flags", c_uint64))
 
 
 class MapKey(Structure):
-    """MAP_DELETE_ELEM: value and flags must be zero, so they are not there."""
+    """Arguments of MAP_DELETE_ELEM, which ends with the key: the kernel requires that value and flags are zero."""
 
     _fields_ = (("map_fd", c_uint32), ("key", c_uint64))
 
 
 class MapFd(Structure):
-    """MAP_FREEZE."""
+    """Arguments of MAP_FREEZE."""
 
     _fields_ = (("map_fd", c_uint32),)
 
 
 class ProgLoad(Structure):
-    """PROG_LOAD."""
+    """Arguments of PROG_LOAD, up to `expected_attach_type`."""
 
     _fields_ = (
         ("prog_type", c_uint32),
@@ -68,7 +69,7 @@ class ProgLoad(Structure):
 
 
 class TestRun(Structure):
-    """PROG_TEST_RUN, up to `duration`: what runs on a packet needs no more."""
+    """Arguments of PROG_TEST_RUN, up to `duration`: enough for a program that runs on a packet."""
 
     _fields_ = (
         ("prog_fd", c_uint32),
@@ -83,7 +84,7 @@ class TestRun(Structure):
 
 
 class TestRunContext(Structure):
-    """PROG_TEST_RUN, up to `ctx_out`: what runs on a context, BPF_PROG_TYPE_SYSCALL (Linux 5.14)."""
+    """Arguments of PROG_TEST_RUN, up to `ctx_out`: for a program of type SYSCALL (Linux 5.14)."""
 
     _fields_ = (
         *TestRun._fields_,
@@ -95,25 +96,25 @@ class TestRunContext(Structure):
 
 
 class Obj(Structure):
-    """OBJ_PIN and OBJ_GET."""
+    """Arguments of OBJ_PIN and OBJ_GET."""
 
     _fields_ = (("pathname", c_uint64), ("bpf_fd", c_uint32), ("file_flags", c_uint32))
 
 
 class GetId(Structure):
-    """PROG_GET_FD_BY_ID and MAP_GET_FD_BY_ID."""
+    """Arguments of PROG_GET_FD_BY_ID and MAP_GET_FD_BY_ID."""
 
     _fields_ = (("id", c_uint32), ("next_id", c_uint32), ("open_flags", c_uint32))
 
 
 class Info(Structure):
-    """OBJ_GET_INFO_BY_FD."""
+    """Arguments of OBJ_GET_INFO_BY_FD."""
 
     _fields_ = (("bpf_fd", c_uint32), ("info_len", c_uint32), ("info", c_uint64))
 
 
 class BtfLoad(Structure):
-    """BTF_LOAD."""
+    """Arguments of BTF_LOAD."""
 
     _fields_ = (
         ("btf", c_uint64),
@@ -124,20 +125,21 @@ class BtfLoad(Structure):
     )
 
 
-# struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, name.
+# The beginning of struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, name.
 MAP_INFO: Final = struct.Struct("=6I16s")
-MAP_INFO_SIZE: Final = 104
+MAP_INFO_SIZE: Final = 104  # bytes
 
-# struct bpf_prog_info: type, id, tag, load_time, created_by_uid, nr_map_ids, map_ids, name, gpl_compatible.
+# The beginning of struct bpf_prog_info: type, id, tag, load_time, created_by_uid, nr_map_ids, map_ids, name,
+# gpl_compatible.
 PROG_INFO: Final = struct.Struct("=2I8s24xQ2IQ16s4xI")
 PROG_INFO_RUN: Final = struct.Struct("=2Q")  # run_time_ns, run_cnt (Linux 5.1)
-PROG_INFO_RUN_OFFSET: Final = 192
+PROG_INFO_RUN_OFFSET: Final = 192  # bytes
 PROG_INFO_MAP_IDS: Final = struct.Struct("=IQ")  # nr_map_ids, map_ids
-PROG_INFO_MAP_IDS_OFFSET: Final = 52
-PROG_INFO_SIZE: Final = 232
+PROG_INFO_MAP_IDS_OFFSET: Final = 52  # bytes
+PROG_INFO_SIZE: Final = 232  # bytes
 
-# BTF (Documentation/bpf/btf.rst) with the one type `__u32` as number 1: with it for key and value, the pin of a
-# program array can be read as a file.
+# BTF (Documentation/bpf/btf.rst) with a single type, `__u32`, which gets the number 1. An array whose key and value
+# have this type can be read with cat(1) at its pin.
 _BTF_STRINGS = b"\0__u32\0"
 _BTF_TYPES = struct.pack("=4I", 1, 1 << 24, 4, 32)  # name offset, BTF_KIND_INT, bytes, bits
 BTF_U32: Final = (

@@ -1,4 +1,7 @@
-"""bpffs as a file system: what can be told and done there without bpf(2), on both kernels."""
+"""The part of the kernel port that works on the files of a bpffs, without bpf(2).
+
+`LinuxKernel` inherits it; `memory.kernel` has a counterpart for the kernel in memory.
+"""
 
 import contextlib
 import errno
@@ -9,18 +12,19 @@ from typing import Final
 
 from app.bpf.uapi import Cmd, fail
 
-KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")  # a name in keep_dir: token, program id
+# The name of a pin in keep_dir: a random token, then the id of the program.
+KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")
 
 
-class LinuxFolders:
-    """Of the running Linux."""
+class LinuxBpffs:
+    """The file operations of `Kernel`, on the running Linux. Thread rule: any thread."""
 
     def unpin(self, path: str) -> None:
-        """unlink(2)."""
+        """Remove a pin: unlink(2)."""
         Path(path).unlink()
 
     def check_pin(self, path: str) -> None:
-        """By the folder's mount, mode and owner."""
+        """Raise what OBJ_PIN would raise for a new pin at `path`, judging by the folder's mount, mode and owner."""
         folder, number = Path(path).parent, 0
         if "." in Path(path).name:
             number = errno.EPERM
@@ -36,20 +40,23 @@ class LinuxFolders:
             fail(Cmd.OBJ_PIN, number)
 
     def in_bpffs(self, path: str) -> bool:
-        """By /proc/self/mounts (proc(5)); of two mounts at one place the later counts."""
-        kinds = {}
+        """Return whether the path lies in a mounted bpffs.
+
+        Reads /proc/self/mounts (proc(5)). Of two mounts at one place the later one counts.
+        """
+        types = {}
         for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
-            _, place, kind, *_ = line.split(" ")
-            kinds[place.replace("\\040", " ")] = kind
-        places = (str(each) for each in (Path(path), *Path(path).parents))
-        return next((kinds[place] for place in places if place in kinds), "") == "bpf"
+            _, mount_point, type_, *_ = line.split(" ")
+            types[mount_point.replace("\\040", " ")] = type_
+        folders = (str(each) for each in (Path(path), *Path(path).parents))
+        return next((types[folder] for folder in folders if folder in types), "") == "bpf"
 
     def make_folder(self, path: str) -> None:
-        """mkdir(2), 0700."""
+        """Create a folder, unless it exists: mkdir(2), mode 0700."""
         Path(path).mkdir(mode=0o700, exist_ok=True)
 
     def pins_in(self, folder: str) -> list[str]:
-        """readdir(3)."""
+        """Return the names in a folder; an empty list where there is no such folder."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return [each.name for each in Path(folder).iterdir()]
         return []

@@ -1,7 +1,7 @@
-"""The port to the kernel: bpf(2) commands on plain integers.
+"""The port to the kernel: the commands of bpf(2) as methods on plain integers.
 
-Whatever implements it raises OSError with the kernel's own errno, and nothing else, so that the meaning of an errno is
-found in one place above, and runs in every test, with privileges or without.
+`LinuxKernel`, `KeeperKernel` and `MemoryKernel` implement it. An implementation reports every refusal as an OSError
+with the errno of Linux, so the layer above translates errnos in one place and its tests run without privileges.
 """
 
 from array import array
@@ -11,7 +11,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
-    """struct bpf_map_info. What an older kernel does not tell is 0."""
+    """The facts about a map that never change: struct bpf_map_info.
+
+    Fields that an older kernel does not report are 0. `type` is one of enum bpf_map_type, `key_size` and `value_size`
+    are in bytes, `name` has up to 15 characters.
+    """
 
     type: int
     id: int
@@ -24,9 +28,10 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class MapState:
-    """What only /proc/self/fdinfo/FD tells of a map.
+    """The facts about a map that only /proc/self/fdinfo/FD reports.
 
-    `owner_type` (enum bpf_prog_type) and `owner_jited` are None until a first program has fixed what fits.
+    `memlock` is in bytes. `owner_type` (enum bpf_prog_type) and `owner_jited` describe the first program that was put
+    into a program array or that was loaded to jump through it; before that, both are None.
     """
 
     memlock: int
@@ -37,7 +42,12 @@ class MapState:
 
 @dataclass(frozen=True, slots=True)
 class ProgInfo:
-    """struct bpf_prog_info. `load_time`: ns, CLOCK_BOOTTIME; `tag`: 16 hex digits; `run_time`: ns."""
+    """The facts about a program: struct bpf_prog_info.
+
+    `type` is one of enum bpf_prog_type, `tag` has 16 hex digits, `load_time` is in nanoseconds since the boot
+    (CLOCK_BOOTTIME), `run_time` in nanoseconds. `run_count` and `run_time` stay 0 unless kernel.bpf_stats_enabled is
+    set.
+    """
 
     type: int
     id: int
@@ -53,7 +63,11 @@ class ProgInfo:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What BPF_PROG_TEST_RUN answers. `duration`: ns, the mean of one run."""
+    """The result of BPF_PROG_TEST_RUN.
+
+    `returned` is the program's return value (u32), `duration` the mean of one run in nanoseconds, `packet` the packet
+    as the program left it.
+    """
 
     returned: int
     duration: int
@@ -61,10 +75,16 @@ class TestRun:
 
 
 class Kernel(Protocol):
-    """bpf(2). Thread rule: any method may be called from any thread.
+    """The commands of bpf(2), and the file operations on their pins.
 
-    All but `map_write`, `map_delete`, `prog_load` and `prog_test_run` are short and are to be called inline, also in an
-    event loop; those four may take long, let other threads run meanwhile, and belong in a thread.
+    An fd is a plain int. A method that returns an fd gives it to the caller, who closes it with `close`. Every method
+    raises OSError with the kernel's errno; the sections `Raises` name the errnos that callers tell apart. All of them
+    can fail with EPERM where the process lacks a capability, and those that take an fd with EBADF where it is not
+    open or EINVAL where it is of another kind, unless something else is said.
+
+    Thread rule: any thread may call any method. `map_write`, `map_delete`, `prog_load` and `prog_test_run` may take
+    milliseconds or more, release the GIL, and belong in a worker thread. All other methods take microseconds and may
+    be called in an event loop; the first `map_ids` of a process also loads programs, which takes 0.1 s.
     """
 
     @property
@@ -73,93 +93,309 @@ class Kernel(Protocol):
 
     @property
     def degraded_reason(self) -> str | None:
-        """Why a part of this cannot be done just now, and the remedy; None: all can."""
+        """The reason why some methods fail at present, with a remedy; None while all work."""
 
     @property
     def boot_id(self) -> str:
-        """A text that differs from boot to boot: map and program ids mean nothing beyond it."""
+        """A text that is different after each boot. Ids of maps and programs are valid only within one boot."""
 
     def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
-        """MAP_CREATE: make a map, and return its fd."""
+        """Create a map.
+
+        Args:
+            type_: One of enum bpf_map_type.
+            key_size: In bytes; 4 for a program array.
+            value_size: In bytes; 4 for a program array.
+            max_entries: Number of entries, u32, at least 1.
+            name: Letters and digits of Latin-1, `_` and `.`; cut to 15 characters.
+
+        Returns:
+            The fd of the new map.
+
+        Raises:
+            OSError: EINVAL for sizes, a number of entries or a name that the kernel does not accept; ENOMEM or E2BIG
+                for an array that is too large.
+
+        Kernel:
+            MAP_CREATE; program arrays: Linux 4.2.
+        """
 
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
-        """MAP_LOOKUP_ELEM: the value at a u32 key, as a number. In a program array it is the program's id."""
+        """Read one value.
+
+        Args:
+            fd: The map.
+            index: The key, u32.
+            value_size: The size of the map's values in bytes.
+
+        Returns:
+            The value as an unsigned number. In a program array it is the id of the program.
+
+        Raises:
+            OSError: ENOENT for an empty entry, and also for an index beyond the end; EPERM for an fd that was opened
+                with BPF_F_WRONLY.
+
+        Kernel:
+            MAP_LOOKUP_ELEM (prog_fd_array_sys_lookup_elem for a program array, Linux 4.13).
+        """
 
     def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
-        """MAP_LOOKUP_ELEM of each index from `start` up to `stop`: (index, value) of those that are not empty."""
+        """Read the entries with index `start` up to, not including, `stop`, one lookup each.
+
+        Returns:
+            (index, value) of each entry that is not empty, by rising index.
+
+        Raises:
+            OSError: As `map_lookup`, except that ENOENT means an empty entry.
+
+        Kernel:
+            MAP_LOOKUP_ELEM.
+        """
 
     def map_ids(self, fd: int, start: int, stop: int) -> "array[int]":
-        """MAP_LOOKUP_ELEM of each index from `start` up to `stop` of a program array: u32 ids, and 0 for an empty one.
+        """Read a range of a program array.
 
-        Each entry is as it was at some moment of the call.
+        The result is no snapshot: each entry is as it was at some moment during the call.
+
+        Args:
+            fd: A program array.
+            start: The first index, u32.
+            stop: The index behind the last one; may lie beyond the end of the array.
+
+        Returns:
+            `stop - start` program ids (typecode `I`); 0 for an empty entry and for one beyond the end.
+
+        Raises:
+            OSError: As `map_lookup`, except that ENOENT means an empty entry.
+
+        Kernel:
+            MAP_LOOKUP_ELEM for each index, or the reader program of `app.bpf.bulk`.
         """
 
     def map_write(self, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
-        """MAP_UPDATE_ELEM of many: `indexes` (u32) to the program fds in `values` (i32); -1: MAP_DELETE_ELEM.
+        """Write many entries of a program array, in the given order, up to the first one that the kernel refuses.
 
-        In that order, up to the first that the kernel refuses: (how many were written, the errno; 0 after all). To
-        empty what is empty already counts as written. May wait as `map_delete` does, and lets other threads run.
-        ValueError where there are not as many of both, or their typecodes are not `I` and `i`.
+        May wait as `map_delete` does; releases the GIL.
+
+        Args:
+            fd: A program array.
+            indexes: u32 (typecode `I`).
+            values: For each index the fd of a program, i32 (typecode `i`). A negative value clears the entry; to
+                clear an empty entry is no error.
+
+        Returns:
+            (number of entries written, errno with which the next one was refused). The errno is 0 if all were
+            written. A refusal is returned and not raised, so the caller always knows how many were written.
+
+        Raises:
+            ValueError: Both arrays differ in length, or have other typecodes.
+
+        Kernel:
+            MAP_UPDATE_ELEM and MAP_DELETE_ELEM for each index, or the writer program of `app.bpf.bulk`.
         """
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
-        """MAP_UPDATE_ELEM with a u32 key and value. In a program array the value is a program's fd."""
+        """Write one value.
+
+        Args:
+            fd: A map with u32 keys and values.
+            index: The key, u32.
+            value: u32; in a program array the fd of a program.
+            flags: u64; a program array accepts only 0 (BPF_ANY).
+
+        Raises:
+            OSError: For a program array: EINVAL for other flags, and for a program that the array does not accept;
+                E2BIG for an index beyond the end; EBADF for a value that is no open fd; EBUSY for a program that a
+                freplace program extends; EPERM for a frozen map and for an fd that was opened with BPF_F_RDONLY.
+
+        Kernel:
+            MAP_UPDATE_ELEM (fd_array_map_update_elem for a program array, Linux 4.2).
+        """
 
     def map_delete(self, fd: int, index: int) -> None:
-        """MAP_DELETE_ELEM. May wait for an RCU grace period: ms."""
+        """Clear one entry. May wait for an RCU grace period (8 ms and more); releases the GIL.
+
+        Args:
+            fd: A program array.
+            index: u32.
+
+        Raises:
+            OSError: ENOENT for an empty entry; E2BIG for an index beyond the end; EPERM for a frozen map and for an
+                fd that was opened with BPF_F_RDONLY.
+
+        Kernel:
+            MAP_DELETE_ELEM (fd_array_map_delete_elem for a program array, Linux 4.2).
+        """
 
     def map_freeze(self, fd: int) -> None:
-        """MAP_FREEZE: refuse UPDATE and DELETE from user space from now on; for good."""
+        """Make a map refuse every further `map_update` and `map_delete` with EPERM. This cannot be undone.
+
+        Raises:
+            OSError: EPERM for an fd that was opened with BPF_F_RDONLY, and for a map that is frozen already.
+
+        Kernel:
+            MAP_FREEZE, Linux 5.2.
+        """
 
     def map_info(self, fd: int) -> MapInfo:
-        """OBJ_GET_INFO_BY_FD of a map."""
+        """Return the facts about a map that never change.
+
+        Raises:
+            OSError: EBADFD for an fd that is not open.
+
+        Kernel:
+            OBJ_GET_INFO_BY_FD, Linux 4.13.
+        """
 
     def map_state(self, fd: int) -> MapState:
-        """The fdinfo of a map."""
+        """Return memory, frozen state and owner of a map, as they are now.
+
+        Raises:
+            OSError: ENOENT for an fd that is not open.
+
+        Kernel:
+            proc(5), /proc/self/fdinfo/FD: the owner since Linux 4.3, frozen since 5.2.
+        """
 
     def map_get_fd_by_id(self, id_: int) -> int:
-        """MAP_GET_FD_BY_ID."""
+        """Open a map by its id, u32, and return the fd.
+
+        Raises:
+            OSError: ENOENT where no map has this id; EPERM without CAP_SYS_ADMIN.
+
+        Kernel:
+            MAP_GET_FD_BY_ID, Linux 4.13.
+        """
 
     def prog_load(
         self, type_: int, instructions: bytes, name: str = "", *, expected_attach_type: int = 0, flags: int = 0
     ) -> int:
-        """PROG_LOAD of assembled instructions, 8 bytes each, under the GPL; returns the fd."""
+        """Load a program under the GPL. The verifier may take long; releases the GIL.
+
+        Args:
+            type_: One of enum bpf_prog_type.
+            instructions: Assembled instructions, 8 bytes each (see `app.bpf.asm`).
+            name: As in `map_create`.
+            expected_attach_type: One of enum bpf_attach_type.
+            flags: BPF_F_* of PROG_LOAD.
+
+        Returns:
+            The fd of the new program.
+
+        Raises:
+            OSError: E2BIG for no instructions at all; EINVAL or EACCES for instructions that the verifier rejects,
+                and EINVAL for a program that does not fit a program array that it jumps through; EBADF for
+                instructions that name a map's fd that is not open.
+
+        Kernel:
+            PROG_LOAD.
+        """
 
     def prog_info(self, fd: int) -> ProgInfo:
-        """OBJ_GET_INFO_BY_FD of a program."""
+        """Return the facts about a program, as they are now.
+
+        Raises:
+            OSError: EBADFD for an fd that is not open.
+
+        Kernel:
+            OBJ_GET_INFO_BY_FD, Linux 4.13.
+        """
 
     def prog_get_fd_by_id(self, id_: int) -> int:
-        """PROG_GET_FD_BY_ID."""
+        """Open a program by its id, u32, and return the fd.
+
+        Raises:
+            OSError: ENOENT where no program has this id; EPERM without CAP_SYS_ADMIN.
+
+        Kernel:
+            PROG_GET_FD_BY_ID, Linux 4.13.
+        """
 
     def prog_test_run(self, fd: int, packet: bytes, repeat: int = 1) -> TestRun:
-        """PROG_TEST_RUN: run a program on a packet, `repeat` times."""
+        """Run a program on a packet, with its real side effects on maps. Releases the GIL.
+
+        Args:
+            fd: The program.
+            packet: At least 14 bytes (an Ethernet header); the kernel's upper bound depends on the type.
+            repeat: Number of runs, u32, at least 1.
+
+        Raises:
+            OSError: ENOTSUPP (524) for a type that the kernel cannot run this way; EINVAL for a packet that is too
+                short or too long.
+
+        Kernel:
+            PROG_TEST_RUN (net/bpf/test_run.c), Linux 4.12.
+        """
 
     def obj_pin(self, fd: int, path: str) -> None:
-        """OBJ_PIN: give a map or a program a path in bpffs."""
+        """Pin a map or a program at a path in a bpffs.
 
-    def unpin(self, path: str) -> None:
-        """unlink(2) of a pin."""
+        Raises:
+            OSError: EEXIST where something is at the path; EPERM for a name with a dot and for a folder outside of any
+                bpffs; ENOENT for a missing folder; EACCES where the folder's mode denies it; EINVAL for an fd that is
+                not open.
 
-    def check_pin(self, path: str) -> None:
-        """What OBJ_PIN would answer to a new pin at `path`, without making one."""
-
-    def in_bpffs(self, path: str) -> bool:
-        """Whether a bpffs is mounted there."""
-
-    def make_folder(self, path: str) -> None:
-        """mkdir(2) of a folder for pins that nobody else may enter, unless it is there."""
-
-    def pins_in(self, folder: str) -> list[str]:
-        """The names of what is pinned in a folder; none where there is no such folder."""
+        Kernel:
+            OBJ_PIN, Linux 4.4.
+        """
 
     def obj_get(self, path: str, flags: int = 0) -> int:
-        """OBJ_GET: open what is pinned at a path."""
+        """Open what is pinned at a path, and return the fd.
+
+        Args:
+            path: The path of a pin.
+            flags: 0, BPF_F_RDONLY or BPF_F_WRONLY.
+
+        Raises:
+            OSError: ENOENT where nothing is at the path; EACCES for a file that is no pin and where modes deny it;
+                EINVAL for other flags.
+
+        Kernel:
+            OBJ_GET, Linux 4.4; flags: 4.15.
+        """
+
+    def check_pin(self, path: str) -> None:
+        """Raise what `obj_pin` would raise for a new pin at `path`, without making one.
+
+        Does not check whether something is at the path already.
+
+        Raises:
+            OSError: EPERM, ENOENT, EROFS or EACCES, as `obj_pin`.
+        """
+
+    def unpin(self, path: str) -> None:
+        """Remove a pin: unlink(2).
+
+        Raises:
+            OSError: ENOENT where nothing is at the path.
+        """
+
+    def in_bpffs(self, path: str) -> bool:
+        """Return whether the path lies in a mounted bpffs."""
+
+    def make_folder(self, path: str) -> None:
+        """Create a folder for pins that only its owner may enter: mkdir(2), mode 0700. It may exist already."""
+
+    def pins_in(self, folder: str) -> list[str]:
+        """Return the names in a folder; an empty list where there is no such folder."""
 
     def obj_kind(self, fd: int) -> str:
-        """`map`, `prog`, or whatever else the fd is."""
+        """Return `map`, `prog`, or another text for any other open file.
+
+        Raises:
+            OSError: ENOENT for an fd that is not open.
+        """
 
     def dup(self, fd: int) -> int:
-        """fcntl(F_DUPFD_CLOEXEC): another fd for the same."""
+        """Return another fd for the same object: fcntl(2), F_DUPFD_CLOEXEC.
+
+        Raises:
+            OSError: EBADF for an fd that is not open.
+        """
 
     def close(self, fd: int) -> None:
-        """close(2)."""
+        """Close an fd: close(2).
+
+        Raises:
+            OSError: EBADF for an fd that is not open.
+        """

@@ -1,4 +1,4 @@
-"""Numbers of bpf(2), as in the kernel's include/uapi/linux/bpf.h, and the names people know them by."""
+"""The numbers of bpf(2), from the kernel's include/uapi/linux/bpf.h, and the names that bpftool prints for them."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 
 class Cmd(IntEnum):
-    """enum bpf_cmd: the commands that are used here."""
+    """Commands of bpf(2): the part of enum bpf_cmd that this project uses."""
 
     MAP_CREATE = 0
     MAP_LOOKUP_ELEM = 1
@@ -25,7 +25,7 @@ class Cmd(IntEnum):
 
 
 class MapType(IntEnum):
-    """enum bpf_map_type: the types that are made here."""
+    """Map types: the part of enum bpf_map_type that this project creates."""
 
     HASH = 1
     ARRAY = 2
@@ -33,7 +33,7 @@ class MapType(IntEnum):
 
 
 class ProgType(IntEnum):
-    """enum bpf_prog_type: the types whose results have a meaning that is told here."""
+    """Program types: the part of enum bpf_prog_type that this project refers to by name."""
 
     SOCKET_FILTER = 1
     KPROBE = 2
@@ -42,7 +42,7 @@ class ProgType(IntEnum):
     SYSCALL = 31
 
 
-# enum bpf_map_type in order, in lower case, as bpftool prints them.
+# All of enum bpf_map_type, in order, in lower case.
 MAP_TYPE_NAMES: Final = (
     "unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash", "percpu_array", "stack_trace",
     "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie", "array_of_maps", "hash_of_maps", "devmap", "sockmap",
@@ -51,7 +51,7 @@ MAP_TYPE_NAMES: Final = (
     "user_ringbuf", "cgrp_storage", "arena", "insn_array",
 )  # fmt: skip
 
-# enum bpf_prog_type in order.
+# All of enum bpf_prog_type, in order, in lower case.
 PROG_TYPE_NAMES: Final = (
     "unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp", "perf_event", "cgroup_skb",
     "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops", "sk_skb", "cgroup_device", "sk_msg", "raw_tracepoint",
@@ -60,7 +60,7 @@ PROG_TYPE_NAMES: Final = (
     "netfilter",
 )  # fmt: skip
 
-# enum xdp_action and the TC_ACT_* of linux/pkt_cls.h: what a program's return value means.
+# The meaning of a return value by program type: enum xdp_action, and TC_ACT_* of linux/pkt_cls.h.
 RETURN_NAMES: Final[dict[int, dict[int, str]]] = {
     ProgType.XDP: {0: "XDP_ABORTED", 1: "XDP_DROP", 2: "XDP_PASS", 3: "XDP_TX", 4: "XDP_REDIRECT"},
     ProgType.SCHED_CLS: {
@@ -70,17 +70,17 @@ RETURN_NAMES: Final[dict[int, dict[int, str]]] = {
 }  # fmt: skip
 
 BPF_ANY: Final = 0
-BPF_F_RDONLY: Final = 1 << 3  # of OBJ_GET: the fd refuses UPDATE and DELETE with EPERM
-BPF_F_WRONLY: Final = 1 << 4  # of OBJ_GET: the fd refuses LOOKUP with EPERM
-BPF_F_XDP_HAS_FRAGS: Final = 1 << 5  # of PROG_LOAD
-BPF_OBJ_NAME_LEN: Final = 16  # with the closing NUL
+BPF_F_RDONLY: Final = 1 << 3  # OBJ_GET, MAP_CREATE: the fd refuses UPDATE and DELETE with EPERM
+BPF_F_WRONLY: Final = 1 << 4  # OBJ_GET, MAP_CREATE: the fd refuses LOOKUP with EPERM
+BPF_F_SLEEPABLE: Final = 1 << 4  # PROG_LOAD: the program may wait
+BPF_F_XDP_HAS_FRAGS: Final = 1 << 5  # PROG_LOAD: the XDP program accepts packets in several buffers
+BPF_OBJ_NAME_LEN: Final = 16  # bytes, with the closing NUL
 
-BPF_PSEUDO_MAP_FD: Final = 1  # src_reg of a 16-byte load: imm is a map's fd
-BPF_PSEUDO_MAP_VALUE: Final = 2  # the same, and the result is the address of the map's first value
-BPF_PSEUDO_KFUNC_CALL: Final = 2  # src_reg of a call: imm is the number of one of the kernel's own functions
-BPF_F_SLEEPABLE: Final = 1 << 4  # of PROG_LOAD: it runs where it may wait
+BPF_PSEUDO_MAP_FD: Final = 1  # src_reg of a 64-bit load: imm is a map's fd, the result the map
+BPF_PSEUDO_MAP_VALUE: Final = 2  # src_reg of a 64-bit load: imm is a map's fd, the result its first value's address
+BPF_PSEUDO_KFUNC_CALL: Final = 2  # src_reg of a call: imm is the BTF id of a kernel function
 
-# enum bpf_func_id
+# Helper functions: enum bpf_func_id.
 BPF_FUNC_KTIME_GET_NS: Final = 5
 BPF_FUNC_TAIL_CALL: Final = 12
 BPF_FUNC_GET_CURRENT_TASK: Final = 35
@@ -88,31 +88,31 @@ BPF_FUNC_PROBE_READ_KERNEL: Final = 113
 BPF_FUNC_COPY_FROM_USER: Final = 148
 BPF_FUNC_SYS_BPF: Final = 166
 
-MAX_TAIL_CALL_CNT: Final = 33
-MIN_PACKET: Final = 14  # ETH_HLEN: BPF_PROG_TEST_RUN refuses less
+MAX_TAIL_CALL_CNT: Final = 33  # include/linux/bpf.h; a further tail call falls through
+MIN_PACKET: Final = 14  # bytes, ETH_HLEN: BPF_PROG_TEST_RUN refuses shorter packets
 MAX_INDEX: Final = 0xFFFFFFFF  # keys are u32
 
-# Internal to the kernel (include/linux/errno.h), yet it leaks out: no name in Python's errno.
+# An errno that is internal to the kernel (include/linux/errno.h), but that bpf(2) returns; Python's errno lacks it.
 ENOTSUPP: Final = 524
 
 
 def map_type_name(number: int) -> str:
-    """`prog_array` for 3; the number itself, as text, where it is not known."""
+    """Return the name of a map type (`prog_array` for 3), or the number as text where it is not known."""
     return MAP_TYPE_NAMES[number] if number < len(MAP_TYPE_NAMES) else str(number)
 
 
 def prog_type_name(number: int) -> str:
-    """`xdp` for 6; the number itself, as text, where it is not known."""
+    """Return the name of a program type (`xdp` for 6), or the number as text where it is not known."""
     return PROG_TYPE_NAMES[number] if number < len(PROG_TYPE_NAMES) else str(number)
 
 
 def errno_name(number: int) -> str:
-    """`EINVAL` for 22, also for the kernel's own ENOTSUPP; the number as text where it has no name."""
+    """Return the name of an errno (`EINVAL` for 22), or the number as text where it has none. Knows ENOTSUPP."""
     if number == ENOTSUPP:
         return "ENOTSUPP"
     return errno.errorcode.get(number, str(number))
 
 
 def fail(cmd: Cmd, number: int) -> NoReturn:
-    """Refuse a command with this errno."""
+    """Raise the OSError with which the kernel would refuse a command: errno `number`, message as from `syscall.bpf`."""
     raise OSError(number, f"{cmd.name}: {os.strerror(number)}")

@@ -1,4 +1,4 @@
-"""What the commands share: the configuration, or the end."""
+"""What the commands share: the option --config, and how a command ends with an error."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ import click
 from app.config import ConfigurationError, Settings, load
 
 CONFIG = click.option(
-    "--config", "file", type=click.Path(path_type=Path), required=True, help="The configuration, in TOML."
+    "--config", "file", type=click.Path(path_type=Path), required=True, help="The configuration file (TOML)."
 )
 
 
 def load_or_fail(file: Path) -> Settings:
-    """The configuration, or the end, with status 2."""
+    """Read the configuration. On a mistake in it, print the mistake and exit with status 2."""
     try:
         return load(file)
     except ConfigurationError as error:
@@ -22,6 +22,6 @@ def load_or_fail(file: Path) -> Settings:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """One line, and the end."""
+    """Print one line on standard error, and exit."""
     click.echo(f"jumptable: {message}", err=True)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""What `jumptable demo` serves: a program array and programs for it, assembled by hand."""
+"""The command `jumptable demo`: a program array and XDP programs to try, with nothing prepared."""
 
 import tempfile
 from pathlib import Path
@@ -13,9 +13,11 @@ from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
 from app.cli.common import fail
-from app.server import logging, startup
+from app.server import logging
+from app.server.assemble import make_kernel
 from app.server.listen import ListenError, listen_tcp
 from app.server.run import raise_open_files, serve
+from app.server.startup import StartError
 from app.service.errors import ServiceError, kernel_failure
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program
@@ -25,32 +27,86 @@ from app.store.journal import Journal
 MAX_ENTRIES: Final = 16
 NAME: Final = "jump_table"
 _COUNTER_BYTES: Final = 8
+_PIN_DIRS: Final = ["/sys/fs/bpf"]
 
 
-def entry(array_fd: int) -> bytes:
-    """Tail-call the entry that the packet's first byte names; XDP_ABORTED (0) where that falls through."""
-    return b"".join(
-        (
-            asm.load(asm.WORD, 2, 1, 0),  # r2 = xdp_md.data
-            asm.load(asm.WORD, 3, 1, 4),  # r3 = xdp_md.data_end
-            asm.mov_reg(4, 2),
-            asm.add(4, 1),
-            asm.jump_gt(4, 3, 4),  # an empty packet: to the end
-            asm.load(asm.BYTE, 3, 2),  # r3 = the packet's first byte
-            asm.map_fd(2, array_fd),  # two instructions
-            asm.tail_call(),  # r1 is the context still
-            asm.returns(0),
-        )
-    )
+@click.command("demo")
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "linux", "memory"]),
+    default="auto",
+    show_default=True,
+    help="The kernel of this machine, a simulated one in memory, or (auto) the first if the privileges suffice.",
+)
+def demo_command(host: str, port: int, kernel: str) -> None:
+    """Serve a jump table and programs to try.
+
+    Nothing has to be prepared. There is no authentication, so it listens on loopback alone.
+    """
+    logging.configure()
+    raise_open_files()
+    try:
+        listener = listen_tcp(host, port, only_loopback=True)
+        registry, kernel_and_reason = _make_registry(kernel)
+    except (ListenError, StartError) as error:
+        fail(str(error), 1)
+    address, number = listener.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
+    click.echo(_instructions(url, kernel_and_reason))
+    with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
+        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
+        try:
+            serve(app, listener)
+        finally:
+            app.state.service.close()
+    registry.close()
 
 
-def count(counter_fd: int) -> bytes:
-    """Add one to the counter, and pass."""
-    return asm.map_value(1, counter_fd) + asm.mov(2, 1) + asm.atomic_add(1, 2) + asm.returns(2)
+def _make_registry(kernel: str) -> tuple[Registry, str]:
+    """The registry with the demo's objects; and which kernel they are in, and why."""
+    if kernel == "memory":
+        return _simulated(), "a kernel in memory, as you asked: nothing here is real"
+    registry = Registry(make_kernel("linux"), _PIN_DIRS)
+    try:
+        fill(registry)
+    except (ServiceError, OSError) as error:
+        registry.close()
+        if kernel == "linux":
+            message = f"{error}; run as root with all capabilities, or with --kernel memory"
+            raise StartError(message) from error
+        return _simulated(), f"a kernel in memory, since {error} (as root with all capabilities: the real one)"
+    return registry, "the real kernel of this machine"
+
+
+def _simulated() -> Registry:
+    registry = Registry(MemoryKernel(), _PIN_DIRS)
+    fill(registry)
+    return registry
+
+
+def _instructions(url: str, kernel_and_reason: str) -> str:
+    return f"""jumptable {__version__} demo on {kernel_and_reason}.
+
+The program `entry` reads a packet's first byte i and jumps to entry i of `jump_table`. Try, in another terminal:
+
+  curl --json '{{"program": "drop"}}' -X PUT {url}/maps/jump_table/entries/3
+  curl --json '{{"packet": "0300000000000000000000000000"}}' {url}/programs/entry/run
+  curl --json '{{"program": "pass"}}' -X PUT {url}/maps/jump_table/entries/3
+  curl {url}/maps/jump_table/entries
+  curl -X DELETE {url}/maps/jump_table/entries/3
+
+All routes: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
 
 
 def fill(registry: Registry) -> None:
-    """Make the array and the programs, and hold them. KernelPermission, KernelError, or OSError for the counter."""
+    """Create the array and the programs, and hold them.
+
+    Raises:
+        ServiceError: The kernel refuses the array or a program.
+        OSError: The kernel refuses the map of the counter.
+    """
     kernel = registry.kernel
     array = make_array(kernel, NAME, MAX_ENTRIES)
     registry.maps.adopt(NAME, array)
@@ -64,73 +120,35 @@ def fill(registry: Registry) -> None:
     }
     try:
         for name, instructions in programs.items():
-            registry.programs.adopt(name, _loaded(kernel, name, instructions))
+            registry.programs.adopt(name, _load(kernel, name, instructions))
     finally:
-        kernel.close(counter)  # `count` keeps it
+        kernel.close(counter)  # the program `count` keeps the map alive
 
 
-def _loaded(kernel: Kernel, name: str, instructions: bytes) -> Program:
+def _load(kernel: Kernel, name: str, instructions: bytes) -> Program:
     try:
         return Program(kernel, kernel.prog_load(ProgType.XDP, instructions, name))
     except OSError as error:
         raise kernel_failure("PROG_LOAD", error) from error
 
 
-@click.command("demo")
-@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
-@click.option("--kernel", type=click.Choice(["auto", "linux", "memory"]), default="auto", show_default=True)
-def demo_command(host: str, port: int, kernel: str) -> None:
-    """Serve a jump table with programs to try, with nothing prepared and without authentication."""
-    logging.configure()
-    raise_open_files()
-    try:
-        listener = listen_tcp(host, port, only_loopback=True)
-        registry, why = _demo_registry(kernel)
-    except (ListenError, startup.StartError) as error:
-        fail(str(error), 1)
-    address, number = listener.getsockname()[:2]
-    url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
-    click.echo(_demo_text(url, why))
-    with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
-        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
-        try:
-            serve(app, listener)
-        finally:
-            app.state.service.close()
-    registry.close()
+def entry(array_fd: int) -> bytes:
+    """XDP: tail-call the entry that the packet's first byte names. If it is empty, return XDP_ABORTED (0)."""
+    return b"".join(
+        (
+            asm.load(asm.WORD, 2, 1, 0),  # r2 = xdp_md.data
+            asm.load(asm.WORD, 3, 1, 4),  # r3 = xdp_md.data_end
+            asm.mov_reg(4, 2),
+            asm.add(4, 1),
+            asm.jump_gt(4, 3, 4),  # an empty packet: to the end
+            asm.load(asm.BYTE, 3, 2),  # r3 = the packet's first byte
+            asm.map_fd(2, array_fd),  # two instructions
+            asm.tail_call(),  # r1 is still the context
+            asm.returns(0),
+        )
+    )
 
 
-def _demo_registry(kernel: str) -> tuple[Registry, str]:
-    """What the demo serves, and on which kernel and why."""
-    if kernel != "memory":
-        registry = Registry(startup.make_kernel("linux"), ["/sys/fs/bpf"])
-        try:
-            fill(registry)
-        except (ServiceError, OSError) as error:
-            registry.close()
-            if kernel == "linux":
-                message = f"{error}; run as root with all capabilities, or with --kernel memory"
-                raise startup.StartError(message) from error
-            why = f"a kernel in memory, since {error} (root with all capabilities gets the real one)"
-        else:
-            return registry, "the real kernel of this machine"
-    else:
-        why = "a kernel in memory, as you asked: nothing here is real"
-    registry = Registry(MemoryKernel(), ["/sys/fs/bpf"])
-    fill(registry)
-    return registry, why
-
-
-def _demo_text(url: str, why: str) -> str:
-    return f"""jumptable {__version__} demo on {why}.
-
-The program `entry` reads a packet's first byte i and jumps to entry i of `jump_table`. Try, in another terminal:
-
-  curl --json '{{"program": "drop"}}' -X PUT {url}/maps/jump_table/entries/3
-  curl --json '{{"packet": "0300000000000000000000000000"}}' {url}/programs/entry/run
-  curl --json '{{"program": "pass"}}' -X PUT {url}/maps/jump_table/entries/3
-  curl {url}/maps/jump_table/entries
-  curl -X DELETE {url}/maps/jump_table/entries/3
-
-All of it: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
+def count(counter_fd: int) -> bytes:
+    """XDP: add one to the first value of an array map, and return XDP_PASS."""
+    return asm.map_value(1, counter_fd) + asm.mov(2, 1) + asm.atomic_add(1, 2) + asm.returns(2)

@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, token."""
+"""The command line `jumptable`, with its commands."""
 
 import click
 

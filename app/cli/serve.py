@@ -1,4 +1,4 @@
-"""jumptable serve: the service."""
+"""The command `jumptable serve`: the service."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import structlog
 from app.cli.common import CONFIG, fail, load_or_fail
 from app.config import Settings
 from app.server import assemble, logging, startup
-from app.server.listen import ListenError
+from app.server.listen import ListenError, open_listener, passed_socket
 from app.server.run import preload, raise_open_files, serve
 from app.server.systemd import Notifier
 from app.server.tls import TlsError
@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 @click.command("serve")
 @CONFIG
-@click.option("--show-config", is_flag=True, help="Print the configuration as it is in effect, and end.")
+@click.option("--show-config", is_flag=True, help="Print the configuration with all defaults, as JSON, and exit.")
 def serve_command(file: Path, show_config: bool) -> None:
-    """Serve what the configuration names."""
+    """Serve the maps and programs that the configuration names."""
     settings = load_or_fail(file)
     if show_config:
         click.echo(settings.model_dump_json(indent=2, exclude_none=True))
@@ -38,37 +38,51 @@ def serve_command(file: Path, show_config: bool) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    user = startup.user_of(settings)
-    given = assemble.given_listener(settings)
-    lock = startup.lock_state(settings.server.state_dir)
-    keeper = startup.start_keeper(settings, user, is_given=given is not None)
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, lock)
-        manager = Notifier()
-        stack.callback(manager.close)
+    """Start, serve until the process is told to stop, and clear up in the reverse order."""
+    server = settings.server
+    with contextlib.ExitStack() as at_exit:
+        # Find out what could end the start, before anything is changed.
+        user = startup.service_user(settings)
+        passed = passed_socket(settings)
+
+        # Lock the state folder.
+        lock = startup.lock_state(server.state_dir)
+        at_exit.callback(os.close, lock)
+
+        # Start the keeper, which keeps the privileges of this process.
+        keeper = startup.start_keeper(settings, user, has_passed_socket=passed is not None)
+        notifier = Notifier()
+        at_exit.callback(notifier.close)
         if keeper is not None:
-            stack.callback(keeper.close)
-        kernel = startup.make_kernel(settings.server.kernel, keeper, settings.server.keep_dir)
-        registry = Registry(kernel, [str(each) for each in settings.server.pin_dirs])
-        stack.callback(registry.close)
-        startup.configure(registry, settings)
-        tls = assemble.tls_of(settings, keeper)
-        listener, told, end = assemble.listen(settings, user, given)
-        stack.callback(end)
+            at_exit.callback(keeper.close)
+
+        # Open what the configuration names.
+        kernel = assemble.make_kernel(server.kernel, keeper, server.keep_dir)
+        registry = Registry(kernel, [str(folder) for folder in server.pin_dirs])
+        at_exit.callback(registry.close)
+        assemble.hold_configured(registry, settings)
+        tls = assemble.make_tls(settings, keeper)
+
+        # Listen.
+        listener = open_listener(settings, user, passed)
+        at_exit.callback(listener.close)
+
+        # Switch to the service's user. All that this process makes from now on is private to that user.
         preload()
-        startup.become_user(settings, user, lock)
+        startup.switch_to_service_user(settings, user, lock)
         os.umask(0o077)
-        journal = Journal(settings.server.state_dir / "journal.db", settings.server.durability)
+
+        # Open the journal as that user, who has to own it.
+        journal = Journal(server.state_dir / "journal.db", server.durability)
+
+        # Give up all other rights.
         startup.give_up_rights(kernel)
+
+        # Serve.
         app = assemble.make_app(settings, registry, journal, keeper)
-        stack.callback(app.state.audit.close)
-        stack.callback(app.state.service.close)
-        log.info(
-            "serving",
-            **told,
-            kernel=kernel.name,
-            uid=os.geteuid(),
-            **({} if keeper is None else {"keeper": keeper.pid}),
-        )
-        serve(app, listener, assemble.bounds_of(settings), tls, manager)
+        at_exit.callback(app.state.audit.close)
+        at_exit.callback(app.state.service.close)
+        pids = {} if keeper is None else {"keeper": keeper.pid}
+        log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
+        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier)
     log.info("ended")

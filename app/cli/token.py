@@ -1,10 +1,10 @@
-"""jumptable token: made, listed, rotated, revoked; a running service sees it at its next request."""
+"""The commands `jumptable token new|rotate|revoke|list`. A running service sees each change at its next request."""
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Final, get_args
 
 import click
 
@@ -13,34 +13,40 @@ from app.access.tokens import Token, TokenFile, TokensUnusable
 from app.cli.common import fail, load_or_fail
 from app.service.objects.source import checked_name
 
-TOKEN_CONFIG = click.option(
+_SECONDS_PER_UNIT: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MAX_LIFETIME_SECONDS: Final = 100 * 366 * 86_400
+
+_CONFIG = click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
     default=Path("/etc/jumptable/jumptable.toml"),
     show_default=True,
-    help="The configuration, in TOML.",
+    help="The configuration file (TOML).",
 )
 
 
 @click.group("token")
 def token_group() -> None:
-    """Bearer tokens: of each only a hash is kept, in tokens.json in state_dir (or tokens.file)."""
+    """Manage bearer tokens.
+
+    Only hashes are stored: in the file of [tokens], or in tokens.json in state_dir.
+    """
 
 
 @token_group.command("new")
-@TOKEN_CONFIG
+@_CONFIG
 @click.argument("name")
-@click.option("--role", type=click.Choice(get_args(Role)), required=True)
-@click.option("--map", "maps", multiple=True, help="To this map alone; again for more.")
-@click.option("--entries", multiple=True, help='To these entries alone, as "8-15"; again for more.')
-@click.option("--program", "programs", multiple=True, help="To this program alone; again for more.")
-@click.option("--expires", help='After so long, as "90d", "12h".')
+@click.option("--role", type=click.Choice(get_args(Role)), required=True, help="What the token may do.")
+@click.option("--map", "maps", multiple=True, help="Only for this map. Can be repeated.")
+@click.option("--entries", multiple=True, help='Only for these entries, such as "8-15". Can be repeated.')
+@click.option("--program", "programs", multiple=True, help="Only for this program. Can be repeated.")
+@click.option("--expires", help="How long the token is valid, such as 90d or 12h. Default: for ever.")
 def token_new(
     file: Path, name: str, role: Role, maps: tuple[str, ...], entries: tuple[str, ...], programs: tuple[str, ...],
     expires: str | None,
 ) -> None:  # fmt: skip
-    """Make a token, and print it: this once."""
+    """Make a token and print its secret. It cannot be shown again."""
     try:
         for each in (name, *maps, *programs):
             checked_name(each)
@@ -48,64 +54,67 @@ def token_new(
         until = None if expires is None else time.time() + _seconds(expires)
     except ValueError as error:
         fail(str(error), 2)
-    bounds = [list(each) or None for each in (maps, entries, programs)]
-    token = Token(name, "", role, time.time(), bounds[0], bounds[1], bounds[2], until)
-    _token(file, lambda tokens: tokens.add(token))
+    token = Token(name, "", role, time.time(), list(maps) or None, list(entries) or None, list(programs) or None, until)
+    _print_result(file, lambda tokens: tokens.add(token))
 
 
 @token_group.command("rotate")
-@TOKEN_CONFIG
+@_CONFIG
 @click.argument("name")
 def token_rotate(file: Path, name: str) -> None:
-    """Print another secret for it; the old one is worth nothing from now on."""
-    _token(file, lambda tokens: tokens.rotate(name))
+    """Print a new secret for a token. The old secret is invalid at once."""
+    _print_result(file, lambda tokens: tokens.rotate(name))
 
 
 @token_group.command("revoke")
-@TOKEN_CONFIG
+@_CONFIG
 @click.argument("name")
 def token_revoke(file: Path, name: str) -> None:
-    """It is worth nothing from now on, also to a service that runs."""
-    _token(file, lambda tokens: tokens.revoke(name))
+    """Remove a token. It is invalid at once, also for a running service."""
+    _print_result(file, lambda tokens: tokens.revoke(name))
 
 
 @token_group.command("list")
-@TOKEN_CONFIG
+@_CONFIG
 def token_list(file: Path) -> None:
-    """Tell the names, and what each may do."""
-    _token(file, lambda tokens: "\n".join(_told(token) for token in tokens.read().values()) or None)
+    """List the tokens: name, role, restrictions and end."""
+    _print_result(file, lambda tokens: "\n".join(_line(token) for token in tokens.read().values()) or None)
 
 
-def _token(file: Path, do: Callable[[TokenFile], str | None]) -> None:
+def _print_result(file: Path, action: Callable[[TokenFile], str | None]) -> None:
+    """Print what `action` returns for the configured file of tokens. Exit with status 1 where the file is unusable."""
     settings = load_or_fail(file)
     if settings.tokens is None:
-        click.echo(f"jumptable: {file} has no section [tokens], so that serve takes none: add it", err=True)
+        click.echo(f"jumptable: {file} has no section [tokens], so serve accepts no token: add the section", err=True)
     try:
-        told = do(TokenFile(settings.token_file()))
+        result = action(TokenFile(settings.token_file()))
     except TokensUnusable as error:
         fail(str(error), 1)
-    if told is not None:
-        click.echo(told)
+    if result is not None:
+        click.echo(result)
 
 
 def _seconds(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-    if not text[:-1].isascii() or not text[:-1].isdigit() or text[-1:] not in units or not int(text[:-1]):
+    """The length of "90d", "12h" or "30m"."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isascii() or not number.isdigit() or unit not in _SECONDS_PER_UNIT or not int(number):
         message = f"{text!r} is no time like 90d, 12h or 30m"
         raise ValueError(message)
-    seconds = int(text[:-1]) * units[text[-1]]
-    if seconds > 100 * 366 * units["d"]:
+    seconds = int(number) * _SECONDS_PER_UNIT[unit]
+    if seconds > _MAX_LIFETIME_SECONDS:
         message = f"{text!r} is longer than 100 years: leave --expires out"
         raise ValueError(message)
     return seconds
 
 
-def _told(token: Token) -> str:
-    bounds = "".join(
+def _line(token: Token) -> str:
+    restrictions = "".join(
         f" --{option} {each}"
         for option, values in (("map", token.maps), ("entries", token.entries), ("program", token.programs))
         for each in values or ()
     )
-    until = "" if token.expires is None else f" until {datetime.fromtimestamp(token.expires, UTC):%Y-%m-%d %H:%M} UTC"
-    over = " (over)" if token.expires is not None and token.expires <= time.time() else ""
-    return f"{token.name}: {token.role}{bounds}{until}{over}"
+    if token.expires is None:
+        return f"{token.name}: {token.role}{restrictions}"
+    until = f"{datetime.fromtimestamp(token.expires, UTC):%Y-%m-%d %H:%M} UTC"
+    expired = " (expired)" if token.expires <= time.time() else ""
+    return f"{token.name}: {token.role}{restrictions} until {until}{expired}"

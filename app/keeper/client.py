@@ -1,4 +1,8 @@
-"""The keeper, as the process that speaks HTTP has it: started, asked, and a kernel that asks it."""
+"""The listener's side of the keeper: `KeeperClient` starts and asks it, `KeeperKernel` is the kernel port on top of it.
+
+Nothing here is a security check, because an attacker in the listener can send the keeper any datagram. The keeper
+checks every question by itself.
+"""
 
 import contextlib
 import errno
@@ -19,80 +23,105 @@ from app.bpf.linux import LinuxKernel
 from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.channel import receive, send
 
-_SECONDS: Final = 10.0  # that it may take to start, and to answer
-_RUN: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
-_GONE: Final = "the keeper has ended, so nothing can be opened or made: restart the service"
+_TIMEOUT_SECONDS: Final = 10.0  # for the start, and for each answer
+_CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
+_KEEPER_ENDED: Final = "the keeper has ended or does not answer, so it opens and creates nothing: restart the service"
 
 
 class KeeperClient:
-    """A keeper, started by this process and with its rights. Thread rule: any method from any thread."""
+    """A running keeper and the channel to it. Thread rule: any thread may call any method."""
 
-    def __init__(self, duties: KeeperConfig) -> None:
-        """Start it, and wait until it answers. OSError."""
+    def __init__(self, config: KeeperConfig) -> None:
+        """Start a keeper with the rights that this process has now, and wait for its first answer.
+
+        Args:
+            config: The limits of the keeper.
+
+        Raises:
+            OSError: It does not start, or does not answer within 10 s.
+        """
         self._lock = threading.Lock()
         self._programs_lock = threading.Lock()
         self._programs: TablePrograms | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        telling, told = socket.socketpair()  # no argument: those have 128 KiB at the most (MAX_ARG_STRLEN)
-        for each in (self._channel, telling):
-            each.settimeout(_SECONDS)
+        # The configuration goes over a socket, as an argument is limited to 128 KiB (MAX_ARG_STRLEN).
+        config_writer, config_reader = socket.socketpair()
+        for each in (self._channel, config_writer):
+            each.settimeout(_TIMEOUT_SECONDS)
         root = str(Path(__file__).parents[2])
-        with telling:
-            with other, told:
-                self._process = subprocess.Popen(  # noqa: S603 - of this project alone
-                    # -I: neither the environment nor the current folder say what is imported.
-                    [sys.executable, "-I", "-c", _RUN, str(other.fileno()), str(told.fileno()), root],
-                    pass_fds=[other.fileno(), told.fileno()],
+        with config_writer:
+            with other, config_reader:
+                self._process = subprocess.Popen(  # noqa: S603 - only code of this project
+                    # -I: neither the environment nor the current folder decide what is imported.
+                    [sys.executable, "-I", "-c", _CODE, str(other.fileno()), str(config_reader.fileno()), root],
+                    pass_fds=[other.fileno(), config_reader.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={},
-                    preexec_fn=_outlive_signals,  # noqa: PLW1509 - there is no other thread yet
+                    preexec_fn=_ignore_signals,  # noqa: PLW1509 - this process has no other thread yet
                 )
             try:
-                telling.sendall(duties.dump())
-                telling.close()  # that is all: it reads to the end, once
+                config_writer.sendall(config.dump())
+                config_writer.close()  # the keeper reads up to the end
                 self._receive()
             except OSError:
                 self.close()
                 raise
 
     def ask(self, op: Op, number: int = 0, text: str = "", fd: int | None = None) -> tuple[bytes, int | None]:
-        """What it tells, and the fd that it passes on, which is the caller's. OSError; EPIPE: it has ended."""
+        """Ask one question, and wait for the answer.
+
+        Args:
+            op: The operation.
+            number: See `Op`.
+            text: See `Op`.
+            fd: Sent with the question; stays the caller's.
+
+        Returns:
+            (the bytes of the answer, the fd that came with it or None). The caller owns the fd.
+
+        Raises:
+            OSError: The errno with which the keeper refuses; EPIPE if it has ended or did not answer within 10 s.
+        """
         question = REQUEST.pack(op, number) + os.fsencode(text)
         with self._lock:
             try:
                 if self._channel.fileno() < 0:
                     raise BrokenPipeError
                 send(self._channel, question, fd)
-                told, passed = self._receive()
+                content, passed = self._receive()
             except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
-                self._channel.close()  # an answer that comes too late is none to the next question
-                raise OSError(errno.EPIPE, _GONE) from error
-        number = REPLY.unpack_from(told)[0]
+                self._channel.close()  # or a late answer would be taken for that to the next question
+                raise OSError(errno.EPIPE, _KEEPER_ENDED) from error
+        number = REPLY.unpack_from(content)[0]
         if number:
             raise OSError(number, f"{text if op == Op.READ else op.name}: {os.strerror(number)}")
-        return told[REPLY.size :], passed
+        return content[REPLY.size :], passed
 
     def _receive(self) -> tuple[bytes, int | None]:
-        told, fd = receive(self._channel, REPLY.size + MAX_REPLY)
-        if not told:
-            raise BrokenPipeError(errno.EPIPE, _GONE)
-        return told, fd
+        content, fd = receive(self._channel, REPLY.size + MAX_REPLY)
+        if not content:
+            raise BrokenPipeError(errno.EPIPE, _KEEPER_ENDED)
+        return content, fd
 
     def open(self, op: Op, number: int = 0, text: str = "") -> int:
-        """The same, of what passes on an fd."""
+        """Ask for an fd, which the caller then owns.
+
+        Raises:
+            OSError: As `ask`; EPROTO if no fd came with the answer.
+        """
         fd = self.ask(op, number, text)[1]
         if fd is None:
-            raise OSError(errno.EPROTO, f"{op.name}: no fd came")
+            raise OSError(errno.EPROTO, f"{op.name}: the keeper has sent no fd")
         return fd
 
     def table_programs(self) -> TablePrograms:
-        """Those that it loads and passes on; they are this client's, which asks for them once."""
+        """Return the programs of `app.bpf.bulk`, which the keeper loads. Asked for once; this client owns the fds."""
         with self._programs_lock:
             if self._programs is None:
-                self._programs = TablePrograms(self._program(0), self._program(1))
+                self._programs = TablePrograms(self._table_program(0), self._table_program(1))
             return self._programs
 
-    def _program(self, number: int) -> int | None:
+    def _table_program(self, number: int) -> int | None:
         try:
             return self.ask(Op.TABLE_PROGRAM, number)[1]
         except OSError:
@@ -100,62 +129,79 @@ class KeeperClient:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The process id of the keeper."""
         return self._process.pid
 
     @property
     def degraded_reason(self) -> str | None:
-        """Why it cannot be asked; None: it can."""
-        return None if self._process.poll() is None and self._channel.fileno() >= 0 else _GONE
+        """The reason why the keeper cannot be asked, with a remedy; None while it can."""
+        return None if self._process.poll() is None and self._channel.fileno() >= 0 else _KEEPER_ENDED
 
     def close(self) -> None:
-        """End it, and wait for its end."""
+        """Close the channel, upon which the keeper ends, and wait up to 10 s for its end."""
         self._channel.close()
         with self._programs_lock:
             programs, self._programs = self._programs, TablePrograms()
         for fd in programs or ():
             if fd is not None:
                 os.close(fd)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends by itself once it sees that this process has
-            self._process.wait(_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it also ends when this process does
+            self._process.wait(_TIMEOUT_SECONDS)
 
 
-def _outlive_signals() -> None:
-    """In the keeper, before it is one: signals to the group or the control group are for the process that listens."""
+def _ignore_signals() -> None:
+    """Runs in the new process: signals to the process group or control group are meant for the listener alone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class KeeperKernel(LinuxKernel):
-    """The running Linux for a process without any right: a keeper opens and makes for it. Thread rule: any."""
+    """`Kernel` for a process without privileges: the keeper opens, creates, pins and unpins for it.
+
+    Everything on an open fd works without the keeper, as in `LinuxKernel`. The keeper does not pass on fds of maps
+    other than program arrays. For those, the methods that open return a stand-in: an fd of /dev/null, for which
+    `obj_kind` and `map_info` answer what the keeper has described, so that callers can report what was found. Thread
+    rule: any thread may call any method.
+    """
 
     def __init__(self, keeper: KeeperClient, keep_dir: str | None) -> None:
+        """Use a keeper.
+
+        Args:
+            keeper: The client to ask.
+            keep_dir: The folder of the service's own pins; pins in it are made by this process itself.
+        """
         super().__init__()
         self._keeper = keeper
         self._keep_dir = keep_dir
-        self._withheld: dict[int, tuple[str, MapInfo | None]] = {}  # by an fd that stands in for what is not passed on
+        self._described: dict[int, tuple[str, MapInfo | None]] = {}  # kind and info, by the fd of /dev/null
 
     @property
     def degraded_reason(self) -> str | None:  # type: ignore[override]
-        """The keeper's."""
+        """The reason why the keeper cannot be asked, with a remedy; None while it can."""
         return self._keeper.degraded_reason
 
     def table_programs(self) -> TablePrograms:
-        """The keeper's."""
-        return self._keeper.table_programs() if self.in_kernel else TablePrograms()
+        """Return the programs that `map_ids` and `map_write` run, which the keeper has loaded."""
+        return self._keeper.table_programs() if self.use_bulk_programs else TablePrograms()
 
-    def _passed_on(self, op: Op, number: int = 0, text: str = "") -> int:
-        told, fd = self._keeper.ask(op, number, text)
+    def _open_or_describe(self, op: Op, number: int = 0, text: str = "") -> int:
+        """Return the fd that the keeper passes on, or an fd of /dev/null with the keeper's description."""
+        content, fd = self._keeper.ask(op, number, text)
         if fd is not None:
             return fd
-        what = json.loads(told)
+        description = json.loads(content)
+        info = None if description["info"] is None else MapInfo(**description["info"])
         fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._withheld[fd] = what["kind"], None if what["info"] is None else MapInfo(**what["info"])
+        self._described[fd] = description["kind"], info
         return fd
 
     @contextlib.contextmanager
-    def _kept(self, path: str) -> Iterator[str | None]:
-        """A way to what is in keep_dir, past folders that this process may not enter; None for any other path."""
+    def _in_keep_dir(self, path: str) -> Iterator[str | None]:
+        """Yield a name by which this process reaches a path in keep_dir; None for a path elsewhere.
+
+        The name goes through an fd of keep_dir from the keeper, as this process may not enter the folders above it.
+        """
         folder, _, name = path.rpartition("/")
         if folder != self._keep_dir:
             yield None
@@ -167,64 +213,64 @@ class KeeperKernel(LinuxKernel):
             os.close(fd)
 
     def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:  # noqa: ARG002
-        """Of a program array, whatever the type."""
+        """Create a program array, with the keeper; the type and sizes given are ignored."""
         return self._keeper.open(Op.MAKE_ARRAY, max_entries, name)
 
     def map_get_fd_by_id(self, id_: int) -> int:
-        """Of a program array; else an fd that only tells what it is instead."""
-        return self._passed_on(Op.MAP_BY_ID, id_)
+        """Open a map by its id, with the keeper. The fd of a map that is no program array is a stand-in (see class)."""
+        return self._open_or_describe(Op.MAP_BY_ID, id_)
 
     def prog_get_fd_by_id(self, id_: int) -> int:
-        """PROG_GET_FD_BY_ID, by the keeper."""
+        """Open a program by its id, with the keeper."""
         return self._keeper.open(Op.PROG_BY_ID, id_)
 
     def obj_get(self, path: str, flags: int = 0) -> int:
-        """Of a program array or a program; else an fd that only tells what it is instead."""
-        with self._kept(path) as kept:
-            return self._passed_on(Op.OPEN_PIN, text=path) if kept is None else super().obj_get(kept, flags)
+        """Open a pin: with the keeper, or in keep_dir without. For other objects the fd is a stand-in (see class)."""
+        with self._in_keep_dir(path) as kept:
+            return self._open_or_describe(Op.OPEN_PIN, text=path) if kept is None else super().obj_get(kept, flags)
 
     def obj_pin(self, fd: int, path: str) -> None:
-        """OBJ_PIN: in keep_dir by this process itself."""
-        with self._kept(path) as kept:
+        """Pin a program array with the keeper, or anything in keep_dir without."""
+        with self._in_keep_dir(path) as kept:
             if kept is None:
                 self._keeper.ask(Op.PIN_ARRAY, text=path, fd=fd)
             else:
                 super().obj_pin(fd, kept)
 
     def unpin(self, path: str) -> None:
-        """unlink(2): in keep_dir by this process itself, elsewhere of what this keeper has pinned."""
-        with self._kept(path) as kept:
+        """Remove a pin that this keeper has made, or without the keeper one in keep_dir."""
+        with self._in_keep_dir(path) as kept:
             if kept is None:
                 self._keeper.ask(Op.UNPIN, text=path)
             else:
                 super().unpin(kept)
 
     def check_pin(self, path: str) -> None:
-        """By the keeper."""
-        with self._kept(path) as kept:
+        """Raise what `obj_pin` would raise, by asking the keeper; in keep_dir only that folder itself is checked."""
+        with self._in_keep_dir(path) as kept:
             if kept is None:
                 self._keeper.ask(Op.CHECK_PIN, text=path)
 
     def make_folder(self, path: str) -> None:
-        """Of keep_dir alone, which is made by each question for it."""
-        with self._kept(f"{path}/"):
+        """Create keep_dir, which the keeper does whenever it is asked for that folder; do nothing for others."""
+        with self._in_keep_dir(f"{path}/"):
             pass
 
     def pins_in(self, folder: str) -> list[str]:
-        """Of keep_dir alone."""
-        with self._kept(f"{folder}/") as kept:
+        """Return the names in keep_dir; an empty list for other folders."""
+        with self._in_keep_dir(f"{folder}/") as kept:
             return [] if kept is None else super().pins_in(kept)
 
     def obj_kind(self, fd: int) -> str:
-        """Also of what is not passed on."""
-        return self._withheld[fd][0] if fd in self._withheld else super().obj_kind(fd)
+        """Return `map`, `prog`, or another text, also for a stand-in."""
+        return self._described[fd][0] if fd in self._described else super().obj_kind(fd)
 
     def map_info(self, fd: int) -> MapInfo:
-        """Also of what is not passed on."""
-        info = self._withheld[fd][1] if fd in self._withheld else None
+        """Return the facts about a map, also for a stand-in."""
+        info = self._described[fd][1] if fd in self._described else None
         return super().map_info(fd) if info is None else info
 
     def close(self, fd: int) -> None:
-        """close(2)."""
-        self._withheld.pop(fd, None)
+        """Close an fd."""
+        self._described.pop(fd, None)
         super().close(fd)

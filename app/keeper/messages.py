@@ -1,7 +1,8 @@
-"""What the process that listens and its keeper say to each other: one datagram each way, over a socketpair.
+"""The protocol between the listener and its keeper.
 
-A question is REQUEST, then a text; an answer is REPLY, then what the operation tells. File descriptors go beside them
-(SCM_RIGHTS, unix(7)), one at the most.
+The channel is a socketpair of type SOCK_SEQPACKET. A question is REQUEST, then a text in UTF-8; an answer is REPLY,
+then the bytes that the operation returns. Either may carry one fd (SCM_RIGHTS, unix(7)). The keeper answers each
+question with exactly one datagram, in order.
 """
 
 import json
@@ -13,34 +14,45 @@ from typing import Final, Self
 
 
 class Op(IntEnum):
-    """What the keeper can be asked for; the rest it answers with EINVAL."""
+    """The operations of the keeper. It answers any other number with EINVAL.
 
-    OPEN_PIN = 1  # text: the path of a program array or a program -> its fd, or what it is instead
-    MAP_BY_ID = 2  # number: of a program array -> its fd, or what it is instead
-    PROG_BY_ID = 3  # number: of a program -> its fd
-    MAKE_ARRAY = 4  # number: max_entries, text: name -> the fd of a new program array
-    PIN_ARRAY = 5  # text: where to pin it, and the fd of a program array
-    UNPIN = 6  # text: the path of one that this keeper has pinned
-    CHECK_PIN = 7  # text: a path; whether something could be pinned there
-    KEEP_DIR = 8  # -> keep_dir, made where it is missing: an fd to name paths below (O_PATH)
-    READ = 9  # text: one of the files of Duties.reads -> its fd, to read
-    AUDIT = 10  # -> the audit file, to append to
-    TOKEN = 11  # text: the SHA-256 of a bearer token, in hex -> what is kept of it (JSON) or nothing; the file (O_PATH)
-    TABLE_PROGRAM = 12  # number: 0 for the one that writes tables, 1: that reads them -> its fd; none: not to be had
+    Each comment says: what the question carries -> what the answer carries. A description is JSON with the keys `kind`
+    (as `Kernel.obj_kind`) and `info` (the fields of `MapInfo`, or null).
+    """
+
+    OPEN_PIN = 1  # text: the path of a pin -> the fd of a program array or program; else the description of the object
+    MAP_BY_ID = 2  # number: the id of a map -> the fd of a program array; else the description of the map
+    PROG_BY_ID = 3  # number: the id of a program -> its fd
+    MAKE_ARRAY = 4  # number: max_entries; text: the name -> the fd of a new program array
+    PIN_ARRAY = 5  # text: the path of the new pin; the fd of a program array -> nothing
+    UNPIN = 6  # text: the path of a pin that this keeper has made -> nothing
+    CHECK_PIN = 7  # text: a path -> nothing; refused as a pin there would be
+    KEEP_DIR = 8  # -> an fd (O_PATH) of keep_dir, which is created where it is missing
+    READ = 9  # text: one of KeeperConfig.reads -> its fd, open for reading
+    AUDIT = 10  # -> the fd of the audit file, open for appending
+    TOKEN = 11  # text: SHA-256 of a bearer token, in hex -> its record (JSON) or nothing; an fd (O_PATH) of the tokens
+    TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
 
 
 REQUEST: Final = struct.Struct("<II")  # operation, number
-REPLY: Final = struct.Struct("<i")  # errno; 0: done
-MAX_TEXT: Final = 4095  # bytes: PATH_MAX
-MAX_REPLY: Final = 1 << 16
+REPLY: Final = struct.Struct("<i")  # errno; 0: success
+MAX_TEXT: Final = 4095  # bytes; PATH_MAX without the closing NUL
+MAX_REPLY: Final = 1 << 16  # bytes behind REPLY
 
 
 @dataclass(frozen=True, slots=True)
 class KeeperConfig:
-    """What a keeper is there for, by the configuration: it does nothing beyond.
+    """The limits of a keeper. They come from the configuration, before the first question, and never change.
 
-    `pin_dirs`: below these it opens and makes pins; `pins`: it opens these as well; `owner`: (uid, gid) of keep_dir;
-    `socket`: is removed at the end, if nobody listens there.
+    Attributes:
+        pin_dirs: Folders; below them the keeper opens and makes pins.
+        pins: Paths that it opens and pins as well, wherever they are.
+        keep_dir: The folder for pins of the listener's own; None: not configured.
+        owner: (uid, gid) to whom keep_dir is given; -1: it is not given away.
+        reads: Files that the keeper opens for reading.
+        audit: The audit file; None: not configured.
+        tokens: The file of bearer tokens; None: not configured.
+        socket: The listener's unix socket, which the keeper removes at its end unless somebody listens on it.
     """
 
     pin_dirs: Sequence[str] = ()
@@ -53,10 +65,10 @@ class KeeperConfig:
     socket: str | None = None
 
     def dump(self) -> bytes:
-        """As JSON."""
+        """Return the configuration as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def load(cls, text: bytes) -> Self:
-        """From what `dump` made."""
+        """Return the configuration that `dump` has written."""
         return cls(**json.loads(text))

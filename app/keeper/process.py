@@ -1,9 +1,9 @@
-"""The keeper: it alone opens pins, opens by id and makes arrays, and passes on what it has opened.
+"""The keeper's process: it answers the questions of the listener, one after the other.
 
-Whatever it is asked may come from an attacker who has taken over the process that speaks HTTP. So it believes nothing:
-it was told at its start, before that process gave up its rights, below which folders and which files it may go, looks
-where a path has really led, and passes on program arrays and programs alone. It ends when the other end of its
-socketpair is closed by everybody.
+A question may come from an attacker who has taken over the listener, so the keeper trusts none. It reads its limits
+(`KeeperConfig`) once, before the listener gives up its rights and serves anybody. It checks where a path has really
+led, and passes on fds of program arrays and programs only. It ends when every copy of the other end of the channel is
+closed, or when the process that started it ends.
 """
 
 import contextlib
@@ -20,107 +20,121 @@ from pathlib import Path
 from typing import Final
 
 from app.bpf.bpffs import KEPT_PIN
-from app.bpf.bulk import programs as in_kernel
+from app.bpf.bulk import programs as bulk_programs
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
-from app.keeper.paths import Paths, open_file, own_file
+from app.keeper.paths import AllowedPaths, open_file, own_file
 from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
 
-# MAP_CREATE; *_GET_FD_BY_ID; pins and files of any mode. Each of them is worth a keeper.
+# For MAP_CREATE; for *_GET_FD_BY_ID; for pins and files of any mode. A keeper is of use with any one of them.
 NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
-# And keep_dir, to be given to the process that listens.
+# The capabilities that the keeper does not drop. CAP_CHOWN: to give keep_dir to the listener's user.
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
-MAX_ENTRIES: Final = 1 << 20
-_SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_ARRAY_ENTRIES: Final = 1 << 20
+_SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval: 10 seconds
+_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
-def main(fd: str, duties: str) -> None:
-    """Serve the socketpair's end `fd` until the other one is closed; `duties`: an fd, read to its end before that."""
-    channel = socket.socket(fileno=int(fd))
+def main(channel_fd: str, config_fd: str) -> None:
+    """Run the keeper: the entry point of its process.
+
+    Args:
+        channel_fd: The keeper's end of the channel.
+        config_fd: An fd from which the KeeperConfig is read, up to its end.
+    """
+    channel = socket.socket(fileno=int(channel_fd))
     drop_capabilities(KEPT)
-    with os.fdopen(int(duties), "rb") as told:
-        keeper = Keeper(KeeperConfig.load(told.read()))
-    # Whoever never reads an answer, and leaves its end in a question, would keep this process for ever.
+    with os.fdopen(int(config_fd), "rb") as file:
+        keeper = Keeper(KeeperConfig.load(file.read()))
+    # Otherwise a listener that sends its own end as an fd and never reads the answer would block this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-    parent = _parent()  # before it hears that this one is there, and may end
+    parent = _parent_pidfd()  # before the first reply, after which the listener may end and another process get its pid
     send(channel, REPLY.pack(0))
     keeper.serve(channel, parent)
-    keeper.clear_up()
+    keeper.remove_stale_socket()
 
 
 class Keeper:
-    """Answers one question after the other."""
+    """Answers questions within the limits of its KeeperConfig. Thread rule: one thread."""
 
-    def __init__(self, duties: KeeperConfig) -> None:
-        self._duties = duties
-        self._paths = Paths(duties.pin_dirs, duties.pins, duties.keep_dir)
+    def __init__(self, config: KeeperConfig) -> None:
+        self._config = config
+        self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
-        self._pinned: dict[str, tuple[int, int]] = {}  # path: (device, inode) of what this keeper has pinned
+        self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
     def serve(self, channel: socket.socket, parent: int | None = None) -> None:
-        """Until the other end is closed, or the process of `parent` (a pidfd) has ended, whoever holds that end."""
+        """Answer questions until the other end of the channel is closed or the parent ends.
+
+        Args:
+            channel: The keeper's end of the channel.
+            parent: A pidfd of the process that started the keeper. Its end counts even if another process still holds
+                the other end of the channel. None: only the channel counts.
+        """
         poll = select.poll()
-        for each in (channel.fileno(), parent):
-            if each is not None:
-                poll.register(each, select.POLLIN)
+        for watched in (channel.fileno(), parent):
+            if watched is not None:
+                poll.register(watched, select.POLLIN)
         while True:
             try:
                 if any(fd == parent for fd, _ in poll.poll()):
                     return
                 question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
-                if not question and _is_closed(channel):
+                if not question and _is_peer_closed(channel):
                     return
                 self._reply(channel, *self._answer(question, fd))
             except (BrokenPipeError, ConnectionResetError, BlockingIOError):
                 return
 
     def _answer(self, question: bytes, given: int | None) -> tuple[int, bytes, int | None]:
+        """Answer one question, which may carry an fd: (errno or 0, the bytes of the answer, an fd or None)."""
         try:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
-                raise OSError(errno.EMSGSIZE, "no question has that length")
+                raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument = REQUEST.unpack_from(question)
             if given is not None and number != Op.PIN_ARRAY:
-                # /proc/self/fd would lead there, and from there into a mount namespace with names of its own.
-                raise OSError(errno.EINVAL, "no fd goes with that")
+                # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
+                raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
-                raise OSError(errno.EINVAL, "no path has a NUL in it")
+                raise OSError(errno.EINVAL, "the text contains a NUL")
             text = question[REQUEST.size :].decode("utf-8", "surrogateescape")
-            return 0, *self._do(number, argument, text, given)
+            return 0, *self._run(number, argument, text, given)
         except OSError as error:
             return error.errno or errno.EIO, b"", None
-        except Exception:  # noqa: BLE001 - whatever it was asked, it lives on
+        except Exception:  # noqa: BLE001 - no question may end the keeper
             return errno.EINVAL, b"", None
         finally:
             if given is not None:
                 os.close(given)
 
-    def _reply(self, channel: socket.socket, number: int, told: bytes, fd: int | None) -> None:
+    def _reply(self, channel: socket.socket, number: int, content: bytes, fd: int | None) -> None:
+        """Send an answer, and close the fd that goes with it."""
         try:
-            if len(told) > MAX_REPLY:
-                number, told = errno.EMSGSIZE, b""
-            send(channel, REPLY.pack(number) + told, fd)
+            if len(content) > MAX_REPLY:
+                number, content = errno.EMSGSIZE, b""
+            send(channel, REPLY.pack(number) + content, fd)
         except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:
+            if error.errno != errno.ETOOMANYREFS:  # too many fds that nobody has received yet: unix(7)
                 raise
             send(channel, REPLY.pack(errno.ETOOMANYREFS))
         finally:
             if fd is not None:
                 os.close(fd)
 
-    def _do(self, number: int, argument: int, text: str, given: int | None) -> tuple[bytes, int | None]:
-        kernel, told, fd = self._kernel, b"", None
+    def _run(self, number: int, argument: int, text: str, given: int | None) -> tuple[bytes, int | None]:
+        """Run an operation: (the bytes of the answer, an fd or None). OSError where it is refused."""
+        kernel, content, fd = self._kernel, b"", None
         match number:
             case Op.OPEN_PIN:
                 with self._paths.open(text) as path:
-                    told, fd = self._passed_on(kernel.obj_get(path))
+                    content, fd = self._pass_on(kernel.obj_get(path))
             case Op.MAP_BY_ID:
-                told, fd = self._passed_on(kernel.map_get_fd_by_id(argument))
+                content, fd = self._pass_on(kernel.map_get_fd_by_id(argument))
             case Op.PROG_BY_ID:
                 fd = kernel.prog_get_fd_by_id(argument)
-            case Op.MAKE_ARRAY if 0 < argument <= MAX_ENTRIES:
+            case Op.MAKE_ARRAY if 0 < argument <= _MAX_ARRAY_ENTRIES:
                 fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, argument, text)
             case Op.PIN_ARRAY if given is not None:
                 self._pin(given, text)
@@ -130,40 +144,42 @@ class Keeper:
                 with self._paths.folder(text):
                     kernel.check_pin(text)
             case Op.TABLE_PROGRAM if not text:
-                program = in_kernel.loaded(kernel)[argument]
-                fd = None if program is None else os.dup(program)  # it is loaded once, however often it is asked for
+                program = bulk_programs.loaded(kernel)[argument]
+                fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
             case _:
-                told, fd = self._file(number, text)
-        return told, fd
+                content, fd = self._open_file(number, text)
+        return content, fd
 
-    def _file(self, number: int, text: str) -> tuple[bytes, int | None]:
-        duties, told, fd = self._duties, b"", None
+    def _open_file(self, number: int, text: str) -> tuple[bytes, int | None]:
+        """Run an operation on a file or folder of the configuration: as `_run`."""
+        config, content, fd = self._config, b"", None
         match number:
-            case Op.KEEP_DIR if duties.keep_dir is not None:
-                fd = self._keep_dir(duties.keep_dir)
-            case Op.READ if text in duties.reads:
+            case Op.KEEP_DIR if config.keep_dir is not None:
+                fd = self._open_keep_dir(config.keep_dir)
+            case Op.READ if text in config.reads:
                 fd = open_file(text, os.O_RDONLY)
-            case Op.AUDIT if duties.audit is not None:
-                fd = own_file(duties.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, kept=True)
-            case Op.TOKEN if duties.tokens is not None and _DIGEST.fullmatch(text):
-                told, fd = _token(duties.tokens, text)
+            case Op.AUDIT if config.audit is not None:
+                fd = own_file(config.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, protected_folder=True)
+            case Op.TOKEN if config.tokens is not None and _SHA256_HEX.fullmatch(text):
+                content, fd = _find_token(config.tokens, text)
             case _:
-                raise OSError(errno.EINVAL, "nothing that is asked here")
-        return told, fd
+                raise OSError(errno.EINVAL, "no such operation, or not with these arguments or this configuration")
+        return content, fd
 
-    def _passed_on(self, fd: int) -> tuple[bytes, int | None]:
+    def _pass_on(self, fd: int) -> tuple[bytes, int | None]:
+        """Return the fd of a program array or a program; close any other fd and return the description instead."""
         try:
-            withheld = self._withheld(fd)
+            description = self._describe_other(fd)
         except BaseException:
             os.close(fd)
             raise
-        if withheld is None:
+        if description is None:
             return b"", fd
         os.close(fd)
-        return withheld, None
+        return description, None
 
-    def _withheld(self, fd: int) -> bytes | None:
-        """What an fd is of, if it is neither a program array nor a program; such an fd is passed on to nobody."""
+    def _describe_other(self, fd: int) -> bytes | None:
+        """Return the description (see `Op`) of what is behind an fd; None for a program array and for a program."""
         kind = self._kernel.obj_kind(fd)
         if kind == "prog":
             return None
@@ -173,8 +189,8 @@ class Keeper:
         return json.dumps({"kind": kind, "info": None if info is None else asdict(info)}).encode()
 
     def _pin(self, fd: int, path: str) -> None:
-        if self._kernel.obj_kind(fd) != "map" or self._withheld(fd) is not None:
-            raise OSError(errno.EINVAL, "only arrays are pinned")
+        if self._kernel.obj_kind(fd) != "map" or self._describe_other(fd) is not None:
+            raise OSError(errno.EINVAL, "the keeper pins only program arrays")
         with self._paths.folder(path) as (folder, name):
             self._kernel.obj_pin(fd, f"/proc/self/fd/{folder}/{name}")
             self._pinned[path] = _identity(name, folder)
@@ -182,35 +198,43 @@ class Keeper:
     def _unpin(self, path: str) -> None:
         with self._paths.folder(path) as (folder, name):
             if self._pinned.get(path) != _identity(name, folder):
-                raise OSError(errno.EPERM, "somebody else has pinned it")
+                raise OSError(errno.EPERM, "this keeper has not made that pin")
             os.unlink(name, dir_fd=folder)
             del self._pinned[path]
 
-    def _keep_dir(self, folder: str) -> int:
+    def _open_keep_dir(self, folder: str) -> int:
+        """Open keep_dir, after creating it and giving it to its owner where necessary.
+
+        A folder of another owner is given away only if it holds nothing but pins of the service: a configuration that
+        names a wrong folder must not hand over the pins of others.
+        """
         if not self._kernel.in_bpffs(os.path.realpath(folder)):
-            raise OSError(errno.EPERM, "no bpffs is mounted there")
+            raise OSError(errno.EPERM, "no bpffs is mounted at keep_dir")
         with contextlib.suppress(FileExistsError):
             Path(folder).mkdir(mode=0o700)
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             path = Path(f"/proc/self/fd/{fd}")
-            if os.fstat(fd).st_uid != self._duties.owner[0] and self._duties.owner[0] >= 0:
+            if os.fstat(fd).st_uid != self._config.owner[0] and self._config.owner[0] >= 0:
                 if not all(KEPT_PIN.fullmatch(each.name) for each in path.iterdir()):
-                    raise OSError(errno.ENOTEMPTY, "it is not the service's own")
-                os.chown(path, *self._duties.owner)
+                    raise OSError(errno.ENOTEMPTY, "keep_dir holds files that are not the service's")
+                os.chown(path, *self._config.owner)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def clear_up(self) -> None:
-        """Remove the socket of the process that listened, which may not do that itself."""
-        path = self._duties.socket
+    def remove_stale_socket(self) -> None:
+        """Remove the listener's unix socket, unless another process listens on it by now.
+
+        The listener has no right to remove it: the folder belongs to root.
+        """
+        path = self._config.socket
         if path is None or not Path(path).is_socket():
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
-                probe.settimeout(0)  # it may be somebody's who accepts nothing
+                probe.settimeout(0)  # do not wait for a process that accepts no connections
                 probe.connect(path)
             except ConnectionRefusedError:
                 Path(path).unlink(missing_ok=True)
@@ -218,32 +242,38 @@ class Keeper:
                 pass
 
 
-def _token(file: str, digest: str) -> tuple[bytes, int | None]:
-    """What the file of tokens says of this one, and the file itself (O_PATH), by which a change of it can be seen."""
+def _find_token(file: str, digest: str) -> tuple[bytes, int | None]:
+    """Find a token in the token file by its hash.
+
+    Returns:
+        (the record as JSON, or empty; an fd (O_PATH) by which the listener notices changes of the file, or None where
+        there is no file).
+    """
     try:
         fd = own_file(file, os.O_RDONLY)
     except FileNotFoundError:
         return b"", None
     with os.fdopen(fd, "rb") as opened:
         found = [each for each in json.load(opened) if hmac.compare_digest(each["hash"], digest)]
-        told = json.dumps(found[0]).encode() if found else b""
-        return told, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+        record = json.dumps(found[0]).encode() if found else b""
+        return record, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
 
 
 def _identity(name: str, folder: int) -> tuple[int, int]:
+    """Return (device, inode) of a name in a folder."""
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     return status.st_dev, status.st_ino
 
 
-def _parent() -> int | None:
-    """A pidfd of the process that has started this one; None: this kernel has none (before Linux 5.3)."""
+def _parent_pidfd() -> int | None:
+    """Return a pidfd of the process that started this one; None before Linux 5.3, which has none."""
     with contextlib.suppress(OSError):
         return os.pidfd_open(os.getppid())
     return None
 
 
-def _is_closed(channel: socket.socket) -> bool:
-    """Whether an empty datagram was none, but the end."""
+def _is_peer_closed(channel: socket.socket) -> bool:
+    """Return whether the other end is closed: an empty datagram looks like the end of the channel."""
     poll = select.poll()
     poll.register(channel, select.POLLRDHUP)
     return bool(poll.poll(0))

@@ -1,1 +1,5 @@
-"""Capabilities, system call filters and the channel that processes with less rights share."""
+"""What a process uses to give up rights, and to talk to a process that has kept some.
+
+The listener and the keeper share it: `capabilities` changes the user and drops capabilities, `seccomp` restricts system
+calls, and `channel` sends datagrams with file descriptors.
+"""

@@ -1,4 +1,8 @@
-"""Becoming another user, and keeping only some capabilities (capabilities(7))."""
+"""Changing the user of this process and dropping capabilities: capabilities(7).
+
+The listener and the keeper call this when they start. Python's standard library has no capset(2), so it goes through
+the C library.
+"""
 
 import ctypes
 import os
@@ -6,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-# include/uapi/linux/capability.h
+# The numbers of the capabilities that this project knows: include/uapi/linux/capability.h
 CAPABILITIES: Final = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
@@ -21,41 +25,58 @@ CAPABILITIES: Final = {
 
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_VERSION_3: Final = 0x20080522
+_CAPABILITY_VERSION_3: Final = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Header(ctypes.Structure):
+    """struct __user_cap_header_struct."""
+
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
 
 class _Data(ctypes.Structure):
+    """struct __user_cap_data_struct; capset(2) takes two, for capabilities 0 to 31 and 32 to 63."""
+
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
 def effective_capabilities() -> list[str]:
-    """Those of CAPABILITIES that this process has."""
+    """Return the names of the capabilities in CAPABILITIES that this process can use."""
     status = Path("/proc/self/status").read_text("ascii")
     mask = int(status.split("CapEff:")[1].split()[0], 16)
     return [name for name, number in CAPABILITIES.items() if mask >> number & 1]
 
 
 def switch_user(uid: int, gid: int) -> None:
-    """Become this user for good, with no other groups; capabilities stay permitted until `drop_capabilities`.
+    """Become another user, for good and without supplementary groups.
 
-    PermissionError where the process may not (CAP_SETUID, CAP_SETGID).
+    Capabilities stay permitted, but are not effective, until `drop_capabilities` is called.
+
+    Args:
+        uid: The new real, effective and saved user id.
+        gid: The new real, effective and saved group id.
+
+    Raises:
+        PermissionError: The process lacks CAP_SETUID or CAP_SETGID.
     """
-    check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    raise_if_failed(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
 def drop_capabilities(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
-    """Give up, for good, every capability but those that are permitted of `wanted`; and no_new_privs.
+    """Give up all other capabilities for good, and set no_new_privs.
 
-    `spare`: are given up by a later call; until then they count for nothing.
+    Args:
+        wanted: Capabilities to keep and to use, as far as they are permitted.
+        spare: Capabilities to keep permitted but not effective, so that a later call can still choose to use them.
+
+    Raises:
+        KeyError: A name that is not in CAPABILITIES.
+        OSError: The kernel refuses capset(2) or prctl(2).
     """
     status = Path("/proc/self/status").read_text("ascii")
     permitted = int(status.split("CapPrm:")[1].split()[0], 16)
@@ -65,12 +86,12 @@ def drop_capabilities(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
         if permitted >> number & 1:
             data[number // 32].permitted |= 1 << number % 32
             data[number // 32].effective |= (name in wanted) << number % 32
-    check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), data))
-    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    raise_if_failed(_libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), data))
+    raise_if_failed(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def check(result: int) -> None:
-    """OSError with the errno of a call of the C library that has failed."""
+def raise_if_failed(result: int) -> None:
+    """Raise OSError with the errno of the last call of the C library, unless its result is 0."""
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

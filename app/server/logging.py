@@ -1,4 +1,4 @@
-"""Logging, to standard error: for people on a terminal, as JSON elsewhere."""
+"""The log, on standard error: lines for people on a terminal, JSON elsewhere."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class _Stderr:
-    """Standard error that never fails: a log without a reader must neither change an answer nor keep us from ending."""
+    """Standard error without errors: if nobody reads the log, requests and the end of the service still succeed."""
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -35,8 +35,12 @@ def _is_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def info(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Log events, each with its facts, at once: one by one they would cost a change a tenth of its time."""
+def log_events(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Log several events with one write: one write for each would cost a tenth of the time of a change.
+
+    Args:
+        lines: The text of each event, and its facts.
+    """
     if _is_terminal():
         for event, facts in lines:
             log.info(event, **facts)
@@ -47,18 +51,17 @@ def info(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 
 def configure() -> None:
-    """Set up structlog, and give what uvicorn and asyncio log the same form."""
-    terminal = _is_terminal()
+    """Set up structlog, and give the lines of uvicorn and asyncio the same form."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
+        if _is_terminal()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     )
-    # Our own lines go straight out: by way of logging each would cost a change a quarter of its time.
+    # The service's own lines bypass the logging module: with it, a line costs a quarter of the time of a change.
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -98,14 +98,14 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
-            self._manager.tell("READY=1")
-            if self._manager.interval:
+            self._manager.notify("READY=1")
+            if self._manager.watchdog_interval_seconds:
                 self.notify_watchdog()
 
     def notify_watchdog(self) -> None:
         """Tell the watchdog periodically that the event loop runs."""
-        self._manager.tell("WATCHDOG=1")
-        asyncio.get_running_loop().call_later(self._manager.interval, self.notify_watchdog)
+        self._manager.notify_watchdog()
+        asyncio.get_running_loop().call_later(self._manager.watchdog_interval_seconds, self.notify_watchdog)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,5 +134,5 @@ class _Server(uvicorn.Server):
         self._app.state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
-        self._manager.tell("STOPPING=1")
+        self._manager.notify("STOPPING=1")
         log.info("stopping", signal=signal.Signals(number).name)

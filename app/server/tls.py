@@ -1,4 +1,4 @@
-"""TLS on the listening socket: the certificate and the clients' CA as the files are now, without a restart."""
+"""TLS for the listening socket. Certificates that change on disk count without a restart."""
 
 import contextlib
 import os
@@ -10,45 +10,79 @@ from typing import Final
 
 import structlog
 
-_LOOK_SECONDS: Final = 1.0
-_MAX_FILE: Final = 1 << 20  # bytes
+_CHECK_INTERVAL_SECONDS: Final = 1.0
+_MAX_FILE_BYTES: Final = 1 << 20
 
 log = structlog.get_logger()
 
 
 def open_file(file: Path) -> int:
-    """An fd to read it. OSError."""
+    """Open a file for reading; the caller owns the fd."""
     return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class TlsError(Exception):
-    """Why these files cannot be used, in one line."""
+    """The files cannot be used. The text is one line: why, and the remedy."""
 
 
 class Tls:
-    """The context for the next handshake: made anew where a file has changed. Thread rule: one event loop."""
+    """The TLS context of the next handshake, made from the files as they are now. Thread rule: one event loop."""
 
     def __init__(
-        self, certificate: Path, key: Path, client_ca: Path | None = None, opened: Callable[[Path], int] = open_file
+        self, certificate: Path, key: Path, client_ca: Path | None = None, opener: Callable[[Path], int] = open_file
     ) -> None:
-        """`client_ca`: of the certificates that clients may show; they need not; `opened`: gives an fd. TlsError."""
-        self._opened = opened
+        """Load the files.
+
+        Args:
+            certificate: The certificate with its chain, in PEM.
+            key: Its key in PEM, without a password.
+            client_ca: The CA of client certificates, in PEM. Clients may connect without one. None: none is asked for.
+            opener: Opens one of these files, and returns an fd that this object closes.
+
+        Raises:
+            TlsError: The files cannot be used.
+        """
+        self._opener = opener
         self._files = [certificate, key, *([] if client_ca is None else [client_ca])]
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        self._looked, self._seen = time.monotonic(), self._stamps()
-        self._current = self._made()
-        # What listens; each handshake goes on with the one of now, as asked for at its beginning (RFC 6066, 3).
-        self.context = self._made()
-        self.context.sni_callback = self._choose
+        self._checked_at, self._loaded_stamps = time.monotonic(), self._stamps()
+        self._current = self._load()
+        # The context that the server listens with. The callback replaces it at the beginning of each handshake: OpenSSL
+        # calls it also for clients that send no server name (RFC 6066, 3).
+        self.context = self._load()
+        self.context.sni_callback = self._use_current
 
-    def _made(self) -> ssl.SSLContext:
+    def current(self) -> ssl.SSLContext:
+        """The context for a new connection. It is loaded again after a file has changed.
+
+        The old one stays in use where the new files cannot be used.
+        """
+        now = time.monotonic()
+        if now - self._checked_at >= _CHECK_INTERVAL_SECONDS:
+            self._checked_at = now
+            stamps = self._stamps()
+            if stamps != self._loaded_stamps:
+                self._loaded_stamps = stamps
+                try:
+                    self._current = self._load()
+                    log.info("the certificate was loaded again", file=str(self._certificate))
+                except TlsError as error:
+                    log.warning("the old certificate stays in use", reason=str(error))
+        return self._current
+
+    def _use_current(
+        self, handshake: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        handshake.context = self.current()
+
+    def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            with self._copy(self._certificate) as certificate, self._copy(self._key) as key:
+            with self._readable_copy(self._certificate) as certificate, self._readable_copy(self._key) as key:
                 context.load_cert_chain(certificate, key, password=lambda: b"")
             if self._client_ca is not None:
-                with self._copy(self._client_ca) as client_ca:
+                with self._readable_copy(self._client_ca) as client_ca:
                     context.load_verify_locations(client_ca)
                 context.verify_mode = ssl.CERT_OPTIONAL
         except (OSError, ValueError) as error:
@@ -58,39 +92,22 @@ class Tls:
         return context
 
     @contextlib.contextmanager
-    def _copy(self, file: Path) -> Iterator[str]:
-        """A path to the same content that this process may open itself (`ssl` takes nothing else)."""
+    def _readable_copy(self, file: Path) -> Iterator[str]:
+        """The path of a copy in memory. `ssl` takes only paths, and this process may not open the file itself."""
         copy = os.memfd_create(file.name)
         try:
-            with os.fdopen(self._opened(file), "rb") as content:
-                os.write(copy, content.read(_MAX_FILE))
+            with os.fdopen(self._opener(file), "rb") as content:
+                os.write(copy, content.read(_MAX_FILE_BYTES))
             yield f"/proc/self/fd/{copy}"
         finally:
             os.close(copy)
 
-    def _choose(self, handshake: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        handshake.context = self.current()
-
-    def current(self) -> ssl.SSLContext:
-        """The context as the files are now; where they cannot be used, as they were."""
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            stamps = self._stamps()
-            if stamps != self._seen:
-                self._seen = stamps
-                try:
-                    self._current = self._made()
-                    log.info("the certificate was loaded anew", file=str(self._certificate))
-                except TlsError as error:
-                    log.warning("the old certificate stays in use", reason=str(error))
-        return self._current
-
     def _stamps(self) -> list[tuple[int, int] | None]:
+        """For each file what changes when the file does; None: it cannot be opened."""
         stamps: list[tuple[int, int] | None] = []
         for file in self._files:
             try:
-                with os.fdopen(self._opened(file), "rb") as content:
+                with os.fdopen(self._opener(file), "rb") as content:
                     stat = os.fstat(content.fileno())
                 stamps.append((stat.st_mtime_ns, stat.st_ino))
             except OSError:

@@ -1,4 +1,4 @@
-"""The service itself: health, version, problems, documentation, and what goes around every request."""
+"""Health, version, explanations of problems, documentation pages, request ids and internal errors."""
 
 import httpx
 import pytest
@@ -9,20 +9,22 @@ from app.api.problems import PROBLEMS
 from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 from tests.conftest import application
 
 pytestmark = pytest.mark.anyio
 
 
 class TestHealth:
-    async def test_the_process_answers(self, client: httpx.AsyncClient) -> None:
+    async def test_healthz_answers_ok(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
 
-    async def test_ready(self, client: httpx.AsyncClient) -> None:
+    async def test_readyz_answers_ready(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
-    async def test_not_ready_while_the_journal_cannot_be_written(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_readyz_fails_while_the_journal_cannot_be_written(
+        self, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
         writer = app.state.service.journal._database.writer
         writer.execute("PRAGMA query_only = 1")
         assert_problem(await client.put(ENTRY, json={"program": "drop"}), 503, "journal-unavailable")
@@ -31,11 +33,11 @@ class TestHealth:
         assert (await client.put(ENTRY, json={"program": "drop"})).status_code == 201
         assert (await client.get("/readyz")).status_code == 200
 
-    async def test_version(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_version_tells_name_version_and_kernel(self, registry: Registry, client: httpx.AsyncClient) -> None:
         told = (await client.get("/version")).json()
         assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)
 
-    async def test_stopping(self) -> None:
+    async def test_draining_service_answers_only_healthz(self) -> None:
         with application(Registry(MemoryKernel())) as app:
             app.state.service.is_stopping = True
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
@@ -48,7 +50,7 @@ class TestHealth:
 
 class TestProblems:
     @pytest.mark.parametrize("code", sorted(PROBLEMS))
-    async def test_each_explains_itself(self, client: httpx.AsyncClient, code: str) -> None:
+    async def test_every_problem_type_has_an_explanation(self, client: httpx.AsyncClient, code: str) -> None:
         told = (await client.get(f"/problems/{code}")).json()
         assert told == {
             "code": code,
@@ -57,10 +59,10 @@ class TestProblems:
             "remedy": PROBLEMS[code].remedy,
         }
 
-    async def test_an_unknown_one(self, client: httpx.AsyncClient) -> None:
+    async def test_unknown_problem_type_is_not_found(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.get("/problems/nope"), 404, "not-found")
 
-    def test_every_error_of_the_service_has_a_status(self) -> None:
+    def test_every_service_error_has_a_problem_type(self) -> None:
         def below(kind: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
             return {kind}.union(*(below(each) for each in kind.__subclasses__()))
 
@@ -68,17 +70,17 @@ class TestProblems:
 
 
 class TestRequestId:
-    async def test_taken_from_the_request_where_it_is_harmless(self, client: httpx.AsyncClient) -> None:
+    async def test_valid_request_id_is_returned(self, client: httpx.AsyncClient) -> None:
         response = await client.get("/maps", headers={"X-Request-ID": "deploy-2026.11:7"})
         assert response.headers["x-request-id"] == "deploy-2026.11:7"
 
     @pytest.mark.parametrize("given", ["", "a b", "x" * 129, 'a"b', "a;b", "<script>"])
-    async def test_made_anew_where_it_is_not(self, client: httpx.AsyncClient, given: str) -> None:
+    async def test_invalid_request_id_is_replaced(self, client: httpx.AsyncClient, given: str) -> None:
         response = await client.get("/nope", headers={"X-Request-ID": given})
         assert len(response.headers["x-request-id"]) == 32
         assert_problem(response, 404, "not-found")
 
-    async def test_also_on_204_and_304(self, client: httpx.AsyncClient) -> None:
+    async def test_request_id_is_on_204_and_304(self, client: httpx.AsyncClient) -> None:
         etag = (await client.put(ENTRY, json={"program": "drop"})).headers["etag"]
         unchanged = await client.get(ENTRY, headers={"If-None-Match": etag, "X-Request-ID": "one"})
         assert unchanged.headers["x-request-id"] == "one"
@@ -86,7 +88,7 @@ class TestRequestId:
 
 
 class TestInternalError:
-    async def test_it_tells_nothing_of_the_inside(self, registry: Registry) -> None:
+    async def test_answer_reveals_no_internal_detail(self, registry: Registry) -> None:
         with application(registry) as app:
             _break(app)
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
@@ -104,31 +106,31 @@ def _break(app: FastAPI) -> None:
 
 
 class TestKernelErrors:
-    async def test_a_missing_capability_is_named(self) -> None:
+    async def test_missing_capability_is_named(self) -> None:
         class Unprivileged(MemoryKernel):
             def prog_get_fd_by_id(self, id_: int) -> int:
                 raise PermissionError(1, "refused")
 
         registry = Registry(Unprivileged())
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-permission")
         assert (response.json()["capability"], response.json()["errno"]) == ("CAP_SYS_ADMIN", "EPERM")
 
-    async def test_an_unforeseen_errno_is_named(self) -> None:
+    async def test_unexpected_errno_is_named(self) -> None:
         class Broken(MemoryKernel):
             def prog_get_fd_by_id(self, id_: int) -> int:
                 raise OSError(524, "refused")
 
         registry = Registry(Broken())
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             response = await client.put("/programs/other", json={"id": 1})
         assert_problem(response, 500, "kernel-error")
         assert response.json()["errno"] == "ENOTSUPP"
 
 
 class TestDocs:
-    async def test_no_internet_is_needed(self, client: httpx.AsyncClient) -> None:
+    async def test_docs_page_needs_no_internet(self, client: httpx.AsyncClient) -> None:
         page = (await client.get("/docs")).text
         assert "http://" not in page
         assert "https://" not in page

@@ -1,4 +1,4 @@
-"""Who may do what, by tokens, route by route."""
+"""Authentication and authorization: tokens, their bounds, read-only mode, limits, and the headers Host and Origin."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ from tests.conftest import load
 pytestmark = pytest.mark.anyio
 
 TABLE = "/maps/jump_table/entries"
-# One request for each operation; what it answers to whoever may is of no matter here, if only it is no 401 or 403.
+# One request for each operation. With the right to make it, any status except 401 and 403 will do.
 REQUESTS: dict[str, tuple[str, str, Any]] = {
     "get_health": ("GET", "/healthz", None),
     "get_readiness": ("GET", "/readyz", None),
@@ -72,7 +72,7 @@ def tokens(tmp_path: Path) -> TokenFile:
 
 
 def new(tokens: TokenFile, name: str, role: Role, **bounds: Any) -> dict[str, str]:
-    """The header of a new token."""
+    """Create a token and return the header that carries it."""
     return {"Authorization": f"Bearer {tokens.add(Token(name, '', role, time.time(), **bounds))}"}
 
 
@@ -89,13 +89,16 @@ async def asker(guarded: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestEveryRoute:
-    def test_has_a_right_and_a_request_here(self, guarded: FastAPI) -> None:
+    def test_every_operation_has_a_right_and_a_request_in_this_file(self, guarded: FastAPI) -> None:
         operations = {route.operation_id for route in guarded.routes if hasattr(route, "operation_id")}
         assert operations == set(RIGHTS) == set(REQUESTS)
 
     @pytest.mark.parametrize("role", list(ALLOWED))
-    async def test_is_open_to_those_who_have_it(self, asker: httpx.AsyncClient, tokens: TokenFile, role: Any) -> None:
+    async def test_operation_is_open_only_to_roles_that_have_its_right(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, role: Any
+    ) -> None:
         admin = new(tokens, "first", "admin")
         await asker.put(f"{TABLE}/9", json={"program": "tx"}, headers=admin)
         headers = {} if role == "nobody" else new(tokens, "mine", role)
@@ -110,14 +113,17 @@ class TestEveryRoute:
                 assert response.status_code == 403, operation
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestTokens:
     @pytest.mark.parametrize("value", ["Bearer x", "Bearer", "Basic cm9vdDo=", "x", "Bearer jt_" + "A" * 43])
-    async def test_what_is_none(self, asker: httpx.AsyncClient, tokens: TokenFile, value: str) -> None:
+    async def test_invalid_token_is_unauthenticated(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, value: str
+    ) -> None:
         new(tokens, "mine", "admin")
         assert_problem(await asker.get("/maps", headers={"Authorization": value}), 401, "unauthenticated")
         assert (await asker.get("/healthz", headers={"Authorization": value})).status_code == 200
 
-    async def test_revoked_and_rotated_while_the_service_runs(
+    async def test_rotation_and_revocation_take_effect_at_once(
         self, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         first = new(tokens, "mine", "reader")
@@ -128,7 +134,7 @@ class TestTokens:
         tokens.revoke("mine")
         assert (await asker.get("/maps", headers=second)).status_code == 401
 
-    async def test_over(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_expired_token_is_refused(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
         assert (
             await asker.get("/maps", headers=new(tokens, "old", "reader", expires=time.time() - 1))
         ).status_code == 401
@@ -136,14 +142,14 @@ class TestTokens:
             await asker.get("/maps", headers=new(tokens, "new", "reader", expires=time.time() + 9))
         ).status_code == 200
 
-    async def test_a_file_that_cannot_be_read_lets_nobody_in(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_unreadable_token_file_lets_nobody_in(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
         header = new(tokens, "mine", "admin")
         assert (await asker.get("/maps", headers=header)).status_code == 200
         tokens.path.write_text("nonsense")
         for _ in range(2):
             assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
 
-    async def test_who_it_was_is_in_the_change_and_the_secret_nowhere(
+    async def test_change_names_the_token_and_the_secret_is_nowhere(
         self, asker: httpx.AsyncClient, tokens: TokenFile, capsys: pytest.CaptureFixture[str]
     ) -> None:
         header = new(tokens, "deploy", "writer")
@@ -156,12 +162,15 @@ class TestTokens:
         assert secret not in "".join(capsys.readouterr())
 
 
-class TestBounds:
+@pytest.mark.usefixtures("both_ways")
+class TestTokenBounds:
     @pytest.fixture
     def writer(self, tokens: TokenFile) -> dict[str, str]:
         return new(tokens, "bounded", "writer", maps=["jump_table"], entries=["8-15"], programs=["drop", "pass"])
 
-    async def test_entries(self, asker: httpx.AsyncClient, writer: dict[str, str]) -> None:
+    async def test_writes_are_limited_to_the_entries_of_the_token(
+        self, asker: httpx.AsyncClient, writer: dict[str, str]
+    ) -> None:
         for index, status in ((7, 403), (8, 201), (15, 201), (16, 403), (99, 403)):
             for query in ("?dry_run=true", ""):
                 put = await asker.put(f"{TABLE}/{index}{query}", json={"program": "drop"}, headers=writer)
@@ -171,7 +180,7 @@ class TestBounds:
         assert_problem(await asker.patch(TABLE, json=body, headers=writer), 403, "forbidden")
         assert (await asker.get(f"{TABLE}/9", headers=writer)).status_code == 404, "nothing of it was written"
 
-    async def test_what_a_table_leaves_as_it_is_needs_no_right(
+    async def test_unchanged_entries_of_a_table_need_no_right(
         self, asker: httpx.AsyncClient, tokens: TokenFile, writer: dict[str, str]
     ) -> None:
         await asker.put(f"{TABLE}/5", json={"program": "tx"}, headers=new(tokens, "admin", "admin"))
@@ -180,7 +189,7 @@ class TestBounds:
         assert (await asker.put(TABLE, json=table, headers=writer)).json()["set"] == 1
         assert_problem(await asker.put(TABLE, json={"programs": []}, headers=writer), 403, "forbidden")
 
-    async def test_programs(
+    async def test_programs_outside_the_bounds_cannot_be_used_or_seen(
         self, registry: Registry, kernel: Kernel, asker: httpx.AsyncClient, writer: dict[str, str]
     ) -> None:
         tx = registry.programs.get("tx").opened().id
@@ -193,7 +202,7 @@ class TestBounds:
         run = await asker.post("/programs/tx/run", json={"packet": "00" * 14}, headers=writer)
         assert_problem(run, 403, "forbidden")
 
-    async def test_a_program_that_is_not_held_takes_an_admin(
+    async def test_only_an_admin_sets_a_program_that_is_not_held(
         self, kernel: Kernel, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
@@ -207,7 +216,7 @@ class TestBounds:
             assert (await asker.put(f"{TABLE}/9", json=body, headers=admin)).status_code == 201
             assert (await asker.put(f"{TABLE}/10", json=body, headers=writer)).status_code == 201, "it is in that table"
 
-    async def test_other_maps_are_not_to_be_seen(
+    async def test_maps_outside_the_bounds_are_hidden(
         self, guarded: FastAPI, registry: Registry, kernel: Kernel, asker: httpx.AsyncClient, tokens: TokenFile,
         writer: dict[str, str],
     ) -> None:  # fmt: skip
@@ -228,7 +237,7 @@ class TestBounds:
         events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
         assert "secret" not in events.text
 
-    async def test_protected_entries_take_an_admin(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_only_an_admin_changes_protected_entries(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
         writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
         for query in ("?dry_run=true", ""):
             refused = await asker.put(f"{ENTRY}{query}", json={"program": "drop"}, headers=writer)
@@ -240,8 +249,9 @@ class TestBounds:
             assert_problem(await asker.request(method, path, json=body, headers=writer), 403, "entry-protected")
 
 
-class TestWaysAround:
-    async def test_a_pin_that_leads_elsewhere_by_now(
+@pytest.mark.usefixtures("both_ways")
+class TestBypasses:
+    async def test_moved_pin_gives_a_writer_no_new_program(
         self, kernel: Kernel, pins: Path, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
@@ -256,7 +266,7 @@ class TestWaysAround:
             listed = {"entries": [{"index": 10, **body}]}
             assert_problem(await asker.patch(TABLE, json=listed, headers=writer), 403, "forbidden")
 
-    async def test_an_admin_with_bounds_holds_nothing_new_and_forces_nothing(
+    async def test_bounded_admin_cannot_hold_new_objects_or_use_force(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         bounded = new(tokens, "a", "admin", programs=["pass"], entries=["8-15"])
@@ -266,12 +276,14 @@ class TestWaysAround:
                 assert_problem(await asker.put(f"{path}{query}", json=body, headers=bounded), 403, "forbidden")
         assert_problem(await asker.delete("/maps/jump_table?force=true", headers=bounded), 403, "forbidden")
 
-    async def test_a_confirmation_of_what_one_could_not_do(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_confirming_a_change_needs_the_right_to_make_it(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
         bounded, admin = new(tokens, "w", "writer", programs=["pass"]), new(tokens, "a", "admin")
         await asker.put(f"{TABLE}/9?confirm_within=60", json={"program": "drop"}, headers=admin)
         assert_problem(await asker.post("/changes/1/confirm", headers=bounded), 403, "forbidden")
 
-    async def test_a_dry_run_tells_what_the_real_one_would(
+    async def test_dry_run_of_a_reconcile_needs_the_same_rights(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         bounded = new(tokens, "a", "admin", entries=["12"])
@@ -282,12 +294,12 @@ class TestWaysAround:
                 url = f"/maps/jump_table/reconcile{query}"
                 assert_problem(await asker.post(url, json={"to": to}, headers=bounded), 403, "forbidden")
 
-    async def test_two_authorization_headers(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_two_authorization_headers_are_refused(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
         one, other = new(tokens, "a", "admin"), new(tokens, "r", "reader")
         headers = [*one.items(), *other.items()]
         assert_problem(await asker.get("/maps", headers=headers), 400, "malformed-header")
 
-    async def test_a_stream_ends_with_its_token(
+    async def test_event_stream_ends_when_its_token_is_revoked(
         self, guarded: FastAPI, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         reader, admin = new(tokens, "r", "reader"), new(tokens, "a", "admin")
@@ -298,7 +310,7 @@ class TestWaysAround:
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
         assert "set" not in (await reading).text
 
-    async def test_reasons_of_readyz_are_for_those_who_may_read_all(
+    async def test_readyz_gives_reasons_only_to_callers_who_may_read_everything(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:
         registry.maps.add(HeldMap("secret", Pinned("/sys/fs/bpf/secret")))
@@ -311,21 +323,24 @@ class TestWaysAround:
     @pytest.mark.parametrize(
         "content", ['[{"name": "a", "hash": "", "role": "admin", "created": 0, "entries": ["x"]}]', "{}"]
     )
-    async def test_a_file_of_tokens_that_was_edited_by_hand(
+    async def test_malformed_token_file_lets_nobody_in(
         self, asker: httpx.AsyncClient, tokens: TokenFile, content: str
     ) -> None:
         header = new(tokens, "a", "admin")
         tokens.path.write_text(content)
         assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
 
-    async def test_or_that_others_can_write(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
+    async def test_token_file_writable_by_others_lets_nobody_in(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
         header = new(tokens, "a", "admin")
         tokens.path.chmod(0o666)
         assert_problem(await asker.get("/maps", headers=header), 401, "unauthenticated")
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestReadOnly:
-    async def test_nothing_changes_and_all_can_be_read(self, registry: Registry) -> None:
+    async def test_writes_are_refused_and_reads_are_answered(self, registry: Registry) -> None:
         async with started(registry, authentication=Authentication(read_only=True)) as app, client_of(app) as client:
             for operation, (method, path, body) in REQUESTS.items():
                 response = await client.request(method, path, json=body)
@@ -333,8 +348,9 @@ class TestReadOnly:
                 assert response.json()["code"] == "read-only" if changing else response.status_code != 403, operation
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestLimits:
-    async def test_requests_a_second(self, registry: Registry) -> None:
+    async def test_requests_beyond_the_rate_get_429(self, registry: Registry) -> None:
         limits = Limits(requests_per_second=0.5, burst=3)
         async with started(registry, limits=limits) as app, client_of(app) as client:
             statuses = [(await client.get("/maps")).status_code for _ in range(5)]
@@ -343,7 +359,7 @@ class TestLimits:
             assert_problem(refused, 429, "too-many-requests")
             assert refused.headers["retry-after"] in {"1", "2"}
 
-    async def test_readers_of_events_and_what_is_held(self, registry: Registry) -> None:
+    async def test_event_readers_and_held_objects_are_limited(self, registry: Registry) -> None:
         limits = Limits(event_readers=0, held=6)
         async with started(registry, limits=limits) as app, client_of(app) as client:
             assert_problem(await client.get("/events"), 429, "too-many-requests")
@@ -352,7 +368,7 @@ class TestLimits:
             assert (await client.put("/programs/drop", json={"id": drop})).status_code == 200, "held already"
 
 
-class TestHost:
+class TestHostAndOrigin:
     @pytest.mark.parametrize(
         ("host", "status"),
         [
@@ -361,20 +377,21 @@ class TestHost:
             ("10.0.0.1", 421), ("", 421), ("localhost:x", 421), ("user@localhost", 421), ("[::2]", 421),
         ],
     )  # fmt: skip
-    async def test_on_loopback_only_its_names(self, app: FastAPI, host: str, status: int) -> None:
+    async def test_loopback_accepts_only_loopback_host_names(self, app: FastAPI, host: str, status: int) -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for path in ("/healthz", "/maps", "/docs/assets/favicon.png", "/openapi.json"):
                 assert (await client.get(path, headers={"Host": host})).status_code == status
 
-    async def test_a_page_from_elsewhere(self, app: FastAPI) -> None:
+    async def test_foreign_origin_is_refused(self, app: FastAPI) -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
                 assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
 
 
-async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(
+@pytest.mark.usefixtures("both_ways")
+async def test_reason_of_a_broken_token_file_is_told_to_the_operator_only(
     registry: Registry, tokens: TokenFile, anyio_backend: str
 ) -> None:
     header = new(tokens, "t", "reader")
@@ -391,7 +408,10 @@ async def test_tokens_that_cannot_be_checked_are_told_to_the_operator_alone(
         assert app.state.authentication.tokens.degraded_reason is None
 
 
-async def test_what_is_no_bearer_token_is_told_so(registry: Registry, tokens: TokenFile, anyio_backend: str) -> None:
+@pytest.mark.usefixtures("both_ways")
+async def test_credentials_without_the_bearer_scheme_get_a_hint(
+    registry: Registry, tokens: TokenFile, anyio_backend: str
+) -> None:
     header = new(tokens, "t", "reader")["Authorization"].removeprefix("Bearer ")
     async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app, client_of(app) as asker:
         for value in (header, f"Basic {header}"):

@@ -1,4 +1,4 @@
-"""The audit: a line for each attempt."""
+"""The audit log has one line for each attempt to change something and for each denied request."""
 
 import json
 import resource
@@ -18,7 +18,7 @@ from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY, client_of, started
 from tests.api.test_access import new
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 TABLE = "/maps/jump_table/entries"
 
@@ -52,7 +52,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_one_for_each_attempt_also_those_that_are_refused_denied_or_dry(
+async def test_every_attempt_gets_a_line_also_refused_denied_and_dry_runs(
     asker: httpx.AsyncClient, file: Path, tokens: TokenFile
 ) -> None:
     writer, reader = new(tokens, "w", "writer"), new(tokens, "r", "reader")
@@ -85,7 +85,9 @@ async def test_one_for_each_attempt_also_those_that_are_refused_denied_or_dry(
     assert "change" not in dry
 
 
-async def test_no_secret_and_no_body(asker: httpx.AsyncClient, file: Path, tokens: TokenFile) -> None:
+async def test_audit_contains_no_secret_and_no_request_body(
+    asker: httpx.AsyncClient, file: Path, tokens: TokenFile
+) -> None:
     header = new(tokens, "w", "writer")
     await asker.put(ENTRY, json={"program": "drop", "map": "s3cr3t"}, headers=header)
     await asker.put(f"{ENTRY}?note=s3cr3t&s3cr3t=1", json={"program": "s3cr3t"}, headers=header)
@@ -95,7 +97,7 @@ async def test_no_secret_and_no_body(asker: httpx.AsyncClient, file: Path, token
     assert header["Authorization"].removeprefix("Bearer ") not in file.read_text()
 
 
-async def test_opened_anew_after_it_was_moved_away(
+async def test_reopen_continues_in_a_new_file_after_a_rotation(
     audited: FastAPI, asker: httpx.AsyncClient, file: Path, tokens: TokenFile
 ) -> None:
     header = new(tokens, "w", "writer")
@@ -107,7 +109,7 @@ async def test_opened_anew_after_it_was_moved_away(
     assert (len(lines(old)), len(lines(file))) == (2, 1)
 
 
-async def test_a_line_that_the_disk_has_no_room_for_goes_to_the_log(
+async def test_line_that_cannot_be_written_goes_to_the_log(
     asker: httpx.AsyncClient, file: Path, tokens: TokenFile
 ) -> None:
     header = new(tokens, "w", "writer")

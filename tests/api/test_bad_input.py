@@ -1,4 +1,4 @@
-"""What must be refused by name, change nothing, and never be a 500."""
+"""Bad input gets a named problem, changes nothing, and never causes a 500."""
 
 import json
 import string
@@ -15,7 +15,7 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType
 from app.cli.demo import fill
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +29,7 @@ def nothing_changes(registry: Registry) -> Any:
     assert [held.name for held in registry.maps] == ["jump_table"]
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestBody:
     @pytest.mark.parametrize(
         "content",
@@ -36,10 +37,10 @@ class TestBody:
          b'{"program": "\xff"}', b'{"program": "\\ud800"}', b'{"flags": NaN}', b"\xef\xbb\xbf{}", b"[" * 60_000,
          b'{"program":' * 5000],
     )  # fmt: skip
-    async def test_not_json(self, client: httpx.AsyncClient, content: bytes) -> None:
+    async def test_invalid_json_is_malformed(self, client: httpx.AsyncClient, content: bytes) -> None:
         assert_problem(await client.put(ENTRY, content=content, headers=JSON), 400, "malformed-json")
 
-    async def test_no_body_at_all(self, client: httpx.AsyncClient) -> None:
+    async def test_missing_body_is_malformed(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.put(ENTRY), 400, "malformed-json")
 
     @pytest.mark.parametrize(
@@ -53,12 +54,12 @@ class TestBody:
          {"program": "drop", "flags": "0"}, {"program": "drop", "flags": 1.5}, {"program": "drop", "flags": -1},
          {"program": "drop", "flags": 1 << 64}, {"program": "drop", "flags": None}, {"program": "drop\n"}],
     )  # fmt: skip
-    async def test_another_shape(self, client: httpx.AsyncClient, body: object) -> None:
+    async def test_body_of_the_wrong_shape_is_a_validation_error(self, client: httpx.AsyncClient, body: object) -> None:
         response = await client.put(ENTRY, content=json.dumps(body), headers=JSON)
         assert_problem(response, 422, "validation")
         assert response.json()["errors"]
 
-    async def test_the_error_says_where(self, client: httpx.AsyncClient) -> None:
+    async def test_validation_error_tells_the_location(self, client: httpx.AsyncClient) -> None:
         response = await client.put(ENTRY, json={"program": 3})
         assert response.json()["errors"] == [
             {
@@ -74,7 +75,7 @@ class TestBody:
             response = await client.put(ENTRY, json=body)
             assert [error["loc"] for error in response.json()["errors"]] == [place]
 
-    async def test_a_megabyte_of_nesting(self, client: httpx.AsyncClient) -> None:
+    async def test_megabyte_of_nesting_is_too_large(self, client: httpx.AsyncClient) -> None:
         response = await client.put(ENTRY, content=b"[" * (1 << 20), headers=JSON)
         assert_problem(response, 413, "body-too-large")
         assert response.json()["max_bytes"] == 65536
@@ -82,37 +83,40 @@ class TestBody:
     @pytest.mark.parametrize(
         "media_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx", "application/xml"]
     )
-    async def test_another_media_type(self, client: httpx.AsyncClient, media_type: str) -> None:
+    async def test_media_type_other_than_json_is_unsupported(self, client: httpx.AsyncClient, media_type: str) -> None:
         content = b'{"program": "drop"}'
         response = await client.put(ENTRY, content=content, headers={"Content-Type": media_type})
         assert_problem(response, 415, "media-type-unsupported")
         assert "curl --json" in response.json()["detail"]
 
-    async def test_a_content_encoding(self, client: httpx.AsyncClient) -> None:
+    async def test_content_encoding_is_unsupported(self, client: httpx.AsyncClient) -> None:
         headers = {**JSON, "Content-Encoding": "gzip"}
         response = await client.put(ENTRY, content=b'{"program": "drop"}', headers=headers)
         assert_problem(response, 415, "media-type-unsupported")
 
-    async def test_a_media_type_with_a_parameter_is_fine(self, client: httpx.AsyncClient) -> None:
+    async def test_media_type_may_have_a_parameter(self, client: httpx.AsyncClient) -> None:
         headers = {"Content-Type": "Application/JSON; charset=utf-8"}
         response = await client.put(f"{ENTRY}?dry_run=true", content=b'{"program": "drop"}', headers=headers)
         assert response.status_code == 201
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestIndex:
     @pytest.mark.parametrize(
         "index",
         ["-1", "+3", "03", "3.0", "0x3", "4294967296", "18446744073709551616", "three", "3e0", "%203", "3%20", "3%0A",
          "%D9%A3", "1_0", "9" * 5000, "--3", "%2B3"],
     )  # fmt: skip
-    async def test_no_decimal_u32(self, client: httpx.AsyncClient, index: str) -> None:
+    async def test_index_that_is_no_decimal_u32_is_a_validation_error(
+        self, client: httpx.AsyncClient, index: str
+    ) -> None:
         url = f"/maps/jump_table/entries/{index}"
         assert_problem(await client.get(url), 422, "validation")
         assert_problem(await client.put(url, json={"program": "drop"}), 422, "validation")
         assert_problem(await client.delete(url), 422, "validation")
 
     @pytest.mark.parametrize("index", ["16", "17", "4294967295"])
-    async def test_beyond_the_end(self, client: httpx.AsyncClient, index: str) -> None:
+    async def test_index_beyond_max_entries_is_out_of_range(self, client: httpx.AsyncClient, index: str) -> None:
         url = f"/maps/jump_table/entries/{index}"
         for response in (
             await client.get(url),
@@ -123,12 +127,13 @@ class TestIndex:
             assert (response.json()["index"], response.json()["max_entries"]) == (int(index), 16)
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestName:
     @pytest.mark.parametrize(
         "name", ["a%2Fb", "jump_table%2Fentries", "%2E%2E", "jump_table%0A", "%0Ajump_table", "x" * 10_000, "a%20b",
                  "%00", "%C3%A4", "%ff", "a%25b", "a:b", "jump_table%"],
     )  # fmt: skip
-    async def test_cannot_be_one(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_invalid_map_name_is_a_validation_error(self, client: httpx.AsyncClient, name: str) -> None:
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=f"/maps/{name}".encode())
         entry = httpx.URL("http://jumptable/x").copy_with(raw_path=f"/maps/{name}/entries/3".encode())
         for response in (
@@ -140,23 +145,24 @@ class TestName:
             assert_problem(response, 422, "validation")
 
     @pytest.mark.parametrize("path", ["//maps", "/maps/", "/maps//entries", "/Maps", "/maps/a/b"])
-    async def test_paths_that_lead_nowhere(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_unknown_path_is_not_found(self, client: httpx.AsyncClient, path: str) -> None:
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=path.encode())
         assert_problem(await client.get(url), 404, "not-found")
 
-    async def test_a_name_may_be_percent_encoded_at_will(self, client: httpx.AsyncClient) -> None:
+    async def test_name_may_be_percent_encoded(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/maps/jump%5Ftab%6Ce")).status_code == 200
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestQuery:
     @pytest.mark.parametrize(
         "query", ["dryrun=true", "dry_run=maybe", "dry_run=", "dry_run", "dry_run=true&dry_run=false"]
     )
-    async def test_a_slip_is_no_silent_write(self, client: httpx.AsyncClient, query: str) -> None:
+    async def test_typo_in_query_parameter_writes_nothing(self, client: httpx.AsyncClient, query: str) -> None:
         assert_problem(await client.put(f"{ENTRY}?{query}", json={"program": "drop"}), 422, "validation")
         assert_problem(await client.delete(f"{ENTRY}?allow_missing=true&{query}"), 422, "validation")
 
-    async def test_a_thousand_slips_get_a_short_answer(self, client: httpx.AsyncClient) -> None:
+    async def test_thousands_of_unknown_parameters_get_a_short_answer(self, client: httpx.AsyncClient) -> None:
         query = "&".join(f"slip{number}" for number in range(2500))
         response = await client.get(f"/maps/jump_table/entries?{query}")
         assert_problem(response, 422, "validation")
@@ -170,15 +176,15 @@ class TestMethod:
          ("/programs/entry/run", "POST"), ("/healthz", "GET, HEAD"), ("/docs", "GET, HEAD"),
          ("/openapi.json", "GET, HEAD"), ("/docs/assets/swagger-ui.css", "GET, HEAD")],
     )  # fmt: skip
-    async def test_a_405_lists_all_methods(self, client: httpx.AsyncClient, url: str, allow: str) -> None:
+    async def test_405_lists_the_allowed_methods(self, client: httpx.AsyncClient, url: str, allow: str) -> None:
         for method in ("PATCH", "OPTIONS", "TRACE", "PROPFIND"):
             response = await client.request(method, url)
             assert_problem(response, 405, "method-not-allowed")
             assert response.headers["allow"] == allow
 
 
-class TestObjects:
-    async def test_what_is_no_program_array(
+class TestHold:
+    async def test_object_that_cannot_be_held_gets_a_named_problem(
         self, client: httpx.AsyncClient, kernel: Kernel, pins: Path, registry: Registry
     ) -> None:
         hash_ = kernel.map_create(MapType.HASH, 4, 4, 8)
@@ -223,15 +229,22 @@ class TestRun:
          {"packet": "00" * 14, "repeat": 0}, {"packet": "00" * 14, "repeat": 1_000_001}, {"packet": "00" * 14 + "\n"},
          {"packet": "00" * 14, "repeat": "1"}, {"packet": "00 " * 14}, {"packet": "00" * 14, "times": 1}],
     )  # fmt: skip
-    async def test_another_shape(self, client: httpx.AsyncClient, body: dict[str, object]) -> None:
+    async def test_invalid_run_request_is_a_validation_error(
+        self, client: httpx.AsyncClient, body: dict[str, object]
+    ) -> None:
         assert_problem(await client.post("/programs/drop/run", json=body), 422, "validation")
 
-    async def test_the_error_says_what_is_missing(self, client: httpx.AsyncClient) -> None:
+    async def test_error_tells_the_minimum_packet_length(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/programs/drop/run", json={"packet": "00" * 13})
         assert response.json()["detail"] == "body.packet: a packet has 14 bytes at least; this one has 13"
 
 
-class TestAnything:
+@pytest.mark.usefixtures("both_ways")
+class TestRandomRequests:
+    @pytest.fixture(autouse=True)
+    def nothing_changes(self) -> None:
+        """Each request gets a service of its own, which it may change."""
+
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         method=st.sampled_from(["GET", "PUT", "DELETE", "POST", "PATCH", "HEAD"]),
@@ -257,14 +270,14 @@ class TestAnything:
             [{}, {"If-Match": "x"}, {"If-Match": "*"}, {"If-None-Match": '"a"'}, {"X-Request-ID": "ä"}]
         ),
     )
-    async def test_never_a_500(
-        self, registry: Registry, method: str, path: list[str], body: bytes, header: dict[str, str]
+    async def test_no_request_causes_a_500(
+        self, method: str, path: list[str], body: bytes, header: dict[str, str]
     ) -> None:
-        """Whatever comes, the answer is no 5xx, and an error is a problem of a known form."""
+        """Every error is a problem in the form that all problems have."""
         fresh = Registry(MemoryKernel(), ["/sys/fs/bpf"])
         fill(fresh)
         url = httpx.URL("http://jumptable/x").copy_with(raw_path=("/" + "/".join(map(_quoted, path))).encode())
-        async with asking(fresh) as client:
+        async with client_on_registry(fresh) as client:
             headers = {**JSON, **{name: value.encode("latin-1").decode("latin-1") for name, value in header.items()}}
             response = await client.request(method, url, content=body, headers=list(_encoded(headers)))
         fresh.close()

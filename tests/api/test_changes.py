@@ -1,4 +1,4 @@
-"""/changes: who changed what, and the way back."""
+"""/changes: the list of changes, and how to revert them."""
 
 import asyncio
 import resource
@@ -30,8 +30,9 @@ pytestmark = pytest.mark.anyio
 TABLE = "/maps/jump_table/entries"
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestChangeId:
-    async def test_on_every_applied_change_also_204(self, client: httpx.AsyncClient) -> None:
+    async def test_every_applied_change_has_an_id_also_with_204(self, client: httpx.AsyncClient) -> None:
         ids = [
             (await client.put(ENTRY, json={"program": "drop"})).headers["change-id"],
             (await client.put(ENTRY, json={"program": "pass"})).headers["change-id"],
@@ -39,7 +40,7 @@ class TestChangeId:
         ]
         assert ids == ["1", "2", "3"]
 
-    async def test_on_nothing_else(self, client: httpx.AsyncClient) -> None:
+    async def test_requests_that_change_nothing_have_no_id(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         for response in (
             await client.put(ENTRY, json={"program": "drop"}),
@@ -52,7 +53,9 @@ class TestChangeId:
 
 
 class TestGetChange:
-    async def test_who_what_when_and_why(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_change_tells_actor_time_note_and_entries(
+        self, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         headers = {"X-Request-ID": "deploy-7"}
         await client.put(f"{ENTRY}?note=because", json={"program": "pass"}, headers=headers)
@@ -81,7 +84,7 @@ class TestGetChange:
         for bad in ("0x1", "-1", "01", "x", "99999999999"):
             assert_problem(await client.get(f"/changes/{bad}"), 422, "validation")
 
-    async def test_the_list(self, client: httpx.AsyncClient) -> None:
+    async def test_list_is_paged_and_filtered(self, client: httpx.AsyncClient) -> None:
         for index in range(5):
             headers = {"X-Request-ID": f"r{index}"}
             await client.put(f"{TABLE}/{index}", json={"program": "drop"}, headers=headers)
@@ -98,7 +101,7 @@ class TestGetChange:
 
 
 class TestLargeChanges:
-    async def test_a_page_ends_where_it_has_many_entries(
+    async def test_page_ends_early_when_it_has_many_entries(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 3000))
@@ -114,8 +117,8 @@ class TestLargeChanges:
         assert len(seen[0]) == 2
 
 
-class TestPinned:
-    async def test_a_path_that_a_program_was_named_by_stays_known(
+class TestPinnedProgram:
+    async def test_change_records_the_pin_path_of_a_program(
         self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         with load(kernel, 1, name="loose") as loose:
@@ -133,7 +136,7 @@ class TestPinned:
 
 
 class TestRevert:
-    async def test_a_set_a_clear_and_a_table(self, client: httpx.AsyncClient) -> None:
+    async def test_revert_of_a_set_a_clear_and_a_table_restores_the_table(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
         before = (await client.get(TABLE)).json()
         for method, url, body in (
@@ -154,14 +157,14 @@ class TestRevert:
             assert (await client.get(f"/changes/{record['reverts']}")).json()["state"] == "reverted"
             assert (await client.get(TABLE)).json() == before
 
-    async def test_a_revert_can_be_reverted(self, client: httpx.AsyncClient) -> None:
+    async def test_revert_can_be_reverted(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.post("/changes/1/revert")
         assert (await client.get(ENTRY)).status_code == 404
         await client.post("/changes/2/revert")
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
-    async def test_not_what_was_changed_since(self, client: httpx.AsyncClient) -> None:
+    async def test_revert_conflicts_with_a_later_change(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(ENTRY, json={"program": "pass"})
         refused = await client.post("/changes/1/revert")
@@ -170,21 +173,23 @@ class TestRevert:
         assert refused.json()["entries"][0]["holds"]["name"] == "pass"
         assert (await client.get(ENTRY)).json()["program"]["name"] == "pass"
 
-    async def test_once(self, client: httpx.AsyncClient) -> None:
+    async def test_change_can_be_reverted_only_once(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.post("/changes/1/revert")
         assert_problem(await client.post("/changes/1/revert"), 409, "change-not-revertible")
         assert_problem(await client.post("/changes/9/revert"), 404, "change-unknown")
 
-    async def test_a_dry_run(self, client: httpx.AsyncClient) -> None:
+    async def test_dry_run_reverts_nothing(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         dry = await client.post("/changes/1/revert?dry_run=true")
         assert (dry.status_code, dry.headers["dry-run"], dry.json()["cleared"]) == (200, "true", 1)
         assert (await client.get(ENTRY)).status_code == 200
         assert (await client.get("/changes/1")).json()["state"] == "applied"
 
-    async def test_to_a_program_that_nobody_else_keeps(self, kernel: Kernel, client: httpx.AsyncClient) -> None:
-        """Overwritten, unheld and unpinned, it would be gone: the service keeps it for the way back."""
+    async def test_revert_restores_a_program_that_only_the_service_keeps_alive(
+        self, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        """Nothing else refers to the overwritten program. The service keeps it alive for a revert."""
         with load(kernel, 3, name="foreign") as foreign:
             id_ = foreign.id
             await client.put(ENTRY, json={"program": {"id": id_}})
@@ -194,14 +199,14 @@ class TestRevert:
         run = await client.post("/programs/entry/run", json={"packet": "03" + "00" * 13})
         assert run.json()["meaning"] == "XDP_TX"
 
-    async def test_a_dry_run_makes_the_same_checks(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_dry_run_makes_the_same_checks(self, registry: Registry, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         assert (await client.post("/changes/1/revert?dry_run=true")).json()["fit"] == "tried"
         registry.kernel.map_freeze(registry.maps.get("jump_table").opened().fd)
         for query in ("?dry_run=true", ""):
             assert_problem(await client.post(f"/changes/1/revert{query}"), 409, "map-frozen")
 
-    async def test_not_on_another_array_of_that_name(
+    async def test_revert_is_refused_on_another_array_of_the_same_name(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
@@ -212,8 +217,8 @@ class TestRevert:
         assert_problem(refused, 409, "change-not-revertible")
         assert "another array" in refused.json()["detail"]
 
-    async def test_not_beyond_a_reboot(self, tmp_path: Path) -> None:
-        """The same ids mean other arrays and programs then."""
+    async def test_revert_is_refused_after_a_reboot(self, tmp_path: Path) -> None:
+        """After a reboot the same ids belong to other arrays and programs."""
         for boot in range(2):
             registry = Registry(MemoryKernel())
             demo.fill(registry)
@@ -226,8 +231,8 @@ class TestRevert:
             changes.close()
             registry.close()
 
-    async def test_one_change_is_undone_once_however_many_ask(self, registry: Registry, tmp_path: Path) -> None:
-        """Two ask at once, and in between the entry is set to the same again: that is another's, and stays."""
+    async def test_concurrent_reverts_undo_a_change_only_once(self, registry: Registry, tmp_path: Path) -> None:
+        """Between two reverts another request sets the entry to the same program. That set stays."""
         changes = Changes(registry, Journal(tmp_path / "journal.db", "power"))
         held, origin = registry.maps.get("jump_table"), RequestContext("unix", "one")
         for name in ("drop", "pass"):
@@ -242,7 +247,9 @@ class TestRevert:
         assert held.opened().get(0) == registry.programs.get("pass").opened().id
         changes.close()
 
-    async def test_a_large_one_needs_few_fds(self, kernel: Kernel, registry: Registry, tmp_path: Path) -> None:
+    async def test_large_revert_needs_few_file_descriptors(
+        self, kernel: Kernel, registry: Registry, tmp_path: Path
+    ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 2048))
         changes = Changes(registry, Journal(tmp_path / "journal.db", "process"))
         held, origin = registry.maps.get("large"), RequestContext("unix", "one")
@@ -258,8 +265,10 @@ class TestRevert:
         assert held.opened().get(2047) == registry.programs.get("drop").opened().id
         changes.close()
 
-    async def test_after_a_restart(self, registry: Registry, kernel: Kernel, tmp_path: Path) -> None:
-        """What lives by other means is found again; what does not is said to be gone."""
+    async def test_revert_after_a_restart_fails_only_if_the_program_is_gone(
+        self, registry: Registry, kernel: Kernel, tmp_path: Path
+    ) -> None:
+        """A program that is held is found again. A program that nothing keeps is reported as gone."""
         journal = Journal(tmp_path / "journal.db", "process")
         changes = Changes(registry, journal)
         origin = RequestContext("unix", "one")

@@ -1,4 +1,4 @@
-"""confirm_within: changes that undo themselves."""
+"""confirm_within: changes that are undone unless they are confirmed in time."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ TABLE = "/maps/jump_table/entries"
 
 
 async def pass_time(app: FastAPI, seconds: float) -> None:
-    """As if so much time had passed: what is overdue then is undone."""
+    """Set the time since boot ahead, and undo what is overdue then."""
     confirmations = app.state.service.changes.confirmations
     now = confirmations.uptime() + seconds
     confirmations.uptime = lambda: now
@@ -39,12 +39,13 @@ async def pass_time(app: FastAPI, seconds: float) -> None:
             await confirmations.undo(waiting)
 
 
-def holds(client_answer: httpx.Response) -> dict[int, str]:
+def names_of(client_answer: httpx.Response) -> dict[int, str]:
     return {entry["index"]: entry["program"]["name"] for entry in client_answer.json()["entries"]}
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestConfirmWithin:
-    async def test_the_change_waits(self, client: httpx.AsyncClient) -> None:
+    async def test_change_is_unconfirmed_until_its_deadline(self, client: httpx.AsyncClient) -> None:
         response = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert (response.status_code, response.headers["change-id"]) == (201, "1")
         change = (await client.get("/changes/1")).json()
@@ -52,7 +53,7 @@ class TestConfirmWithin:
         assert change["confirm_by"] > change["at"]
 
     @pytest.mark.parametrize("seconds", ["0", "86401", "-1", "1.5", "x", ""])
-    async def test_from_a_second_to_a_day(self, client: httpx.AsyncClient, seconds: str) -> None:
+    async def test_time_outside_one_second_to_one_day_is_refused(self, client: httpx.AsyncClient, seconds: str) -> None:
         refused = await client.put(f"{ENTRY}?confirm_within={seconds}", json={"program": "drop"})
         assert_problem(refused, 422, "validation")
 
@@ -66,13 +67,13 @@ class TestConfirmWithin:
             ("POST", "/changes/1/revert", None),
         ],
     )
-    async def test_until_then_no_other_change_of_its_entries(
+    async def test_unconfirmed_entries_refuse_other_changes(
         self, client: httpx.AsyncClient, method: str, path: str, body: Any
     ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         before = (await client.get(TABLE)).json()
-        if path == "/changes/1/revert":  # what it put there is not there any more, waiting or not
+        if path == "/changes/1/revert":  # a later change has replaced the entry
             assert_problem(await client.request(method, path), 409, "change-conflict")
             return
         for query in ("?dry_run=true", "", "?confirm_within=5"):
@@ -83,7 +84,7 @@ class TestConfirmWithin:
         assert (await client.put(f"{TABLE}/4", json={"program": "tx"})).status_code == 201
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200, "it is there already"
 
-    async def test_a_dry_run_waits_for_nothing(self, client: httpx.AsyncClient) -> None:
+    async def test_dry_run_leaves_no_unconfirmed_change(self, client: httpx.AsyncClient) -> None:
         dry = await client.put(f"{ENTRY}?confirm_within=60&dry_run=true", json={"program": "drop"})
         assert dry.status_code == 201
         assert (await client.get("/changes")).json()["changes"] == []
@@ -91,7 +92,7 @@ class TestConfirmWithin:
 
 
 class TestConfirm:
-    async def test_it_stands(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_confirmed_change_outlasts_its_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         confirmed = await client.post("/changes/1/confirm")
         assert (confirmed.status_code, confirmed.json()["state"]) == (200, "confirmed")
@@ -100,7 +101,7 @@ class TestConfirm:
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200, "and can be changed"
 
-    async def test_once(self, client: httpx.AsyncClient) -> None:
+    async def test_second_confirmation_is_refused(self, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await client.put(f"{TABLE}/4", json={"program": "drop"})
         await client.post("/changes/1/confirm")
@@ -108,20 +109,20 @@ class TestConfirm:
             assert_problem(await client.post(f"/changes/{id_}/confirm"), 409, "already-confirmed")
         assert_problem(await client.post("/changes/9/confirm"), 404, "change-unknown")
 
-    async def test_too_late(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_confirmation_after_the_deadline_is_refused(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await pass_time(app, 61)
         assert_problem(await client.post("/changes/1/confirm"), 409, "change-conflict")
 
 
 class TestExpiry:
-    async def test_each_entry_gets_back_what_it_had(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_expiry_restores_every_entry(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
         await client.put(f"{TABLE}?confirm_within=60", json={"programs": ["pass", None, "tx", "count"]})
         await pass_time(app, 59)
-        assert holds(await client.get(TABLE)) == {0: "pass", 2: "tx", 3: "count"}
+        assert names_of(await client.get(TABLE)) == {0: "pass", 2: "tx", 3: "count"}
         await pass_time(app, 2)
-        assert holds(await client.get(TABLE)) == {0: "drop", 1: "pass", 2: "tx"}
+        assert names_of(await client.get(TABLE)) == {0: "drop", 1: "pass", 2: "tx"}
         changes = (await client.get("/changes")).json()["changes"]
         assert [(each["kind"], each["state"]) for each in changes] == [
             ("replace", "applied"),
@@ -131,14 +132,14 @@ class TestExpiry:
         assert (changes[2]["actor"], changes[2]["reverts"]) == ("jumptable", 2)
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
 
-    async def test_by_itself_when_the_time_is_over(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_timer_undoes_the_change(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=1", json={"program": "drop"})
         (timer,) = app.state.service.changes.confirmations._timers.values()
         async with asyncio.timeout(20):
             await timer
         assert (await client.get(ENTRY)).status_code == 404
 
-    async def test_what_somebody_else_has_changed_since_stays_and_is_drift(
+    async def test_expiry_leaves_entries_changed_from_outside_as_drift(
         self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", "drop"]})
@@ -146,11 +147,11 @@ class TestExpiry:
         array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
         registry.kernel.map_update(array.fd, 1, tx.fd)
         await pass_time(app, 61)
-        assert holds(await client.get(TABLE)) == {0: "drop", 1: "tx"}
+        assert names_of(await client.get(TABLE)) == {0: "drop", 1: "tx"}
         (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
         assert (drift["index"], drift["journal"]["name"], drift["kernel"]["name"]) == (1, "drop", "tx")
 
-    async def test_a_revert_ends_the_waiting(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_revert_removes_the_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert (await client.post("/changes/1/revert")).status_code == 200
         assert (await client.get("/changes/1")).json()["state"] == "reverted"
@@ -158,7 +159,7 @@ class TestExpiry:
         await pass_time(app, 61)
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
-    async def test_a_revert_can_be_made_for_a_time(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_revert_can_have_a_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.post("/changes/1/revert?confirm_within=60")
         assert (await client.get(ENTRY)).status_code == 404
@@ -166,8 +167,10 @@ class TestExpiry:
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
 
-class TestBesideOthers:
-    async def test_its_program_is_opened_again_meanwhile(self, registry: Registry, client: httpx.AsyncClient) -> None:
+class TestConcurrency:
+    async def test_program_may_be_reopened_during_an_unconfirmed_change(
+        self, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
         drop = registry.programs.get("drop").opened().id
         for _ in range(5):
             answers = await asyncio.gather(
@@ -178,20 +181,20 @@ class TestBesideOthers:
             assert [answer.is_success for answer in answers] == [True] * 3, answers[0].text
             await client.post(f"/changes/{answers[0].headers['change-id']}/revert")
 
-    async def test_its_undo_is_no_drift_while_it_cannot_be_journalled(
+    async def test_undo_that_cannot_be_journalled_is_no_drift(
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         (waiting,) = app.state.service.changes.confirmations._pending.values()
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.service.journal, "append_all", full)
+            patch.setattr(app.state.service.journal, "append_all", raise_journal_failed)
             assert not await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).status_code == 404
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
         assert await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get("/changes/1")).json()["state"] == "expired"
 
-    async def test_confirmed_where_its_map_is_not_held_any_more(self, pinned: Registry, tmp_path: Path) -> None:
+    async def test_change_of_a_released_map_can_be_confirmed(self, pinned: Registry, tmp_path: Path) -> None:
         file = tmp_path / "journal.db"
         async with started(pinned, journal=Journal(file, "process")) as app, client_of(app) as client:
             await client.put("/maps/table/entries/0?confirm_within=60", json={"program": "safe"})
@@ -201,21 +204,21 @@ class TestBesideOthers:
 
 
 class TestUndo:
-    async def test_tried_again_where_the_kernel_could_not_just_then(
+    async def test_undo_is_retried_after_a_kernel_error(
         self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Such as when no file descriptor is free; its entries stay locked, and its timer lives."""
+        """For example when no file descriptor is free. Until then the change stays unconfirmed."""
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         (waiting,) = app.state.service.changes.confirmations._pending.values()
         with monkeypatch.context() as patch:
-            patch.setattr(registry.kernel, "dup", no_fd)
+            patch.setattr(registry.kernel, "dup", raise_no_descriptor)
             assert not await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get("/changes/2")).json()["state"] == "unconfirmed"
         assert await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop"
 
-    async def test_what_it_needs_is_kept_however_many_other_changes_come(
+    async def test_replaced_program_is_kept_despite_many_later_changes(
         self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(replaced_programs, "_MAX_CHANGES", 3)
@@ -228,7 +231,7 @@ class TestUndo:
         await pass_time(app, 61)
         assert (await client.get(ENTRY)).json()["program"]["id"] == id_
 
-    async def test_what_it_replaces_is_kept_as_well(
+    async def test_program_removed_by_an_undo_is_kept_for_a_revert(
         self, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
     ) -> None:
         with load(kernel, 1, name="loose") as loose:
@@ -238,19 +241,21 @@ class TestUndo:
         assert (await client.post("/changes/2/revert")).status_code == 200
         assert (await client.get(ENTRY)).json()["program"]["id"] == id_
 
-    async def test_its_revert_cannot_wait_as_well(self, client: httpx.AsyncClient) -> None:
-        """Else it would stand in the end, and nobody had confirmed it."""
+    async def test_revert_of_an_unconfirmed_change_cannot_have_a_deadline(self, client: httpx.AsyncClient) -> None:
+        """Otherwise the expiry of the revert would restore the change, although nobody confirmed it."""
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         refused = await client.post("/changes/1/revert?confirm_within=60")
         assert_problem(refused, 409, "change-not-revertible")
 
 
-def no_fd(_: int) -> int:
+def raise_no_descriptor(_: int) -> int:
     raise OSError(errno.EMFILE, "Too many open files")
 
 
 class TestInUse:
-    async def test_what_an_undo_needs_is_not_released(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_program_and_map_needed_for_an_undo_cannot_be_released(
+        self, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
         for query in ("?dry_run=true", ""):
@@ -267,7 +272,7 @@ class TestInUse:
 
 @pytest.fixture
 async def pinned(kernel: Kernel, pins: Path, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Registry]:
-    """A map that is pinned, and the program `safe`, which is too."""
+    """A registry with the pinned map `table` and the pinned program `safe`."""
     registry = Registry(kernel, [str(pins)])
     with make_array(kernel, "table", 8) as array, load(kernel, 1, name="safe") as safe:
         kernel.obj_pin(array.fd, f"{pins}/table")
@@ -280,7 +285,7 @@ async def pinned(kernel: Kernel, pins: Path, tmp_path: Path, anyio_backend: str)
 
 
 class TestKeepDir:
-    async def test_without_it_only_pinned_programs_are_replaced(
+    async def test_without_keep_dir_only_pinned_programs_can_be_replaced(
         self, pinned: Registry, kernel: Kernel, client_without_keep_dir: httpx.AsyncClient
     ) -> None:
         client = client_without_keep_dir
@@ -295,7 +300,7 @@ class TestKeepDir:
             assert (await client.put("/maps/table/entries/1?confirm_within=60", json=body)).status_code == 200
         assert len((await client.get("/changes")).json()["changes"]) == 3
 
-    async def test_what_the_undo_needs_is_pinned_as_long_as_it_may_be_needed(
+    async def test_replaced_programs_are_pinned_until_the_change_ends(
         self, pinned: Registry, kernel: Kernel, pins: Path
     ) -> None:
         keep = pins / "keep"
@@ -313,11 +318,11 @@ class TestKeepDir:
             await pass_time(app, 91)
             assert kept(kernel, keep) == []
 
-    async def test_a_start_removes_what_is_left_there_and_nothing_else(
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
+    async def test_start_removes_only_stale_pins_of_the_service(
         self, pinned: Registry, kernel: Kernel, pins: Path
     ) -> None:
-        if kernel.name == "memory":
-            return  # has no folders to be listed
         keep = pins / "keep"
         keep.mkdir()
         fd = pinned.programs.get("safe").opened().fd
@@ -326,10 +331,10 @@ class TestKeepDir:
         async with started(pinned, keep_dir=str(keep)):
             assert kept(kernel, keep) == ["somebody_elses"]
 
-    async def test_it_cannot_be_pinned(self, pinned: Registry, pins: Path) -> None:
+    async def test_change_is_refused_if_keep_dir_is_unusable(self, pinned: Registry, pins: Path) -> None:
         if pinned.kernel.name == "memory":
             keep = f"{pins}/keep/a.b/c.d"
-            pinned.kernel.obj_pin = refuse  # type: ignore[method-assign]
+            pinned.kernel.obj_pin = raise_pin_refused  # type: ignore[method-assign]
         else:
             keep = "/proc/keep"
         async with started(pinned, keep_dir=keep) as app, client_of(app) as client:
@@ -341,12 +346,12 @@ class TestKeepDir:
             assert (await client.delete("/maps/table/entries/0")).status_code == 204
 
 
-def refuse(fd: int, path: str) -> None:
+def raise_pin_refused(fd: int, path: str) -> None:
     raise OSError(13, "refused")
 
 
 def kept(kernel: Kernel, folder: Path) -> list[str]:
-    """What is pinned there."""
+    """The pins in this folder."""
     if kernel.name == "linux":
         return [each.name for each in folder.iterdir()] if folder.exists() else []
     return [path for path in kernel._objects.pins if path.startswith(f"{folder}/")]  # type: ignore[attr-defined]
@@ -358,28 +363,28 @@ async def client_without_keep_dir(pinned: Registry) -> AsyncIterator[httpx.Async
         yield client
 
 
-class TestCutOff:
-    """The service was killed before such a change had an id: its row in the journal is all that is left of it."""
+class TestKilledBeforeCommit:
+    """The service was killed before the change had an id. Only its row of pending changes is in the journal."""
 
-    async def test_it_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
-        async with cut_off(pinned, tmp_path / "journal.db") as changes:
+    async def test_change_is_undone_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
+        async with killed_before_commit(pinned, tmp_path / "journal.db") as changes:
             assert pinned.maps.get("table").opened().get(0) is None
             assert changes.journal.pending() == []
 
-    async def test_but_not_what_others_changed_since(self, pinned: Registry, tmp_path: Path) -> None:
-        """The same change was made again, for good, while the row could not be removed."""
+    async def test_same_change_made_again_is_kept_at_the_start(self, pinned: Registry, tmp_path: Path) -> None:
+        """The same change was made again without a deadline while the row could not be removed."""
         held = pinned.maps.get("table")
-        async with cut_off(pinned, tmp_path / "journal.db", then=True):
+        async with killed_before_commit(pinned, tmp_path / "journal.db", then=True):
             assert held.opened().get(0) == pinned.programs.get("safe").opened().id
 
-    async def test_the_row_goes_as_soon_as_the_journal_can_be_written(
+    async def test_row_is_removed_once_the_journal_can_be_written(
         self, registry: Registry, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
         journal = app.state.service.journal
         with monkeypatch.context() as patch:
             for name in ("append_all", "remove_pending"):
-                patch.setattr(journal, name, full)
+                patch.setattr(journal, name, raise_journal_failed)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")
             assert len(journal.pending()) == 1
@@ -387,28 +392,28 @@ class TestCutOff:
         await retry
         assert journal.pending() == []
 
-    async def test_one_that_cannot_be_begun_leaves_nothing_behind(
+    async def test_change_that_cannot_be_prepared_leaves_nothing_behind(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Neither the programs that it would have replaced, nor an entry that seems to be changed for ever."""
+        """It keeps no replaced program, and it leaves no entry marked as being changed."""
         await client.put(ENTRY, json={"program": "pass"})
         held, kept = registry.maps.get("jump_table"), dict(app.state.service.changes.replaced_programs._uses)
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.service.journal, "add_pending", full)
+            patch.setattr(app.state.service.journal, "add_pending", raise_journal_failed)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         assert_problem(refused, 503, "journal-unavailable")
         assert not held.is_changing(3)
         assert dict(app.state.service.changes.replaced_programs._uses) == kept
 
 
-async def full(*_: object, **__: object) -> None:
+async def raise_journal_failed(*_: object, **__: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)
 
 
 @asynccontextmanager
-async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
-    """The service after such a kill; `then`: and after the same change, made for good."""
+async def killed_before_commit(registry: Registry, file: Path, *, then: bool = False) -> AsyncIterator[Changes]:
+    """The restarted service after such a kill. With `then` the same change was made again without a deadline."""
     held, safe = registry.maps.get("table"), registry.programs.get("safe").opened()
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         changes = app.state.service.changes
@@ -425,7 +430,7 @@ async def cut_off(registry: Registry, file: Path, *, then: bool = False) -> Asyn
 
 class TestRestart:
     @pytest.mark.parametrize("unconfirmed", [True, False], ids=["back in time", "too late"])
-    async def test_what_is_overdue_is_undone_before_the_first_answer(
+    async def test_overdue_change_is_undone_before_the_first_answer(
         self, pinned: Registry, tmp_path: Path, unconfirmed: bool
     ) -> None:
         file = tmp_path / "journal.db"
@@ -444,7 +449,7 @@ class TestRestart:
 
 @asynccontextmanager
 async def restarted(registry: Registry, file: Path, uptime: float) -> AsyncIterator[Changes]:
-    """The service's changes after a restart, at this time since boot."""
+    """The changes of the restarted service, with this time since boot in seconds."""
     for held in registry.maps:
         held.unconfirmed, held.expected = None, None
     changes = Changes(registry, Journal(file, "process"))

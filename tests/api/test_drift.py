@@ -1,4 +1,4 @@
-"""Drift, how it ends, and what is put back at the start."""
+"""Drift: how it is found, how it ends, and which entries are restored at the start."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,7 @@ MAP = "/maps/jump_table"
 
 
 class Outside:
-    """Somebody else's tool, on the same kernel."""
+    """Another tool that writes the same map in the kernel."""
 
     def __init__(self, registry: Registry, name: str = "jump_table") -> None:
         self.registry = registry
@@ -44,7 +44,7 @@ def outside(registry: Registry) -> Outside:
 
 
 async def drift_of(client: httpx.AsyncClient, path: str = MAP) -> dict[int, tuple[str | None, str | None]]:
-    """(recorded name, name in the kernel) by index."""
+    """The drift of a map, by index: the expected name and the name in the kernel."""
     told = (await client.get(path)).json()["drift"]
     return {each["index"]: (_name(each["journal"]), _name(each["kernel"])) for each in told}
 
@@ -53,15 +53,16 @@ def _name(program: dict[str, str] | None) -> str | None:
     return None if program is None else program["name"]
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestDrift:
-    async def test_none_by_changes_through_the_service(self, client: httpx.AsyncClient) -> None:
+    async def test_changes_through_the_service_cause_no_drift(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
         await client.put(f"{TABLE}/1", json={"program": "drop"})
         await client.delete(f"{TABLE}/2")
         await client.post("/changes/3/revert")
         assert await drift_of(client) == {}
 
-    async def test_a_program_put_replaced_or_cleared_by_somebody_else(
+    async def test_entries_set_replaced_or_cleared_from_outside_are_drift(
         self, client: httpx.AsyncClient, outside: Outside
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
@@ -70,16 +71,14 @@ class TestDrift:
         outside.set(2, "tx")
         assert await drift_of(client) == {0: ("drop", "tx"), 1: ("pass", None), 2: (None, "tx")}
 
-    async def test_it_ends_when_it_is_undone_there(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_drift_ends_when_it_is_undone_from_outside(self, client: httpx.AsyncClient, outside: Outside) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         assert await drift_of(client) == {3: ("drop", "tx")}
         outside.set(3, "drop")
         assert await drift_of(client) == {}
 
-    async def test_a_change_of_the_entry_goes_through_and_ends_it(
-        self, client: httpx.AsyncClient, outside: Outside
-    ) -> None:
+    async def test_change_of_the_entry_ends_drift(self, client: httpx.AsyncClient, outside: Outside) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200
@@ -87,7 +86,7 @@ class TestDrift:
         entries = (await client.get("/changes/2")).json()["entries"]
         assert entries[0]["before"]["name"] == "tx", "what was really replaced"
 
-    async def test_what_was_there_when_the_map_was_first_held_is_as_it_is_to_be(
+    async def test_entries_present_at_the_first_hold_are_no_drift(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         with make_array(kernel, "other", 4) as array, load(kernel, 1) as program:
@@ -98,7 +97,7 @@ class TestDrift:
         assert list(await drift_of(client, "/maps/other")) == [0]
 
     @pytest.mark.parametrize("path", [TABLE, f"{TABLE}/3", MAP])
-    async def test_any_read_finds_it_and_an_event_tells_once(
+    async def test_any_read_finds_drift_and_one_event_tells_it(
         self, app: FastAPI, client: httpx.AsyncClient, outside: Outside, path: str
     ) -> None:
         outside.set(3, "tx")
@@ -109,12 +108,12 @@ class TestDrift:
         assert (event.type, event.map, event.data["count"]) == ("drift", "jump_table", 1)
         assert event.data["drift"][0]["kernel"]["name"] == "tx"
 
-    async def test_the_regular_look_finds_it(self, app: FastAPI, outside: Outside) -> None:
+    async def test_periodic_check_finds_drift(self, app: FastAPI, outside: Outside) -> None:
         outside.set(3, "tx")
         await app.state.service.drift.check_all()
         assert [event.type for event in app.state.service.journal.events(0, 10)] == ["drift"]
 
-    async def test_an_event_tells_of_no_more_than_100_entries(
+    async def test_drift_event_lists_at_most_100_entries(
         self, app: FastAPI, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 3000))
@@ -127,8 +126,8 @@ class TestDrift:
         assert (event.data["count"], len(event.data["drift"])) == (3000, 100)
 
 
-class TestOpenedAnew:
-    async def test_a_smaller_array_in_the_midst_of_a_look(
+class TestReopenedMap:
+    async def test_read_during_a_reopen_answers_the_old_or_the_new_array(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         for size in (40_000, 5_000):
@@ -151,7 +150,9 @@ class TestOpenedAnew:
 
 
 class TestReconcile:
-    async def test_to_the_journal(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_to_the_journal_restores_the_table(
+        self, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
         before = (await client.get(TABLE)).json()
         outside.set(0, "tx")
@@ -166,7 +167,9 @@ class TestReconcile:
         assert (await client.get(TABLE)).json() == before
         assert await drift_of(client) == {}
 
-    async def test_to_the_kernel(self, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_to_the_kernel_adopts_its_entries(
+        self, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         outside.set(3, "tx")
         dry = await client.post(f"{MAP}/reconcile?dry_run=true", json={"to": "kernel"})
@@ -179,25 +182,27 @@ class TestReconcile:
         await client.post(f"/changes/{done['change']['id']}/revert")
         assert (await client.get(ENTRY)).json()["program"]["name"] == "drop", "and that can be reverted"
 
-    async def test_nothing_to_do(self, client: httpx.AsyncClient) -> None:
+    async def test_reconcile_without_drift_makes_no_change(self, client: httpx.AsyncClient) -> None:
         for to in ("journal", "kernel"):
             done = await client.post(f"{MAP}/reconcile", json={"to": to})
             assert done.json() == {"change": None, "set": 0, "cleared": 0, "unchanged": 0}
             assert "change-id" not in done.headers
 
-    async def test_all_or_nothing(self, kernel: Kernel, client: httpx.AsyncClient, outside: Outside) -> None:
+    async def test_reconcile_changes_nothing_if_one_program_is_gone(
+        self, kernel: Kernel, client: httpx.AsyncClient, outside: Outside
+    ) -> None:
         with load(kernel, 1, name="loose") as loose:
             await client.put(f"{TABLE}/1", json={"program": {"id": loose.id}})
         await client.put(f"{TABLE}/0", json={"program": "drop"})
         outside.set(0, "tx")
-        outside.set(1, "tx")  # and with that the last reference to `loose` is gone
+        outside.set(1, "tx")  # removes the last reference to `loose`
         refused = await client.post(f"{MAP}/reconcile", json={"to": "journal"})
         assert_problem(refused, 409, "change-not-revertible")
         assert [each["index"] for each in refused.json()["entries"]] == [1]
         assert len(await drift_of(client)) == 2
 
     @pytest.mark.parametrize("body", [{"to": "me"}, {}, {"to": None}, {"to": "kernel", "from": "journal"}])
-    async def test_bad_input(self, client: httpx.AsyncClient, body: object) -> None:
+    async def test_bad_input_is_refused(self, client: httpx.AsyncClient, body: object) -> None:
         assert_problem(await client.post(f"{MAP}/reconcile", json=body), 422, "validation")
         assert_problem(await client.post("/maps/nope/reconcile", json={"to": "kernel"}), 404, "map-unknown")
         refused = await client.post(f"{MAP}/reconcile?confirm_within=5", json={"to": "kernel"})
@@ -205,8 +210,8 @@ class TestReconcile:
 
 
 @pytest.fixture
-def booted(kernel: Kernel, pins: Path) -> Path:
-    """A pinned array of 4 and the pinned programs `one` and `two`."""
+def pinned_objects(kernel: Kernel, pins: Path) -> Path:
+    """A folder with a pinned array of 4 entries and the pinned programs `one` and `two`."""
     pin_all(kernel, pins)
     return pins
 
@@ -234,21 +239,21 @@ def service_on(kernel: Kernel, pins: Path, *, restore: bool) -> Registry:
 
 
 async def first_run(kernel: Kernel, pins: Path, file: Path) -> None:
-    """Entries 0 and 1 are set, and the service ends."""
+    """Run a service that sets entries 0 and 1 and ends."""
     registry = service_on(kernel, pins, restore=False)
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         assert (await client.put("/maps/table/entries", json={"programs": ["one", "two"]})).status_code == 200
     registry.close()
 
 
-class TestOnStart:
+class TestStart:
     @pytest.mark.parametrize("restore", [False, True])
-    async def test_what_was_changed_while_the_service_was_down(
-        self, kernel: Kernel, booted: Path, tmp_path: Path, restore: bool
+    async def test_entries_changed_during_downtime_are_restored_or_drift(
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path, restore: bool
     ) -> None:
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        registry = service_on(kernel, booted, restore=restore)
+        await first_run(kernel, pinned_objects, file)
+        registry = service_on(kernel, pinned_objects, restore=restore)
         outside = Outside(registry, "table")
         outside.set(0, "two")
         outside.clear(1)
@@ -265,13 +270,15 @@ class TestOnStart:
                 assert await drift_of(client, "/maps/table") == {0: ("one", "two"), 1: ("two", None)}
         registry.close()
 
-    async def test_the_loader_ran_anew_with_the_same_code(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
-        """Other ids in the same places: that is no drift."""
+    async def test_reloaded_programs_with_the_same_code_are_no_drift(
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path
+    ) -> None:
+        """The entries have other program ids, but programs with the same code."""
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        unpin_all(kernel, booted)
-        pin_all(kernel, booted)
-        registry = service_on(kernel, booted, restore=False)
+        await first_run(kernel, pinned_objects, file)
+        unpin_all(kernel, pinned_objects)
+        pin_all(kernel, pinned_objects)
+        registry = service_on(kernel, pinned_objects, restore=False)
         outside = Outside(registry, "table")
         outside.set(0, "one")
         outside.set(1, "two")
@@ -279,12 +286,12 @@ class TestOnStart:
             assert await drift_of(client, "/maps/table") == {}
         registry.close()
 
-    async def test_where_the_journal_cannot_be_written_the_table_is_not_flapped(
-        self, kernel: Kernel, booted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    async def test_restore_without_journal_writes_the_table_only_once(
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        registry = service_on(kernel, booted, restore=True)
+        await first_run(kernel, pinned_objects, file)
+        registry = service_on(kernel, pinned_objects, restore=True)
         for index in (0, 1):
             Outside(registry, "table").clear(index)
         writes = 0
@@ -296,22 +303,24 @@ class TestOnStart:
             update(*arguments)
 
         monkeypatch.setattr(kernel, "map_update", counted)
-        monkeypatch.setattr(Journal, "append_all", fail)
+        monkeypatch.setattr(Journal, "append_all", raise_journal_failed)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
                 await app.state.service._open_unavailable()
             assert writes == 2
         registry.close()
 
-    async def test_another_array_in_its_place(self, kernel: Kernel, booted: Path, tmp_path: Path) -> None:
-        """The loader ran anew while the service was down."""
+    async def test_new_array_at_the_pin_is_restored_or_drift(
+        self, kernel: Kernel, pinned_objects: Path, tmp_path: Path
+    ) -> None:
+        """The loader ran again while the service was down."""
         file = tmp_path / "journal.db"
-        await first_run(kernel, booted, file)
-        kernel.unpin(f"{booted}/table")
+        await first_run(kernel, pinned_objects, file)
+        kernel.unpin(f"{pinned_objects}/table")
         with make_array(kernel, "table", 4) as array:
-            kernel.obj_pin(array.fd, f"{booted}/table")
+            kernel.obj_pin(array.fd, f"{pinned_objects}/table")
         for restore in (False, True):
-            registry = service_on(kernel, booted, restore=restore)
+            registry = service_on(kernel, pinned_objects, restore=restore)
             async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
                 drift = await drift_of(client, "/maps/table")
                 assert drift == ({} if restore else {0: ("one", None), 1: ("two", None)})
@@ -319,7 +328,7 @@ class TestOnStart:
             registry.close()
 
 
-async def fail(*_: object, **__: object) -> None:
+async def raise_journal_failed(*_: object, **__: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)
 
@@ -329,17 +338,17 @@ async def entries_of(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     return entries
 
 
-class Rebooted(MemoryKernel):
-    """Another boot: nothing of before is there."""
+class RebootedKernel(MemoryKernel):
+    """A kernel after a reboot. It has none of the earlier objects."""
 
 
 class TestReboot:
-    async def test_recorded_programs_are_put_back_as_their_pins_come_to_exist(self, tmp_path: Path) -> None:
+    async def test_programs_are_restored_as_their_pins_appear(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)
         await first_run(kernel, pins, file)
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         registry = service_on(kernel, pins, restore=True)
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
             assert (await client.get("/maps/table")).json()["state"] == "unavailable"
@@ -347,7 +356,7 @@ class TestReboot:
                 load(kernel, 1),
                 load(kernel, 2),
                 make_array(kernel, "table", 4) as array,
-            ):  # ids of before mean nothing
+            ):  # take the ids that the programs had before the reboot
                 kernel.obj_pin(array.fd, f"{pins}/table")
                 with load(kernel, 1, name="one") as program:
                     kernel.obj_pin(program.fd, f"{pins}/one")
@@ -367,12 +376,12 @@ class TestReboot:
                 assert (told["drift"], told["warnings"]) == ([], [])
         registry.close()
 
-    async def test_a_loader_that_fills_the_table_with_the_same_code_makes_no_drift(self, tmp_path: Path) -> None:
+    async def test_loader_that_fills_the_table_with_the_same_code_causes_no_drift(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)
         await first_run(kernel, pins, file)
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         with load(kernel, 9), make_array(kernel, "table", 4) as array:
             kernel.obj_pin(array.fd, f"{pins}/table")
             registry = service_on(kernel, pins, restore=False)
@@ -384,7 +393,7 @@ class TestReboot:
                 assert await drift_of(client, "/maps/table") == {}
             registry.close()
 
-    async def test_what_waits_is_over_and_not_restored(self, tmp_path: Path) -> None:
+    async def test_unconfirmed_change_expires_and_is_not_restored(self, tmp_path: Path) -> None:
         pins, file = Path("/sys/fs/bpf"), tmp_path / "journal.db"
         kernel = MemoryKernel()
         pin_all(kernel, pins)
@@ -393,7 +402,7 @@ class TestReboot:
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
             await client.put("/maps/table/entries/0?confirm_within=86400", json={"program": "two"})
         registry.close()
-        kernel = Rebooted()
+        kernel = RebootedKernel()
         pin_all(kernel, pins)
         registry = service_on(kernel, pins, restore=True)
         async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:

@@ -1,4 +1,4 @@
-"""/events."""
+"""/events: the stream of events, its readers, and its end."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def encoded(event: Event) -> bytes:
 
 
 def parsed(text: str) -> list[Told]:
-    """The events of a stream, by the rules of WHATWG HTML, 9.2.6, as far as they are used."""
+    """Parse a stream, by those rules of WHATWG HTML, section 9.2.6, that the service uses."""
     found = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
@@ -57,7 +57,7 @@ def parsed(text: str) -> list[Told]:
 
 
 async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[Told]:
-    """All that a reader gets who comes now and stays until nothing is left to be told."""
+    """The events that a reader gets who connects now and stays until it has read everything."""
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     async with client_of(app) as client:
         reading = asyncio.create_task(client.get(f"/events{query}", headers=headers))
@@ -70,18 +70,19 @@ async def stream(app: FastAPI, query: str = "", last: int | None = 0) -> list[To
     return parsed(response.text)
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestEvents:
-    async def test_a_change_is_one_event_with_all_of_it(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_change_is_one_event_with_the_whole_change(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         bad = [{"index": 1, "program": "drop"}, {"index": 2, "program": "nope"}]
         assert (await client.patch(TABLE, json={"entries": bad})).status_code == 422
         good = [{"index": index, "program": "drop"} for index in (1, 2, 3)]
         changed = await client.patch(f"{TABLE}?note=why", json={"entries": good})
-        await client.put(f"{TABLE}/3", json={"program": "drop"})  # is there already
+        await client.put(f"{TABLE}/3", json={"program": "drop"})  # no change
         await client.put(f"{TABLE}/3?dry_run=true", json={"program": "pass"})
         (event,) = await stream(app)
         assert (event.id, event.type, event.data) == (1, "change", changed.json()["change"])
 
-    async def test_confirmed_and_expired(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_confirmation_and_expiry_are_events(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await client.post("/changes/1/confirm")
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
@@ -97,7 +98,7 @@ class TestEvents:
             ("change", 4, "applied"),
         ]
 
-    async def test_maps_and_programs(
+    async def test_holds_and_releases_are_events(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, kernel: Kernel, pins: Path
     ) -> None:
         drop = registry.programs.get("drop").opened().id
@@ -117,7 +118,7 @@ class TestEvents:
         }  # fmt: skip
         assert told[2].data["map"] == "other"
 
-    async def test_of_one_map(
+    async def test_stream_can_be_limited_to_one_map(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, kernel: Kernel
     ) -> None:
         registry.maps.adopt("other", make_array(kernel, "other", 4))
@@ -126,13 +127,11 @@ class TestEvents:
         await client.put("/programs/again", json={"id": registry.programs.get("drop").opened().id})
         assert [each.id for each in await stream(app, "?map=other")] == [2]
 
-    async def test_without_last_event_id_only_what_happens_from_now_on(
-        self, app: FastAPI, client: httpx.AsyncClient
-    ) -> None:
+    async def test_stream_without_last_event_id_starts_now(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         assert await stream(app, last=None) == []
 
-    async def test_resumed_anywhere_without_a_gap_or_a_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_stream_resumes_anywhere_without_gap_or_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await make_many(client)
         journal = app.state.service.journal
         everything = [encoded(event) for event in journal.events(0, 1000)]
@@ -146,7 +145,7 @@ class TestEvents:
                     got += [b"".join(each) for each in await anext(batches)]
             assert got == everything[after:], "of those at hand, the same as of those in the journal"
 
-    async def test_pages_of_the_journal_fit_together(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_journal_pages_have_no_gap_or_repeat(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await make_many(client)
         journal = app.state.service.journal
         found: list[int] = []
@@ -154,7 +153,7 @@ class TestEvents:
             found += [event.id for event in page]
         assert found == list(range(1, journal.last_event + 1))
 
-    async def test_the_sequence_goes_on_after_a_restart(self, registry: Registry, tmp_path: Path) -> None:
+    async def test_event_ids_continue_after_a_restart(self, registry: Registry, tmp_path: Path) -> None:
         for round_ in range(2):
             journal = Journal(tmp_path / "journal.db", "process")
             async with started(registry, journal=journal) as app, client_of(app) as client:
@@ -164,11 +163,11 @@ class TestEvents:
                     assert [each.id for each in await stream(app, last=1)] == [2, 3, 4]
 
     @pytest.mark.parametrize("last", ["x", "-1", "1.5", "", "1" * 19])
-    async def test_an_id_that_is_none(self, client: httpx.AsyncClient, last: str) -> None:
+    async def test_invalid_last_event_id_is_refused(self, client: httpx.AsyncClient, last: str) -> None:
         refused = await client.get("/events", headers={"Last-Event-ID": last})
         assert_problem(refused, 400, "malformed-header")
 
-    async def test_410_where_the_journal_does_not_go_back_so_far_or_never_had_it(
+    async def test_pruned_or_future_event_id_gets_410(
         self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(history, "_MAX_EVENTS", 100)
@@ -183,7 +182,7 @@ class TestEvents:
             assert refused.json()["first"] == pruned + 1
         assert [each.id for each in await stream(app, last=pruned)] == list(range(pruned + 1, 151))
 
-    async def test_head_ends(self, client: httpx.AsyncClient) -> None:
+    async def test_head_does_not_stream(self, client: httpx.AsyncClient) -> None:
         response = await client.head("/events")
         assert (response.status_code, response.content) == (200, b"")
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -194,7 +193,7 @@ def any_event(_: Event) -> bool:
 
 
 async def make_many(client: httpx.AsyncClient) -> None:
-    """Events of several types, mixed."""
+    """Cause events of several types."""
     for number in range(12):
         query = "?confirm_within=60" if number % 3 == 0 else ""
         answer = await client.put(f"{TABLE}/{number}{query}", json={"program": "drop"})
@@ -213,12 +212,12 @@ async def quiet(anyio_backend: str) -> AsyncIterator[FastAPI]:
 
 
 class TestReaders:
-    async def test_a_comment_where_nothing_happens(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_idle_stream_sends_keepalives(self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(feed, "_KEEPALIVE_SECONDS", 0.01)
         async with aclosing(quiet.state.service.feed.read(0, any_event, _encoded)) as batches:
             assert await anext(batches) == []
 
-    async def test_they_are_counted_and_gone_when_they_go(self, quiet: FastAPI) -> None:
+    async def test_readers_are_counted_until_they_leave(self, quiet: FastAPI) -> None:
         reading = quiet.state.service.feed.read(0, any_event, _encoded)
         first = asyncio.ensure_future(anext(reading))
         while not quiet.state.service.feed._sleeping:
@@ -229,7 +228,7 @@ class TestReaders:
         await reading.aclose()
         assert (quiet.state.service.feed.readers, quiet.state.service.feed._sleeping) == (0, set())
 
-    async def test_a_thousand_readers_get_all_and_whoever_changes_wakes_none_of_them(self, quiet: FastAPI) -> None:
+    async def test_thousand_readers_get_every_event_without_blocking_the_writer(self, quiet: FastAPI) -> None:
         service = quiet.state.service
         ids: list[list[int]] = [[] for _ in range(1000)]
 
@@ -250,7 +249,7 @@ class TestReaders:
         await asyncio.wait(readers)
         assert all(each == list(range(1, 51)) for each in ids)
 
-    async def test_one_with_much_to_catch_up_with_lets_others_have_their_turn(self, quiet: FastAPI) -> None:
+    async def test_reader_that_catches_up_yields_to_other_tasks(self, quiet: FastAPI) -> None:
         for number in range(600):
             await quiet.state.service.changes.journal.append_object_event("program", "x", {"number": number})
         turns = 0
@@ -267,7 +266,7 @@ class TestReaders:
         task.cancel()
         assert turns >= 8
 
-    async def test_many_who_are_behind_go_on_by_turns_and_share_what_is_read(
+    async def test_readers_that_catch_up_take_turns_and_share_pages(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
@@ -298,7 +297,7 @@ class TestReaders:
         assert most <= 8
         assert len(pages) == len(set(pages)) == 10
 
-    async def test_the_parts_of_an_event_are_the_same_for_all_and_no_larger_than_a_slice(
+    async def test_large_event_is_sent_in_shared_slices(
         self, registry: Registry, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 4000))
@@ -308,11 +307,11 @@ class TestReaders:
         first, second = list(_slices([shared])), list(_slices([shared]))
         assert len(first) > 5
         assert all(len(each) <= 1 << 16 for each in first)
-        # One that is a slice by itself is not copied; the short ones beside it are.
+        # A part that fills a slice is not copied. Only the short parts beside it are joined.
         assert sum(one is other for one, other in zip(first, second, strict=True)) >= len(first) - 2
         assert b"".join(first) == encoded(event)
 
-    async def test_whether_a_reader_may_still_read_is_not_asked_for_each_batch(
+    async def test_right_to_read_is_not_checked_for_each_batch(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for number in range(600):
@@ -328,7 +327,7 @@ class TestReaders:
         assert len(await stream(quiet)) == 600
         assert asked == ["watch_events"]
 
-    async def test_one_that_sleeps_long_gets_what_it_missed_from_the_journal(
+    async def test_slow_reader_gets_missed_events_from_the_journal(
         self, quiet: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(feed, "_RECENT_WEIGHT", 5)
@@ -341,7 +340,7 @@ class TestReaders:
                 got += [each.id for each in parsed(b"".join(chain.from_iterable(await anext(batches))).decode())]
         assert got == list(range(1, 201))
 
-    async def test_a_large_change_is_encoded_once_for_all(
+    async def test_large_change_is_encoded_once_for_all_readers(
         self, registry: Registry, kernel: Kernel, app: FastAPI, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("large", make_array(kernel, "large", 20_000))
@@ -361,7 +360,7 @@ class TestReaders:
         assert seen == [1]
         assert len(set(got)) == 1
 
-    async def test_a_late_confirmation_of_a_change_that_is_pruned_is_told(
+    async def test_confirmation_of_a_pruned_change_is_still_an_event(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         journal = Journal(tmp_path / "journal.db", "process")
@@ -380,11 +379,12 @@ class TestReaders:
         registry.close()
 
 
-class TestServed:
-    def test_one_that_does_not_read_on_holds_up_no_end(self) -> None:
+class TestProcess:
+    @pytest.mark.slow
+    def test_stalled_reader_does_not_delay_the_shutdown(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             url = httpx.URL(service.url)
-            for number in range(1500):  # of 4 KB each: more than the sockets take
+            for number in range(1500):  # of 4 KB each, more than the socket buffers take
                 body = {"programs": [("drop", "pass")[number % 2]] * 16}
                 client.put(f"{TABLE}?note={'x' * 1000}", json=body)
             with socket.socket() as connection:
@@ -397,7 +397,7 @@ class TestServed:
                 assert time.monotonic() - began < 6, "without the grace of 10 s that requests have"
             assert "without completing" not in service.output()
 
-    def test_curl_follows_and_the_stream_ends_with_the_service(self) -> None:
+    def test_stream_ends_when_the_service_stops(self) -> None:
         with demo("--kernel", "memory") as service, service.client() as client:
             with client.stream("GET", "/events") as response:
                 lines = response.iter_lines()

@@ -1,4 +1,4 @@
-"""Tables of many entries: the same as small ones, in another way."""
+"""Tables of many entries behave like small ones, although other code writes and encodes them."""
 
 import asyncio
 import errno
@@ -13,7 +13,7 @@ from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from tests.api.conftest import asking, assert_problem
+from tests.api.conftest import assert_problem, client_on_registry
 from tests.conftest import load
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ NAMES = ("drop", "pass", "tx")
 
 
 def programs(turn: int) -> list[str | None]:
-    """A table; another turn differs in every entry, but for some that are empty in each."""
+    """A table of program names. Each turn differs in every entry, except for some that are always empty."""
     return [None if index % 100 == 0 else NAMES[(index + turn) % 3] for index in range(SIZE)]
 
 
@@ -35,7 +35,7 @@ async def large(registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -
 
 
 async def table(client: httpx.AsyncClient) -> list[str | None]:
-    """The held name of each entry, as GET tells it."""
+    """The held name of each entry, as GET answers it."""
     told: list[str | None] = [None] * SIZE
     for each in (await client.get(LARGE)).json()["entries"]:
         told[each["index"]] = each["program"]["name"]
@@ -43,7 +43,8 @@ async def table(client: httpx.AsyncClient) -> list[str | None]:
 
 
 class TestReplace:
-    async def test_written_told_journalled_and_reverted(self, large: httpx.AsyncClient) -> None:
+    @pytest.mark.slow
+    async def test_replace_is_written_journalled_and_reverted(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         answer = await large.put(LARGE, json={"programs": programs(1)})
         assert (answer.status_code, answer.headers["change-id"]) == (200, "2")
@@ -60,7 +61,7 @@ class TestReplace:
         ]
         assert await table(large) == programs(0)
 
-    async def test_half_of_it_cleared_by_falling_index(self, large: httpx.AsyncClient) -> None:
+    async def test_entries_are_cleared_by_falling_index(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": ["drop"] * SIZE})
         answer = (await large.put(LARGE, json={"programs": ["drop"] * 100 + ["pass"] * 100})).json()
         assert (answer["set"], answer["cleared"], answer["unchanged"]) == (100, SIZE - 200, 100)
@@ -68,7 +69,7 @@ class TestReplace:
         assert indexes == [*range(100, 200), *range(SIZE - 1, 199, -1)]
         assert await table(large) == ["drop"] * 100 + ["pass"] * 100 + [None] * (SIZE - 200)
 
-    async def test_what_get_answers_can_be_put_back(self, large: httpx.AsyncClient) -> None:
+    async def test_answer_of_get_can_be_put(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         told = (await large.get(LARGE)).json()
         assert (await large.put(LARGE, json=told)).json()["unchanged"] == len(told["entries"])
@@ -77,7 +78,9 @@ class TestReplace:
         assert (await large.put(LARGE, json=told)).json()["change"]["entries"][0]["index"] == SIZE - 1
         assert await table(large) == programs(0)
 
-    async def test_confirmed_in_time_or_undone(self, app: FastAPI, large: httpx.AsyncClient) -> None:
+    async def test_confirmed_table_stays_and_an_expired_one_is_undone(
+        self, app: FastAPI, large: httpx.AsyncClient
+    ) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         for number, is_confirmed in ((2, True), (3, False)):
             await large.put(f"{LARGE}?confirm_within=60", json={"programs": programs(number)})
@@ -91,7 +94,7 @@ class TestReplace:
 
 
 class TestList:
-    async def test_pages_are_parts_of_the_whole(self, large: httpx.AsyncClient) -> None:
+    async def test_pages_make_up_the_whole_table(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         whole, found = (await large.get(LARGE)).json(), list[Any]()
         start: int | None = 0
@@ -108,7 +111,7 @@ class TestList:
         head = await large.head(LARGE)
         assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "application/json")
 
-    async def test_others_have_their_turn_meanwhile(self, large: httpx.AsyncClient) -> None:
+    async def test_large_requests_yield_to_other_tasks(self, large: httpx.AsyncClient) -> None:
         await large.put(LARGE, json={"programs": programs(0)})
         for request in (large.get(LARGE), large.put(LARGE, json={"programs": programs(1)}), large.get("/changes/1")):
             task, turns = asyncio.ensure_future(request), 0
@@ -119,7 +122,7 @@ class TestList:
 
 
 class TestRefused:
-    async def test_midway_all_is_put_back(self) -> None:
+    async def test_kernel_error_midway_puts_everything_back(self) -> None:
         class Refusing(MemoryKernel):
             refused = -1
 
@@ -131,7 +134,7 @@ class TestRefused:
         registry = Registry(kernel := Refusing())
         demo.fill(registry)
         registry.maps.adopt("large", make_array(kernel, "large", SIZE))
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(LARGE, json={"programs": programs(0)})
             kernel.refused = 7001
             refused = await client.put(LARGE, json={"programs": programs(1)})
@@ -141,7 +144,7 @@ class TestRefused:
             assert await table(client) == programs(0)
         registry.close()
 
-    async def test_a_program_that_does_not_fit(self, large: httpx.AsyncClient, kernel: Kernel) -> None:
+    async def test_incompatible_program_changes_nothing(self, large: httpx.AsyncClient, kernel: Kernel) -> None:
         await large.put(LARGE, json={"programs": ["drop"] * 100})
         with load(kernel, 1, 1) as other:
             await large.put("/programs/other", json={"id": other.id})
@@ -149,8 +152,8 @@ class TestRefused:
             assert_problem(refused, 422, "program-incompatible")
         assert await table(large) == ["drop"] * 100 + [None] * (SIZE - 100)
 
-    async def test_no_program_has_the_id_0(self, large: httpx.AsyncClient) -> None:
-        """By which an empty entry is known within."""
+    async def test_program_id_0_is_not_found(self, large: httpx.AsyncClient) -> None:
+        """Inside the service the id 0 marks an empty entry."""
         for url in (LARGE, "/maps/jump_table/entries"):
             refused = await large.patch(url, json={"entries": [{"index": 3, "program": {"id": 0}}]})
             assert_problem(refused, 422, "program-not-found")
@@ -172,7 +175,9 @@ class TestRefused:
             ("index", "body.entries.1"),
         ],
     )
-    async def test_one_wrong_entry_is_told_by_its_place(self, large: httpx.AsyncClient, entry: Any, told: str) -> None:
+    async def test_invalid_entry_is_told_with_its_location(
+        self, large: httpx.AsyncClient, entry: Any, told: str
+    ) -> None:
         for first in ("drop", {"id": 1}, None):
             entries = [{"index": 0, "program": first}, entry]
             refused = await large.put(LARGE, json={"entries": entries})

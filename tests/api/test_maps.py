@@ -1,4 +1,4 @@
-"""/maps and /programs: what they tell, holding and releasing over HTTP."""
+"""/maps and /programs: reading, holding and releasing."""
 
 import asyncio
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestGetMap:
-    async def test_all_of_it(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_map_has_every_field(self, registry: Registry, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         told = (await client.get("/maps/jump_table")).json()
         assert told == {
@@ -41,11 +41,13 @@ class TestGetMap:
         }
         assert (await client.get("/maps")).json() == {"maps": [told]}
 
-    async def test_no_owner_yet(self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -> None:
+    async def test_map_without_entries_has_no_owner(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
         registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
         assert (await client.get("/maps/fresh")).json()["owner"] is None
 
-    async def test_unknown(self, client: httpx.AsyncClient) -> None:
+    async def test_unknown_map_is_refused(self, client: httpx.AsyncClient) -> None:
         for method in ("GET", "DELETE"):
             assert_problem(await client.request(method, "/maps/nope"), 404, "map-unknown")
         assert_problem(await client.get("/maps/nope/entries"), 404, "map-unknown")
@@ -54,7 +56,9 @@ class TestGetMap:
 
 
 class TestHoldMap:
-    async def test_round(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+    async def test_map_is_created_released_and_held_again(
+        self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
         body = {"pinned": f"{pins}/table", "create": {"max_entries": 8}}
         dry = await client.put("/maps/table?dry_run=true", json=body)
         assert (dry.status_code, dry.headers["dry-run"], dry.json()["max_entries"]) == (201, "true", 8)
@@ -70,7 +74,7 @@ class TestHoldMap:
         again = await client.put("/maps/table", json={"pinned": f"{pins}/table"})
         assert (again.status_code, again.json()["used"], again.json()["created_here"]) == (201, 1, False)
 
-    async def test_by_id_is_warned_of(self, kernel: Kernel, client: httpx.AsyncClient) -> None:
+    async def test_map_held_by_id_has_a_warning(self, kernel: Kernel, client: httpx.AsyncClient) -> None:
         with make_array(kernel, "mortal", 8) as array:
             held = await client.put("/maps/mortal", json={"id": array.id})
             assert held.status_code == 201
@@ -78,7 +82,9 @@ class TestHoldMap:
             assert_problem(await client.delete("/maps/mortal"), 409, "last-reference")
             assert (await client.delete("/maps/mortal?force=true")).status_code == 204
 
-    async def test_what_would_lose_entries(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+    async def test_hold_or_release_that_would_lose_entries_is_refused(
+        self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         with make_array(kernel, "table", 8) as array:
             kernel.obj_pin(array.fd, f"{pins}/table")
@@ -88,10 +94,12 @@ class TestHoldMap:
         assert (await client.get(ENTRY)).status_code == 200
 
 
-class TestPinThatLeadsElsewhere:
-    """A loader that is run anew makes a new array, and pins it over the old one's path."""
+class TestMovedPin:
+    """A loader that runs again creates a new array and pins it at the path of the old one."""
 
-    async def test_it_is_told_and_opened_at_a_wish(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+    async def test_moved_pin_is_a_warning_and_force_opens_the_new_array(
+        self, kernel: Kernel, pins: Path, client: httpx.AsyncClient
+    ) -> None:
         body = {"pinned": f"{pins}/table", "create": {"max_entries": 8}}
         first = (await client.put("/maps/table", json=body)).json()
         assert first["warnings"] == []
@@ -113,19 +121,17 @@ class TestPinThatLeadsElsewhere:
             assert (forced.status_code, forced.json()["id"], forced.json()["used"]) == (200, second.id, 0)
             assert (await client.get("/readyz")).status_code == 200
 
-    async def test_the_same_array_by_another_way_is_no_other(
-        self, registry: Registry, client: httpx.AsyncClient
-    ) -> None:
+    async def test_same_array_by_another_source_stays_held(self, registry: Registry, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         same = await client.put("/maps/jump_table", json={"id": registry.maps.get("jump_table").opened().id})
         assert (same.status_code, same.json()["used"]) == (200, 1)
 
 
-class TestReleaseWhileOthersRead:
-    async def test_the_answer_is_from_before_or_after(
+class TestConcurrentRelease:
+    async def test_read_during_a_release_answers_the_state_before_or_after(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """A large table is read in steps, and may be released between two of them."""
+        """A large table is read in steps, and a release may come between two of them."""
         for _ in range(5):
             registry.maps.adopt("large", make_array(kernel, "large", 10_000))
             answers = await asyncio.gather(
@@ -137,8 +143,9 @@ class TestReleaseWhileOthersRead:
             assert answers[0].status_code == answers[3].status_code == 200
 
 
+@pytest.mark.usefixtures("both_ways")
 class TestUnavailable:
-    async def test_it_is_told_and_readyz_is_red(
+    async def test_unavailable_objects_are_reported_and_readyz_fails(
         self, registry: Registry, kernel: Kernel, pins: Path, client: httpx.AsyncClient
     ) -> None:
         registry.maps.add(HeldMap("late", Pinned(f"{pins}/late")))
@@ -165,7 +172,7 @@ class TestUnavailable:
 
 
 class TestPrograms:
-    async def test_all_of_one(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_program_has_every_field(self, registry: Registry, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "entry"})
         told = (await client.get("/programs/entry")).json()
         assert (told["name"], told["type"], told["kernel_name"], told["state"]) == ("entry", "xdp", "entry", "held")
@@ -176,7 +183,7 @@ class TestPrograms:
         assert [each["name"] for each in listed] == ["count", "drop", "entry", "pass", "tx"]
         assert listed[2] == told
 
-    async def test_hold_and_release(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
+    async def test_program_is_held_and_released(self, kernel: Kernel, pins: Path, client: httpx.AsyncClient) -> None:
         with load(kernel) as program:
             kernel.obj_pin(program.fd, f"{pins}/other")
         dry = await client.put("/programs/other?dry_run=true", json={"pinned": f"{pins}/other"})
@@ -190,10 +197,10 @@ class TestPrograms:
         assert_problem(await client.delete("/programs/other"), 404, "program-unknown")
         assert (await client.get(ENTRY)).json()["program"]["name"] is None
 
-    async def test_unknown(self, client: httpx.AsyncClient) -> None:
+    async def test_unknown_program_is_refused(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.post("/programs/nope/run", json={"packet": "00" * 14}), 404, "program-unknown")
 
-    async def test_run(self, client: httpx.AsyncClient) -> None:
+    async def test_run_returns_the_result_and_the_packet(self, client: httpx.AsyncClient) -> None:
         run = (await client.post("/programs/drop/run", json={"packet": "ab" * 14, "repeat": 10})).json()
         assert (run["returned"], run["meaning"], run["packet"]) == (1, "XDP_DROP", "ab" * 14)
         assert run["duration_ns"] >= 0

@@ -1,4 +1,4 @@
-"""/metrics."""
+"""/metrics: counters, labels and formats."""
 
 import re
 
@@ -10,13 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.service.registry.registry import Registry
 from tests.api.conftest import ENTRY
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 TABLE = "/maps/jump_table/entries"
 
 
 class TestMetrics:
-    async def test_changes_requests_drift_and_readers(
+    async def test_metrics_count_changes_requests_drift_and_readers(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry
     ) -> None:
         await client.put(ENTRY, json={"program": "drop"})
@@ -44,7 +44,7 @@ class TestMetrics:
         assert counters["jumptable_kernel_call_seconds_count", (("call", "map_update"),)] >= 3
         assert counters["jumptable_journal_commit_seconds_count", ()] >= 3
 
-    async def test_no_label_comes_from_a_request(self, client: httpx.AsyncClient) -> None:
+    async def test_request_data_never_becomes_a_label(self, client: httpx.AsyncClient) -> None:
         before = len(await scrape(client))
         for number in range(30):
             await client.get(f"/nope{number}")
@@ -55,7 +55,7 @@ class TestMetrics:
         assert not [name for name in new if re.search("nope|VERB", str(name))]
         assert len(await scrape(client)) < before + 300
 
-    async def test_both_formats(self, client: httpx.AsyncClient) -> None:
+    async def test_metrics_have_the_text_and_the_openmetrics_format(self, client: httpx.AsyncClient) -> None:
         plain = await client.get("/metrics")
         assert plain.headers["content-type"].startswith("text/plain")
         openmetrics = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})

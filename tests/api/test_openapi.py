@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, and kept as a snapshot so that a change of it is seen."""
+"""The OpenAPI document is complete, and it equals a snapshot, so that every change of it is seen."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [operation for path in document["paths"].values() for operation in path.values()]
 
 
-def test_it_is_the_snapshot(document: dict[str, Any]) -> None:
-    """A wanted change: UPDATE_SNAPSHOT=1 pytest tests/api/test_openapi.py, and a line in the changelog."""
+def test_document_equals_the_snapshot(document: dict[str, Any]) -> None:
+    """After a wanted change run UPDATE_SNAPSHOT=1 pytest tests/api/test_openapi.py, and add a line to the changelog."""
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(text)
@@ -61,7 +61,7 @@ def test_every_operation_has_an_id_a_summary_and_its_errors(document: dict[str, 
                     assert example["value"]["status"] == int(status)
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     for name in re.findall(r"#/components/schemas/([\w-]+)", json.dumps(document)):
         assert name in document["components"]["schemas"]
 
@@ -77,11 +77,11 @@ def test_every_problem_is_documented_by_some_route(document: dict[str, Any]) -> 
         for response in operation["responses"].values()
         for code in response.get("content", {}).get("application/problem+json", {}).get("examples", {})
     }
-    # What routing itself answers belongs to no route.
+    # The router itself answers this one, so it belongs to no route.
     assert set(PROBLEMS) - documented == {"method-not-allowed"}
 
 
-def test_it_tells_how_it_is_known_who_asks(document: dict[str, Any]) -> None:
+def test_document_names_the_configured_authentication(document: dict[str, Any]) -> None:
     assert "securitySchemes" not in document["components"], "nothing is asked for"
     tokens = Tokens(TokenFile(Path("/nonexistent")))
     actors = {"a.example.org": Actor("certificate:a", None)}

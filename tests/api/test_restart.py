@@ -1,4 +1,4 @@
-"""What requests hold is held again after a restart."""
+"""Objects that requests hold are held again after a restart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(kernel: Kernel, pins: Path) -> Iterator[tuple[int, int]]:
-    """An array and a program that somebody else keeps, pinned as `table` and `program`: their ids."""
+    """The ids of an array and a program, pinned as `table` and `program` and kept open by the test."""
     with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
         kernel.obj_pin(array.fd, f"{pins}/table")
         kernel.obj_pin(program.fd, f"{pins}/program")
@@ -34,14 +34,14 @@ def prepared(kernel: Kernel, pins: Path) -> Iterator[tuple[int, int]]:
 
 
 async def names(client: httpx.AsyncClient) -> dict[str, str]:
-    """What is held, and its state."""
+    """The state of every held object, by name."""
     maps = (await client.get("/maps")).json()["maps"]
     programs = (await client.get("/programs")).json()["programs"]
     return {each["name"]: each["state"] for each in (*maps, *programs)}
 
 
 async def hold_all(kernel: Kernel, pins: Path, file: Path, ids: tuple[int, int]) -> None:
-    """Two by pin, one by id, one made, one released again; then the service ends."""
+    """Run a service that holds two objects by pin, one by id and one it creates, releases one more, and ends."""
     registry = Registry(kernel, [str(pins)])
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
         for path, body in (
@@ -58,7 +58,9 @@ async def hold_all(kernel: Kernel, pins: Path, file: Path, ids: tuple[int, int])
     registry.close()
 
 
-async def test_all_but_what_was_released(kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]) -> None:
+async def test_all_holds_but_released_ones_survive_a_restart(
+    kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
+) -> None:
     await hold_all(kernel, pins, file, prepared)
     registry = Registry(kernel, [str(pins)])
     async with started(registry, journal=Journal(file, "process")) as app, client_of(app) as client:
@@ -68,7 +70,7 @@ async def test_all_but_what_was_released(kernel: Kernel, pins: Path, file: Path,
     registry.close()
 
 
-async def test_the_configuration_has_precedence(
+async def test_configuration_takes_precedence_over_journalled_holds(
     kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
 ) -> None:
     await hold_all(kernel, pins, file, prepared)
@@ -81,7 +83,7 @@ async def test_the_configuration_has_precedence(
     registry.close()
 
 
-async def test_what_is_gone_is_unavailable_until_it_is_back(
+async def test_missing_program_is_unavailable_until_its_pin_is_back(
     kernel: Kernel, pins: Path, file: Path, prepared: tuple[int, int]
 ) -> None:
     await hold_all(kernel, pins, file, prepared)
@@ -98,7 +100,7 @@ async def test_what_is_gone_is_unavailable_until_it_is_back(
     registry.close()
 
 
-async def test_holds_by_id_end_with_the_boot(file: Path) -> None:
+async def test_holds_by_id_do_not_survive_a_reboot(file: Path) -> None:
     pins = Path("/sys/fs/bpf")
     kernel = MemoryKernel()
     with make_array(kernel, "table", 4) as array, load(kernel, 1) as program:
@@ -111,7 +113,7 @@ async def test_holds_by_id_end_with_the_boot(file: Path) -> None:
     registry.close()
 
 
-async def test_what_cannot_be_journalled_is_neither_held_nor_released(
+async def test_hold_or_release_that_cannot_be_journalled_is_refused(
     kernel: Kernel, pins: Path, prepared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = Registry(kernel, [str(pins)])
@@ -119,7 +121,7 @@ async def test_what_cannot_be_journalled_is_neither_held_nor_released(
         await client.put("/programs/first", json={"id": prepared[1]})
         with monkeypatch.context() as patch:
             for name in ("save_hold", "remove_hold"):
-                patch.setattr(app.state.service.journal, name, fail)
+                patch.setattr(app.state.service.journal, name, raise_journal_failed)
             for method, path, body in (
                 ("PUT", "/maps/made", {"pinned": f"{pins}/made", "create": {"max_entries": 7}}),
                 ("PUT", "/maps/table", {"pinned": f"{pins}/table"}),
@@ -133,6 +135,6 @@ async def test_what_cannot_be_journalled_is_neither_held_nor_released(
     registry.close()
 
 
-async def fail(*_: object) -> None:
+async def raise_journal_failed(*_: object) -> None:
     message = "the disk is full"
     raise JournalFailed(message)

@@ -1,4 +1,4 @@
-"""PUT and PATCH of a whole table, and what is journalled of it."""
+"""PUT and PATCH of whole tables: checks, order of writes, and rollback."""
 
 import asyncio
 import errno
@@ -16,7 +16,7 @@ from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
 from app.cli import demo
 from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
-from tests.api.conftest import ENTRY, asking, assert_problem
+from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 from tests.conftest import application, load
 
 pytestmark = pytest.mark.anyio
@@ -25,17 +25,17 @@ TABLE = "/maps/jump_table/entries"
 
 
 async def names(client: httpx.AsyncClient, url: str = TABLE) -> dict[int, str]:
-    """The held name by index."""
+    """The held names, by index."""
     return {each["index"]: each["program"]["name"] for each in (await client.get(url)).json()["entries"]}
 
 
 def listed(**programs: str | None) -> dict[str, Any]:
-    """A body: `_3="drop"`."""
+    """A request body. `_3="drop"` lists index 3."""
     return {"entries": [{"index": int(index[1:]), "program": program} for index, program in programs.items()]}
 
 
 class TestUpdateEntries:
-    async def test_the_listed_ones_alone(self, client: httpx.AsyncClient) -> None:
+    async def test_update_changes_only_the_listed_entries(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass", "tx"]})
         response = await client.patch(TABLE, json=listed(_0="pass", _1=None, _5="count", _2="tx", _7=None))
         assert response.status_code == 200
@@ -44,8 +44,8 @@ class TestUpdateEntries:
         assert await names(client) == {0: "pass", 2: "tx", 5: "count"}
         assert response.headers["change-id"] == str(response.json()["change"]["id"])
 
-    async def test_written_in_the_order_given(self) -> None:
-        """Callees go before the entries that lead to them."""
+    async def test_entries_are_written_in_the_given_order(self) -> None:
+        """A caller can so set callees before the entries that lead to them."""
         writes: list[int] = []
 
         class Watched(MemoryKernel):
@@ -60,13 +60,13 @@ class TestUpdateEntries:
 
         registry = Registry(Watched())
         demo.fill(registry)
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.patch(TABLE, json=listed(_9="drop", _2="pass", _5="tx"))
             await client.put(TABLE, json=listed(_7="drop", _1="pass"))
         registry.close()
         assert writes == [9, 2, 5, 7, 1, -9, -5, -2], "sets as listed, then clears by falling index"
 
-    async def test_nothing_to_do_is_no_change(self, client: httpx.AsyncClient) -> None:
+    async def test_update_without_difference_is_no_change(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         response = await client.patch(TABLE, json=listed(_3="drop", _4=None))
         assert response.json() == {"change": None, "set": 0, "cleared": 0, "unchanged": 2}
@@ -75,7 +75,7 @@ class TestUpdateEntries:
 
 
 class TestReplaceEntries:
-    async def test_what_is_not_listed_is_cleared(self, client: httpx.AsyncClient) -> None:
+    async def test_unlisted_entries_are_cleared(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", None, "pass"]})
         response = await client.put(TABLE, json=listed(_2="tx", _3="drop"))
         assert (response.json()["set"], response.json()["cleared"]) == (2, 1)
@@ -83,7 +83,7 @@ class TestReplaceEntries:
         assert (await client.put(TABLE, json={"entries": []})).json()["cleared"] == 2
         assert await names(client) == {}
 
-    async def test_what_get_answers_can_be_put_to_another_table(
+    async def test_answer_of_get_can_be_put_to_another_map(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
         registry.maps.adopt("other", make_array(kernel, "other", 16))
@@ -98,14 +98,16 @@ class TestReplaceEntries:
             (each["index"], each["program"]) for each in got["entries"]
         ]
 
-    async def test_a_page_is_not_the_whole_table(self, client: httpx.AsyncClient) -> None:
+    async def test_page_is_refused_as_a_whole_table(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", "pass"]})
         page = (await client.get(f"{TABLE}?limit=1")).json()
         assert_problem(await client.put(TABLE, json=page), 422, "validation")
         assert await names(client) == {0: "drop", 1: "pass"}
 
-    async def test_a_large_table(self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient) -> None:
-        """Replaced in one PUT, read back, and reverted."""
+    async def test_table_of_65536_entries_is_replaced_read_and_reverted(
+        self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
+    ) -> None:
+        """It is replaced in one PUT, read back, and reverted."""
         registry.maps.adopt("large", make_array(kernel, "large", 65_536))
         programs = [("drop", "pass", "tx")[number % 3] for number in range(65_536)]
         put = await client.put("/maps/large/entries", json={"programs": programs})
@@ -145,20 +147,20 @@ class TestChecks:
     @pytest.mark.parametrize(
         "body", [{}, {"programs": ["drop"], "entries": []}, {"entries": None}, [], {"entries": {}}]
     )
-    async def test_another_shape(self, client: httpx.AsyncClient, body: object) -> None:
+    async def test_body_of_the_wrong_shape_is_a_validation_error(self, client: httpx.AsyncClient, body: object) -> None:
         assert_problem(await client.put(TABLE, json=body), 422, "validation")
 
-    async def test_two_types_into_a_fresh_array(
+    async def test_two_program_types_are_refused_for_an_empty_array(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient
     ) -> None:
-        """The first fixes what fits: that the second does not is known before either is written."""
+        """The first program would fix the owner of the array. The second is refused before either is written."""
         registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
         with load(kernel, type_=ProgType.SOCKET_FILTER) as other:
             response = await client.put("/maps/fresh/entries", json={"programs": ["drop", {"id": other.id}]})
         assert_problem(response, 422, "program-incompatible")
         assert (await client.get("/maps/fresh")).json()["owner"] is None
 
-    async def test_the_body_may_grow_with_the_table(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_body_limit_grows_with_the_table(self, registry: Registry, client: httpx.AsyncClient) -> None:
         large = json.dumps({"programs": []}).encode() + b" " * (64 * 1024 + 512 * 16)
         headers = {"Content-Type": "application/json"}
         refused = await client.put(TABLE, content=large, headers=headers)
@@ -166,7 +168,7 @@ class TestChecks:
         assert refused.json()["max_bytes"] == 64 * 1024 + 512 * 16
         assert (await client.put(TABLE, content=large[:-100], headers=headers)).status_code == 200
 
-    async def test_conditions_are_the_whole_tables(self, client: httpx.AsyncClient) -> None:
+    async def test_if_match_applies_to_the_whole_table(self, client: httpx.AsyncClient) -> None:
         etag = (await client.get(TABLE)).headers["etag"]
         assert (await client.put(TABLE, json=listed(_1="drop"), headers={"If-Match": etag})).status_code == 200
         late = await client.patch(TABLE, json=listed(_1="pass"), headers={"If-Match": etag})
@@ -174,21 +176,21 @@ class TestChecks:
         assert late.json()["current"]["etag"] == (await client.get(TABLE)).headers["etag"]
         assert await names(client) == {1: "drop"}
 
-    async def test_a_dry_run_tells_what_would_be_done(self, client: httpx.AsyncClient) -> None:
+    async def test_dry_run_tells_the_counts_and_writes_nothing(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         dry = await client.put(f"{TABLE}?dry_run=true", json=listed(_1="pass"))
         assert dry.json() == {"change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried"}
         assert (dry.headers["dry-run"], "change-id" in dry.headers) == ("true", False)
         assert await names(client) == {3: "drop"}
 
-    async def test_frozen(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    async def test_frozen_map_refuses_writes(self, registry: Registry, client: httpx.AsyncClient) -> None:
         registry.kernel.map_freeze(registry.maps.get("jump_table").opened().fd)
         assert_problem(await client.put(TABLE, json=listed(_1="pass")), 409, "map-frozen")
         assert (await client.put(TABLE, json={"entries": []})).status_code == 200
 
 
 class Refusing(MemoryKernel):
-    """Refuses the write to one index, once it is told to."""
+    """A kernel that refuses writes to the index `refused`."""
 
     refused: int | None = None
 
@@ -198,17 +200,17 @@ class Refusing(MemoryKernel):
         super().map_update(fd, index, value, flags)
 
 
-class TestPutBack:
-    async def test_refused_midway(self) -> None:
+class TestRollback:
+    async def test_kernel_error_midway_puts_everything_back(self) -> None:
         kernel = Refusing()
         registry = Registry(kernel)
         demo.fill(registry)
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(TABLE, json={"programs": ["drop", "drop", None, "drop"]})
             before = (await client.get(TABLE)).json()
             kernel.refused = 2
             response = await client.put(TABLE, json={"programs": ["pass", None, "pass", "pass"]})
-            # The clear of 1 comes last, so it was never begun.
+            # The clear of entry 1 comes last, so it was not made.
             assert_problem(response, 500, "kernel-error")
             facts = response.json()
             assert (facts["index"], facts["put_back"], facts["left"], facts["errno"]) == (2, True, [], "ENOMEM")
@@ -216,12 +218,12 @@ class TestPutBack:
             assert len((await client.get("/changes")).json()["changes"]) == 1
         registry.close()
 
-    async def test_what_cannot_be_put_back_is_said(self) -> None:
+    async def test_entries_that_cannot_be_put_back_are_listed(self) -> None:
         kernel = Refusing()
         registry = Registry(kernel)
         demo.fill(registry)
 
-        async with asking(registry) as client:
+        async with client_on_registry(registry) as client:
             await client.put(TABLE, json={"programs": ["drop", "drop"]})
             update = kernel.map_update
 
@@ -239,8 +241,8 @@ class TestPutBack:
         registry.close()
 
 
-class TestGivenUp:
-    async def test_a_change_that_the_end_of_the_service_cuts_off_is_put_back(self) -> None:
+class TestShutdown:
+    async def test_change_interrupted_by_the_shutdown_is_put_back(self) -> None:
         began = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -268,7 +270,7 @@ class TestGivenUp:
 
 
 class TestJournalUnavailable:
-    async def test_the_kernel_is_put_back_and_nothing_is_told_to_be_done(
+    async def test_failed_journal_write_puts_the_kernel_back(
         self, app: FastAPI, registry: Registry, monkeypatch: pytest.MonkeyPatch, client: httpx.AsyncClient
     ) -> None:
         await client.put(TABLE, json={"programs": ["drop", None, "drop"]})
@@ -289,11 +291,11 @@ class TestJournalUnavailable:
         assert (await client.put(TABLE, json={"programs": ["tx", "tx"]})).headers["change-id"] == "2"
 
 
-class TestRights:
-    async def test_what_is_left_as_it_is_need_not_be_opened(
+class TestForeignPrograms:
+    async def test_unchanged_program_need_not_be_opened(
         self, registry: Registry, kernel: Kernel, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A program that nobody here holds can be opened by id only with CAP_SYS_ADMIN."""
+        """Without CAP_SYS_ADMIN a program that the service does not hold cannot be opened by its id."""
         with load(kernel, 1, name="foreign") as foreign:
             registry.maps.get("jump_table").opened().set(0, foreign)
         table = (await client.get(TABLE)).json()

@@ -1,4 +1,4 @@
-"""Whole tables inside the kernel: each form of the programs, tables that change meanwhile, and where there are none."""
+"""Whole tables inside the kernel: each form of both programs, tables that change during a read, and the fallback."""
 
 import errno
 import os
@@ -16,12 +16,11 @@ import pytest
 
 from app.bpf import asm, attr, btf
 from app.bpf.asm import Jump
-from app.bpf.bulk import fallback as one_by_one
-from app.bpf.bulk import programs as in_kernel
-from app.bpf.bulk import writer as table_writer
-from app.bpf.bulk.map_lookup import PACKET, READING, TOLD
+from app.bpf.bulk import fallback, programs
+from app.bpf.bulk.map_lookup import ANSWERED, PACKET_BYTES, READ_REQUEST
 from app.bpf.bulk.programs import TablePrograms
-from app.bpf.bulk.reader import AT_ONCE, CAST, FIELDS
+from app.bpf.bulk.reader import CAST, ENTRIES_PER_RUN, FIELDS
+from app.bpf.bulk.writer import WriteRequest
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf_retrying
 from app.bpf.uapi import BPF_F_WRONLY, Cmd, MapType, ProgType
@@ -32,7 +31,7 @@ ENTRIES = 65_536
 
 
 class Table:
-    """A program array of Linux, and programs to put in, by number; `ids` of them in the same order."""
+    """A program array, the fds of some programs to put into it, and their `ids` in the same order."""
 
     def __init__(self, kernel: LinuxKernel, entries: int, programs: int = 2) -> None:
         self.kernel = kernel
@@ -53,23 +52,23 @@ def closing(table: Table) -> Iterator[Table]:
         table.close()
 
 
-def unknown(place: str) -> Jump:
+def unknown(label: str) -> Jump:
     """An instruction that no kernel has."""
-    return Jump(b"\xff" + bytes(7), place)
+    return Jump(b"\xff" + bytes(7), label)
 
 
 @pytest.fixture(params=["as this kernel has them", "as older kernels have them"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LinuxKernel]:
-    """With programs of its own: the newest, and those for kernels that have neither may_goto nor bpf_rdonly_cast()."""
+    """With bulk programs of its own: the newest form, and that for kernels without may_goto and bpf_rdonly_cast()."""
     if request.param == "as older kernels have them":
         monkeypatch.setattr(asm, "may_goto", unknown)
-        monkeypatch.setattr(in_kernel, "CAST", "none_such")
+        monkeypatch.setattr(programs, "CAST", "none_such")
     kernel = LinuxKernel()
-    programs = in_kernel.load(kernel)
-    monkeypatch.setattr(kernel, "table_programs", lambda: programs)
-    assert None not in programs, "they can be had where the tests of the kernel run"
+    loaded = programs.load(kernel)
+    monkeypatch.setattr(kernel, "table_programs", lambda: loaded)
+    assert None not in loaded, "they can be had where the tests of the kernel run"
     yield kernel
-    for fd in programs:
+    for fd in loaded:
         kernel.close(fd or -1)
 
 
@@ -79,21 +78,21 @@ def table(kernel: LinuxKernel) -> Iterator[Table]:
         yield table
 
 
-def plain(table: Table, start: int = 0, stop: int = ENTRIES) -> "numbers[int]":
-    return one_by_one.map_ids(table.kernel, table.fd, start, stop)
+def looked_up(table: Table, start: int = 0, stop: int = ENTRIES) -> "numbers[int]":
+    return fallback.map_ids(table.kernel, table.fd, start, stop)
 
 
 class TestTables:
-    def test_65536_entries(self, table: Table) -> None:
+    def test_65536_entries_are_written_and_read(self, table: Table) -> None:
         first, second = table.programs
         for values in ([first, second] * (ENTRIES // 2), [second, -1, first, first] * (ENTRIES // 4), [-1] * ENTRIES):
             written = table.kernel.map_write(table.fd, numbers("I", range(ENTRIES)), numbers("i", values))
             assert written == (ENTRIES, 0)
             ids = dict(zip((first, second, -1), (*table.ids, 0), strict=True))
             assert list(table.kernel.map_ids(table.fd, 0, ENTRIES)) == [ids[value] for value in values]
-            assert table.kernel.map_ids(table.fd, 1000, 3000) == plain(table, 1000, 3000)
+            assert table.kernel.map_ids(table.fd, 1000, 3000) == looked_up(table, 1000, 3000)
 
-    def test_as_many_entries_as_there_can_be(self, kernel: LinuxKernel) -> None:
+    def test_a_million_entries_are_written_and_read(self, kernel: LinuxKernel) -> None:
         with closing(Table(kernel, 1 << 20)) as table:
             indexes = numbers("I", range(1 << 20))
             values = numbers("i", table.programs * (1 << 19))
@@ -103,17 +102,17 @@ class TestTables:
             ids[777_777], ids[1_000_000] = 0, 0
             assert kernel.map_ids(table.fd, 0, 1 << 20) == ids
 
-    def test_a_wait_lets_others_run_and_gives_room_for_signals(self, table: Table) -> None:
-        """A delete that waits for a grace period ends the run at its 20 ms, and the next one goes on."""
+    def test_a_waiting_delete_lets_other_threads_run_and_ends_the_run_for_signals(self, table: Table) -> None:
+        """A delete that waits for a grace period ends the run after 20 ms, and the next run continues."""
         kernel = table.kernel
         callers = [kernel.prog_load(ProgType.XDP, _constant_jumps(table.fd, range(8)))]
         kernel.map_write(table.fd, numbers("I", range(8)), numbers("i", table.programs * 4))
         indexes, values = numbers("I", range(8)), numbers("i", [-1] * 8)
-        writing = table_writer.Writing(table.fd, 8, indexes.buffer_info()[0], values.buffer_info()[0])
+        writing = WriteRequest(table.fd, 8, indexes.buffer_info()[0], values.buffer_info()[0])
         waited = time.perf_counter()
-        in_kernel.run_writer(kernel.table_programs().writer or -1, writing)
+        programs.run_writer(kernel.table_programs().writer or -1, writing)
         waited = time.perf_counter() - waited
-        assert 0 < writing.done < 8 or waited < 0.02, "it goes on for 20 ms at the most, but for the last entry"
+        assert 0 < writing.done < 8 or waited < 0.02, "a run ends after 20 ms, once its last entry is written"
         kernel.map_write(table.fd, indexes, numbers("i", table.programs * 4))
         others, ended = 0, threading.Event()
 
@@ -127,39 +126,39 @@ class TestTables:
             others += 1
         thread.join()
         assert others > 100
-        assert not any(plain(table, 0, 8))
+        assert not any(looked_up(table, 0, 8))
         for fd in callers:
             kernel.close(fd)
 
-    def test_memory_that_cannot_be_read(self, table: Table) -> None:
+    def test_memory_that_cannot_be_read_is_efault_and_writes_nothing(self, table: Table) -> None:
         indexes = numbers("I", [1])
-        writing = table_writer.Writing(table.fd, 1, indexes.buffer_info()[0], 8)
-        assert in_kernel.run_writer(table.kernel.table_programs().writer or -1, writing) == errno.EFAULT
+        writing = WriteRequest(table.fd, 1, indexes.buffer_info()[0], 8)
+        assert programs.run_writer(table.kernel.table_programs().writer or -1, writing) == errno.EFAULT
         assert writing.done == 0
-        assert not any(plain(table, 0, 8))
+        assert not any(looked_up(table, 0, 8))
 
-    def test_an_fd_to_write_tells_nothing(self, table: Table, bpffs: Path) -> None:
+    def test_a_write_only_fd_cannot_be_read(self, table: Table, bpffs: Path) -> None:
         table.kernel.obj_pin(table.fd, f"{bpffs}/table")
         fd = table.kernel.obj_get(f"{bpffs}/table", BPF_F_WRONLY)
         assert table.kernel.map_write(fd, numbers("I", [1]), numbers("i", table.programs[:1])) == (1, 0)
         with pytest.raises(PermissionError):
             table.kernel.map_ids(fd, 0, 8)
         table.kernel.close(fd)
-        assert table.kernel.map_ids(table.fd, 0, 8) == plain(table, 0, 8)
+        assert table.kernel.map_ids(table.fd, 0, 8) == looked_up(table, 0, 8)
 
 
 def _constant_jumps(array: int, indexes: range) -> bytes:
-    """A program that jumps to each of these by a constant, for which the kernel patches its code."""
+    """A program that jumps to each index by a constant; the kernel patches its code when such an entry changes."""
     code = asm.mov_reg(6, 1)
     for index in indexes:
         code += asm.mov_reg(1, 6) + asm.map_fd(2, array) + asm.mov(3, index) + asm.tail_call()
     return code + asm.returns(2)
 
 
-class TestMeanwhile:
-    """What is read while it changes."""
+class TestConcurrentChanges:
+    """Reading a table while it changes."""
 
-    def test_an_entry_that_flips_is_one_of_the_two(self, table: Table) -> None:
+    def test_an_entry_that_flips_is_read_as_one_of_the_two_programs(self, table: Table) -> None:
         kernel, indexes = table.kernel, numbers("I", range(ENTRIES))
         values = [numbers("i", table.programs[turn : turn + 1] * ENTRIES) for turn in (0, 1)]
         kernel.map_write(table.fd, indexes, values[0])
@@ -182,10 +181,10 @@ class TestMeanwhile:
         assert seen == set(table.ids)
         assert mixed, "some were read in the midst of a flip"
 
-    def test_programs_that_are_freed_are_never_told_after_others(self, kernel: LinuxKernel) -> None:
-        """Each entry goes through programs that live only in it: what is read is an id that was there, in order."""
-        with closing(Table(kernel, 2 * AT_ONCE, 0)) as table:
-            indexes, ended = numbers("I", range(2 * AT_ONCE)), threading.Event()
+    def test_a_freed_program_is_never_read_after_its_successor(self, kernel: LinuxKernel) -> None:
+        """Each entry holds one short-lived program after the other: a read returns ids that were there, in order."""
+        with closing(Table(kernel, 2 * ENTRIES_PER_RUN, 0)) as table:
+            indexes, ended = numbers("I", range(2 * ENTRIES_PER_RUN)), threading.Event()
             given = [_put_new(kernel, table, indexes)]
 
             def replace() -> None:
@@ -196,7 +195,7 @@ class TestMeanwhile:
             with _meanwhile(replace, ended):
                 deadline = time.monotonic() + 60
                 while len(seen) < 200 and time.monotonic() < deadline and not ended.is_set():
-                    ids = kernel.map_ids(table.fd, 0, 2 * AT_ONCE)
+                    ids = kernel.map_ids(table.fd, 0, 2 * ENTRIES_PER_RUN)
                     time.sleep(0)  # the other thread has its turn
                     assert min(ids) >= last, "an entry never goes back, and never is empty"
                     seen |= set(ids)
@@ -204,7 +203,7 @@ class TestMeanwhile:
             assert seen <= set(given)
             assert len(seen) >= 200
 
-    def test_several_threads_at_once(self, kernel: LinuxKernel) -> None:
+    def test_several_threads_use_the_programs_at_once(self, kernel: LinuxKernel) -> None:
         wrong: list[str] = []
 
         def work(number: int) -> None:
@@ -231,7 +230,7 @@ def _meanwhile(do: Callable[[], None], ended: threading.Event) -> Iterator[None]
     def run() -> None:
         try:
             do()
-        except BaseException as error:  # noqa: BLE001 - told by the one who waits
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             failed.append(error)
             ended.set()
 
@@ -247,7 +246,7 @@ def _meanwhile(do: Callable[[], None], ended: threading.Event) -> Iterator[None]
 
 
 def _put_new(kernel: LinuxKernel, table: Table, indexes: "numbers[int]") -> int:
-    """A new program in all entries, held by them alone: its id."""
+    """Put a new program into all entries, which alone keep it alive, and return its id."""
     fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
     id_ = kernel.prog_info(fd).id
     assert kernel.map_write(table.fd, indexes, numbers("i", [fd] * len(indexes))) == (len(indexes), 0)
@@ -256,9 +255,9 @@ def _put_new(kernel: LinuxKernel, table: Table, indexes: "numbers[int]") -> int:
 
 
 class TestReader:
-    """The program alone, asked as an attacker would."""
+    """The reader alone, with the requests of an attacker."""
 
-    def test_whatever_it_is_asked_it_tells_what_lookups_tell_or_nothing(self, table: Table) -> None:
+    def test_any_request_is_answered_as_lookups_answer_or_refused(self, table: Table) -> None:
         kernel, chance = table.kernel, random.Random(1)
         other = Table(kernel, 700)
         hash_ = kernel.map_create(MapType.HASH, 4, 4, ENTRIES)
@@ -280,8 +279,8 @@ class TestReader:
             told += 1
             assert (fd, id_, size) in {(table.fd, ids[0], ENTRIES), (other.fd, ids[1], 700)}
             assert start <= stop <= size
-            end = min(stop, start + AT_ONCE)
-            assert answer[: end - start] == one_by_one.map_ids(kernel, fd, start, end)
+            end = min(stop, start + ENTRIES_PER_RUN)
+            assert answer[: end - start] == fallback.map_ids(kernel, fd, start, end)
         assert told > 100
         for fd in (hash_, read, write):
             os.close(fd)
@@ -289,24 +288,28 @@ class TestReader:
 
 
 def _asked(kernel: LinuxKernel, *reading: int) -> "numbers[int] | None":
-    """What the reader tells; None: it refuses, and then tells nothing at all."""
-    packet = numbers("B", READING.pack(*reading).ljust(PACKET, b"\xaa"))
+    """The answer of the reader; None where it refuses, with a packet of zeros."""
+    packet = numbers("B", READ_REQUEST.pack(*reading).ljust(PACKET_BYTES, b"\xaa"))
     at = packet.buffer_info()[0]
     fields = attr.TestRun(
-        prog_fd=kernel.table_programs().reader, data_size_in=PACKET, data_size_out=PACKET, data_in=at, data_out=at
+        prog_fd=kernel.table_programs().reader,
+        data_size_in=PACKET_BYTES,
+        data_size_out=PACKET_BYTES,
+        data_in=at,
+        data_out=at,
     )
     bpf_retrying(Cmd.PROG_TEST_RUN, fields)
-    if fields.retval != TOLD:
+    if fields.retval != ANSWERED:
         assert not any(packet)
         return None
     return numbers("I", packet.tobytes())
 
 
-class TestWithout:
-    """Where the programs cannot be had, it is done one by one."""
+class TestFallback:
+    """Where a program cannot be loaded, one command per entry does the same."""
 
     @pytest.mark.parametrize("kept", [[], ["CAP_BPF"], ["CAP_BPF", "CAP_NET_ADMIN"]])
-    def test_the_rights(self, kept: list[str]) -> None:
+    def test_without_capabilities_each_entry_takes_one_command(self, kept: list[str]) -> None:
         code = f"""
 from array import array
 from app.bpf import asm
@@ -321,7 +324,7 @@ assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(program).id, 0]
 """
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_capabilities_that_are_enough(self) -> None:
+    def test_the_writer_needs_no_more_than_two_capabilities(self) -> None:
         code = """
 from app.bpf.linux import LinuxKernel
 from app.sandbox.capabilities import drop_capabilities
@@ -334,7 +337,9 @@ assert programs.writer is not None and programs.reader is None
     @pytest.mark.parametrize(
         "changed", [None, b"", b"no BTF", btf.VMLINUX.read_bytes()[:100_000]], ids=["none", "empty", "other", "short"]
     )
-    def test_btf(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bytes | None) -> None:
+    def test_without_usable_btf_there_is_no_reader(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bytes | None
+    ) -> None:
         monkeypatch.setattr(btf, "VMLINUX", tmp_path / "vmlinux")
         if changed is not None:
             (tmp_path / "vmlinux").write_bytes(changed)
@@ -346,8 +351,10 @@ assert programs.writer is not None and programs.reader is None
         ids=".".join,
     )
     @pytest.mark.parametrize("cast", [True, False])
-    def test_offsets_that_are_not_so(self, monkeypatch: pytest.MonkeyPatch, field: tuple[str, str], cast: bool) -> None:
-        """As if the kernel told wrong of itself: what is loaded is compared with lookups, and not taken."""
+    def test_a_reader_with_a_wrong_offset_fails_its_self_test(
+        self, monkeypatch: pytest.MonkeyPatch, field: tuple[str, str], cast: bool
+    ) -> None:
+        """As if the kernel's BTF were wrong: the self-test compares the reader with lookups and rejects it."""
         right = btf.layout
 
         def wrong(*args: object) -> btf.Layout:
@@ -357,14 +364,14 @@ assert programs.writer is not None and programs.reader is None
         monkeypatch.setattr(btf, "layout", wrong)
         _only_the_writer()
 
-    def test_chosen(self) -> None:
+    def test_the_programs_can_be_switched_off(self) -> None:
         kernel = LinuxKernel()
-        kernel.in_kernel = False
+        kernel.use_bulk_programs = False
         assert kernel.table_programs() == TablePrograms(None, None)
 
 
 def _only_the_writer() -> None:
-    programs = in_kernel.load(LinuxKernel())
-    assert programs.writer is not None
-    os.close(programs.writer)
-    assert programs.reader is None
+    loaded = programs.load(LinuxKernel())
+    assert loaded.writer is not None
+    os.close(loaded.writer)
+    assert loaded.reader is None

@@ -1,4 +1,4 @@
-"""One suite for both kernels: what is true of Linux must be true of the one in memory, errno by errno."""
+"""One suite for both kernels: the kernel in memory must answer as Linux does, errno by errno."""
 
 import errno
 from array import array as numbers
@@ -18,20 +18,23 @@ PACKET = bytes([3]) + bytes(13)
 
 
 @pytest.fixture(
-    params=["memory", *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux one by one"))]
+    params=[
+        "memory",
+        *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux, one call per entry")),
+    ]
 )
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """All of them."""
+    """Each implementation of the port that runs in this process."""
     if request.param == "memory":
         return MemoryKernel()
     kernel = LinuxKernel()
-    kernel.in_kernel = request.param == "linux"
+    kernel.use_bulk_programs = request.param == "linux"
     return kernel
 
 
 @pytest.fixture
 def opened(kernel: Kernel) -> Iterator[Callable[[int], int]]:
-    """Keeps an fd, and closes it when the test is over."""
+    """Keep an fd, and close it when the test is over."""
     fds: list[int] = []
 
     def keep(fd: int) -> int:
@@ -59,7 +62,7 @@ def load(kernel: Kernel, opened: Callable[[int], int]) -> Callable[..., int]:
 
 
 def refusal(call: Callable[[], object]) -> int | None:
-    """The errno of a call, None where it is not refused."""
+    """The errno with which a call is refused; None where it is not."""
     try:
         call()
     except OSError as error:
@@ -83,17 +86,17 @@ class TestUpdate:
         [(8, 0, errno.E2BIG), (0xFFFFFFFF, 0, errno.E2BIG), (0, 1, errno.EINVAL), (0, 2, errno.EINVAL),
          (8, 1, errno.EINVAL), (0, 1 << 40, errno.EINVAL)],
     )  # fmt: skip
-    def test_refusals(
+    def test_an_index_or_flags_out_of_range_are_refused(
         self, kernel: Kernel, array: int, load: Callable[..., int], index: int, flags: int, number: int
     ) -> None:
         program = load()
         assert refusal(lambda: kernel.map_update(array, index, program, flags)) == number
 
-    def test_a_value_that_is_no_program(self, kernel: Kernel, array: int) -> None:
+    def test_a_value_that_is_no_program_is_refused(self, kernel: Kernel, array: int) -> None:
         assert refusal(lambda: kernel.map_update(array, 0, array)) == errno.EINVAL
         assert refusal(lambda: kernel.map_update(array, 0, 987654)) == errno.EBADF
 
-    def test_a_map_that_is_none(self, kernel: Kernel, load: Callable[..., int]) -> None:
+    def test_an_update_of_something_else_than_a_map_is_refused(self, kernel: Kernel, load: Callable[..., int]) -> None:
         program = load()
         assert refusal(lambda: kernel.map_update(program, 0, program)) == errno.EINVAL
         assert refusal(lambda: kernel.map_update(987654, 0, program)) == errno.EBADF
@@ -107,13 +110,15 @@ class TestFit:
         other = load(type_=ProgType.SOCKET_FILTER)
         assert refusal(lambda: kernel.map_update(array, 1, other)) == errno.EINVAL
 
-    def test_clearing_every_entry_does_not_reset_it(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_clearing_every_entry_does_not_reset_the_type(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
         kernel.map_update(array, 0, load())
         kernel.map_delete(array, 0)
         other = load(type_=ProgType.SOCKET_FILTER)
         assert refusal(lambda: kernel.map_update(array, 0, other)) == errno.EINVAL
 
-    def test_loading_a_caller_fixes_it_as_well(
+    def test_loading_a_caller_fixes_the_type_as_well(
         self, kernel: Kernel, array: int, load: Callable[..., int], opened: Callable[[int], int]
     ) -> None:
         opened(kernel.prog_load(ProgType.XDP, entry(array)))
@@ -149,23 +154,23 @@ class TestTables:
         assert list(kernel.map_ids(array, 0, 8)) == [0, id_, id_, 0, 0, 0, 0, 0]
         assert list(kernel.map_ids(array, 2, 3)) == [id_]
 
-    def test_the_first_that_is_refused_ends_it(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_the_first_refused_entry_ends_the_write(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         drop, other = load(1), load(2, ProgType.SOCKET_FILTER)
         written = kernel.map_write(array, numbers("I", range(4)), numbers("i", [drop, drop, other, drop]))
         assert written == (2, errno.EINVAL)
         assert [bool(id_) for id_ in kernel.map_ids(array, 0, 4)] == [True, True, False, False]
 
-    def test_nothing_is_written_where_nothing_is_to_be(self, kernel: Kernel, array: int) -> None:
+    def test_an_empty_write_and_an_empty_read_are_no_errors(self, kernel: Kernel, array: int) -> None:
         assert kernel.map_write(array, numbers("I"), numbers("i")) == (0, 0)
         assert not kernel.map_ids(array, 3, 3)
 
-    def test_a_frozen_array_takes_none(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_a_frozen_array_refuses_sets_and_clears(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load()
         kernel.map_freeze(array)
         for value in (program, -1):
             assert kernel.map_write(array, numbers("I", [0]), numbers("i", [value])) == (0, errno.EPERM)
 
-    def test_what_is_no_program_and_what_is_no_entry(
+    def test_an_fd_or_an_index_that_does_not_exist_is_refused(
         self, kernel: Kernel, array: int, load: Callable[..., int]
     ) -> None:
         program = load()
@@ -174,7 +179,7 @@ class TestTables:
 
     @pytest.mark.parametrize("at", [0, 511, 512, 1024, 1299])
     @pytest.mark.parametrize(("wrong", "number"), [(987654, errno.EBADF), (-2, errno.EINVAL), (-3, errno.EINVAL)])
-    def test_what_is_refused_is_told_wherever_it_is(
+    def test_a_refused_entry_is_reported_at_any_position(
         self, kernel: Kernel, opened: Callable[[int], int], load: Callable[..., int], at: int, wrong: int, number: int
     ) -> None:
         array, program = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1300)), load(1)
@@ -186,7 +191,7 @@ class TestTables:
         id_ = kernel.prog_info(program).id
         assert list(kernel.map_ids(array, 0, 1300)) == [id_ if index < max(at, 1) else 0 for index in range(1300)]
 
-    def test_deletes_among_sets_over_many_entries(
+    def test_clears_and_sets_mix_over_thousands_of_entries(
         self, kernel: Kernel, opened: Callable[[int], int], load: Callable[..., int]
     ) -> None:
         array, drop, tx = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 3000)), load(1), load(3)
@@ -199,25 +204,31 @@ class TestTables:
             assert list(kernel.map_ids(array, 500, 1100)) == [ids[value] for value in wanted[::turn][500:1100]]
 
     @pytest.mark.parametrize(("indexes", "values"), [("I", "I"), ("i", "i"), ("I", "q"), ("I", "")])
-    def test_arrays_of_other_numbers(self, kernel: Kernel, array: int, indexes: str, values: str) -> None:
-        """A u32 0xFFFFFFFF is no -1."""
+    def test_arrays_with_other_typecodes_are_refused(
+        self, kernel: Kernel, array: int, indexes: str, values: str
+    ) -> None:
+        """0xFFFFFFFF as u32 is not -1."""
         with pytest.raises(ValueError, match="as many indexes"):
             kernel.map_write(array, numbers(indexes, [1]), numbers(values, [1]) if values else numbers("i"))
 
-    def test_beyond_the_end_nothing_is(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_a_read_beyond_the_end_returns_empty_entries(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
         program = load()
         kernel.map_update(array, 7, program)
         assert list(kernel.map_ids(array, 7, 600)) == [kernel.prog_info(program).id] + [0] * 592
         assert not any(kernel.map_ids(array, 8, 20))
 
-    def test_what_is_no_array(self, kernel: Kernel, load: Callable[..., int]) -> None:
+    def test_a_write_or_read_of_something_else_than_an_array_is_refused(
+        self, kernel: Kernel, load: Callable[..., int]
+    ) -> None:
         program = load()
         for fd, number in ((987654, errno.EBADF), (program, errno.EINVAL)):
             for value in (program, -1):
                 assert kernel.map_write(fd, numbers("I", [0]), numbers("i", [value])) == (0, number)
             assert refusal(lambda fd=fd: kernel.map_ids(fd, 0, 1)) == number  # type: ignore[misc]
 
-    def test_an_fd_to_read_writes_nothing(
+    def test_a_read_only_fd_writes_nothing(
         self, kernel: Kernel, pins: Path, array: int, load: Callable[..., int]
     ) -> None:
         kernel.obj_pin(array, f"{pins}/table")
@@ -228,7 +239,7 @@ class TestTables:
         assert list(kernel.map_ids(fd, 1, 3)) == [0, kernel.prog_info(program).id]
         kernel.close(fd)
 
-    def test_a_frozen_array_is_still_read(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_a_frozen_array_can_still_be_read(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load()
         kernel.map_write(array, numbers("I", [1]), numbers("i", [program]))
         kernel.map_freeze(array)
@@ -250,12 +261,12 @@ class TestTables:
 
 
 class TestDelete:
-    def test_filled_then_empty(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_a_deleted_entry_is_empty(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         kernel.map_update(array, 3, load())
         kernel.map_delete(array, 3)
         assert refusal(lambda: kernel.map_lookup(array, 3)) == errno.ENOENT
 
-    def test_refusals(self, kernel: Kernel, array: int) -> None:
+    def test_an_empty_entry_or_an_index_out_of_range_is_refused(self, kernel: Kernel, array: int) -> None:
         assert refusal(lambda: kernel.map_delete(array, 3)) == errno.ENOENT
         assert refusal(lambda: kernel.map_delete(array, 8)) == errno.E2BIG
         assert refusal(lambda: kernel.map_delete(987654, 3)) == errno.EBADF
@@ -269,7 +280,7 @@ class TestLookup:
 
 
 class TestFreeze:
-    def test_writes_are_refused_for_good(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_a_frozen_array_refuses_writes_for_good(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load()
         kernel.map_update(array, 0, program)
         kernel.map_freeze(array)
@@ -281,13 +292,15 @@ class TestFreeze:
 
 
 class TestInfo:
-    def test_of_a_map(self, kernel: Kernel, array: int) -> None:
+    def test_map_info_tells_what_the_map_was_created_with(self, kernel: Kernel, array: int) -> None:
         info = kernel.map_info(array)
         assert (info.type, info.key_size, info.value_size, info.max_entries, info.flags, info.name) == (
             MapType.PROG_ARRAY, 4, 4, 8, 0, "table",
         )  # fmt: skip
 
-    def test_of_a_program(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
+    def test_prog_info_tells_what_the_program_was_loaded_with(
+        self, kernel: Kernel, array: int, opened: Callable[[int], int]
+    ) -> None:
         info = kernel.prog_info(opened(kernel.prog_load(ProgType.XDP, entry(array), "entry")))
         assert (info.type, info.name, info.gpl, info.map_ids) == (
             ProgType.XDP, "entry", True, (kernel.map_info(array).id,),
@@ -295,17 +308,21 @@ class TestInfo:
         assert len(info.tag) == 16
         assert info.load_time > 0
 
-    def test_the_kind_is_told_apart(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_obj_kind_distinguishes_maps_and_programs(
+        self, kernel: Kernel, array: int, load: Callable[..., int]
+    ) -> None:
         assert (kernel.obj_kind(array), kernel.obj_kind(load())) == ("map", "prog")
 
-    def test_of_a_closed_fd(self, kernel: Kernel) -> None:
+    def test_info_about_a_closed_fd_is_refused(self, kernel: Kernel) -> None:
         assert refusal(lambda: kernel.map_info(987654)) == errno.EBADFD
         assert refusal(lambda: kernel.prog_info(987654)) == errno.EBADFD
         assert refusal(lambda: kernel.map_state(987654)) == errno.ENOENT
         assert refusal(lambda: kernel.obj_kind(987654)) == errno.ENOENT
 
     @pytest.mark.parametrize("max_entries", [1, 16, 4096])
-    def test_memory_is_counted_alike(self, kernel: Kernel, opened: Callable[[int], int], max_entries: int) -> None:
+    def test_memlock_is_the_same_on_both_kernels(
+        self, kernel: Kernel, opened: Callable[[int], int], max_entries: int
+    ) -> None:
         fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, max_entries))
         assert kernel.map_state(fd).memlock == 312 + 8 * max_entries
 
@@ -320,16 +337,16 @@ class TestCreate:
         assert kernel.map_info(fd).name == "a_name_of_more_"
 
     @pytest.mark.parametrize("name", ["a-b", "a b", "a/b", "\u00d7"])
-    def test_what_is_no_name(self, kernel: Kernel, name: str) -> None:
+    def test_a_name_with_other_characters_is_refused(self, kernel: Kernel, name: str) -> None:
         assert refusal(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, name)) == errno.EINVAL
 
-    def test_a_latin_1_name(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
+    def test_a_name_may_have_letters_of_latin_1(self, kernel: Kernel, opened: Callable[[int], int]) -> None:
         fd = opened(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "Tür"))
         assert kernel.map_info(fd).name == "Tür"
 
 
 class TestIds:
-    def test_open_by_id(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_maps_and_programs_are_opened_by_id(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load()
         for get, info, fd in (
             (kernel.map_get_fd_by_id, kernel.map_info, array),
@@ -339,7 +356,7 @@ class TestIds:
             assert info(again).id == info(fd).id
             kernel.close(again)
 
-    def test_an_id_that_is_gone(self, kernel: Kernel) -> None:
+    def test_an_id_that_is_gone_is_enoent(self, kernel: Kernel) -> None:
         fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
         gone = kernel.prog_info(fd).id
         kernel.close(fd)
@@ -373,18 +390,20 @@ class TestPins:
         kernel.map_update(mortal, 3, load(1))
         assert kernel.prog_test_run(caller, PACKET).returned == 1
         kernel.close(mortal)
-        # Linux empties it a little later.
+        # Linux empties the array asynchronously.
         assert any(kernel.prog_test_run(caller, PACKET).returned == 0 for _ in range(1_000_000))
         kernel.close(caller)
 
-    def test_refusals(self, kernel: Kernel, pins: Path, array: int) -> None:
+    def test_wrong_paths_and_fds_are_refused(self, kernel: Kernel, pins: Path, array: int) -> None:
         kernel.obj_pin(array, f"{pins}/table")
         assert refusal(lambda: kernel.obj_pin(array, f"{pins}/table")) == errno.EEXIST
         assert refusal(lambda: kernel.obj_pin(array, f"{pins}/a.b")) == errno.EPERM
         assert refusal(lambda: kernel.obj_pin(987654, f"{pins}/other")) == errno.EINVAL
         assert refusal(lambda: kernel.obj_get(f"{pins}/other")) == errno.ENOENT
 
-    def test_read_only(self, kernel: Kernel, pins: Path, array: int, load: Callable[..., int]) -> None:
+    def test_an_fd_opened_read_only_refuses_writes(
+        self, kernel: Kernel, pins: Path, array: int, load: Callable[..., int]
+    ) -> None:
         kernel.obj_pin(array, f"{pins}/table")
         program = load()
         fd = kernel.obj_get(f"{pins}/table", BPF_F_RDONLY)
@@ -411,8 +430,8 @@ class TestRun:
         caller = opened(kernel.prog_load(ProgType.XDP, entry(array)))
         assert kernel.prog_test_run(caller, bytes([200]) + bytes(13)).returned == 0
 
-    def test_the_limit_of_tail_calls(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
-        """A program that jumps to itself comes to an end, having run once more than the limit."""
+    def test_tail_calls_end_at_the_limit(self, kernel: Kernel, array: int, opened: Callable[[int], int]) -> None:
+        """A program that jumps to itself ends after one run more than the limit of tail calls."""
         counter = opened(kernel.map_create(MapType.ARRAY, 4, 8, 1))
         step = asm.mov_reg(6, 1) + asm.map_value(1, counter) + asm.mov(2, 1) + asm.atomic_add(1, 2)
         jump = asm.mov_reg(1, 6) + asm.map_fd(2, array) + asm.mov(3, 0) + asm.tail_call() + asm.returns(0)
@@ -428,11 +447,13 @@ class TestRun:
         assert kernel.prog_test_run(program, PACKET, 1000).returned == 2
         assert kernel.map_lookup(counter, 0, 8) == 1000
 
-    def test_the_packet_comes_back(self, kernel: Kernel, load: Callable[..., int]) -> None:
+    def test_a_test_run_returns_the_packet(self, kernel: Kernel, load: Callable[..., int]) -> None:
         assert kernel.prog_test_run(load(), PACKET).packet == PACKET
 
     @pytest.mark.parametrize("type_", [ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP])
-    def test_what_runs_on_a_packet(self, kernel: Kernel, load: Callable[..., int], type_: int) -> None:
+    def test_packet_programs_run_on_packets_of_allowed_sizes(
+        self, kernel: Kernel, load: Callable[..., int], type_: int
+    ) -> None:
         program = load(1, type_=type_)
         assert kernel.prog_test_run(program, PACKET).returned == 1
         assert refusal(lambda: kernel.prog_test_run(program, bytes(13))) == errno.EINVAL
@@ -440,7 +461,7 @@ class TestRun:
         too_long = refusal(lambda: kernel.prog_test_run(program, bytes(4000)))
         assert too_long == (None if type_ == ProgType.XDP else errno.EINVAL)
 
-    def test_what_does_not(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
+    def test_other_objects_cannot_be_run(self, kernel: Kernel, array: int, load: Callable[..., int]) -> None:
         program = load(type_=ProgType.KPROBE)
         assert refusal(lambda: kernel.prog_test_run(program, PACKET)) == ENOTSUPP
         assert refusal(lambda: kernel.prog_test_run(array, PACKET)) == errno.EINVAL
@@ -453,15 +474,15 @@ class TestLoad:
         [(b"", errno.E2BIG), (asm.mov(0, 2), errno.EINVAL), (b"\xff" * 16, errno.EINVAL),
          (asm.map_fd(1, 987654) + asm.returns(2), errno.EBADF)],
     )  # fmt: skip
-    def test_what_is_no_program(self, kernel: Kernel, instructions: bytes, number: int) -> None:
+    def test_invalid_instructions_are_refused(self, kernel: Kernel, instructions: bytes, number: int) -> None:
         assert refusal(lambda: kernel.prog_load(ProgType.XDP, instructions)) == number
 
 
 class TestClose:
-    def test_twice(self, kernel: Kernel) -> None:
+    def test_closing_twice_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1)
         kernel.close(fd)
         assert refusal(lambda: kernel.close(fd)) == errno.EBADF
 
-    def test_boot_id(self, kernel: Kernel) -> None:
+    def test_the_boot_id_is_a_uuid(self, kernel: Kernel) -> None:
         assert len(kernel.boot_id) == 36

@@ -1,4 +1,4 @@
-"""The command line: what it says, and its exit status."""
+"""The command line: its output and its exit status."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import pytest
 
 from app import __version__
 from app.bpf.linux import LinuxKernel
+from app.cli import check
 from app.service.objects.opening import make_array
 
 CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
@@ -28,17 +29,17 @@ def config(tmp_path: Path) -> Path:
 
 
 class TestUsage:
-    def test_version(self) -> None:
+    def test_version_prints_the_version_of_the_package(self) -> None:
         done = jumptable("--version")
         assert (done.returncode, done.stdout) == (0, f"jumptable, version {__version__}\n")
 
     @pytest.mark.parametrize("arguments", [["nope"], ["serve"], ["demo", "--port", "x"], ["demo", "--kernel", "bsd"]])
-    def test_a_slip_is_2_and_no_traceback(self, arguments: list[str]) -> None:
+    def test_a_usage_error_exits_with_2_and_no_traceback(self, arguments: list[str]) -> None:
         done = jumptable(*arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
 
-    def test_demo_refuses_to_be_reached_from_outside(self) -> None:
+    def test_demo_refuses_an_address_that_others_can_reach(self) -> None:
         done = jumptable("demo", "--host", "0.0.0.0")
         assert done.returncode == 1
         assert done.stderr == (
@@ -47,32 +48,32 @@ class TestUsage:
 
 
 class TestServe:
-    def test_a_configuration_error_is_one_line_and_2(self, config: Path) -> None:
+    def test_a_configuration_error_is_one_line_and_exits_with_2(self, config: Path) -> None:
         config.write_text(config.read_text() + "prot = 1\n")
         done = jumptable("serve", "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"jumptable: {config}: server.prot: there is no such key; there are: ")
         assert done.stderr.count("\n") == 1
 
-    def test_tcp_is_refused(self, config: Path) -> None:
+    def test_tcp_without_authentication_is_refused(self, config: Path) -> None:
         config.write_text(config.read_text() + 'host = "127.0.0.1"\nport = 8080\n')
         done = jumptable("serve", "--config", str(config))
         assert done.returncode == 2
         assert "serving on TCP needs authentication" in done.stderr
 
-    def test_show_config(self, config: Path) -> None:
+    def test_show_config_prints_the_configuration(self, config: Path) -> None:
         done = jumptable("serve", "--config", str(config), "--show-config")
         assert done.returncode == 0
         assert '"kernel": "memory"' in done.stdout
 
-    def test_a_socket_that_cannot_be(self, config: Path, tmp_path: Path) -> None:
+    def test_a_file_in_the_place_of_the_socket_is_refused(self, config: Path, tmp_path: Path) -> None:
         (tmp_path / "api.sock").write_text("mine")
         done = jumptable("serve", "--config", str(config))
         assert done.returncode == 1
         assert "is no socket: remove it, or set another socket" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_an_unknown_group(self, config: Path) -> None:
+    def test_an_unknown_socket_group_is_refused_with_the_remedy(self, config: Path) -> None:
         config.write_text(config.read_text() + 'socket_group = "no-such-group"\n')
         done = jumptable("serve", "--config", str(config))
         assert done.returncode == 1
@@ -80,7 +81,7 @@ class TestServe:
 
 
 class TestCheck:
-    def test_all_is_well(self, config: Path, tmp_path: Path) -> None:
+    def test_a_map_to_be_made_is_ok_and_nothing_is_changed(self, config: Path, tmp_path: Path) -> None:
         with config.open("a") as file:
             file.write(f'[maps.made]\npinned = "{tmp_path}/made"\ncreate = {{ max_entries = 4 }}\n')
         done = jumptable("check", "--config", str(config))
@@ -88,7 +89,7 @@ class TestCheck:
         assert f"ok    map made: is not there yet; serve makes it and pins it at {tmp_path}/made" in done.stdout
         assert not (tmp_path / "state").exists(), "it changes nothing"
 
-    def test_what_is_wrong(self, config: Path, tmp_path: Path) -> None:
+    def test_every_mistake_is_listed(self, config: Path, tmp_path: Path) -> None:
         with config.open("a") as file:
             file.write('socket_group = "no-such-group"\nkeep_dir = "/sys/fs/bpf/keep"\n')
             file.write('[maps.gone]\npinned = "/sys/fs/bpf/gone"\n[programs.gone]\nid = 77\n')
@@ -101,7 +102,7 @@ class TestCheck:
         ):
             assert line in done.stdout
 
-    def test_a_damaged_journal(self, config: Path, tmp_path: Path) -> None:
+    def test_a_damaged_journal_is_reported_and_left_as_it_is(self, config: Path, tmp_path: Path) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state/journal.db").write_bytes(b"nonsense" * 1000)
         for command in ("check", "serve"):
@@ -112,7 +113,7 @@ class TestCheck:
         assert (tmp_path / "state/journal.db").read_bytes() == b"nonsense" * 1000
 
     @pytest.mark.kernel
-    def test_two_names_for_one_array(self, config: Path, bpffs: Path) -> None:
+    def test_two_names_for_one_array_are_wrong(self, config: Path, bpffs: Path) -> None:
         config.write_text(config.read_text().replace("memory", "linux"))
         kernel = LinuxKernel()
         with make_array(kernel, "table", 8) as array:
@@ -122,11 +123,11 @@ class TestCheck:
             file.write(f'[maps.b]\npinned = "{bpffs}/table"\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
-        assert "warn  map a: create asks for 4 entries, but it is there" in done.stdout
+        assert "warn  map a: create asks for 4 entries, but it exists with 8" in done.stdout
         assert "WRONG map b: is the same array as map a: remove one of the two" in done.stdout
 
     @pytest.mark.kernel
-    def test_no_bpffs_is_said_so(self, config: Path, tmp_path: Path) -> None:
+    def test_a_pin_outside_bpffs_is_wrong_and_the_mount_is_named(self, config: Path, tmp_path: Path) -> None:
         config.write_text(config.read_text().replace("memory", "linux"))
         with config.open("a") as file:
             file.write(f'[maps.a]\npinned = "{tmp_path}/table"\n')
@@ -139,14 +140,14 @@ class TestCheck:
         assert done.returncode == 1
         assert "WRONG map a: is not there, and cannot be made: " in done.stdout
 
-    def test_a_user_that_does_not_exist(self, config: Path) -> None:
+    def test_a_missing_user_is_a_warning(self, config: Path) -> None:
         config.write_text(config.read_text() + 'user = "no-such-user"\n')
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 0
         assert "there is no user 'no-such-user'" in done.stdout or "the service stays uid" in done.stdout
 
     @pytest.mark.kernel
-    def test_on_the_real_kernel(self, config: Path, bpffs: Path) -> None:
+    def test_as_root_it_lists_the_rights_of_both_processes(self, config: Path, bpffs: Path) -> None:
         config.write_text(config.read_text().replace("memory", "linux"))
         with config.open("a") as file:
             file.write(f'[maps.made]\npinned = "{bpffs}/made"\ncreate = {{ max_entries = 4 }}\n')
@@ -156,7 +157,7 @@ class TestCheck:
         assert re.search(r"rights: listener: uid [1-9]\d*, no capability", done.stdout)
         assert not (bpffs / "made").exists()
 
-    def test_over_tcp_it_looks_at_the_port_and_not_at_the_socket(self, config: Path) -> None:
+    def test_with_a_tcp_address_the_socket_is_not_checked(self, config: Path) -> None:
         text = config.read_text().replace("[server]", '[server]\nhost = "0.0.0.0"\nport = 0')
         config.write_text(f'{text}[tokens]\n[audit]\nfile = "/nonexistent/audit"\n')
         done = jumptable("check", "--config", str(config))
@@ -165,8 +166,12 @@ class TestCheck:
         assert "server.socket" not in done.stdout
         assert done.returncode == 1
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
-    def test_a_folder_that_others_use_is_not_given_away(self, config: Path, tmp_path: Path) -> None:
+    def test_the_section_that_it_points_to_exists(self) -> None:
+        assert "deploy/README.md, section Who holds what" in Path(check.__file__).read_text()
+        assert "\n## Who holds what\n" in (Path(check.__file__).parents[2] / "deploy/README.md").read_text()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+    def test_a_state_dir_with_other_files_is_not_given_away(self, config: Path, tmp_path: Path) -> None:
         (tmp_path / "state").mkdir(0o755)
         (tmp_path / "state/passwd").touch()
         for command in ("check", "serve"):

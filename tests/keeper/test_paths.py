@@ -1,4 +1,4 @@
-"""Which files the keeper opens for itself: what nobody but root, or its own user, can have put there."""
+"""The files that the keeper opens for itself: only such that nobody but root and its own user can have written."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ OTHER = 12345
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A secret as Kubernetes mounts it: links in a folder with the sticky bit, to a file in a folder below."""
+    """A secret as Kubernetes mounts it: in a folder with the sticky bit, links to a file in a folder below."""
     folder = tmp_path / "secret"
     (folder / "..2026").mkdir(parents=True)
     folder.chmod(0o1777)
@@ -26,7 +26,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def refusal(file: Path, flags: int = os.O_RDONLY) -> int | None:
-    """The errno; 0: it was opened."""
+    """The errno with which `own_file` refuses; 0 where it opens the file."""
     try:
         os.close(own_file(str(file), flags))
     except OSError as error:
@@ -34,7 +34,7 @@ def refusal(file: Path, flags: int = os.O_RDONLY) -> int | None:
     return 0
 
 
-def test_a_secret_of_kubernetes_is_read_and_read_anew(secret: Path) -> None:
+def test_a_kubernetes_secret_is_read_again_after_it_was_replaced(secret: Path) -> None:
     with os.fdopen(own_file(str(secret), os.O_RDONLY)) as file:
         assert file.read() == "[]"
     new = secret.parent / "..2027"
@@ -59,7 +59,7 @@ def test_a_link_of_others_or_in_their_folder_is_not_followed(secret: Path, whose
     assert refusal(secret) == errno.EACCES
 
 
-def test_what_a_link_leads_to_must_be_such_a_file_as_well(secret: Path) -> None:
+def test_the_target_of_a_link_is_checked_as_well(secret: Path) -> None:
     secret.resolve().chmod(0o622)
     assert refusal(secret) == errno.EACCES
     secret.resolve().chmod(0o600)
@@ -67,7 +67,7 @@ def test_what_a_link_leads_to_must_be_such_a_file_as_well(secret: Path) -> None:
     assert refusal(secret) == errno.EACCES
 
 
-def test_a_file_that_is_not_there_is_made_or_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_enoent_or_created_with_mode_0600(tmp_path: Path) -> None:
     assert refusal(tmp_path / "audit") == errno.ENOENT
     os.close(own_file(str(tmp_path / "audit"), os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     assert (tmp_path / "audit").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""The direct way: what goes it, and that nobody can tell which way a request went."""
+"""The fast path: which requests it answers, and that its answers equal those of the regular way."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def get(index: int = 3, *more: bytes) -> bytes:
 
 DELETE = b"DELETE /maps/jump_table/entries/3" + HEAD + b"\r\n"
 
-# What happens on one connection, one after the other, and how many of it go the direct way.
+# Requests that the fast path answers, and requests that fall back to the regular way.
 PLAIN = [put(), put(), put("pass"), get(), put("tx", 15), get(15), put("count", 0)]
 UNUSUAL = [
     get(4), get(16), put("drop", 16), put("none"), put("drop", 3, b"If-Match: *"), get(3, b"If-None-Match: *"),
@@ -67,19 +67,19 @@ async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
 
 
 class Line:
-    """One connection."""
+    """One client connection."""
 
     def __init__(self, wire: OverWire) -> None:
         self._pipe, self._read = Pipe(), b""
         self.protocol = wire.connect(self._pipe)
 
     async def ask(self, *requests: bytes) -> list[bytes]:
-        """The answers to requests that are sent in one go."""
+        """Send these requests at once, and return their answers."""
         self.protocol.data_received(b"".join(requests))
         return [await self.answer() for _ in requests]
 
     async def answer(self) -> bytes:
-        """The next one, whole."""
+        """The next complete answer."""
         async with asyncio.timeout(10):
             while not (found := _whole(self._read)):
                 more = await self._pipe.read()
@@ -100,8 +100,8 @@ def status(answer: bytes) -> int:
     return int(answer[9:12])
 
 
-async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
-    """What changes, events, metrics and the audit have of it, but for times."""
+async def records_of(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
+    """The changes, counters, audit lines and events of the service, without times."""
     async with httpx.AsyncClient(transport=wire, base_url="http://jumptable") as client:
         changes = (await client.get("/changes")).json()["changes"]
         metrics = (await client.get("/metrics")).text
@@ -114,7 +114,9 @@ async def told(app: FastAPI, wire: OverWire, audit: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-async def test_nobody_can_tell_the_ways_apart(registry: Registry, tmp_path: Path, durability: Any) -> None:
+async def test_answers_and_records_equal_those_of_the_regular_way(
+    registry: Registry, tmp_path: Path, durability: Any
+) -> None:
     both = []
     for direct in (False, True):
         file = tmp_path / f"audit{direct}"
@@ -130,7 +132,7 @@ async def test_nobody_can_tell_the_ways_apart(registry: Registry, tmp_path: Path
                 line = Line(wire)
                 answers += await line.ask(request)
                 line.protocol.connection_lost(None)
-            both.append((answers, await told(app, wire, file)))
+            both.append((answers, await records_of(app, wire, file)))
             assert wire.direct is None or wire.direct.answered == len(PLAIN)
         audit.close()
     for regular, direct_one in zip(both[0][0], both[1][0], strict=True):
@@ -139,7 +141,7 @@ async def test_nobody_can_tell_the_ways_apart(registry: Registry, tmp_path: Path
 
 
 @pytest.mark.parametrize("request_", UNUSUAL)
-async def test_what_is_unusual_goes_the_regular_way(registry: Registry, request_: bytes) -> None:
+async def test_unusual_request_falls_back_to_the_regular_way(registry: Registry, request_: bytes) -> None:
     async with started(registry) as app:
         wire = OverWire(app)
         assert wire.direct is not None
@@ -150,8 +152,8 @@ async def test_what_is_unusual_goes_the_regular_way(registry: Registry, request_
         assert wire.direct.answered == 1
 
 
-class TestTogether:
-    async def test_what_comes_in_one_turn_shares_a_transaction(self, registry: Registry) -> None:
+class TestBatch:
+    async def test_requests_of_one_loop_turn_share_a_transaction(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
             lines, commits = [Line(wire) for _ in range(8)], sum(app.state.service.counters.journal.counts)
@@ -161,7 +163,7 @@ class TestTogether:
             ]
             assert sum(app.state.service.counters.journal.counts) == commits + 1
 
-    async def test_the_same_entry_twice(self, registry: Registry) -> None:
+    async def test_two_sets_of_one_entry_are_applied_in_order(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
             [[first], [second]] = await asyncio.gather(Line(wire).ask(put("drop")), Line(wire).ask(put("pass")))
@@ -169,7 +171,7 @@ class TestTogether:
             [entry] = app.state.service.changes.get(2).entries
             assert (entry.before.name, entry.after.name) == ("drop", "pass")
 
-    async def test_where_the_journal_fails_all_is_put_back(
+    async def test_failed_journal_write_puts_the_batch_back(
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with started(registry) as app:
@@ -189,7 +191,7 @@ class TestTogether:
             monkeypatch.undo()
             assert status((await Line(wire).ask(put("pass", 1)))[0]) == 200
 
-    async def test_one_that_the_kernel_refuses_leaves_the_others_as_being_written(
+    async def test_refused_set_leaves_the_others_marked_as_being_written(
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
@@ -207,7 +209,7 @@ class TestTogether:
             assert [status(answer) for [answer] in answers] == [201, 422]
             assert seen == [{1}]
 
-    async def test_behind_a_change_of_the_table(self, registry: Registry) -> None:
+    async def test_set_waits_for_a_change_of_the_table(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire, held = OverWire(app), registry.maps.get("jump_table")
             async with held.lock:
@@ -217,7 +219,9 @@ class TestTogether:
                 assert not waits.done()
             assert status((await waits)[0]) == 201
 
-    async def test_many_with_power(self, registry: Registry, tmp_path: Path) -> None:
+    async def test_concurrent_sets_with_power_durability_share_commits(
+        self, registry: Registry, tmp_path: Path
+    ) -> None:
         async with started(registry, journal=Journal(tmp_path / "journal.db", "power")) as app:
             wire = OverWire(app)
             lines, commits = [Line(wire) for _ in range(16)], sum(app.state.service.counters.journal.counts)
@@ -232,14 +236,14 @@ class TestTogether:
 
 
 class TestConnection:
-    async def test_in_one_packet(self, registry: Registry) -> None:
+    async def test_pipelined_requests_are_answered_in_order(self, registry: Registry) -> None:
         async with started(registry) as app:
             answers = await Line(OverWire(app)).ask(put(), get(), DELETE, get(), put("pass"), get())
             assert [status(answer) for answer in answers] == [201, 200, 204, 404, 201, 200]
             assert b'"name":"pass"' in answers[5]
 
     @pytest.mark.parametrize("cut", [1, 40, len(put()) - 19, len(put()) - 5])
-    async def test_in_two(self, registry: Registry, cut: int) -> None:
+    async def test_request_split_over_two_packets_is_answered(self, registry: Registry, cut: int) -> None:
         async with started(registry) as app:
             line = Line(OverWire(app))
             line.protocol.data_received(put()[:cut])
@@ -248,7 +252,7 @@ class TestConnection:
             assert status(await line.answer()) == 201
             assert [status(answer) for answer in await line.ask(get())] == [200]
 
-    async def test_who_has_gone_is_not_answered(self, registry: Registry) -> None:
+    async def test_set_is_applied_although_the_client_has_gone(self, registry: Registry) -> None:
         async with started(registry) as app:
             wire = OverWire(app)
             gone = Line(wire)
@@ -257,7 +261,7 @@ class TestConnection:
             assert b'"name":"drop"' in (await Line(wire).ask(get()))[0]
             assert app.state.service.changes.get(1).actor == "tcp:127.0.0.1"
 
-    async def test_garbage_behind_it(self, registry: Registry) -> None:
+    async def test_garbage_after_a_request_gets_400(self, registry: Registry) -> None:
         async with started(registry) as app:
             line = Line(OverWire(app))
             line.protocol.data_received(put() + b"\0\r\n\r\n")
@@ -276,7 +280,9 @@ class TestRights:
 
         return made
 
-    async def test_they_are_the_same(self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]) -> None:
+    async def test_rights_equal_those_of_the_regular_way(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
+    ) -> None:
         reader, writer = bearer("r", "reader"), bearer("w", "writer", entries=["3"], programs=["drop"])
         elsewhere, metrics = bearer("e", "writer", maps=["other"]), bearer("m", "metrics")
         asked = [get(3, reader), put("drop", 3, reader), put("drop", 3, writer), put("drop", 4, writer),
@@ -287,7 +293,7 @@ class TestRights:
             answers = [(await Line(wire).ask(request))[0] for request in asked]
             assert [status(each) for each in answers] == [404, 403, 201, 403, 403, 403, 403, 403, 401, 400, 401]
 
-    async def test_revoked_on_a_connection_that_is_used(
+    async def test_revoked_token_is_refused_on_an_open_connection(
         self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
     ) -> None:
         secret = bearer("mine", "admin")
@@ -297,13 +303,13 @@ class TestRights:
             tokens.revoke("mine")
             assert status((await line.ask(put("pass", 3, secret)))[0]) == 401
 
-    async def test_a_request_counts_once(self, registry: Registry) -> None:
+    async def test_request_counts_once_towards_the_rate_limit(self, registry: Registry) -> None:
         async with started(registry, limits=Limits(requests_per_second=0.001, burst=3)) as app:
             line = Line(OverWire(app))
             asked = [put(), get(4), put("none"), get()]
             assert [status((await line.ask(each))[0]) for each in asked] == [201, 404, 422, 429]
 
-    async def test_while_the_service_stops(self, registry: Registry) -> None:
+    async def test_draining_service_refuses_requests(self, registry: Registry) -> None:
         async with started(registry) as app:
             app.state.service.is_stopping = True
             [answer] = await Line(OverWire(app)).ask(put())

@@ -81,6 +81,7 @@ class TestOverLoopback:
         # The body of the answer may be lost: the connection is reset if the client does not stop.
         assert b"connection: close" in answer
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes 10 s
     def test_body_that_stops_is_answered_with_408(self, service: Service) -> None:
         url = httpx.URL(service.url)

@@ -1,4 +1,4 @@
-"""What systemd gives and is told, by its own conventions; a booted one runs in deploy/try-systemd."""
+"""Socket activation, notifications and the watchdog, as systemd documents them; deploy/try-systemd runs a real one."""
 
 import os
 import socket
@@ -10,17 +10,17 @@ import pytest
 
 from app.config import Settings
 from app.keeper.messages import KeeperConfig
-from app.server import startup as start
-from app.server.systemd import Notifier, given_listeners
+from app.server import startup
+from app.server.systemd import Notifier, passed_sockets
 from tests.running import running, write_config
 
-# systemd's way: the sockets are 3 and up, and the environment says for which process.
+# As systemd passes sockets: fds 3 and up, and the environment says for which process.
 ACTIVATED = """
 import os, socket
-given = [{sockets}]
-for fd, each in enumerate(given, 3):
+passed = [{sockets}]
+for fd, each in enumerate(passed, 3):
     os.dup2(each, fd)
-os.environ |= {{"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given))}}
+os.environ |= {{"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(passed))}}
 """
 
 
@@ -31,34 +31,34 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """What listens at NOTIFY_SOCKET."""
+    """The socket at NOTIFY_SOCKET, where systemd would listen."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(20)
         yield manager
 
 
-class TestManager:
-    def test_is_told_of_the_start_and_the_end(self, config: Path, manager: socket.socket) -> None:
+class TestNotifier:
+    def test_ready_is_sent_at_the_start_and_stopping_at_the_end(self, config: Path, manager: socket.socket) -> None:
         with running("serve", "--config", str(config), env={"NOTIFY_SOCKET": str(manager.getsockname())}) as service:
             assert manager.recv(100) == b"READY=1"
             assert service.stop() == 0
             assert manager.recv(100) == b"STOPPING=1"
 
-    def test_the_watchdog_is_told_twice_within_its_time(self, config: Path, manager: socket.socket) -> None:
+    def test_the_watchdog_is_notified_again_and_again(self, config: Path, manager: socket.socket) -> None:
         env = {"NOTIFY_SOCKET": str(manager.getsockname()), "WATCHDOG_USEC": "100000"}
         with running("serve", "--config", str(config), env=env):
             assert [manager.recv(100) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
 
-    def test_none_is_no_error(self, tmp_path: Path) -> None:
+    def test_without_systemd_notify_does_nothing(self, tmp_path: Path) -> None:
         for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nope")}, {"NOTIFY_SOCKET": "@nope"}):
-            manager = Notifier(environment)
-            manager.tell("READY=1")
-            manager.close()
+            notifier = Notifier(environment)
+            notifier.notify("READY=1")
+            notifier.close()
 
-    def test_another_process_s_watchdog_is_not_ours(self) -> None:
-        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).interval == 0
-        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).interval == 1
+    def test_the_watchdog_of_another_process_is_ignored(self) -> None:
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}).watchdog_interval_seconds == 0
+        assert Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_interval_seconds == 1
 
 
 class TestSocketActivation:
@@ -77,8 +77,8 @@ class TestSocketActivation:
             "(socket.socket(socket.AF_UNIX))"
         )
 
-    def test_the_given_socket_is_served_and_left_behind(self, config: Path, tmp_path: Path) -> None:
-        path = str(tmp_path / "given.sock")
+    def test_a_passed_socket_is_served_and_left_behind(self, config: Path, tmp_path: Path) -> None:
+        path = str(tmp_path / "passed.sock")
         first = ACTIVATED.format(sockets=self._bound(path, 0o660))
         with running("serve", "--config", str(config), first=first) as service:
             service.wait_for("serving")
@@ -88,28 +88,27 @@ class TestSocketActivation:
         assert Path(path).is_socket(), "it is systemd's, which goes on listening"
         assert not (tmp_path / "run").exists()
 
-    def test_refused(self, config: Path, tmp_path: Path) -> None:
-        """What would be open to more than may ask."""
+    def test_sockets_that_too_many_could_use_are_refused(self, config: Path, tmp_path: Path) -> None:
         assert self._run(config, str(tmp_path / "a"), mode=0o666) == (
             1,
             f"jumptable: the socket {tmp_path}/a is open to everybody: set SocketMode=0660 in its unit\n",
         )
-        status, told = self._run(config, "tcp")
-        assert (status, "needs authentication" in told) == (1, True)
-        status, told = self._run(config, str(tmp_path / "b"), str(tmp_path / "c"))
-        assert (status, "one is served" in told) == (1, True)
+        status, output = self._run(config, "tcp")
+        assert (status, "needs authentication" in output) == (1, True)
+        status, output = self._run(config, str(tmp_path / "b"), str(tmp_path / "c"))
+        assert (status, "one is served" in output) == (1, True)
 
-    def test_those_for_another_process_are_not_ours(self) -> None:
-        assert given_listeners({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
-        assert given_listeners({}) == []
+    def test_sockets_for_another_process_are_ignored(self) -> None:
+        assert passed_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
+        assert passed_sockets({}) == []
 
 
-@pytest.mark.parametrize("is_given", [False, True])
-def test_the_keeper_leaves_a_given_socket_alone(monkeypatch: pytest.MonkeyPatch, is_given: bool) -> None:
-    """A connect to it, to see whether it is stale, would make systemd start the service that has just ended."""
-    seen: list[KeeperConfig] = []
-    monkeypatch.setattr(start, "effective_capabilities", lambda: ["CAP_BPF"])
-    monkeypatch.setattr(start, "KeeperClient", seen.append)
+@pytest.mark.parametrize("has_passed_socket", [False, True])
+def test_the_keeper_leaves_a_passed_socket_alone(monkeypatch: pytest.MonkeyPatch, has_passed_socket: bool) -> None:
+    """A connect to it, to see whether it is stale, would make systemd start the service again that has just ended."""
+    configs: list[KeeperConfig] = []
+    monkeypatch.setattr(startup, "effective_capabilities", lambda: ["CAP_BPF"])
+    monkeypatch.setattr(startup, "KeeperClient", configs.append)
     settings = Settings()
-    start.start_keeper(settings, None, is_given=is_given)
-    assert [duties.socket for duties in seen] == [None if is_given else str(settings.server.socket)]
+    startup.start_keeper(settings, None, has_passed_socket=has_passed_socket)
+    assert [config.socket for config in configs] == [None if has_passed_socket else str(settings.server.socket)]

@@ -1,4 +1,4 @@
-"""HTTPS, and clients that are known by their certificates."""
+"""HTTPS, and clients that certificates identify."""
 
 import datetime as dt
 import ipaddress
@@ -34,7 +34,7 @@ role = "reader"
 
 
 class Files:
-    """A CA for the server, one for clients, and what they have issued."""
+    """A CA for the server's certificate, one for clients' certificates, and the files of [tls]."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.server, self.clients = folder, trustme.CA(), trustme.CA()
@@ -42,13 +42,13 @@ class Files:
         self.renew()
 
     def renew(self) -> None:
-        """Another certificate for the server."""
+        """Replace the server's certificate."""
         issued = self.server.issue_cert("127.0.0.1", "localhost")
         issued.private_key_pem.write_to_path(self.folder / "server.key")
         issued.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
 
     def context(self, name: str | None = None, ca: trustme.CA | None = None) -> ssl.SSLContext:
-        """That of a client, with a certificate for this name."""
+        """The TLS context of a client, with a certificate for this name; None: without one."""
         context = ssl.create_default_context()
         self.server.configure_trust(context)
         if name is not None:
@@ -73,7 +73,7 @@ def service(files: Files) -> Iterator[Service]:
 
 
 def status(service: Service, context: ssl.SSLContext, method: str = "GET", path: str = "/maps") -> int:
-    """What such a client is answered, once the service answers."""
+    """The status of the answer to a client with this context. Waits until the service listens."""
     while True:
         try:
             with httpx.Client(verify=context) as client:
@@ -87,26 +87,26 @@ def status(service: Service, context: ssl.SSLContext, method: str = "GET", path:
 ENTRY = "/maps/jump_table/entries/3?allow_missing=true"
 
 
-def test_each_has_the_rights_of_its_name(service: Service, files: Files) -> None:
+def test_a_client_has_the_rights_of_the_name_in_its_certificate(service: Service, files: Files) -> None:
     deploy, watch = files.context("deploy.example.org"), files.context("watch@example.org")
     assert status(service, deploy, "DELETE", ENTRY) == 204
     assert status(service, deploy, "DELETE", "/maps/jump_table") == 403
     assert status(service, watch) == 200
     assert status(service, watch, "DELETE", ENTRY) == 403
-    assert status(service, files.context("other.example.org")) == 403, "known, and without any right"
+    assert status(service, files.context("other.example.org")) == 403, "identified, but without any right"
     assert status(service, files.context()) == 401, "without a certificate"
     line = service.wait_for(r'.*"outcome": ?"done".*"clear_entry".*')[0]
     assert "certificate:deploy" in line
 
 
-def test_another_ca_is_not_taken(service: Service, files: Files) -> None:
+def test_a_certificate_of_another_ca_is_refused(service: Service, files: Files) -> None:
     assert status(service, files.context()) == 401
     with pytest.raises(httpx.HTTPError):
         status(service, files.context("deploy.example.org", trustme.CA()))
 
 
-def odd(files: Files, *names: x509.GeneralName, days: int = 1) -> ssl.SSLContext:
-    """That of a client whose certificate, of the right CA, has these names."""
+def context_for(files: Files, *names: x509.GeneralName, days: int = 1) -> ssl.SSLContext:
+    """The TLS context of a client with a certificate of the right CA for these names, valid for so many days."""
     key = ec.generate_private_key(ec.SECP256R1())
     signer = serialization.load_pem_private_key(files.clients.private_key_pem.bytes(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
@@ -125,16 +125,17 @@ def odd(files: Files, *names: x509.GeneralName, days: int = 1) -> ssl.SSLContext
         .sign(signer, hashes.SHA256())
     )
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file = files.folder / "odd.pem"
+    file = files.folder / "client.pem"
     file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
     context = files.context()
     context.load_cert_chain(file)
     return context
 
 
-def test_a_name_counts_only_as_what_it_is(service: Service, files: Files) -> None:
+def test_a_name_counts_only_if_it_has_the_form_of_its_kind(service: Service, files: Files) -> None:
     name = "deploy.example.org"
-    assert status(service, odd(files, x509.DNSName("other.example.org"), x509.DNSName(name))) == 200, "one of several"
+    among_others = context_for(files, x509.DNSName("other.example.org"), x509.DNSName(name))
+    assert status(service, among_others) == 200
     for names, expected in {
         (x509.UniformResourceIdentifier(name),): 401,
         (x509.RFC822Name(f"{name}@{name}"),): 403,
@@ -147,16 +148,16 @@ def test_a_name_counts_only_as_what_it_is(service: Service, files: Files) -> Non
         (x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])),): 401,
         (x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4")),): 401,
     }.items():
-        assert status(service, odd(files, *names)) == expected, names
+        assert status(service, context_for(files, *names)) == expected, names
 
 
-def test_one_that_is_over_is_not_taken(service: Service, files: Files) -> None:
+def test_an_expired_certificate_is_refused(service: Service, files: Files) -> None:
     assert status(service, files.context()) == 401
     with pytest.raises(httpx.HTTPError):
-        status(service, odd(files, x509.DNSName("deploy.example.org"), days=-1))
+        status(service, context_for(files, x509.DNSName("deploy.example.org"), days=-1))
 
 
-def test_files_are_loaded_anew(service: Service, files: Files) -> None:
+def test_changed_files_are_loaded_without_a_restart(service: Service, files: Files) -> None:
     def serial() -> int:
         with httpx.Client(verify=files.context()) as client, client.stream("GET", service.url + "/healthz") as response:
             certificate = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
@@ -165,8 +166,8 @@ def test_files_are_loaded_anew(service: Service, files: Files) -> None:
     assert status(service, files.context("deploy.example.org")) == 200
     first, old = serial(), files.context("deploy.example.org")
     (files.folder / "server.pem").write_text("nonsense")
-    time.sleep(1.1)  # it looks once a second
-    assert serial() == first, "what cannot be used is not used"
+    time.sleep(1.1)  # files are checked once a second
+    assert serial() == first, "an unusable file changes nothing"
     files.renew()
     files.clients = trustme.CA()
     files.clients.cert_pem.write_to_path(files.folder / "clients.pem")
@@ -177,13 +178,13 @@ def test_files_are_loaded_anew(service: Service, files: Files) -> None:
         status(service, old)
 
 
-def test_plain_http_gets_no_answer(service: Service, files: Files) -> None:
+def test_plain_http_is_not_answered(service: Service, files: Files) -> None:
     assert status(service, files.context()) == 401
     with pytest.raises(httpx.HTTPError):
         httpx.get(service.url.replace("https", "http"))
 
 
-def test_files_that_cannot_be_used(files: Files) -> None:
+def test_unusable_files_end_serve_and_check_with_the_remedy(files: Files) -> None:
     (files.folder / "server.key").write_text("nonsense")
     config = configured(files.folder, CLIENTS.format(folder=files.folder), 'host = "127.0.0.1"\nport = 0')
     for command in ("serve", "check"):

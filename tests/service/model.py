@@ -1,4 +1,4 @@
-"""A plain model of one table: what must come of each thing that can happen to it."""
+"""A simple model of one table. It predicts the result of every operation on the table."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ from app.service.errors import ServiceError
 
 ENTRIES = 3
 
-WritePlan = dict[int, tuple[int | None, int | None]]  # by index, in order: program ids before and after
-Told = type[ServiceError] | int | None  # what comes of a change: an error, its id, or nothing
+WritePlan = dict[int, tuple[int | None, int | None]]  # program ids before and after, by index and in order
+Told = type[ServiceError] | int | None  # the result of a change: an error, its id, or None
 
 
 @dataclass
 class Made:
-    """A change as it must be in the journal."""
+    """A change as the journal must have it."""
 
     kind: str
     steps: WritePlan
@@ -23,17 +23,21 @@ class Made:
 
 @dataclass
 class Model:
-    """What must be: `kept` programs have been replaced since the start, `undone` changes only the journal lacks."""
+    """The predicted state of the service.
+
+    Programs are ids. `kept`: those that were replaced since the start. `strays`: those that are pinned nowhere.
+    `undone`: changes that are undone in the kernel, but not in the journal.
+    """
 
     held: frozenset[int]
     keep: bool = True
     now: float = 1000.0
     kernel: dict[int, int] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
-    drift: dict[int, int | None] = field(default_factory=dict)  # as it was told
+    drift: dict[int, int | None] = field(default_factory=dict)  # as the last event told it
     changes: list[Made] = field(default_factory=list)
-    deadlines: dict[int, float] = field(default_factory=dict)  # of what waits
-    pins: dict[int, set[int]] = field(default_factory=dict)  # for its undo
+    deadlines: dict[int, float] = field(default_factory=dict)  # of unconfirmed changes, by change id
+    pins: dict[int, set[int]] = field(default_factory=dict)  # programs pinned for an undo, by change id
     undone: set[int] = field(default_factory=set)
     kept: set[int] = field(default_factory=set)
     strays: set[int] = field(default_factory=set)
@@ -47,7 +51,7 @@ class Model:
         return program is not None and program not in self.held | self.strays
 
     def bury(self) -> None:
-        """Programs that nothing holds any more are gone for good."""
+        """Forget the programs that nothing refers to any more."""
         self.strays &= self.kept.union(self.kernel.values(), *self.pins.values())
 
     def put(self, entries: dict[int, int], index: int, program: int | None) -> None:
@@ -77,7 +81,7 @@ class Model:
     def change(
         self, kind: str, steps: WritePlan, within: int | None = None, dry: bool = False, reverts: int | None = None
     ) -> Told:
-        """What comes of a change that writes these steps, which the kernel takes."""
+        """The result of a change that makes these steps, if the kernel accepts them."""
         refused = self.refusal(steps, within, reverts)
         if refused or dry or not steps:
             return refused
@@ -157,7 +161,7 @@ class Model:
         return [id_ for id_, deadline in self.deadlines.items() if deadline <= self.now]
 
     def to_journal(self, found: WritePlan) -> WritePlan:
-        """Sets by rising index, then clears by falling index."""
+        """The steps back to the journal: sets by rising index, then clears by falling index."""
         sets: WritePlan = {index: (holds, wanted) for index, (wanted, holds) in found.items() if wanted is not None}
         return sets | {index: (holds, None) for index, (wanted, holds) in reversed(found.items()) if wanted is None}
 

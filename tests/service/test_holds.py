@@ -1,4 +1,4 @@
-"""Holding and releasing: names, sources, and what must not be lost by it."""
+"""Holding and releasing maps and programs: names, sources, and refusals that protect entries."""
 
 import asyncio
 import errno
@@ -52,28 +52,28 @@ def table(kernel: Kernel, pins: Path) -> str:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["a", "A-b_c.9", "x" * 64, "..."])
-    def test_good(self, name: str) -> None:
+    def test_valid_name_is_accepted(self, name: str) -> None:
         assert checked_name(name) == name
 
     @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a b", "ä", "a\n", ".", ".."])
-    def test_bad(self, name: str) -> None:
+    def test_invalid_name_is_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match="name"):
             checked_name(name)
 
 
 class TestHoldMap:
-    def test_by_pin_then_again(self, registry: Registry, table: str) -> None:
+    def test_hold_by_pin_twice_returns_the_same_map(self, registry: Registry, table: str) -> None:
         held, is_new = run(registry.maps.hold("table", Pinned(table)))
         assert (is_new, held.opened().max_entries, held.pins) == (True, 8, [table])
         again, is_new = run(registry.maps.hold("table", Pinned(table)))
         assert (again, is_new) == (held, False)
 
-    def test_by_id(self, registry: Registry, kernel: Kernel, table: str) -> None:
+    def test_map_is_held_by_id(self, registry: Registry, kernel: Kernel, table: str) -> None:
         with make_array(kernel, "mortal", 8) as array:
             held, _ = run(registry.maps.hold("by_id", ById(array.id)))
             assert held.opened().id == array.id
 
-    def test_made_where_the_pin_does_not_exist(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_array_is_created_if_the_pin_does_not_exist(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         held, _ = run(registry.maps.hold("new-map", Pinned(f"{pins}/new"), 32))
         array = held.opened()
         assert (array.max_entries, array.info.name, held.created_here) == (32, "new_map", True)
@@ -81,11 +81,11 @@ class TestHoldMap:
         assert kernel.map_info(fd).id == array.id
         kernel.close(fd)
 
-    def test_not_made_where_it_exists(self, registry: Registry, table: str) -> None:
+    def test_existing_pin_is_opened_instead(self, registry: Registry, table: str) -> None:
         held, _ = run(registry.maps.hold("table", Pinned(table), 32))
         assert (held.opened().max_entries, held.created_here) == (8, False)
 
-    def test_a_dry_run_makes_and_holds_nothing(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_dry_run_creates_and_holds_nothing(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         held, is_new = run(registry.maps.hold("new", Pinned(f"{pins}/new"), 32, dry_run=True))
         assert (is_new, held.opened().max_entries) == (True, 32)
         held.release()
@@ -94,25 +94,27 @@ class TestHoldMap:
         with pytest.raises(FileNotFoundError):
             kernel.obj_get(f"{pins}/new")
 
-    def test_a_second_name_for_one_array(self, registry: Registry, table: str) -> None:
+    def test_second_name_for_one_array_is_refused(self, registry: Registry, table: str) -> None:
         run(registry.maps.hold("table", Pinned(table)))
         with pytest.raises(NameTaken, match="held under the name 'table'"):
             run(registry.maps.hold("other", Pinned(table)))
 
-    def test_another_source_for_a_name_with_entries(self, registry: Registry, kernel: Kernel, table: str) -> None:
+    def test_source_of_a_filled_map_cannot_be_replaced(self, registry: Registry, kernel: Kernel, table: str) -> None:
         with load(kernel) as program:
             registry.maps.get("jump_table").opened().set(0, program)
         with pytest.raises(NameTaken, match="entries in it"):
             run(registry.maps.hold("jump_table", Pinned(table)))
 
-    def test_another_source_for_a_name_without_entries(self, registry: Registry, table: str) -> None:
+    def test_source_of_an_empty_map_can_be_replaced(self, registry: Registry, table: str) -> None:
         held, is_new = run(registry.maps.hold("jump_table", Pinned(table)))
         assert (is_new, held.opened().max_entries, held.created_here) == (False, 8, False)
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
-    def test_another_array_at_the_same_pin(self, registry: Registry, kernel: Kernel, table: str) -> None:
-        """What was pinned over ours must not cost ours its entries unseen; once it is empty, it is taken."""
+    def test_new_array_at_the_pin_is_opened_only_once_the_old_one_is_empty(
+        self, registry: Registry, kernel: Kernel, table: str
+    ) -> None:
+        """Opening the new array while the old one has entries would lose them."""
         held, _ = run(registry.maps.hold("table", Pinned(table)))
         with load(kernel) as program:
             held.opened().set(0, program)
@@ -125,7 +127,7 @@ class TestHoldMap:
             again, _ = run(registry.maps.hold("table", Pinned(table)))
             assert again.opened().id == second.id
 
-    def test_what_is_no_program_array(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_object_that_is_no_program_array_is_refused(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         hash_ = kernel.map_create(MapType.HASH, 4, 4, 8)
         kernel.obj_pin(hash_, f"{pins}/hash")
         kernel.close(hash_)
@@ -142,7 +144,7 @@ class TestHoldMap:
         with pytest.raises(MapUnknown):
             registry.maps.get("bad")
 
-    def test_a_map_held_by_id_can_be_saved_by_a_pin(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_map_held_by_id_can_be_held_again_by_its_pin(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         array = make_array(kernel, "mortal", 8)
         with load(kernel) as program:
             array.set(0, program)
@@ -153,7 +155,7 @@ class TestHoldMap:
         assert held.pins == [f"{pins}/saved"]
         run(registry.maps.release("by_id"))
 
-    def test_a_refused_hold_makes_no_array(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_refused_hold_creates_no_array(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         held, _ = run(registry.maps.hold("new", Pinned(f"{pins}/new"), 8))
         with load(kernel) as program:
             held.opened().set(0, program)
@@ -174,7 +176,7 @@ class TestHoldMap:
             run(registry.maps.hold("a", Pinned(f"{pins}/a"), force=True))
         assert first.opened().indices() == [0]
 
-    def test_an_array_that_memory_does_not_hold(self, pins: Path) -> None:
+    def test_array_larger_than_the_memory_is_refused(self, pins: Path) -> None:
         class Full(MemoryKernel):
             def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
                 raise OSError(errno.ENOMEM, "no memory")
@@ -186,10 +188,8 @@ class TestHoldMap:
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
     @pytest.mark.parametrize("path", ["none/new", "a.b", "../new"])
-    def test_a_dry_run_refuses_a_pin_that_could_not_be(
-        self, kernel: Kernel, pins: Path, tmp_path: Path, path: str
-    ) -> None:
-        registry = Registry(kernel, [str(tmp_path)])  # also beside the bpffs
+    def test_dry_run_refuses_an_impossible_pin(self, kernel: Kernel, pins: Path, tmp_path: Path, path: str) -> None:
+        registry = Registry(kernel, [str(tmp_path)])  # a folder outside the bpffs is allowed too
         for dry_run in (True, False):
             with pytest.raises(PinUnusable):
                 run(registry.maps.hold("new", Pinned(f"{pins}/{path}"), 8, dry_run=dry_run))
@@ -197,18 +197,20 @@ class TestHoldMap:
 
 class TestPinPaths:
     @pytest.mark.parametrize("path", ["/etc/passwd", "{pins}/../../etc/passwd", "{pins}", "{pins}/a/../.."])
-    def test_outside_of_pin_dirs(self, registry: Registry, pins: Path, path: str) -> None:
+    def test_path_outside_pin_dirs_is_refused(self, registry: Registry, pins: Path, path: str) -> None:
         with pytest.raises(PinNotAllowed):
             run(registry.maps.hold("bad", Pinned(path.format(pins=pins))))
 
     @pytest.mark.parametrize("path", ["relative", "{pins}/a\0b", "{pins}/\ud800", "", "{pins}/" + "x" * 5000])
-    def test_what_is_no_path(self, registry: Registry, pins: Path, path: str) -> None:
+    def test_invalid_path_is_refused(self, registry: Registry, pins: Path, path: str) -> None:
         with pytest.raises(PinUnusable):
             run(registry.maps.hold("bad", Pinned(path.format(pins=pins))))
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
-    def test_a_symlink_that_leads_out(self, registry: Registry, pins: Path, tmp_path: Path, kernel: Kernel) -> None:
+    def test_symlink_out_of_pin_dirs_is_refused(
+        self, registry: Registry, pins: Path, tmp_path: Path, kernel: Kernel
+    ) -> None:
         outside = tmp_path / "outside"
         outside.mkdir()
         (pins / "link").symlink_to(outside)
@@ -217,20 +219,22 @@ class TestPinPaths:
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
-    def test_a_symlink_that_stays_inside(self, registry: Registry, pins: Path, table: str, kernel: Kernel) -> None:
+    def test_symlink_inside_pin_dirs_is_followed(
+        self, registry: Registry, pins: Path, table: str, kernel: Kernel
+    ) -> None:
         (pins / "link").symlink_to(table)
         held, _ = run(registry.maps.hold("table", Pinned(f"{pins}/link")))
         assert held.pins == [table]
 
 
 class TestReleaseMap:
-    def test_a_pinned_one(self, registry: Registry, table: str) -> None:
+    def test_pinned_map_is_released(self, registry: Registry, table: str) -> None:
         run(registry.maps.hold("table", Pinned(table)))
         run(registry.maps.release("table"))
         with pytest.raises(MapUnknown):
             registry.maps.get("table")
 
-    def test_one_that_would_be_emptied(self, registry: Registry) -> None:
+    def test_release_of_the_last_reference_needs_force(self, registry: Registry) -> None:
         with pytest.raises(LastReference):
             run(registry.maps.release("jump_table"))
         registry.maps.get("jump_table").opened()
@@ -238,13 +242,13 @@ class TestReleaseMap:
         with pytest.raises(MapUnknown):
             run(registry.maps.release("jump_table"))
 
-    def test_a_dry_run_releases_nothing(self, registry: Registry, table: str) -> None:
+    def test_dry_run_releases_nothing(self, registry: Registry, table: str) -> None:
         run(registry.maps.hold("table", Pinned(table)))
         run(registry.maps.release("table", dry_run=True))
         assert registry.maps.get("table").opened().max_entries == 8
 
-    def test_a_second_release_does_not_take_the_next_hold(self, registry: Registry, table: str) -> None:
-        """Two releases wait in line, and a hold comes between them."""
+    def test_second_release_does_not_end_a_later_hold(self, registry: Registry, table: str) -> None:
+        """Two releases wait for the lock, and a hold waits behind them."""
 
         async def race() -> list[object]:
             await registry.maps.hold("table", Pinned(table))
@@ -262,7 +266,7 @@ class TestReleaseMap:
         assert registry.maps.get("table") is held[0]
         assert registry.maps.get("table").opened().max_entries == 8
 
-    def test_the_same_for_programs(self, registry: Registry) -> None:
+    def test_second_release_of_a_program_does_not_end_a_later_hold(self, registry: Registry) -> None:
         drop = registry.programs.get("drop").opened()
 
         async def race() -> list[object]:
@@ -281,7 +285,7 @@ class TestReleaseMap:
 
 
 class TestLargeTables:
-    def test_many_readers_share_a_scan_that_begins_after_they_asked(self, kernel: Kernel) -> None:
+    def test_readers_share_a_scan_that_starts_after_their_request(self, kernel: Kernel) -> None:
         registry = Registry(kernel)
         table = make_array(kernel, "large", 5000)
         held = registry.maps.adopt("large", table)
@@ -302,7 +306,7 @@ class TestLargeTables:
             assert all(each is late[0] for each in late), "one scan for all of them"
         registry.close()
 
-    def test_the_loop_goes_on_meanwhile(self, kernel: Kernel) -> None:
+    def test_scan_yields_to_the_event_loop(self, kernel: Kernel) -> None:
         registry = Registry(kernel)
         held = registry.maps.adopt("large", make_array(kernel, "large", 20_000))
 
@@ -319,7 +323,7 @@ class TestLargeTables:
 
 
 class TestPrograms:
-    def test_by_pin_then_again(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_hold_by_pin_twice_returns_the_same_program(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
         with load(kernel) as program:
             kernel.obj_pin(program.fd, f"{pins}/other")
             held, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), run(registry.maps.uses())))
@@ -327,14 +331,14 @@ class TestPrograms:
             again, is_new = run(registry.programs.hold("other", Pinned(f"{pins}/other"), run(registry.maps.uses())))
             assert (again, is_new) == (held, False)
 
-    def test_one_program_under_two_names(self, registry: Registry) -> None:
+    def test_program_may_have_two_names(self, registry: Registry) -> None:
         drop = registry.programs.get("drop").opened()
         run(registry.programs.hold("deny", ById(drop.id), run(registry.maps.uses())))
         assert registry.programs.describe(drop.id).name == "drop"
         run(registry.programs.release("drop"))
         assert registry.programs.describe(registry.programs.get("deny").opened().id).name == "deny"
 
-    def test_of_several_names_the_first_held_counts_also_where_it_was_opened_last(
+    def test_program_with_several_names_is_described_by_the_first_held(
         self, registry: Registry, kernel: Kernel
     ) -> None:
         programs, other = registry.programs, registry.programs.get("pass").opened().id
@@ -349,7 +353,7 @@ class TestPrograms:
             run(programs.release("deny"))
             assert (programs.describe(program.id).name, programs.held_as(program.id)) == (None, None)
 
-    def test_one_more_costs_the_same_however_many_are_held(
+    def test_cost_of_a_hold_does_not_grow_with_the_number_held(
         self, registry: Registry, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told: list[str | None] = []
@@ -368,7 +372,7 @@ class TestPrograms:
         run(registry.programs.release("adopted1"))
         assert len(told) <= 103
 
-    def test_another_source_while_entries_point_to_it(self, registry: Registry) -> None:
+    def test_source_of_a_used_program_cannot_be_replaced(self, registry: Registry) -> None:
         drop, other = registry.programs.get("drop").opened(), registry.programs.get("pass").opened()
         registry.maps.get("jump_table").opened().set(0, drop)
         with pytest.raises(NameTaken, match="entries point to"):
@@ -377,14 +381,14 @@ class TestPrograms:
         held, _ = run(registry.programs.hold("drop", ById(other.id), run(registry.maps.uses())))
         assert held.opened().id == other.id
 
-    def test_what_is_no_program(self, registry: Registry, table: str) -> None:
+    def test_object_that_is_no_program_is_refused(self, registry: Registry, table: str) -> None:
         for source, error in ((Pinned(table), NotAProgram), (ById(0x7FFFFFFF), ProgramNotFound)):
             with pytest.raises(error):
                 run(registry.programs.hold("bad", source, run(registry.maps.uses())))
         with pytest.raises(ProgramUnknown):
             registry.programs.get("bad")
 
-    def test_releasing_leaves_entries_alone(self, registry: Registry) -> None:
+    def test_release_leaves_entries_alone(self, registry: Registry) -> None:
         drop = registry.programs.get("drop").opened()
         array = registry.maps.get("jump_table").opened()
         array.set(0, drop)
@@ -394,18 +398,20 @@ class TestPrograms:
         summary = registry.programs.describe(program_id)
         assert (summary.name, summary.kernel_name) == (None, "drop")
 
-    def test_a_reference_by_id_needs_no_right_where_it_is_held(self, registry: Registry) -> None:
+    def test_held_program_is_resolved_by_id_without_opening_it(self, registry: Registry) -> None:
         drop = registry.programs.get("drop").opened()
         with registry.programs.resolve(ById(drop.id)) as program:
             assert program is drop
 
-    def test_a_name_that_is_not_held(self, registry: Registry) -> None:
+    def test_unknown_name_is_not_found(self, registry: Registry) -> None:
         with pytest.raises(ProgramNotFound), registry.programs.resolve(ByName("nope")):
             pass
 
 
 class TestUnavailable:
-    def test_it_is_held_with_the_reason_and_opened_later(self, registry: Registry, kernel: Kernel, pins: Path) -> None:
+    def test_unavailable_object_has_a_reason_and_is_opened_later(
+        self, registry: Registry, kernel: Kernel, pins: Path
+    ) -> None:
         registry.maps.add(HeldMap("late", Pinned(f"{pins}/late")))
         registry.programs.add(HeldProgram("late", Pinned(f"{pins}/program")))
         assert registry.open_unavailable() == []

@@ -1,4 +1,4 @@
-"""All that changes entries, in any order, against a plain model of what must come of it; on both kernels."""
+"""Random sequences of all operations on entries, compared with a simple model, on both kernels."""
 
 import asyncio
 import contextlib
@@ -38,12 +38,12 @@ from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
 from tests.store.tables import entries_of
 
 NAMES = ("a", "b", "c")
-FRESH, LAST = 3, 4  # programs that are pinned nowhere: a new one, and the newest that lives
+FRESH, LAST = 3, 4  # unpinned programs: a new one, and the newest that lives
 
 INDEX = st.integers(0, ENTRIES - 1)
 PROGRAM = st.sampled_from((0, 1, 2, FRESH, LAST, LAST))
 WITHIN = st.sampled_from((None, None, 60, 600))
-ID = st.integers(-4, 3)  # of a change; below 1: counted from the last
+ID = st.integers(-4, 3)  # of a change; below 1 counted from the last one
 TIME = st.sampled_from((0, 30, 100, 1000))
 
 
@@ -52,11 +52,11 @@ def by(within: int | None) -> RequestContext:
 
 
 def anything(*_: object) -> None:
-    """A precondition that forbids nothing."""
+    """A precondition that accepts everything."""
 
 
 class Machine(RuleBasedStateMachine):
-    """The service, and beside it the model."""
+    """A service and its model. Each rule applies one operation to both and compares the results."""
 
     kernel: Kernel
     folder: Path  # of the pins
@@ -119,14 +119,14 @@ class Machine(RuleBasedStateMachine):
             self.kernel.close(self.fd)
         self.runner.close()
 
-    # What the rules say in numbers
+    # Helpers: from the numbers of the rules to ids and calls
 
     def program(self, number: int) -> int:
-        """The id of a program; one that is pinned nowhere lives for this step, and then as long as it is used."""
+        """The id of a program. An unpinned program lives at least until the end of this step."""
         if number < FRESH:
             return self.ids[number]
         if self.kernel.name == "linux":
-            return self.ids[number % FRESH]  # the end of the last pin is not the end of the program at once
+            return self.ids[number % FRESH]  # the kernel frees an unpinned program later
         if number == LAST and self.model.strays:
             return max(self.model.strays)
         program = self.step.enter_context(load(self.kernel, 9))
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         return number if number > 0 else len(self.model.changes) + number
 
     def write(self, index: int, program: int | None) -> None:
-        """As another tool would."""
+        """Write an entry as another tool would."""
         if program is not None:
             fd = self.kernel.prog_get_fd_by_id(program)
             self.kernel.map_update(self.fd, index, fd)
@@ -153,7 +153,7 @@ class Machine(RuleBasedStateMachine):
         self.model.put(self.model.kernel, index, program)
 
     def outcome(self, coroutine: Coroutine[object, object, object]) -> object:
-        """What it returned, in ids and numbers, or the class of its error."""
+        """The result of a call as ids and counts, or the class of its error."""
         try:
             result = self.runner.run(coroutine)
         except ServiceError as error:
@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         cleared = sum(after is None for _, after in steps.values())
         return told if isinstance(told, type) else (told, len(steps) - cleared, cleared, unchanged)
 
-    # What may happen
+    # The operations
 
     @rule(index=INDEX, number=PROGRAM, way=st.integers(0, 2), within=WITHIN, dry=st.booleans())
     def set(self, index: int, number: int, way: int, within: int | None, dry: bool) -> None:
@@ -309,7 +309,7 @@ class Machine(RuleBasedStateMachine):
         restore=st.booleans(),
     )
     def killed(self, wanted: dict[int, int | None], written: int, seconds: int, restore: bool) -> None:
-        """In the midst of a change that waits: so many entries are written, and it is not journalled."""
+        """Restart after a kill during a change with a deadline, when it has written this number of entries."""
         steps: WritePlan = {
             index: (self.model.kernel.get(index), None if number is None else self.ids[number])
             for index, number in wanted.items()
@@ -326,7 +326,7 @@ class Machine(RuleBasedStateMachine):
             self.write(index, after)
         self.end_and_start(seconds, restore, self.model.keep, steps)
 
-    # What must be true after each step
+    # Checks after each step
 
     @rule(after=st.integers(0, 80), limit=st.integers(1, 20))
     def read_on(self, after: int, limit: int) -> None:
@@ -353,7 +353,7 @@ class Machine(RuleBasedStateMachine):
         assert [_said(event) for event in self.told] == model.events
 
     def pins(self) -> list[int]:
-        """The programs that are pinned below keep_dir."""
+        """The ids of the programs that are pinned below keep_dir."""
         if isinstance(self.kernel, MemoryKernel):
             pins = self.kernel._objects.pins.items()
             return sorted(object_.id for path, object_ in pins if path.startswith(f"{self.root}/keep/"))
@@ -397,10 +397,11 @@ def check(kernel: Kernel, folder: Path, files: Path, examples: int) -> None:
         run_state_machine_as_test(OnThis, settings=profile)
 
 
-def test_in_memory(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_service_behaves_like_the_model_in_memory(tmp_path: Path) -> None:
     check(MemoryKernel(), Path("/sys/fs/bpf"), tmp_path, 150)
 
 
 @pytest.mark.kernel
-def test_on_linux(bpffs: Path, tmp_path: Path) -> None:
+def test_service_behaves_like_the_model_on_linux(bpffs: Path, tmp_path: Path) -> None:
     check(LinuxKernel(), bpffs, tmp_path, 15)

@@ -1,4 +1,4 @@
-"""Which entries are marked, and which wait."""
+"""Sets of indexes, and the indexes of unconfirmed entries."""
 
 import random
 from array import array
@@ -10,17 +10,17 @@ from app.service.registry.index_sets import IndexSet, UnconfirmedEntries
 INDEXES = [array("I", [7, 3, 70_000]), range(5, 9), array("I"), range(0)]
 
 
-class TestMarks:
+class TestIndexSet:
     @pytest.mark.parametrize("indexes", INDEXES)
-    def test_those_and_no_others(self, indexes: "array[int] | range") -> None:
+    def test_set_contains_exactly_its_indexes(self, indexes: "array[int] | range") -> None:
         marks = IndexSet(indexes)
         assert list(marks) == sorted(indexes)
         assert len(marks) == len(indexes)
         assert all((index in marks) == (index in indexes) for index in (*range(100), 70_000, 70_001, 1 << 32))
 
 
-class TestWaits:
-    def test_as_a_dict_would(self) -> None:
+class TestUnconfirmedEntries:
+    def test_behaves_like_a_dict(self) -> None:
         unconfirmed, told, chosen = UnconfirmedEntries(), dict[int, int](), random.Random(1)
         for change in range(1, 50):
             free = [index for index in range(200) if index not in told]

@@ -1,4 +1,4 @@
-"""Program: what runs, what it tells, and what it is refused for."""
+"""Program: opening, summary, test runs and closing."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,12 +15,12 @@ PACKET = bytes(14)
 
 
 class TestInit:
-    def test_refuses_a_map(self, kernel: Kernel) -> None:
+    def test_map_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8)
         with pytest.raises(NotAProgram, match="the object is not a program; it is a map"):
             Program(kernel, fd)
 
-    def test_tells_what_it_is(self, kernel: Kernel) -> None:
+    def test_summary_has_the_facts_of_the_kernel(self, kernel: Kernel) -> None:
         with load(kernel, name="other") as program:
             summary = program.summary("held")
             assert (summary.id, summary.name, summary.type, summary.kernel_name) == (program.id, "held", "xdp", "other")
@@ -35,36 +35,38 @@ class TestRun:
         [(ProgType.XDP, 1, "XDP_DROP"), (ProgType.XDP, 99, None), (ProgType.SCHED_CLS, 2, "TC_ACT_SHOT"),
          (ProgType.SCHED_CLS, -1, "TC_ACT_UNSPEC"), (ProgType.SOCKET_FILTER, 1, None)],
     )  # fmt: skip
-    def test_tells_the_result_and_its_name(self, kernel: Kernel, type_: int, value: int, meaning: str | None) -> None:
+    def test_run_returns_the_result_and_its_meaning(
+        self, kernel: Kernel, type_: int, value: int, meaning: str | None
+    ) -> None:
         with load(kernel, value, type_) as program:
             result = program.run(PACKET)
         assert (result.returned, result.meaning, result.packet) == (value % (1 << 32), meaning, PACKET)
 
-    def test_a_type_that_does_not_run_on_packets(self, kernel: Kernel) -> None:
+    def test_type_that_does_not_run_on_packets_is_refused(self, kernel: Kernel) -> None:
         with load(kernel, type_=ProgType.KPROBE) as program, pytest.raises(ProgramNotRunnable, match="kprobe"):
             program.run(PACKET)
 
-    def test_a_packet_that_is_too_short(self, kernel: Kernel) -> None:
+    def test_too_short_packet_is_refused(self, kernel: Kernel) -> None:
         with load(kernel) as program, pytest.raises(PacketRefused, match="13 bytes"):
             program.run(bytes(13))
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
-    def test_a_program_that_makes_its_packet_longer(self, kernel: Kernel) -> None:
-        """bpf_xdp_adjust_tail(ctx, 400), helper 65: the packet comes back whole."""
+    def test_grown_packet_is_returned_whole(self, kernel: Kernel) -> None:
+        """The program calls bpf_xdp_adjust_tail(ctx, 400), helper 65."""
         grow = asm.mov(2, 400) + asm.INSN.pack(0x85, 0, 0, 65) + asm.returns(2)
         with Program(kernel, kernel.prog_load(ProgType.XDP, grow)) as program:
             assert len(program.run(PACKET).packet) == 14 + 400
 
     @pytest.mark.kernel
     @pytest.mark.parametrize("kernel", ["linux"], indirect=True)
-    def test_a_packet_that_is_too_long(self, kernel: Kernel) -> None:
+    def test_too_long_packet_is_refused(self, kernel: Kernel) -> None:
         with load(kernel, type_=ProgType.SCHED_CLS) as program, pytest.raises(PacketRefused, match="20000 bytes"):
             program.run(bytes(20000))
 
 
 class TestClose:
-    def test_twice_is_fine_and_use_is_an_error(self, kernel: Kernel) -> None:
+    def test_second_close_is_harmless_and_later_use_fails(self, kernel: Kernel) -> None:
         program = load(kernel)
         program.close()
         program.close()

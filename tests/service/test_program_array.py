@@ -1,4 +1,4 @@
-"""ProgramArray: the semantics of aya's, on both kernels."""
+"""ProgramArray behaves like aya's ProgramArray, on both kernels."""
 
 import dataclasses
 import errno
@@ -46,23 +46,25 @@ def program(kernel: Kernel) -> Iterator[Program]:
 
 
 class TestInit:
-    def test_takes_a_program_array(self, array: ProgramArray) -> None:
+    def test_program_array_is_accepted(self, array: ProgramArray) -> None:
         assert (array.max_entries, array.info.name) == (8, "table")
 
     @pytest.mark.parametrize("type_", [MapType.HASH, MapType.ARRAY])
-    def test_refuses_another_type_and_says_which(self, kernel: Kernel, type_: MapType) -> None:
+    def test_other_map_type_is_refused_and_named(self, kernel: Kernel, type_: MapType) -> None:
         fd = kernel.map_create(type_, 4, 4, 8)
         with pytest.raises(WrongMapType, match=f"the map is of type {type_.name.lower()}, not prog_array"):
             ProgramArray(kernel, fd)
 
-    def test_refuses_what_is_no_map(self, kernel: Kernel) -> None:
+    def test_program_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
         with pytest.raises(NotAMap, match="the object is not a map; it is a prog"):
             ProgramArray(kernel, fd)
 
     @pytest.mark.parametrize(("key_size", "value_size", "expected"), [(8, 4, WrongKeySize), (4, 8, WrongValueSize)])
-    def test_refuses_other_sizes(self, key_size: int, value_size: int, expected: type[NotAProgramArray]) -> None:
-        """No Linux makes such an array, so only a kernel that lies shows the check."""
+    def test_other_key_or_value_size_is_refused(
+        self, key_size: int, value_size: int, expected: type[NotAProgramArray]
+    ) -> None:
+        """Linux never creates such an array, so the test uses a kernel that reports wrong sizes."""
 
         class Lying(MemoryKernel):
             def map_info(self, fd: int) -> MapInfo:
@@ -72,7 +74,7 @@ class TestInit:
         with pytest.raises(expected, match="8 bytes, not 4"):
             ProgramArray(kernel, kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8))
 
-    def test_closes_what_it_refuses(self, kernel: Kernel) -> None:
+    def test_refused_descriptor_is_closed(self, kernel: Kernel) -> None:
         fd = kernel.map_create(MapType.HASH, 4, 4, 8)
         with pytest.raises(WrongMapType):
             ProgramArray(kernel, fd)
@@ -81,12 +83,12 @@ class TestInit:
 
 
 class TestSet:
-    def test_the_entry_points_to_the_program(self, array: ProgramArray, program: Program) -> None:
+    def test_set_entry_points_to_the_program(self, array: ProgramArray, program: Program) -> None:
         array.set(3, program)
         assert array.get(3) == program.id
 
     @pytest.mark.parametrize("index", [8, 9, 0xFFFFFFFF, -1])
-    def test_out_of_range(self, array: ProgramArray, program: Program, index: int) -> None:
+    def test_index_out_of_range_is_refused(self, array: ProgramArray, program: Program, index: int) -> None:
         with pytest.raises(IndexOutOfRange) as caught:
             array.set(index, program)
         assert caught.value.facts() == {"index": index, "max_entries": 8}
@@ -97,7 +99,9 @@ class TestSet:
             array.set(3, program, flags)
         assert array.get(3) is None
 
-    def test_another_type_is_told_with_both(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:
+    def test_incompatible_type_is_refused_and_both_types_are_told(
+        self, kernel: Kernel, array: ProgramArray, program: Program
+    ) -> None:
         array.set(3, program)
         with load(kernel, type_=ProgType.SOCKET_FILTER) as other, pytest.raises(ProgramIncompatible) as caught:
             array.set(3, other)
@@ -105,7 +109,7 @@ class TestSet:
         assert "takes only programs of type xdp" in str(caught.value)
         assert array.get(3) == program.id
 
-    def test_the_same_type_that_differs_otherwise_is_told_so(
+    def test_incompatible_program_of_the_same_type_is_refused_with_the_causes(
         self, kernel: Kernel, array: ProgramArray, program: Program
     ) -> None:
         array.set(3, program)
@@ -114,12 +118,12 @@ class TestSet:
         assert (caught.value.owner_program_type, caught.value.program_type) == ("xdp", "xdp")
         assert "expected_attach_type, XDP frags" in str(caught.value)
 
-    def test_a_frozen_array(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:
+    def test_frozen_array_is_refused(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:
         kernel.map_freeze(array.fd)
         with pytest.raises(MapFrozen):
             array.set(3, program)
 
-    def test_an_array_opened_for_reading(
+    def test_array_opened_for_reading_refuses_writes(
         self, kernel: Kernel, pins: Path, program: Program, array: ProgramArray
     ) -> None:
         kernel.obj_pin(array.fd, f"{pins}/table")
@@ -131,7 +135,7 @@ class TestSet:
     @pytest.mark.parametrize(
         ("number", "expected"), [(errno.EBUSY, ProgramBusy), (errno.ENOMEM, KernelError), (524, KernelError)]
     )
-    def test_errnos_that_no_test_can_cause(self, number: int, expected: type[Exception]) -> None:
+    def test_simulated_errno_becomes_its_error(self, number: int, expected: type[Exception]) -> None:
         class Refusing(MemoryKernel):
             def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
                 raise OSError(number, "refused")
@@ -142,20 +146,20 @@ class TestSet:
 
 
 class TestClearIndex:
-    def test_the_entry_is_empty(self, array: ProgramArray, program: Program) -> None:
+    def test_cleared_entry_is_empty(self, array: ProgramArray, program: Program) -> None:
         array.set(3, program)
         array.clear_index(3)
         assert array.get(3) is None
 
-    def test_an_empty_one_is_an_error(self, array: ProgramArray) -> None:
+    def test_clearing_an_empty_entry_fails(self, array: ProgramArray) -> None:
         with pytest.raises(EntryEmpty):
             array.clear_index(3)
 
-    def test_out_of_range(self, array: ProgramArray) -> None:
+    def test_index_out_of_range_is_refused(self, array: ProgramArray) -> None:
         with pytest.raises(IndexOutOfRange):
             array.clear_index(8)
 
-    def test_a_frozen_array(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:
+    def test_frozen_array_is_refused(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:
         array.set(3, program)
         kernel.map_freeze(array.fd)
         with pytest.raises(MapFrozen):
@@ -163,34 +167,34 @@ class TestClearIndex:
 
 
 class TestIndices:
-    def test_only_those_that_point_to_a_program(self, array: ProgramArray, program: Program) -> None:
+    def test_indices_and_ids_tell_the_filled_entries(self, array: ProgramArray, program: Program) -> None:
         for index in (7, 0, 3):
             array.set(index, program)
         assert array.indices() == [0, 3, 7]
         assert list(array.ids()) == [program.id if index in {0, 3, 7} else 0 for index in range(array.max_entries)]
         assert list(array.ids(1, 7)) == [0, 0, program.id, 0, 0, 0]
 
-    def test_none(self, array: ProgramArray) -> None:
+    def test_empty_array_has_no_indices(self, array: ProgramArray) -> None:
         assert array.indices() == []
 
 
 class TestGet:
-    def test_out_of_range_is_not_empty(self, array: ProgramArray) -> None:
-        """The kernel says ENOENT for both."""
+    def test_index_out_of_range_is_no_empty_entry(self, array: ProgramArray) -> None:
+        """The kernel answers ENOENT in both cases."""
         assert array.get(7) is None
         with pytest.raises(IndexOutOfRange):
             array.get(8)
 
 
 class TestClose:
-    def test_twice_is_fine_and_use_is_an_error(self, kernel: Kernel) -> None:
+    def test_second_close_is_harmless_and_later_use_fails(self, kernel: Kernel) -> None:
         array = make_array(kernel, "table", 8)
         array.close()
         array.close()
         with pytest.raises(ValueError, match="closed"):
             array.get(0)
 
-    def test_a_caller_falls_through_once_the_last_holder_is_gone(self, kernel: Kernel, program: Program) -> None:
+    def test_caller_falls_through_once_the_array_is_closed(self, kernel: Kernel, program: Program) -> None:
         array = make_array(kernel, "table", 8)
         with Program(kernel, kernel.prog_load(ProgType.XDP, entry(array.fd))) as caller:
             array.set(3, program)

@@ -1,4 +1,4 @@
-"""A service in process over pins, with its journal on a tiny disk: for faults in the midst of a change."""
+"""An application in this process, with pinned objects and a journal on a small disk, to test faults during changes."""
 
 import asyncio
 import ctypes
@@ -30,14 +30,14 @@ PROGRAMS = ("drop", "pass", "tx")
 
 
 def mount_disk(folder: Path, flags: int = 0) -> None:
-    """A tmpfs of 1 MiB; with MS_REMOUNT another mode for the one that is there."""
+    """Mount a tmpfs of 1 MiB. With MS_REMOUNT change the flags of the mounted one."""
     private_mounts.enter()
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mount(b"none", bytes(folder), b"tmpfs", flags, b"size=1m") == 0
 
 
 def prepare(pins: Path) -> None:
-    """An array with BEFORE in it and its programs, all pinned."""
+    """Pin an array with the entries BEFORE, and its programs."""
     kernel = LinuxKernel()
     array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 16, "table")
     kernel.obj_pin(array, str(pins / "table"))
@@ -51,7 +51,10 @@ def prepare(pins: Path) -> None:
 
 
 class Inside:
-    """The application in this process. `now`: the wall clock; `later`: s by which the time since boot is ahead."""
+    """The application in this process.
+
+    `now` is its wall clock in seconds. `later` is by how many seconds its time since boot is ahead.
+    """
 
     def __init__(self, pins: Path, disk: Path) -> None:
         self.pins, self.disk = pins, disk
@@ -59,7 +62,7 @@ class Inside:
 
     async def start(self) -> None:
         self.kernel = LinuxKernel()
-        self.kernel.in_kernel = False  # so that `before_write` comes before each entry
+        self.kernel.use_bulk_programs = False  # so that `before_write` comes before each entry
         self.registry = Registry(self.kernel, [str(self.pins)])
         self.registry.maps.add(HeldMap("table", Pinned(str(self.pins / "table"))))
         for name in PROGRAMS:
@@ -86,7 +89,7 @@ class Inside:
         await self.start()
 
     def table(self) -> dict[int, str]:
-        """The names of the programs, as the kernel has them."""
+        """The names of the programs in the kernel, by index."""
         kernel, found = LinuxKernel(), {}
         for index, id_ in kernel.map_entries(self.registry.maps.get("table").opened().fd, 0, 16):
             fd = kernel.prog_get_fd_by_id(id_)
@@ -98,14 +101,14 @@ class Inside:
         return [each["index"] for each in (await self.client.get("/maps/table")).json()["drift"]]
 
     async def states(self) -> list[tuple[str, str]]:
-        """(kind, state) of every change."""
+        """The kind and the state of every change."""
         return [(each["kind"], each["state"]) for each in (await self.client.get("/changes")).json()["changes"]]
 
     def kept(self) -> list[Path]:
         return list((self.pins / "keep").glob("*"))
 
     def before_write(self, number: int, do: Callable[[], object]) -> None:
-        """Do this right before the n-th set of an entry from now on."""
+        """Call `do` right before the set of an entry with this number, counted from now."""
         update, left, array = self.kernel.map_update, number, self.registry.maps.get("table").opened().fd
 
         def writing(fd: int, index: int, value: int, flags: int = 0) -> None:
@@ -119,7 +122,7 @@ class Inside:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for it to be so; at the most a few seconds."""
+    """Wait at most 10 seconds for a condition."""
     async with asyncio.timeout(10):
         while not is_so():
             await asyncio.sleep(0.005)
@@ -147,6 +150,6 @@ async def inside(bpffs: Path, disk: Path, anyio_backend: str, monkeypatch: pytes
 
 @pytest.fixture(params=[Script, *([Bpftool] if tool("bpftool") else [])])
 def outside(request: pytest.FixtureRequest) -> Script | Bpftool:
-    """Somebody else's tool."""
+    """Another tool that changes the same pinned objects."""
     made: Script | Bpftool = request.param()
     return made

@@ -1,4 +1,4 @@
-"""What an attacker would do who has taken over the process that listens: code that runs inside it, on SIGHUP."""
+"""The attacks of somebody who controls the listening process. This code runs inside that process, on SIGHUP."""
 
 import array
 import contextlib
@@ -27,10 +27,10 @@ _PROG_GET_NEXT_ID, _LINK_CREATE, _XDP, _LOOPBACK = 11, 28, 37, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def lie_in_wait(outside: str, secrets: list[str]) -> None:
-    """Attack at the second opening of the audit file, as SIGHUP asks for it.
+def attack_on_reopen(outside: str, secrets: list[str]) -> None:
+    """Attack when the audit file is opened for the second time, which SIGHUP causes.
 
-    `outside`: a pin beyond pin_dirs; `secrets`: files to read.
+    `outside` is a pin outside pin_dirs. `secrets` are files that the process may not read.
     """
     reopen = Audit.reopen
     openings: list[None] = []
@@ -47,7 +47,7 @@ def lie_in_wait(outside: str, secrets: list[str]) -> None:
 
 
 def _attack(outside: str, secrets: list[str]) -> dict[str, str]:
-    """What came of it, by what was tried: the name of an errno, or "done"."""
+    """Try every attack. The outcome of each is the name of an errno, or "done"."""
     gc.unfreeze()
     keeper = next(each for each in gc.get_objects() if isinstance(each, KeeperClient))
     kept = next(each for each in gc.get_objects() if isinstance(each, KeeperKernel))
@@ -94,7 +94,7 @@ def _call(result: int) -> None:
 
 
 def _attach(program: int = 0) -> None:
-    """BPF_LINK_CREATE of a program that this process holds, to the loopback device."""
+    """Attach a program that this process has open to the loopback device, by BPF_LINK_CREATE."""
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             program = program or int(link.name) if "bpf-prog" in str(link.readlink()) else program
@@ -103,13 +103,13 @@ def _attach(program: int = 0) -> None:
 
 
 def _bpf(command: int, *words: int) -> None:
-    """A command that the service does not know."""
+    """Make a bpf(2) command that the service itself never makes."""
     fields = (ctypes.c_uint32 * len(words))(*words)
     _call(_libc.syscall(NUMBER, command, ctypes.byref(fields), ctypes.sizeof(fields)) < 0)
 
 
 def _in_a_user_namespace() -> None:
-    """All capabilities there; none of them counts for bpf(2)."""
+    """Try bpf(2) in a new user namespace. Capabilities there do not count for bpf(2)."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -129,7 +129,7 @@ def _in_a_user_namespace() -> None:
 
 
 def _garbage(keeper: KeeperClient) -> str:
-    """Thousands of questions that make no sense, and fds beside them."""
+    """Send the keeper thousands of random requests, some with file descriptors."""
     chance = random.Random(1)
     for _ in range(3000):
         said = chance.randbytes(chance.randrange(0, 64))

@@ -1,8 +1,9 @@
-"""Services that start in tens of ms, by fork from a process that has imported them, and die where they are told to.
+"""Services that start within tens of milliseconds, and kill themselves at a chosen point.
 
-A fuse burns one point before and one after each write: of the kernel, of a pin, of the journal. It is lit by the note
-of a change, `VERB N`, when that verb begins (the kind of a change, or confirm), or by `kill_at` at the start; at the
-N-th point the process kills itself.
+The nursery is a process that has imported the service and forks it. In each service a fuse counts points: one before
+and one after each write to the kernel, of a pin, or to the journal. At the N-th point the process kills itself. The
+count starts with the process (`kill_at`), or when a change with the note `VERB N` begins that verb, which is the kind
+of the change or `confirm`.
 """
 
 import json
@@ -28,22 +29,29 @@ _SECONDS = 60.0
 
 
 class Nursery:
-    """The process that forks services, one at a time. It sees what was mounted before it was made."""
+    """A process that forks services, one at a time. It sees only what was mounted before it started."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", "from tests.system.nursery import main; main()"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, config: Path, log: Path, *, kill_at: int = 0, later: float = 0.0) -> tuple[int, int | None]:
-        """Start `serve`, and wait until it answers: (pid, None), or until it has ended: (pid, wait status).
+        """Start `serve`, and wait until it answers or ends.
 
-        `later`: seconds by which its time since boot is ahead.
+        Args:
+            config: Its configuration file.
+            log: The file for its output.
+            kill_at: The point at which it kills itself, counted from the start; 0 for none.
+            later: By how many seconds its time since boot is ahead.
+
+        Returns:
+            Its process id, and its wait status if it has ended or None if it answers.
         """
         pid, status = self._ask({"config": str(config), "log": str(log), "kill_at": kill_at, "later": later})
         return pid, status
 
     def wait(self) -> int:
-        """Wait for the end of the service: its wait status."""
+        """Wait for the end of the service, and return its wait status."""
         status: int = self._ask(None)
         return status
 
@@ -56,7 +64,7 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it, and a service that runs."""
+        """End the process, and a service that still runs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -68,7 +76,7 @@ class Nursery:
 
 
 def main() -> None:
-    """The nursery: one line of JSON a request, one an answer, until there are no more."""
+    """Run the nursery. It answers each line of JSON on stdin by one on stdout."""
     child = 0
     for line in sys.stdin:
         request = json.loads(line)
@@ -117,30 +125,30 @@ def _serve(ready: int, config: str, log: str, kill_at: int, later: float) -> Non
 
 
 class Ready(Notifier):
-    """Is told in systemd's place. `fd`: where to pass it on."""
+    """A notifier in place of systemd's. It writes one byte to `fd` when the service is ready."""
 
     fd = -1
 
-    def tell(self, state: str) -> None:
+    def notify(self, state: str) -> None:
         if state == "READY=1":
             os.write(self.fd, b"R")
             os.close(self.fd)
 
 
 class Fuse:
-    """So many points are left until the process kills itself; 0: it is not lit."""
+    """Counts the points that are left until the process kills itself. With 0 it does not count."""
 
     def __init__(self, left: int) -> None:
         self._left = left
 
     def light(self, note: str | None, verb: str) -> None:
-        """Light it where the note says so."""
+        """Start to count if the note is `VERB N` with this verb."""
         words = (note or "").split()
         if len(words) == 2 and words[0] == verb:
             self._left = int(words[1])
 
     def burn(self) -> None:
-        """One point."""
+        """Count one point, and kill the process if it was the last."""
         if self._left:
             self._left -= 1
             if not self._left:
@@ -148,7 +156,7 @@ class Fuse:
 
 
 def _lay(fuse: Fuse, later: float) -> None:
-    LinuxKernel.in_kernel = False  # so that there is a point before and after each entry
+    LinuxKernel.use_bulk_programs = False  # so that there is a point before and after each entry
     for owner, name in (
         (LinuxKernel, "map_update"),
         (LinuxKernel, "map_delete"),

@@ -1,4 +1,4 @@
-"""The same round by a generated client, by curl and by httpx, over loopback and over the unix socket."""
+"""The same requests by a generated client, curl and httpx, over loopback and over the unix socket."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from tests.running import Service, demo, serve, write_config
 
 
 class Client(Protocol):
-    """The status, and the program's name or the problem's code."""
+    """A client under test. Each method returns the status and the name of the program or the code of the problem."""
 
     def put(self, index: int, program: str) -> tuple[int, str]: ...
 
@@ -108,7 +108,7 @@ class Generated:
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The client that openapi-python-client makes of the document, with no hand work and no warning."""
+    """The folder of the client that openapi-python-client generates from the document, without any warning."""
     folder = tmp_path_factory.mktemp("client")
     document = folder / "openapi.json"
     with application(Registry(MemoryKernel())) as app:
@@ -139,7 +139,7 @@ def over_unix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
-def test_the_round(kind: Any, over_loopback: Service, generated: Path) -> None:
+def test_put_get_and_delete_over_loopback(kind: Any, over_loopback: Service, generated: Path) -> None:
     client: Any = kind(over_loopback, generated)
     assert client.put(3, "drop") == (201, "drop")
     assert client.get(3) == (200, "drop")
@@ -152,14 +152,14 @@ def test_the_round(kind: Any, over_loopback: Service, generated: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Httpx, *([Curl] if tool("curl") else []), Generated])
-def test_the_unix_socket(kind: Any, over_unix: Service, generated: Path) -> None:
+def test_requests_over_the_unix_socket(kind: Any, over_unix: Service, generated: Path) -> None:
     client: Any = kind(over_unix, generated)
     assert client.get(3) == (404, "entry-empty")
     assert client.put(3, "nope") == (422, "program-not-found")
     client.close()
 
 
-def test_what_the_generated_client_is_given_is_typed(over_loopback: Service, generated: Path) -> None:
+def test_generated_client_returns_typed_objects(over_loopback: Service, generated: Path) -> None:
     models = importlib.import_module("jumptable_client.models")
     client: Any = Generated(over_loopback, generated)
     client.put(5, "drop")

@@ -1,4 +1,4 @@
-"""The process that listens, taken over by an attacker: what it can reach, and what goes on working."""
+"""An attacker controls the listening process: what it can reach, and what keeps working."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ file = "{folder}/audit.jsonl"
 
 @pytest.fixture
 def folder(bpffs: Path, tmp_path: Path) -> Path:
-    """A configuration, programs below `ours`, an array outside of it, and a file of tokens."""
+    """A folder with a configuration and a token file. A program is pinned below `ours`, an array outside."""
     kernel = LinuxKernel()
     (bpffs / "ours").mkdir()
     for fd, path in (
@@ -48,9 +48,9 @@ def folder(bpffs: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_gets_nowhere_and_the_keeper_lives(folder: Path, bpffs: Path) -> None:
+def test_compromised_listener_gains_nothing_and_the_keeper_lives(folder: Path, bpffs: Path) -> None:
     secrets = [str(folder / "tokens.json"), "/etc/shadow"]
-    first = f"from tests.system import hostile; hostile.lie_in_wait({str(bpffs / 'theirs')!r}, {secrets!r})"
+    first = f"from tests.system import hostile; hostile.attack_on_reopen({str(bpffs / 'theirs')!r}, {secrets!r})"
     with serve(folder / "jumptable.toml", folder / "run/api.sock", first=first) as service, service.client() as client:
         keeper = int(service.wait_for(r'"keeper":(\d+)')[1])
         files = len(list(Path(f"/proc/{keeper}/fd").iterdir()))
@@ -60,7 +60,7 @@ def test_it_gets_nowhere_and_the_keeper_lives(folder: Path, bpffs: Path) -> None
         assert {name: number for name, number in outcome.items() if number not in {"EPERM", "EACCES", "EXDEV"}} == {
             "read from the keeper's files": "EINVAL"
         }
-        # The keeper lives, and has nothing open that it had not before.
+        # The keeper lives, and has no more open files than before.
         assert len(list(Path(f"/proc/{keeper}/fd").iterdir())) == files
         assert client.put("/maps/table/entries/1", json={"program": "drop"}).status_code == 201
         body = {"pinned": f"{bpffs}/ours/fresh", "create": {"max_entries": 2}}

@@ -1,4 +1,4 @@
-"""What deploy/ ships agrees with the service that it is for."""
+"""The files in deploy/ agree with the service."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 
 
-def test_the_seccomp_profile_allows_the_bpf_commands_that_are_used_and_no_other() -> None:
+def test_seccomp_profile_allows_exactly_the_used_bpf_commands() -> None:
     profile = json.loads((DEPLOY / "seccomp.json").read_text())
     rules = [rule for rule in profile["syscalls"] if "bpf" in rule["names"]]
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
@@ -26,11 +26,11 @@ def test_the_seccomp_profile_allows_the_bpf_commands_that_are_used_and_no_other(
     assert {argument["value"] for rule in rules for argument in rule["args"]} == set(Cmd)
 
 
-def test_the_sample_configuration_is_the_defaults() -> None:
+def test_sample_configuration_equals_the_defaults() -> None:
     assert load(DEPLOY / "jumptable.toml") == Settings()
 
 
-def test_the_unit_and_the_compose_file_give_what_the_service_keeps_and_what_the_start_needs() -> None:
+def test_unit_and_compose_file_grant_exactly_the_needed_capabilities() -> None:
     wanted = {*KEPT, "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"}
     unit = re.search(r"^CapabilityBoundingSet=(.*)$", (DEPLOY / "jumptable.service").read_text(), re.MULTILINE)
     assert unit is not None
@@ -39,7 +39,7 @@ def test_the_unit_and_the_compose_file_give_what_the_service_keeps_and_what_the_
     assert {f"CAP_{name}" for name in re.findall(r"^ +- ([A-Z_]+)", block, re.MULTILINE)} == wanted
 
 
-def test_the_pods_have_the_capabilities_of_the_compose_file_and_its_seccomp_profile() -> None:
+def test_pods_have_the_needed_capabilities_and_a_seccomp_profile() -> None:
     text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
     added = re.search(r"^ +add: \[(.*)\]$", text, re.MULTILINE)
     assert added is not None
@@ -55,7 +55,7 @@ def test_the_pods_have_the_capabilities_of_the_compose_file_and_its_seccomp_prof
         assert re.search(rf"^ +{re.escape(line)}$", text, re.MULTILINE), line
 
 
-def test_the_pods_configuration_is_one_and_its_files_are_in_their_volumes() -> None:
+def test_configuration_of_the_pods_loads_and_its_files_are_in_volumes() -> None:
     settings = load(DEPLOY / "kubernetes" / "jumptable.toml")
     text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
     mounted = set(re.findall(r"^ +mountPath: (.*)$", text, re.MULTILINE))
@@ -64,7 +64,7 @@ def test_the_pods_configuration_is_one_and_its_files_are_in_their_volumes() -> N
     assert TokenFile(DEPLOY / "kubernetes" / "tokens.json").read() == {}
 
 
-def test_the_liveness_probe_is_the_health_check_of_the_image() -> None:
+def test_liveness_probe_equals_the_health_check_of_the_image() -> None:
     check = re.search(r"^    CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     text = (DEPLOY / "kubernetes" / "daemonset.yaml").read_text()
     probe = re.search(r"livenessProbe:.*?- \|\n(.*?)\n +initialDelaySeconds", text, re.DOTALL)
@@ -75,12 +75,12 @@ def test_the_liveness_probe_is_the_health_check_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("name", ["try-containers", "try-kubernetes"])
-def test_the_scripts_can_be_run(name: str) -> None:
+def test_try_scripts_are_executable_and_parse(name: str) -> None:
     assert os.access(DEPLOY / name, os.X_OK)
     assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
 
 
-def test_the_image_does_not_run_as_root() -> None:
+def test_image_does_not_run_as_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert re.search(r"^HEALTHCHECK ", text, re.MULTILINE)
@@ -90,36 +90,36 @@ def _values(unit: str, key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", (DEPLOY / unit).read_text(), re.MULTILINE)
 
 
-def test_the_socket_is_where_the_service_would_listen_itself_and_is_not_open_to_others() -> None:
+def test_socket_unit_has_the_default_path_and_is_closed_to_others() -> None:
     assert _values("jumptable.socket", "ListenStream") == [str(Settings().server.socket)]
     [mode] = _values("jumptable.socket", "SocketMode")
     assert int(mode, 8) & 0o007 == 0
-    # Else the end of the service takes the socket's folder away.
+    # Otherwise systemd removes the folder of the socket when the service ends.
     assert _values("jumptable.service", "RuntimeDirectoryPreserve") == ["yes"]
 
 
-def test_the_unit_leaves_writable_what_the_service_writes() -> None:
+def test_unit_leaves_state_and_pins_writable() -> None:
     settings = Settings().server
     assert _values("jumptable.service", "ReadWritePaths") == [f"-{settings.state_dir}"]
     assert _values("jumptable.service", "BindPaths") == [str(folder) for folder in settings.pin_dirs]
-    # It would give the state back to root at each start.
+    # With it systemd would give the state to root at each start.
     assert _values("jumptable.service", "StateDirectory") == []
 
 
-def test_the_unit_has_the_watchdog_and_signals_the_listener_alone() -> None:
+def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
     assert _values("jumptable.service", "Type") == ["notify"]
     assert _values("jumptable.service", "WatchdogSec") == ["30"]
     assert _values("jumptable.service", "KillMode") == ["mixed"]
     assert _values("jumptable.service", "RestartPreventExitStatus") == ["2"]
 
 
-def test_the_script_that_tries_the_units_can_be_run() -> None:
+def test_systemd_script_is_executable() -> None:
     script = DEPLOY / "try-systemd"
     assert script.stat().st_mode & 0o111 == 0o111
     assert script.read_text().startswith("#!/bin/bash\n")
 
 
-def test_the_tests_that_the_threats_name_are_there() -> None:
+def test_tests_named_in_the_threat_model_exist() -> None:
     named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text())
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []

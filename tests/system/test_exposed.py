@@ -1,4 +1,4 @@
-"""What keeps others out of a service as a process: peers, tokens, addresses, and bounds of a connection."""
+"""Protection of a running service: peer credentials, tokens, listen addresses and limits of connections."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import tool
-from tests.running import Service, connect, demo, memory, running, serve, write_config
+from tests.running import Service, connect, demo, resident_bytes, running, serve, write_config
 
 ENTRY = "http://localhost/maps/jump_table/entries/3"
 
@@ -28,7 +28,7 @@ def jumptable(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that every user may enter."""
+    """A temporary folder that every user may enter."""
     made = Path(tempfile.mkdtemp(prefix="jumptable-test-"))
     made.chmod(0o755)
     yield made
@@ -41,11 +41,11 @@ def configured(folder: Path, more: str = "", server: str = "") -> Path:
     return config
 
 
-@pytest.mark.kernel  # it takes root to be several users
+@pytest.mark.kernel  # only root can run processes as several users
 @pytest.mark.skipif(not tool("curl"), reason="apt-get install curl")
 class TestPeers:
     def ask(self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT") -> int:
-        """The status that a process of this user gets; 0: it cannot even connect."""
+        """The status that a process of this user gets, or 0 if it cannot connect."""
         data = ["--json", '{"program": "nope"}'] if method == "PUT" else []
         command = [*service.curl(), "-o", "/dev/null", "-w", "%{http_code}", "-X", method, *data, ENTRY]
         done = subprocess.run(
@@ -53,7 +53,7 @@ class TestPeers:
         )
         return int(done.stdout)
 
-    def test_root_is_admin_a_rule_gives_its_role_and_others_have_nothing(self, folder: Path) -> None:
+    def test_root_is_admin_rules_give_roles_and_others_get_nothing(self, folder: Path) -> None:
         rules = """
         [peers.writers]
         user = 23456
@@ -72,13 +72,17 @@ class TestPeers:
             assert self.ask(service, 12345, daemon, [], "GET") == 403
             assert self.ask(service, 12345, 12345, [], "GET") == 0
 
-    def test_who_it_was_is_in_the_log(self, folder: Path) -> None:
+    def test_log_names_the_user_of_a_change(self, folder: Path) -> None:
         with serve(configured(folder), folder / "run/api.sock") as service, service.client() as client:
             assert client.get("/maps").status_code == 200
+            assert client.put("/maps/jump_table/entries/3", json={"program": "nope"}).status_code == 422
+            line = service.wait_for(".*set_entry.*")[0]
+            assert "unix:root" in line
 
 
 class TestToken:
-    def test_made_used_listed_rotated_and_revoked(self, folder: Path) -> None:
+    @pytest.mark.slow
+    def test_token_is_created_listed_used_rotated_and_revoked(self, folder: Path) -> None:
         config = configured(folder, "[tokens]\n", 'host = "127.0.0.1"\nport = 0')
         (folder / "state").mkdir()
         made = jumptable("token", "new", "deploy", "--role", "writer", "--map", "jump_table", "--entries", "8-15",
@@ -120,7 +124,9 @@ class TestToken:
             (["rotate", "nobody"], "there is no token 'nobody'"),
         ],
     )
-    def test_a_mistake_is_told_in_a_line(self, folder: Path, arguments: list[str], told: str) -> None:
+    def test_invalid_arguments_get_an_error_without_traceback(
+        self, folder: Path, arguments: list[str], told: str
+    ) -> None:
         config = configured(folder, "[tokens]\n")
         (folder / "state").mkdir()
         done = jumptable("token", *arguments, "--config", str(config))
@@ -128,7 +134,7 @@ class TestToken:
         assert told in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_a_name_is_taken_once(self, folder: Path) -> None:
+    def test_token_name_cannot_be_used_twice(self, folder: Path) -> None:
         config = configured(folder, "[tokens]\n")
         (folder / "state").mkdir()
         codes = [
@@ -139,19 +145,19 @@ class TestToken:
 
 class TestAddress:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "localhost", "127.0.0.1"])
-    def test_without_authentication_no_tcp(self, folder: Path, host: str) -> None:
+    def test_tcp_without_authentication_is_refused(self, folder: Path, host: str) -> None:
         done = jumptable("serve", "--config", str(configured(folder, "", f'host = "{host}"\nport = 0')))
         assert done.returncode == 2
         assert "server.host: serving on TCP needs authentication: add a section [tokens]" in done.stderr
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "0", "::", "10.1.2.3"])
-    def test_the_demo_serves_loopback_alone(self, host: str) -> None:
+    def test_demo_serves_only_loopback(self, host: str) -> None:
         done = jumptable("demo", "--host", host, "--port", "0", "--kernel", "memory")
         assert done.returncode == 1
         assert "without authentication only loopback is served" in done.stderr or "cannot listen" in done.stderr
 
     @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "localhost", "127.0.0.2"])
-    def test_spellings_of_loopback(self, host: str) -> None:
+    def test_demo_accepts_every_spelling_of_loopback(self, host: str) -> None:
         with demo("--host", host, "--kernel", "memory") as service, service.client() as client:
             assert client.get("/maps").status_code == 200
 
@@ -163,8 +169,8 @@ class TestConnection:
             yield service
 
     @pytest.mark.parametrize("line", [b"X-Pad: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
-    def test_headers_without_end(self, service: Service, line: bytes) -> None:
-        before = memory(service)
+    def test_endless_headers_are_cut_off(self, service: Service, line: bytes) -> None:
+        before = resident_bytes(service)
         with connect(service) as connection:
             connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\n")
             sent = 0
@@ -177,9 +183,9 @@ class TestConnection:
                 answer = connection.recv(65536)
         assert sent < 20 * 1024 * 1024
         assert not answer or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0]
-        assert memory(service) < before + 20 * 1024 * 1024
+        assert resident_bytes(service) < before + 20 * 1024 * 1024
 
-    def test_a_large_head_that_comes_at_once(self, service: Service) -> None:
+    def test_large_head_gets_431(self, service: Service) -> None:
         with connect(service) as connection:
             connection.sendall(b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n")
             answer = connection.recv(65536)
@@ -187,8 +193,8 @@ class TestConnection:
         assert b'"code":"headers-too-large"' in answer
         assert b"content-type: application/problem+json" in answer
 
-    def test_requests_without_end_whose_answers_nobody_reads(self, service: Service) -> None:
-        before = memory(service)
+    def test_unread_answers_use_bounded_memory(self, service: Service) -> None:
+        before = resident_bytes(service)
         connections = [connect(service) for _ in range(10)]
         for connection in connections:
             connection.settimeout(1)
@@ -197,11 +203,11 @@ class TestConnection:
                     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600)
         with service.client() as client:
             assert client.get("/healthz").status_code == 200
-        assert memory(service) < before + 60 * 1024 * 1024
+        assert resident_bytes(service) < before + 60 * 1024 * 1024
         for connection in connections:
             connection.close()
 
-    def test_nothing_is_done_of_what_comes_after_a_refusal(self, service: Service) -> None:
+    def test_request_after_a_refused_one_is_not_executed(self, service: Service) -> None:
         with connect(service) as connection:
             connection.sendall(
                 b"GET /maps HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 40_000 + b"\r\n\r\n"
@@ -211,7 +217,7 @@ class TestConnection:
         with service.client() as client:
             assert client.get("/programs/drop").status_code == 200
 
-    def test_a_few_that_come_at_once_are_all_answered(self, service: Service) -> None:
+    def test_pipelined_requests_are_all_answered(self, service: Service) -> None:
         with connect(service) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
             answers = b""
@@ -220,14 +226,14 @@ class TestConnection:
                 assert chunk
                 answers += chunk
 
-    def test_what_is_no_http(self, service: Service) -> None:
+    def test_bytes_that_are_no_http_get_400(self, service: Service) -> None:
         with connect(service) as connection:
             connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b'"code":"malformed-header"' in answer
 
-    def test_several_requests_on_one_connection(self, service: Service) -> None:
+    def test_many_requests_on_one_connection_are_answered(self, service: Service) -> None:
         request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Pad: " + b"a" * 5000 + b"\r\n\r\n"
         with connect(service) as connection:
             for _ in range(50):
@@ -239,7 +245,7 @@ class TestConnection:
                     answer += chunk
                 assert answer.startswith(b"HTTP/1.1 200 ")
 
-    def test_a_head_that_stops_coming(self, folder: Path) -> None:
+    def test_incomplete_head_times_out(self, folder: Path) -> None:
         config = configured(folder, "[tokens]\n[limits]\nheader_seconds = 0.2\nconnections = 3\n")
         with serve(config, folder / "run/api.sock"):
             for begun in (b"GET /maps HT", b""):
@@ -250,7 +256,7 @@ class TestConnection:
                     answer = connection.recv(65536)
                     assert answer.startswith(b"HTTP/1.1 408 ") if begun else answer == b""
 
-    def test_more_connections_than_there_may_be(self, folder: Path) -> None:
+    def test_connections_beyond_the_limit_are_closed(self, folder: Path) -> None:
         config = configured(folder, "[limits]\nconnections = 8\nheader_seconds = 30\n")
         path = str(folder / "run/api.sock")
         with serve(config, folder / "run/api.sock") as service:
@@ -278,8 +284,8 @@ class TestConnection:
                     except httpx.TransportError:
                         assert time.monotonic() < deadline
 
-    def test_ten_thousand_that_say_nothing(self, service: Service) -> None:
-        """Those beyond the limit are closed at once, and others are served meanwhile."""
+    def test_ten_thousand_idle_connections_use_bounded_memory(self, service: Service) -> None:
+        """Connections beyond the limit are closed, and the service answers afterwards."""
         open_: list[socket.socket] = []
         lock = threading.Lock()
 
@@ -292,13 +298,14 @@ class TestConnection:
                 with lock:
                     open_.append(connection)
 
-        before = memory(service)
+        before = resident_bytes(service)
         threads = [threading.Thread(target=connect_many) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert memory(service) < before + 200 * 1024 * 1024
+        assert len(open_) > 500
+        assert resident_bytes(service) < before + 200 * 1024 * 1024
         for connection in open_:
             connection.close()
         with service.client() as client:

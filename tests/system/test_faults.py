@@ -1,4 +1,4 @@
-"""Somebody else in the midst of a change; programs, pins and maps that go away. Nothing is lost without a word."""
+"""Other tools write during a change, and programs, pins and maps disappear. Every loss is reported."""
 
 import asyncio
 import sqlite3
@@ -18,8 +18,10 @@ pytestmark = pytest.mark.kernel
 
 
 class TestOutsideWrites:
-    async def test_of_an_entry_that_was_written_already(self, inside: Inside, outside: Script | Bpftool) -> None:
-        """Between two writes of a PATCH: it stays, and is told as drift until that is reconciled."""
+    async def test_outside_write_after_the_own_write_stays_and_is_drift(
+        self, inside: Inside, outside: Script | Bpftool
+    ) -> None:
+        """The write comes between two writes of a PATCH. It is drift until it is reconciled."""
         inside.before_write(3, lambda: outside.set(inside.pins / "table", 0, inside.pins / "tx"))
         assert (await inside.client.patch(TABLE, json=PATCH)).is_success
         assert inside.table() == AFTER | {0: "tx"}
@@ -27,14 +29,18 @@ class TestOutsideWrites:
         assert (await inside.client.post("/maps/table/reconcile", json={"to": "journal"})).is_success
         assert (inside.table(), await inside.drift()) == (AFTER, [])
 
-    async def test_of_an_entry_that_is_written_next(self, inside: Inside, outside: Script | Bpftool) -> None:
-        """The last write counts, and nothing has drifted."""
+    async def test_outside_write_before_the_own_write_is_overwritten(
+        self, inside: Inside, outside: Script | Bpftool
+    ) -> None:
+        """The last write wins, and there is no drift."""
         inside.before_write(2, lambda: outside.clear(inside.pins / "table", 1))
         assert (await inside.client.patch(TABLE, json=PATCH)).is_success
         assert (inside.table(), await inside.drift()) == (AFTER, [])
 
-    async def test_while_a_change_waits(self, inside: Inside, outside: Script | Bpftool) -> None:
-        """The undo leaves that entry to them, and it is told."""
+    async def test_outside_write_during_an_unconfirmed_change_survives_the_undo(
+        self, inside: Inside, outside: Script | Bpftool
+    ) -> None:
+        """The undo leaves that entry alone, and the entry is drift."""
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         outside.set(inside.pins / "table", 0, inside.pins / "tx")
         inside.later = 3600
@@ -44,8 +50,10 @@ class TestOutsideWrites:
         assert await inside.states() == [("update", "expired"), ("expire", "applied")]
         assert inside.kept() == []
 
-    async def test_before_the_rest_is_refused(self, inside: Inside, outside: Script | Bpftool) -> None:
-        """What is put back leaves their entry as they want it."""
+    async def test_outside_write_during_a_refused_change_survives_the_rollback(
+        self, inside: Inside, outside: Script | Bpftool
+    ) -> None:
+        """The rollback leaves the entry of the other tool alone."""
 
         def meddle() -> None:
             outside.set(inside.pins / "table", 0, inside.pins / "tx")
@@ -58,9 +66,9 @@ class TestOutsideWrites:
         assert await inside.states() == []
 
 
-class TestFrozen:
-    async def test_midway(self, inside: Inside) -> None:
-        """What was written by then cannot be put back, and that is told: in the problem, and as drift."""
+class TestFrozenMap:
+    async def test_map_frozen_midway_leaves_drift(self, inside: Inside) -> None:
+        """Entries that were already written cannot be put back. The problem lists them, and they are drift."""
         fd = inside.registry.maps.get("table").opened().fd
         inside.before_write(3, lambda: inside.kernel.map_freeze(fd))
         answer = await inside.client.patch(TABLE, json=PATCH)
@@ -74,8 +82,8 @@ class TestFrozen:
         assert (await inside.client.post("/maps/table/reconcile", json={"to": "kernel"})).is_success
         assert await inside.drift() == []
 
-    async def test_while_a_change_waits(self, inside: Inside) -> None:
-        """It can never be undone: it is told as drift, and does not stay pinned for that."""
+    async def test_map_frozen_during_an_unconfirmed_change_leaves_drift(self, inside: Inside) -> None:
+        """The change can never be undone. It is drift, and its programs do not stay pinned."""
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         inside.kernel.map_freeze(inside.registry.maps.get("table").opened().fd)
         inside.later = 3600
@@ -85,7 +93,7 @@ class TestFrozen:
         assert inside.kept() == []
 
 
-class TestProgramsThatGo:
+class TestMissingPrograms:
     @staticmethod
     def _pin(pins: Path) -> int:
         kernel = LinuxKernel()
@@ -106,8 +114,8 @@ class TestProgramsThatGo:
                     return
                 await asyncio.sleep(0.001)
 
-    async def test_one_that_was_replaced(self, inside: Inside) -> None:
-        """It is kept for the revert by a service that runs on; after a restart it is gone, and that is said."""
+    async def test_revert_fails_once_the_replaced_program_is_gone(self, inside: Inside) -> None:
+        """A running service keeps the program for a revert. After a restart it is gone, and the problem says so."""
         id_ = self._pin(inside.pins)
         await inside.client.put(f"{TABLE}/5", json={"program": {"pinned": str(inside.pins / "gone")}})
         await inside.client.put(f"{TABLE}/5", json={"program": "drop"})
@@ -120,8 +128,10 @@ class TestProgramsThatGo:
         assert "gone" in answer.json()["reason"]
         assert inside.table() == BEFORE | {5: "drop"}
 
-    async def test_one_that_is_recorded(self, inside: Inside, outside: Script | Bpftool) -> None:
-        """Drift cannot be ended by putting it back, so nothing is; taking what is there ends it."""
+    async def test_reconcile_fails_once_the_recorded_program_is_gone(
+        self, inside: Inside, outside: Script | Bpftool
+    ) -> None:
+        """A reconcile to the journal changes nothing. A reconcile to the kernel ends the drift."""
         id_ = self._pin(inside.pins)
         await inside.client.put(f"{TABLE}/5", json={"program": {"pinned": str(inside.pins / "gone")}})
         (inside.pins / "gone").unlink()
@@ -137,7 +147,7 @@ class TestProgramsThatGo:
 
 
 class TestUnpinnedMap:
-    async def test_it_is_changed_as_before_and_there_is_a_warning(self, inside: Inside) -> None:
+    async def test_unpinned_map_is_changed_and_has_a_warning(self, inside: Inside) -> None:
         (inside.pins / "table").unlink()
         assert (await inside.client.patch(TABLE, json=PATCH)).is_success
         assert inside.table() == AFTER
@@ -145,8 +155,8 @@ class TestUnpinnedMap:
         assert "is gone: the array is emptied when its last holder goes" in told["warnings"][0]
 
     @pytest.mark.parametrize("is_cut_off", [False, True])
-    async def test_what_is_to_be_undone_is_undone_once_it_is_there(self, inside: Inside, is_cut_off: bool) -> None:
-        """At the start its pin is missing for a while: an overdue change, and one that was cut off."""
+    async def test_due_undo_happens_once_the_map_is_back(self, inside: Inside, is_cut_off: bool) -> None:
+        """The pin of the map is missing at the start. The change to undo is overdue, or it was cut off by a kill."""
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         await inside.stop()
         pin = inside.pins / "table"

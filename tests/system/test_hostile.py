@@ -1,4 +1,4 @@
-"""Whatever bytes come over a real socket: never a 500, never a right gained, and nothing left behind."""
+"""Random bytes over a real socket cause no 500, gain no right and leave nothing behind."""
 
 import contextlib
 import re
@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.access.tokens import Token, TokenFile
-from tests.running import Service, connect, memory, running, until_closed
+from tests.running import Service, connect, resident_bytes, running, until_closed
 from tests.system.test_exposed import configured
 
 OPEN = re.compile(rb"/(healthz|readyz|problems/[a-z-]+|docs/assets/[a-z.-]+)(\?.*)?")
-some = settings(
+tried_300_times = settings(
     max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-# Bytes that cannot end a line, nor a target.
+# Bytes that end neither a line nor a target.
 in_line = st.binary(max_size=60).map(lambda each: re.sub(rb"[\r\n]", b"", each))
 in_target = in_line.map(lambda each: each.replace(b" ", b""))
 pieces = st.sampled_from(
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def secret(folder: Path) -> bytes:
-    """That of a reader."""
+    """The token of a reader."""
     file = TokenFile(folder / "state/tokens.json")
     (folder / "state").mkdir()
     file.add(Token("strong", "", "admin", time.time()))
@@ -59,26 +59,26 @@ def service(folder: Path, secret: bytes) -> Iterator[Service]:
         port = service.wait_for(r'"port": ?([0-9]+)')[1]
         service.url = f"http://127.0.0.1:{port}"
         service.wait_for("serving")
-        for target in (b"/healthz", b"/maps", b"/docs/assets/swagger-ui.css"):  # it starts what it needs once
+        for target in (b"/healthz", b"/maps", b"/docs/assets/swagger-ui.css"):  # so that lazy parts are loaded
             until_closed(service, head(b"GET", target))
         yield service
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(service: Service) -> Iterator[None]:
-    """Neither fds nor much memory; and it answers still, without a word of an error of its own."""
-    before, bytes_before = fds(service), memory(service)
+    """After each test the service still answers, has no new open files and little new memory, and logged no error."""
+    before, bytes_before = fds(service), resident_bytes(service)
     yield
     assert status(until_closed(service, head(b"GET", b"/healthz"))) == 200
     deadline = time.monotonic() + 20
     while left := fds(service) - before:
         assert time.monotonic() < deadline, left
-    assert memory(service) < bytes_before + 20 * 1024 * 1024
+    assert resident_bytes(service) < bytes_before + 20 * 1024 * 1024
     assert not [line for line in service.lines if "Traceback" in line or "internal error" in line]
 
 
 def fds(service: Service) -> Counter[str]:
-    """What they lead to; sockets are all alike."""
+    """The open files of the service, counted by target. All sockets count as one target."""
     found: Counter[str] = Counter()
     for link in Path(f"/proc/{service.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -92,7 +92,7 @@ def head(method: bytes, target: bytes, *fields: bytes) -> bytes:
 
 
 def status(answer: bytes) -> int:
-    """Of the one answer there is; one that refuses is a problem."""
+    """The status of a single answer. An answer that refuses is a problem."""
     assert answer.count(b"HTTP/1.1 ") == 1
     found = int(answer[9:12])
     if found >= 400:
@@ -100,7 +100,7 @@ def status(answer: bytes) -> int:
     return found
 
 
-@some
+@tried_300_times
 @given(methods, targets)
 @example(b"GET", b"/docs/assets/" + b"a" * 3000)
 @example(b"GET", b"/docs/assets/%00")
@@ -110,24 +110,24 @@ def status(answer: bytes) -> int:
 @example(b"GET", b"/healthz/../maps")
 @example(b"GET", b"/healthz%2f..%2fmaps")
 @example(b"GET", b"/healthz;/../maps")
-def test_any_target_without_a_token(service: Service, method: bytes, target: bytes) -> None:
+def test_target_without_a_token_reaches_only_open_routes(service: Service, method: bytes, target: bytes) -> None:
     found = status(until_closed(service, head(method, target)))
     assert found < 500
     assert found >= 400 or OPEN.fullmatch(target.partition(b"#")[0])
 
 
-@some
+@tried_300_times
 @given(st.sampled_from([b"Bearer ", b"bearer  ", b"Basic ", b"Bearer jt_", b""]), in_line)
 @example(b"Bearer ", b"jt_" + b"A" * 43)
 @example(b"Bearer ", b"\xff\xfe")
 @example(b"Bearer ", b"x" * 20_000)
-def test_any_token_that_is_none(service: Service, kind: bytes, token: bytes) -> None:
+def test_random_token_is_refused(service: Service, kind: bytes, token: bytes) -> None:
     assert status(until_closed(service, head(b"GET", b"/maps", b"Authorization: " + kind + token))) in {400, 401}
 
 
-@some
+@tried_300_times
 @given(st.data())
-def test_a_token_with_anything_more_or_less(service: Service, secret: bytes, data: st.DataObject) -> None:
+def test_altered_token_is_refused(service: Service, secret: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(secret)))
     more = data.draw(st.binary(max_size=3).map(lambda each: re.sub(rb"[\r\n]", b"", each)))
     token = secret[:at] + more + secret[data.draw(st.integers(0, len(secret))) :]
@@ -135,9 +135,9 @@ def test_a_token_with_anything_more_or_less(service: Service, secret: bytes, dat
     assert found in {400, 401} if token.strip() != secret else found == 403
 
 
-@some
+@tried_300_times
 @given(methods, targets, st.lists(st.tuples(names | in_line, in_line), max_size=4))
-def test_a_reader_changes_nothing_whatever_the_headers(
+def test_reader_changes_nothing_whatever_the_headers(
     service: Service, secret: bytes, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]
 ) -> None:
     if target.startswith(b"/events") and method == b"GET":
@@ -150,14 +150,14 @@ def test_a_reader_changes_nothing_whatever_the_headers(
     assert found >= 400 or method in {b"GET", b"HEAD"}
 
 
-@some
+@tried_300_times
 @given(st.lists(in_line | st.sampled_from([b"\r\n", b"\n", b"\r", b"GET / HTTP/1.1", b": ", b"\r\n\r\n"]), max_size=12))
-def test_any_bytes(service: Service, parts: list[bytes]) -> None:
+def test_random_bytes_get_neither_success_nor_500(service: Service, parts: list[bytes]) -> None:
     answer = until_closed(service, b"".join(parts) + b"\r\n\r\n\0\r\n\r\n")
     assert not re.search(rb"HTTP/1\.1 (2|5)", answer)
 
 
-def test_one_caller_cannot_take_the_places_of_all_readers(service: Service, folder: Path, secret: bytes) -> None:
+def test_one_caller_cannot_take_every_event_reader_slot(service: Service, folder: Path, secret: bytes) -> None:
     other = TokenFile(folder / "state/tokens.json").add(Token("other", "", "reader", time.time())).encode()
 
     def follow(secret: bytes) -> tuple[socket.socket, int]:

@@ -1,4 +1,4 @@
-"""A journal that cannot be written, or whose clock is wrong: the kernel is put back, and all goes on once mended."""
+"""The journal cannot be written, or the clock is wrong: changes are put back, and succeed after the repair."""
 
 import resource
 import sqlite3
@@ -40,14 +40,14 @@ pinned = "{pins}/table"
 
 
 def fill(disk: Path) -> None:
-    """To the last byte."""
+    """Fill the disk to the last byte."""
     with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
 class Fault:
-    """What keeps the journal from being written, until `mend`."""
+    """A fault that keeps the journal from being written, from `strike` to `mend`."""
 
     def __init__(self, kind: str, inside: Inside) -> None:
         self._kind, self._inside = kind, inside
@@ -78,8 +78,8 @@ def fault(request: pytest.FixtureRequest, inside: Inside) -> Iterator[Fault]:
     fault.mend()
 
 
-class TestInTheMidst:
-    async def test_a_change_is_put_back_and_works_again_once_mended(self, inside: Inside, fault: Fault) -> None:
+class TestFailureDuringChange:
+    async def test_change_is_put_back_and_succeeds_once_the_journal_works(self, inside: Inside, fault: Fault) -> None:
         await inside.client.put(f"{TABLE}/7", json={"program": "tx"})
         before = inside.table()
         inside.before_write(2, fault.strike)
@@ -96,10 +96,8 @@ class TestInTheMidst:
         assert (inside.table(), await inside.drift()) == (AFTER | {7: "tx"}, [])
 
     @pytest.mark.parametrize("write", [0, 1, 3])
-    async def test_a_change_to_be_confirmed_leaves_nothing_behind(
-        self, inside: Inside, fault: Fault, write: int
-    ) -> None:
-        """0: before it is known to the journal. The same change, made once that is mended, is there for good."""
+    async def test_change_with_a_deadline_leaves_nothing_behind(self, inside: Inside, fault: Fault, write: int) -> None:
+        """`write` is the write before which the fault comes, or 0 for a fault before the change. It succeeds later."""
         if write:
             inside.before_write(write, fault.strike)
         else:
@@ -114,7 +112,7 @@ class TestInTheMidst:
         assert inside.table() == AFTER, "it was answered, so no start may undo it"
         assert (await inside.drift(), await inside.states()) == ([], [("update", "applied")])
 
-    async def test_a_confirmation_is_not_lost(self, inside: Inside, fault: Fault) -> None:
+    async def test_failed_confirmation_can_be_repeated(self, inside: Inside, fault: Fault) -> None:
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         fault.strike()
         assert_problem(await inside.client.post("/changes/1/confirm"), 503, "journal-unavailable")
@@ -126,7 +124,7 @@ class TestInTheMidst:
         assert (inside.table(), inside.kept()) == (AFTER, [])
         assert await inside.states() == [("update", "confirmed")]
 
-    async def test_a_revert_is_put_back(self, inside: Inside, fault: Fault) -> None:
+    async def test_failed_revert_is_put_back(self, inside: Inside, fault: Fault) -> None:
         await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})
         fault.strike()
         assert_problem(await inside.client.post("/changes/1/revert"), 503, "journal-unavailable")
@@ -136,9 +134,9 @@ class TestInTheMidst:
         assert (inside.table(), inside.kept()) == (BEFORE, [])
 
 
-class TestADeadlineMeanwhile:
+class TestDeadlineDuringFailure:
     @pytest.mark.parametrize("restarts", [False, True])
-    async def test_it_is_undone_in_the_kernel_and_journalled_later(
+    async def test_expired_change_is_undone_at_once_and_journalled_later(
         self, inside: Inside, fault: Fault, restarts: bool
     ) -> None:
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 1})).is_success
@@ -158,9 +156,9 @@ class TestADeadlineMeanwhile:
         assert (await inside.client.put(f"{TABLE}/0", json={"program": "tx"})).is_success
 
 
-class TestTheWallClock:
-    async def test_set_back(self, inside: Inside) -> None:
-        """Changes keep their order, and deadlines do not move."""
+class TestWallClock:
+    async def test_clock_set_back_keeps_order_and_deadlines(self, inside: Inside) -> None:
+        """Changes keep their order, and deadlines count by the time since boot."""
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})).is_success
         inside.now -= 3 * 365 * DAY
         for number in range(70):  # more than between two prunings
@@ -173,7 +171,7 @@ class TestTheWallClock:
         await inside.restart()
         assert (inside.table(), await inside.drift()) == (BEFORE | {9: "drop"}, [])
 
-    async def test_set_ahead(self, inside: Inside) -> None:
+    async def test_clock_set_ahead_moves_no_deadline(self, inside: Inside) -> None:
         assert (await inside.client.patch(TABLE, json=PATCH, params={"confirm_within": 600})).is_success
         inside.now += 30 * DAY
         await inside.restart()
@@ -181,7 +179,7 @@ class TestTheWallClock:
         assert (await inside.client.post("/changes/1/confirm")).is_success
 
 
-class TestAsAProcess:
+class TestProcess:
     @pytest.fixture
     def config(self, bpffs: Path, disk: Path, tmp_path: Path) -> Path:
         prepare(bpffs)
@@ -190,8 +188,10 @@ class TestAsAProcess:
         return file
 
     @pytest.mark.parametrize("kind", ["full", "input/output error"])
-    def test_a_disk_that_fails_and_is_mended(self, config: Path, disk: Path, tmp_path: Path, kind: str) -> None:
-        """The second by a limit: no file may grow, and the error is another than ENOSPC."""
+    def test_change_on_a_failing_disk_is_put_back_and_succeeds_later(
+        self, config: Path, disk: Path, tmp_path: Path, kind: str
+    ) -> None:
+        """The input/output error comes from a limit on the file size, so it is not ENOSPC."""
         body = {"entries": [{"index": 0, "program": None}, {"index": 1, "program": None}]}
         with serve(config, tmp_path / "api.sock") as service, service.client() as client:
             before = client.get(TABLE).content
@@ -204,8 +204,8 @@ class TestAsAProcess:
             assert client.patch(TABLE, json=body).headers["change-id"] == "1"
             assert client.get(TABLE).json()["entries"] == []
 
-    def test_a_state_dir_that_is_read_only_at_the_start(self, config: Path, disk: Path, tmp_path: Path) -> None:
-        """It does not start, and says what to do; then it starts."""
+    def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
+        """Once the folder is writable, the service starts."""
         mount_disk(disk, MS_REMOUNT | MS_RDONLY)
         with running("serve", "--config", str(config)) as service:
             assert service.process.wait(30) == 1

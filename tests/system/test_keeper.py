@@ -1,4 +1,4 @@
-"""The keeper, asked as an attacker would who has taken over the process that listens."""
+"""The keeper, used as an attacker who controls the listening process would use it."""
 
 import array
 import hashlib
@@ -36,7 +36,7 @@ def linux() -> LinuxKernel:
 
 @pytest.fixture
 def pins(bpffs: Path, linux: LinuxKernel) -> Path:
-    """`table`, `drop`, and `hash`, which is no program array."""
+    """A folder with the pins `table`, `drop` and `hash`. `hash` is no program array."""
     for name, type_, value_size in (("table", MapType.PROG_ARRAY, 4), ("hash", MapType.HASH, 8)):
         fd = linux.map_create(type_, 4, value_size, 8, name)
         linux.obj_pin(fd, str(bpffs / name))
@@ -51,7 +51,7 @@ def pins(bpffs: Path, linux: LinuxKernel) -> Path:
 
 
 @pytest.fixture
-def duties(pins: Path, tmp_path: Path) -> KeeperConfig:
+def config(pins: Path, tmp_path: Path) -> KeeperConfig:
     (tmp_path / "key").write_text("secret")
     return KeeperConfig(
         pin_dirs=[str(pins)],
@@ -65,15 +65,15 @@ def duties(pins: Path, tmp_path: Path) -> KeeperConfig:
 
 
 @pytest.fixture
-def keeper(duties: KeeperConfig) -> Iterator[KeeperClient]:
-    client = KeeperClient(duties)
+def keeper(config: KeeperConfig) -> Iterator[KeeperClient]:
+    client = KeeperClient(config)
     yield client
     client.close()
 
 
 @pytest.fixture
-def kernel(keeper: KeeperClient, duties: KeeperConfig) -> KeeperKernel:
-    return KeeperKernel(keeper, duties.keep_dir)
+def kernel(keeper: KeeperClient, config: KeeperConfig) -> KeeperKernel:
+    return KeeperKernel(keeper, config.keep_dir)
 
 
 def errno_of(do: Callable[..., object], *arguments: object) -> int:
@@ -93,7 +93,7 @@ class TestPins:
         kernel.close(with_array)
         kernel.close(with_program)
 
-    def test_ten_thousand_of_them(self, pins: Path) -> None:
+    def test_ten_thousand_configured_pins_are_accepted(self, pins: Path) -> None:
         many = [str(pins.parent / f"a-program-with-a-name-of-some-length-{number}") for number in range(10_000)]
         keeper = KeeperClient(KeeperConfig(pins=many))
         kernel = KeeperKernel(keeper, None)
@@ -102,12 +102,12 @@ class TestPins:
         assert errno_of(kernel.obj_get, f"{pins}/table") == EXDEV
         keeper.close()
 
-    def test_which_they_are_it_is_told_once(self, keeper: KeeperClient) -> None:
+    def test_keeper_has_one_channel_open(self, keeper: KeeperClient) -> None:
         links = {int(each.name): str(each.readlink()) for each in Path(f"/proc/{keeper.pid}/fd").iterdir()}
         heard = [link for fd, link in links.items() if fd > 2 and link.startswith(("socket:", "pipe:"))]
         assert len(heard) == 1, "what it is asked; nothing is left of what it was told"
 
-    def test_of_anything_else_it_only_tells_what_it_is(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_other_map_types_are_described_but_not_passed_on(self, kernel: KeeperKernel, pins: Path) -> None:
         fd = kernel.obj_get(f"{pins}/hash")
         info = kernel.map_info(fd)
         assert (kernel.obj_kind(fd), info.type, info.value_size) == ("map", MapType.HASH, 8)
@@ -117,7 +117,7 @@ class TestPins:
         kernel.close(fd)
         kernel.close(by_id)
 
-    def test_elsewhere_nothing_is_opened_nor_told(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_paths_outside_pin_dirs_are_neither_opened_nor_described(self, kernel: KeeperKernel, pins: Path) -> None:
         outside = pins.parent
         (pins / "table").rename(outside / "table")
         (pins / "link").symlink_to(outside / "table")
@@ -129,11 +129,11 @@ class TestPins:
         for path in ("table", f"{pins}/../table", f"{pins}//table", f"{pins}/./table", f"{pins}/\0"):
             assert errno_of(kernel.obj_get, path) == EINVAL
 
-    def test_what_the_configuration_names_is_opened_wherever_it_is(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_configured_pin_outside_pin_dirs_is_opened(self, kernel: KeeperKernel, pins: Path) -> None:
         (pins / "table").rename(pins.parent / "elsewhere")
         kernel.close(kernel.obj_get(str(pins.parent / "elsewhere")))
 
-    def test_arrays_are_made_and_pinned_and_unpinned(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_arrays_are_created_pinned_and_unpinned(self, kernel: KeeperKernel, pins: Path) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
         kernel.check_pin(f"{pins}/made")
         kernel.obj_pin(fd, f"{pins}/made")
@@ -142,7 +142,7 @@ class TestPins:
         assert not (pins / "made").exists()
         kernel.close(fd)
 
-    def test_what_others_have_pinned_stays(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_pins_of_others_are_not_removed(self, kernel: KeeperKernel, pins: Path) -> None:
         assert errno_of(lambda: kernel.unpin(f"{pins}/table")) == EPERM
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
         kernel.obj_pin(fd, f"{pins}/made")
@@ -152,7 +152,9 @@ class TestPins:
         assert errno_of(lambda: kernel.unpin(f"{pins}/made")) == EPERM, "it is another by now"
         assert (pins / "made").exists()
 
-    def test_only_arrays_are_pinned_and_only_below(self, kernel: KeeperKernel, pins: Path, linux: LinuxKernel) -> None:
+    def test_only_arrays_are_pinned_and_only_below_pin_dirs(
+        self, kernel: KeeperKernel, pins: Path, linux: LinuxKernel
+    ) -> None:
         array_, hash_ = kernel.obj_get(f"{pins}/table"), linux.obj_get(f"{pins}/hash")
         (pins / "way").symlink_to(pins.parent)
         for path in (f"{pins.parent}/new", f"{pins}/way/new"):
@@ -165,13 +167,13 @@ class TestPins:
         linux.close(hash_)
 
     @pytest.mark.parametrize("entries", [0, (1 << 20) + 1, (1 << 32) - 1])
-    def test_arrays_have_a_bound(self, kernel: KeeperKernel, entries: int) -> None:
+    def test_array_size_is_limited(self, kernel: KeeperKernel, entries: int) -> None:
         assert errno_of(lambda: kernel.map_create(MapType.PROG_ARRAY, 4, 4, entries)) == EINVAL
 
 
 class TestTablePrograms:
-    def test_are_passed_on_to_who_may_do_nothing(self, duties: KeeperConfig, pins: Path) -> None:
-        """They write and read tables for a process without any capability, under its filter of system calls."""
+    def test_table_programs_work_without_capabilities(self, config: KeeperConfig, pins: Path) -> None:
+        """They write and read tables for a process without capabilities that has installed its seccomp filter."""
         code = f"""
 import errno
 from array import array
@@ -181,11 +183,11 @@ from app.sandbox.seccomp import install_filter
 from app.sandbox.capabilities import switch_user, effective_capabilities, drop_capabilities
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import KeeperConfig
-keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 programs = kernel.table_programs()
-become({NOBODY}, {NOBODY})
+switch_user({NOBODY}, {NOBODY})
 drop_capabilities([])
 install_filter()
 assert effective_capabilities() == [] and None not in programs
@@ -206,7 +208,7 @@ keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_are_loaded_once(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
+    def test_table_programs_are_loaded_once(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
         programs = kernel.table_programs()
         assert None not in programs
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL, "what it passed on is closed by then"
@@ -219,15 +221,15 @@ keeper.close()
             assert errno_of(keeper.ask, Op.TABLE_PROGRAM, number, text) == EINVAL
         assert _fds(keeper.pid) == before
 
-    def test_where_there_are_none_it_goes_on_one_by_one(self, duties: KeeperConfig, pins: Path) -> None:
-        """A keeper with CAP_BPF alone, as where all is pinned."""
+    def test_without_table_programs_entries_are_accessed_one_by_one(self, config: KeeperConfig, pins: Path) -> None:
+        """A keeper that has only CAP_BPF, which suffices where everything is pinned."""
         code = f"""
 from array import array
 from app.sandbox.capabilities import drop_capabilities
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import KeeperConfig
 drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
-keeper = KeeperClient(KeeperConfig.load({duties.dump()!r}))
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
 table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 assert kernel.table_programs() == (None, None)
@@ -240,7 +242,7 @@ keeper.close()
 
 
 class TestKeepDir:
-    def test_is_made_for_the_owner_alone(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_keep_dir_is_created_for_the_owner_only(self, kernel: KeeperKernel, pins: Path) -> None:
         kernel.make_folder(str(pins / "keep"))
         status = (pins / "keep").stat()
         assert (status.st_uid, status.st_mode & 0o777) == (NOBODY, 0o700)
@@ -251,7 +253,7 @@ class TestKeepDir:
         kernel.unpin(f"{pins}/keep/{'0' * 32}_1")
         kernel.close(fd)
 
-    def test_a_folder_with_others_pins_is_not_given_away(self, kernel: KeeperKernel, pins: Path) -> None:
+    def test_folder_with_pins_of_others_keeps_its_owner(self, kernel: KeeperKernel, pins: Path) -> None:
         (pins / "keep").mkdir()
         (pins / "table").rename(pins / "keep/table")
         assert errno_of(lambda: kernel.check_pin(f"{pins}/keep/program")) == ENOTEMPTY
@@ -259,25 +261,25 @@ class TestKeepDir:
 
 
 class TestFiles:
-    def test_those_of_the_configuration_are_opened_to_read(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
-        fd = keeper.open(Op.READ, text=duties.reads[0])
+    def test_only_configured_files_are_opened_for_reading(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        fd = keeper.open(Op.READ, text=config.reads[0])
         assert os.read(fd, 100) == b"secret"
         assert errno_of(lambda: os.write(fd, b"x")) > 0
         os.close(fd)
         assert errno_of(lambda: keeper.open(Op.READ, text="/etc/shadow")) == EINVAL
 
-    def test_the_audit_file_is_opened_to_append(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
+    def test_audit_file_is_opened_for_appending(self, keeper: KeeperClient, config: KeeperConfig) -> None:
         for line in (b"one\n", b"two\n"):
             fd = keeper.open(Op.AUDIT)
             os.write(fd, line)
             os.close(fd)
-        assert Path(str(duties.audit)).read_text() == "one\ntwo\n"
+        assert Path(str(config.audit)).read_text() == "one\ntwo\n"
 
-    def test_a_link_in_its_place_is_not_followed(
-        self, keeper: KeeperClient, duties: KeeperConfig, tmp_path: Path
+    def test_audit_file_that_others_replaced_is_refused(
+        self, keeper: KeeperClient, config: KeeperConfig, tmp_path: Path
     ) -> None:
-        """As somebody could make it who may write in its folder."""
-        audit = Path(str(duties.audit))
+        """Whoever may write in the folder of the audit file could replace it."""
+        audit = Path(str(config.audit))
         audit.symlink_to(tmp_path / "key")
         os.chown(audit, NOBODY, NOBODY, follow_symlinks=False)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES
@@ -291,8 +293,8 @@ class TestFiles:
         os.chown(tmp_path, NOBODY, NOBODY)
         assert errno_of(lambda: keeper.open(Op.AUDIT)) == EACCES, "its folder is somebody else's"
 
-    def test_a_token_is_told_to_who_knows_it(self, keeper: KeeperClient, duties: KeeperConfig) -> None:
-        file = TokenFile(Path(str(duties.tokens)))
+    def test_token_is_found_only_by_its_full_hash(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        file = TokenFile(Path(str(config.tokens)))
         assert keeper.ask(Op.TOKEN, text="0" * 64)[0] == b"", "there is no file yet"
         secret = file.add(Token("deploy", "", "writer", 0.0))
         digest = hashlib.sha256(secret.encode()).hexdigest()
@@ -306,10 +308,8 @@ class TestFiles:
         for text in ("", digest[:-1], digest.upper(), f"{digest}0"):
             assert errno_of(keeper.ask, Op.TOKEN, 0, text) == EINVAL
 
-    def test_tokens_that_others_may_have_written_count_for_nothing(
-        self, keeper: KeeperClient, duties: KeeperConfig
-    ) -> None:
-        path = Path(str(duties.tokens))
+    def test_token_file_of_another_owner_is_refused(self, keeper: KeeperClient, config: KeeperConfig) -> None:
+        path = Path(str(config.tokens))
         TokenFile(path).add(Token("deploy", "", "writer", 0.0))
         os.chown(path, NOBODY, NOBODY)
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="0" * 64)) == EACCES
@@ -319,21 +319,21 @@ def _fds(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-class TestLife:
-    def test_it_outlives_signals_and_ends_with_the_other_end(self, keeper: KeeperClient) -> None:
+class TestLifetime:
+    def test_keeper_ignores_signals_and_ends_with_its_channel(self, keeper: KeeperClient) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             os.kill(keeper.pid, number)
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         keeper.close()
         assert not Path(f"/proc/{keeper.pid}/fd/0").exists()
 
-    def test_without_it_the_caller_is_told(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
+    def test_caller_gets_an_error_once_the_keeper_is_dead(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
         assert not kernel.degraded_reason
         os.kill(keeper.pid, signal.SIGKILL)
         assert [errno_of(kernel.obj_get, "/x") for _ in range(2)] == [EPIPE, EPIPE]
         assert "restart the service" in str(kernel.degraded_reason)
 
-    def test_what_it_may(self, keeper: KeeperClient) -> None:
+    def test_keeper_has_only_the_needed_capabilities(self, keeper: KeeperClient) -> None:
         status = Path(f"/proc/{keeper.pid}/status").read_text()
         told = dict(line.split(":\t", 1) for line in status.splitlines())
         assert int(told["CapPrm"], 16) == 1 << 0 | 1 << 1 | 1 << 21 | 1 << 39
@@ -346,8 +346,8 @@ class TestLife:
         | st.builds(lambda op, text: REQUEST.pack(op, 0) + text, st.integers(0, 14), st.binary(max_size=100)),
         st.sampled_from([None, "file", "socket", "many"]),
     )
-    def test_whatever_is_said_to_it_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
-        keeper.table_programs()  # which it then holds for good
+    def test_every_message_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
+        keeper.table_programs()  # the keeper keeps them open
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         before = _fds(keeper.pid)
         ours, theirs = socket.socketpair()
@@ -362,12 +362,12 @@ class TestLife:
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         assert _fds(keeper.pid) == before
 
-    def test_an_empty_datagram_is_no_end(self, keeper: KeeperClient) -> None:
+    def test_empty_datagram_does_not_end_the_keeper(self, keeper: KeeperClient) -> None:
         keeper._channel.send(b"")
         assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
         assert keeper.degraded_reason is None
 
-    def test_what_is_too_long(self, keeper: KeeperClient) -> None:
+    def test_too_long_message_is_refused(self, keeper: KeeperClient) -> None:
         for size in (MAX_TEXT + 1, 1 << 16):
             send(keeper._channel, REQUEST.pack(Op.OPEN_PIN, 0) + b"/" * size)
             assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE

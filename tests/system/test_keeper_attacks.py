@@ -1,4 +1,4 @@
-"""The keeper, asked by a process that somebody else has taken over."""
+"""Attacks on the keeper by a process that somebody else controls."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ except TimeoutError:
 
 @pytest.fixture
 def keeper(bpffs: Path) -> Iterator[KeeperClient]:
-    """One for a bpffs, with keep_dir in it."""
+    """A keeper for a bpffs that contains keep_dir."""
     made = KeeperClient(KeeperConfig(pin_dirs=(str(bpffs),), keep_dir=f"{bpffs}/keep", owner=(NOBODY, NOBODY)))
     with contextlib.closing(made):
         yield made
@@ -46,7 +46,7 @@ def keeper(bpffs: Path) -> Iterator[KeeperClient]:
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """A folder of the process that was taken over."""
+    """A folder of the user of the controlled process."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     os.chown(folder, NOBODY, NOBODY)
@@ -55,7 +55,7 @@ def theirs(tmp_path: Path) -> Path:
 
 class TestFiles:
     @pytest.mark.parametrize("opened", [open_file, own_file])
-    def test_a_link_that_others_can_have_put_is_not_followed(
+    def test_link_in_a_folder_of_others_is_not_followed(
         self, theirs: Path, tmp_path: Path, opened: Callable[[str, int], int]
     ) -> None:
         (tmp_path / "secret").write_text("x")
@@ -67,13 +67,13 @@ class TestFiles:
         (tmp_path / "link").symlink_to("secret")
         os.close(open_file(str(tmp_path / "link"), os.O_RDONLY))
 
-    def test_a_fifo_holds_nobody_up(self, theirs: Path) -> None:
+    def test_fifo_does_not_block(self, theirs: Path) -> None:
         os.mkfifo(theirs / "file")
         with pytest.raises(PermissionError):
             open_file(str(theirs / "file"), os.O_RDONLY)
 
     @pytest.mark.parametrize("kind", ["symlink", "link", "content"])
-    def test_the_lock_is_no_file_that_somebody_has_put_there(self, theirs: Path, tmp_path: Path, kind: str) -> None:
+    def test_lock_file_made_by_others_is_refused(self, theirs: Path, tmp_path: Path, kind: str) -> None:
         (tmp_path / "secret").write_text("x")
         if kind == "symlink":
             (theirs / "lock").symlink_to(tmp_path / "secret")
@@ -84,14 +84,14 @@ class TestFiles:
         with pytest.raises(StartError):
             lock_state(theirs)
 
-    def test_tokens_from_a_fifo_are_none(self, theirs: Path) -> None:
+    def test_fifo_is_refused_as_token_file(self, theirs: Path) -> None:
         os.mkfifo(theirs / "tokens.json", 0o600)
         with pytest.raises(TokensUnusable):
             TokenFile(theirs / "tokens.json").revoke("x")
 
 
-class TestQuestions:
-    def test_an_fd_goes_with_the_pinning_of_an_array_alone(self, keeper: KeeperClient, bpffs: Path) -> None:
+class TestRequests:
+    def test_descriptor_is_accepted_only_to_pin_an_array(self, keeper: KeeperClient, bpffs: Path) -> None:
         kernel = LinuxKernel()
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "x")
         with pytest.raises(OSError, match="OPEN_PIN") as caught:
@@ -105,8 +105,8 @@ class TestQuestions:
         kernel.close(fd)
 
 
-class TestEnd:
-    def test_it_ends_with_the_process_that_started_it_whoever_holds_the_channel(self) -> None:
+class TestLifetime:
+    def test_keeper_ends_with_its_parent_although_the_channel_is_open(self) -> None:
         code = (
             "import os, sys; from app.keeper.client import KeeperClient; from app.keeper.messages import KeeperConfig\n"
             "keeper = KeeperClient(KeeperConfig())\n"
@@ -121,8 +121,9 @@ class TestEnd:
             starter.wait(20)
             _wait_for_the_end_of(pid)
 
-    def test_unread_answers_and_its_own_end_in_a_question(self) -> None:
-        """Without a timeout of its own it waits for ever, for a reader that it alone keeps alive."""
+    @pytest.mark.slow
+    def test_keeper_ends_despite_unread_answers_and_a_descriptor_of_its_own_channel(self) -> None:
+        """Without a timeout the keeper would wait forever for a reader that only the keeper itself keeps open."""
         code = (
             "import sys; from app.keeper.client import KeeperClient; from app.keeper.messages import KeeperConfig\n"
             "keeper = KeeperClient(KeeperConfig())\n"
@@ -136,7 +137,7 @@ class TestEnd:
             attacker.wait(20)
             _wait_for_the_end_of(pid)
 
-    def test_readyz_tells_of_its_end(self, bpffs: Path, tmp_path: Path) -> None:
+    def test_readyz_fails_once_the_keeper_is_dead(self, bpffs: Path, tmp_path: Path) -> None:
         config = tmp_path / "jumptable.toml"
         config.write_text(
             f'[server]\nsocket = "{tmp_path}/run/api.sock"\nstate_dir = "{tmp_path}/state"\npin_dirs = ["{bpffs}"]\n'
@@ -151,7 +152,7 @@ class TestEnd:
             assert "keeper" in answer.json()["reasons"][0]
             service.stop()
 
-    def test_a_keep_dir_without_bpffs_is_no_reason_not_to_start(self, tmp_path: Path) -> None:
+    def test_service_starts_with_a_keep_dir_outside_a_bpffs(self, tmp_path: Path) -> None:
         config = tmp_path / "jumptable.toml"
         config.write_text(
             f'[server]\nsocket = "{tmp_path}/run/api.sock"\nstate_dir = "{tmp_path}/state"\n'

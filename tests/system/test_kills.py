@@ -1,4 +1,4 @@
-"""kill -9 between any two writes of a change, and at random moments: what is there when the service is back."""
+"""kill -9 between any two writes of a change and at random moments, and the state after the next start."""
 
 import random
 import threading
@@ -16,7 +16,8 @@ from tests import private_mounts
 from tests.system.nursery import Nursery
 from tests.system.world import World
 
-pytestmark = pytest.mark.kernel
+# One process runs all of them: they share the process that forks services, and the last test counts their kills.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("kills")]
 
 CONFIG = """
 [server]
@@ -35,12 +36,12 @@ pinned = "{pins}/pass"
 [programs.tx]
 pinned = "{pins}/tx"
 """
-PINS, WRITES, COMMIT = 2 * 3, 2 * 4, 2  # points on the fuse: of the pins of three programs, of WANTED, of one commit
+PINS, WRITES, COMMIT = 2 * 3, 2 * 4, 2  # points: three pins, the writes of WANTED, a commit
 
 
 @pytest.fixture(scope="module")
 def pins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A bpffs with three programs pinned."""
+    """A bpffs with three pinned programs."""
     folder = tmp_path_factory.mktemp("bpf")
     private_mounts.mount_bpffs(folder)
     kernel = LinuxKernel()
@@ -71,19 +72,22 @@ def world(request: pytest.FixtureRequest, nursery: Nursery, pins: Path, tmp_path
         world.close()
 
 
+@pytest.mark.slow
 class TestAtEveryStep:
     @pytest.mark.parametrize("confirm_within", [None, 600])
     @pytest.mark.parametrize("verb", ["update", "replace"])
-    def test_of_a_table_change(self, world: World, verb: str, confirm_within: int | None) -> None:
-        """Each entry holds the old or the new program; what waits for its confirmation is whole, or was undone."""
+    def test_killed_table_change_leaves_old_or_new_programs(
+        self, world: World, verb: str, confirm_within: int | None
+    ) -> None:
+        """A change with a deadline is complete or undone."""
         if confirm_within is not None:
-            world.let_go()
+            world.close_unpinned_program()
         for step in count(1):
             answer = world.change(verb, f"{verb} {step}", confirm_within)
             if answer is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 world.check_table()
                 changes = world.check()
                 is_in = bool(changes) and changes[-1]["kind"] == verb
@@ -93,14 +97,14 @@ class TestAtEveryStep:
         assert step == 1 + WRITES + COMMIT + (0 if confirm_within is None else COMMIT + PINS)
         assert not world.wrong
 
-    def test_of_a_confirmation(self, world: World) -> None:
-        """The change stands confirmed, or waits still."""
+    def test_killed_confirmation_leaves_the_change_confirmed_or_unconfirmed(self, world: World) -> None:
+        """The entries are those of the change in both cases."""
         for step in count(1):
             change = world.change("update", f"confirm {step}", 600)["change"]
             if world.ask("POST", f"/changes/{change['id']}/confirm") is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 state = world.check()[-1]["state"]
                 assert state == ("unconfirmed" if step <= 1 else "confirmed")
                 assert world.table() == world.wanted()
@@ -110,14 +114,14 @@ class TestAtEveryStep:
         assert not world.wrong
 
     @pytest.mark.parametrize("confirm_within", [None, 600])
-    def test_of_a_revert(self, world: World, confirm_within: int | None) -> None:
-        """Each entry holds the old or the new program; what waited before waits still, or is undone."""
+    def test_killed_revert_leaves_old_or_new_programs(self, world: World, confirm_within: int | None) -> None:
+        """The reverted change is reverted, or it has the state of before."""
         for step in count(1):
             id_ = world.change("update", None, confirm_within)["change"]["id"]
             if world.ask("POST", f"/changes/{id_}/revert", note=f"revert {step}") is not None:
                 break
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 world.check_table()
                 states = {change["id"]: change["state"] for change in world.check()}
                 before = "applied" if confirm_within is None else "unconfirmed"
@@ -127,9 +131,9 @@ class TestAtEveryStep:
         assert not world.wrong
 
     @pytest.mark.parametrize("is_whole", [True, False], ids=["overdue", "cut off"])
-    def test_of_the_undo_at_the_start(self, world: World, is_whole: bool) -> None:
-        """However often the start is killed as well: all is put back in the end."""
-        world.let_go()
+    def test_killed_undo_at_the_start_is_completed_later(self, world: World, is_whole: bool) -> None:
+        """The start that undoes the change is killed too, and the next start completes the undo."""
+        world.close_unpinned_program()
         for step in count(1):
             whole = world.change("update", None if is_whole else f"update {COMMIT + PINS + WRITES}", 600)
             assert (whole is not None) == is_whole
@@ -139,7 +143,7 @@ class TestAtEveryStep:
             if is_ready := world.start(kill_at=step):
                 world.kill()
             world.start()
-            with world.at(step):
+            with world.recording_failure(step):
                 changes = world.check()
                 assert world.table() == world.first
                 assert not is_whole or changes[-1]["kind"] == "expire"
@@ -151,7 +155,10 @@ class TestAtEveryStep:
 
 
 class Worker(threading.Thread):
-    """One connection that changes three entries of its own until the service is killed. `asked`: what is under way."""
+    """A connection that changes three entries of its own until the service is killed.
+
+    `asked`: the programs that each entry may have after the request under way.
+    """
 
     def __init__(self, world: World, number: int, seed: int, told: threading.Semaphore) -> None:
         super().__init__()
@@ -195,7 +202,7 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_at_random_moments(world: World, seed: int) -> None:
+def test_kill_at_a_random_moment_loses_no_answered_change(world: World, seed: int) -> None:
     """Four connections change, confirm and revert while the service is killed."""
     world.first = world.table()
     told = threading.Semaphore(0)
@@ -219,9 +226,14 @@ def test_at_random_moments(world: World, seed: int) -> None:
     world.check()
 
 
-def test_together_they_are_many(request: pytest.FixtureRequest) -> None:
-    """Of all the tests above, where all of them ran."""
+def test_tests_of_this_file_kill_200_times_or_more(request: pytest.FixtureRequest) -> None:
+    """The count includes all tests above. The test is skipped where only some of them ran."""
     ran = {item.name.partition("[")[0] for item in request.session.items if item.path == request.path}
-    if not {"test_of_a_table_change", "test_at_random_moments", "test_of_the_undo_at_the_start"} <= ran:
+    needed = {
+        "test_killed_table_change_leaves_old_or_new_programs",
+        "test_kill_at_a_random_moment_loses_no_answered_change",
+        "test_killed_undo_at_the_start_is_completed_later",
+    }
+    if not needed <= ran:
         pytest.skip("only some of them ran")
     assert World.kills >= 200

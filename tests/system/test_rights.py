@@ -1,4 +1,4 @@
-"""`serve` as root, as who it becomes: what each of its processes may, and what goes on working."""
+"""The rights of the processes of `serve`, and what works with these rights."""
 
 import os
 import signal
@@ -19,17 +19,17 @@ __all__ = ["other", "prepared"]
 pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
-# Once all is imported: the interpreter itself may be where nobody else may read.
+# The switch of the user comes after all imports, because the interpreter may be in a folder that only root may read.
 AS_NOBODY = f"""
 import os
 from app.server import run as server
 from app.server import startup as start
 server.preload()
-def user_of(settings):
+def service_user(settings):
     os.setgroups([])
     os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
     os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-start.user_of = user_of
+start.service_user = service_user
 """
 NO_LATE_IMPORT = """
 import sys
@@ -43,8 +43,8 @@ start.give_up_rights = lambda kernel: (give_up_rights(kernel), sys.meta_path.ins
 
 
 class TestLeastPrivilege:
-    def test_what_listens_has_no_capability(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """And still holds new pins, makes arrays, and names programs by id."""
+    def test_listener_has_no_capability(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """It still holds new pins, creates arrays, and finds programs by their ids."""
         pins, config = prepared
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
             told = _status(service)
@@ -58,10 +58,10 @@ class TestLeastPrivilege:
             assert client.put("/maps/fresh/entries/0", json={"program": {"id": drop}}).status_code == 201
             assert client.get("/maps/fresh").json()["owner"] == {"program_type": "xdp", "jited": True}
 
-    def test_nothing_is_imported_once_it_may_not_read_where_that_is(
+    def test_nothing_is_imported_after_the_rights_are_given_up(
         self, prepared: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        """An interpreter, or a checkout, in a home folder that only root may enter."""
+        """The interpreter or the checkout may be in a home folder that only root may enter."""
         _, config = prepared
         with serve(config, tmp_path / "run/api.sock", first=NO_LATE_IMPORT) as service, service.client() as client:
             for method, path, body in REQUESTS.values():
@@ -72,10 +72,8 @@ class TestLeastPrivilege:
             assert service.stop() == 0
         assert "imported late" not in service.output()
 
-    def test_where_bpf_wants_a_capability_it_keeps_that_one_and_says_so(
-        self, prepared: tuple[Path, Path], tmp_path: Path
-    ) -> None:
-        """As on Linux 5.10, where kernel.unprivileged_bpf_disabled shuts all of bpf(2)."""
+    def test_listener_keeps_cap_bpf_only_where_bpf_needs_it(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """Kernel: on Linux 5.10 kernel.unprivileged_bpf_disabled refuses all of bpf(2) without CAP_BPF."""
         _, config = prepared
         first = (
             "from app.server import startup\n"
@@ -86,8 +84,8 @@ class TestLeastPrivilege:
             assert _capabilities(service) == {1 << 39}
             assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
 
-    def test_tokens_are_as_the_file_is_now(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """In a folder that what listens may not even enter."""
+    def test_tokens_follow_the_file(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """The file is in a folder that the listening process may not enter."""
         _, config = prepared
         (tmp_path / "root").mkdir(0o700)
         file = TokenFile(tmp_path / "root/tokens.json")
@@ -112,7 +110,7 @@ class TestLeastPrivilege:
             file.path.unlink()
             assert status(second) == 401
 
-    def test_the_end_of_the_keeper_is_told_and_what_is_held_goes_on(
+    def test_held_objects_keep_working_once_the_keeper_is_dead(
         self, prepared: tuple[Path, Path], tmp_path: Path
     ) -> None:
         pins, config = prepared
@@ -128,8 +126,8 @@ class TestLeastPrivilege:
             assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
             assert run_at(client, 1) == "XDP_DROP"
 
-    def test_without_any_capability_one_process_works_by_file_permissions(self) -> None:
-        """As in a container that gets nothing: no root is needed anywhere."""
+    def test_service_without_capabilities_works_by_file_permissions(self) -> None:
+        """For example in a container without capabilities. Nothing needs root there."""
         with tempfile.TemporaryDirectory() as name:
             folder, pins = Path(name), Path(name, "bpf")
             pins.mkdir()
@@ -167,7 +165,8 @@ def _capabilities(service: Service) -> set[int]:
 
 
 class TestStart:
-    def test_a_copy_of_the_journal_that_root_puts_back(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    @pytest.mark.slow
+    def test_journal_restored_by_root_is_usable(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         _, config = prepared
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
             assert client.put("/maps/jump_table/entries/1", json={"program": "drop"}).status_code == 201
@@ -178,8 +177,9 @@ class TestStart:
         with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
             assert client.delete("/maps/jump_table/entries/1").status_code == 204
 
-    def test_what_is_no_journal_is_not_given_away(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
-        """As tokens of root's, which the service's user could have put in its place."""
+    @pytest.mark.slow
+    def test_file_that_is_no_journal_keeps_its_owner(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """The user of the service could have put another file of root, such as the tokens, in its place."""
         _, config = prepared
         for kind in ("file", "link"):
             (tmp_path / kind).write_text("[]" if kind == "file" else "SQLite format 3\0")
@@ -194,9 +194,8 @@ class TestStart:
             assert "the journal" in service.output()
         assert [(tmp_path / each).stat().st_uid for each in ("link", "state/journal.db")] == [0, 0]
 
-    def test_an_audit_file_that_cannot_be_is_refused_with_the_remedy(
-        self, prepared: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    @pytest.mark.slow
+    def test_unusable_audit_file_is_refused_with_advice(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
         _, config = prepared
         config.write_text(f'{config.read_text()}[audit]\nfile = "{tmp_path}/logs/audit"\n')
         (tmp_path / "logs").mkdir()

@@ -1,4 +1,4 @@
-"""The whole API against its own OpenAPI document: schemathesis with all of its checks, with rights and without."""
+"""The API conforms to its OpenAPI document: all checks of schemathesis, with and without a token."""
 
 import asyncio
 import logging
@@ -22,8 +22,8 @@ from app.cli import demo
 from app.service.registry.registry import Registry
 from tests.conftest import application
 
-# Half of the names are of what is there. A valid request may be refused for what is there, so with these statuses too;
-# that it is not refused for its form is `well_formed`.
+# Half of the names are those of existing objects. A valid request may be refused for the state of the service, with one
+# of these statuses. `well_formed` checks that it is not refused for its form.
 _CONFIG: dict[str, Any] = {
     "dictionaries": {"names": {"values": ["jump_table", "drop", "pass"]}},
     "parameters": {"path.name": {"dictionary": "names", "probability": 0.5}},
@@ -34,14 +34,14 @@ _CONFIG: dict[str, Any] = {
     },
 }
 
-# No schema tells what a parameter has to do with the body.
+# JSON Schema cannot express this relation between a query parameter and the body.
 BETWEEN_QUERY_AND_BODY = "query.confirm_within: nothing is written, so there is nothing to be undone"
 
 
 class Served:
-    """The application that the test at hand asks; schemathesis knows of one alone.
+    """Passes requests to the application of the current test. Schemathesis itself knows only one application.
 
-    A reader of /events goes away after the first piece of the stream.
+    A reader of /events disconnects after the first piece of the stream.
     """
 
     app: FastAPI
@@ -65,7 +65,7 @@ class Served:
 
 
 def _described() -> dict[str, Any]:
-    """The document of a service that takes tokens."""
+    """The document of a service that accepts tokens."""
     tokens = Tokens(TokenFile(Path("/nonexistent")))
     with application(Registry(MemoryKernel()), authentication=Authentication(tokens=tokens)) as app:
         return app.openapi()
@@ -74,20 +74,22 @@ def _described() -> dict[str, Any]:
 SERVED = Served()
 SCHEMA = schemathesis.openapi.from_dict(_described(), config=schemathesis.Config.from_dict(_CONFIG))
 SCHEMA.app = SERVED
-few = settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+tried_20_times = settings(
+    max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def well_formed(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
-    """What the document allows is refused for what is there alone, not for its form."""
+    """A request that the document allows gets no validation error. It may be refused for other reasons."""
     if case.meta is not None and case.meta.generation.mode.is_positive and response.status_code == 422:
         problem = response.json()
         assert problem["code"] != "validation" or problem["detail"] == BETWEEN_QUERY_AND_BODY, response.text
 
 
 def as_written(value: Any) -> Any:
-    """The same, with 3.0 written as 3: to JSON Schema they are one number, and here that one is to be written as 3.
+    """The same value, with 3.0 written as 3. JSON Schema treats them as one number, but the API accepts only 3.
 
-    But 1e17 stays: in a query that is no name, and 100000000000000000 is one.
+    1e17 stays, because as a name in a query it is invalid, while 100000000000000000 is valid.
     """
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e16:
         return int(value)
@@ -120,7 +122,7 @@ def _path_parameters(_: schemathesis.HookContext, parameters: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def loop() -> None:
-    """The event loop that schemathesis runs applications in, from before the first test."""
+    """Start the event loop in which schemathesis runs applications before the first test."""
     with application(Registry(MemoryKernel())) as SERVED.app, asgi.get_client(SERVED) as client:
         assert client.get("/healthz").status_code == 200
         asgi.shutdown_lifespans()
@@ -128,7 +130,7 @@ def loop() -> None:
 
 @pytest.fixture(autouse=True)
 def tokens(tmp_path: Path) -> Iterator[TokenFile]:
-    """Those of what is served to this test."""
+    """The token file of the application for this test."""
     tokens, registry = TokenFile(tmp_path / "tokens.json"), Registry(MemoryKernel())
     demo.fill(registry)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -144,13 +146,14 @@ def header(request: pytest.FixtureRequest, tokens: TokenFile) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.add(Token('mine', '', request.param, time.time()))}"}
 
 
+@pytest.mark.slow
 @SCHEMA.parametrize()
-@few
-def test_whoever_has_a_right(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
+@tried_20_times
+def test_api_conforms_to_its_document_with_a_token(case: schemathesis.Case[Any], header: dict[str, str]) -> None:
     case.call_and_validate(headers=header, additional_checks=[well_formed])
 
 
 @SCHEMA.parametrize()
-@few
-def test_nobody(case: schemathesis.Case[Any]) -> None:
+@tried_20_times
+def test_api_conforms_to_its_document_without_a_token(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(additional_checks=[well_formed])

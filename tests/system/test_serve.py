@@ -1,4 +1,4 @@
-"""`serve` and `demo` on the real kernel, with somebody else's tool at work beside them."""
+"""`serve` and `demo` on the real kernel, beside another tool."""
 
 import itertools
 import os
@@ -43,14 +43,14 @@ pinned = "{pins}/entry"
 
 @pytest.fixture(params=[Script, *([Bpftool] if tool("bpftool") else [])])
 def other(request: pytest.FixtureRequest) -> Script | Bpftool:
-    """Somebody else's tool."""
+    """Another tool that changes the same pinned objects."""
     made: Script | Bpftool = request.param()
     return made
 
 
 @pytest.fixture
 def prepared(bpffs: Path, tmp_path: Path, other: Script | Bpftool) -> tuple[Path, Path]:
-    """(pins, configuration): an array that the other tool made, and programs, all pinned."""
+    """The folder of the pins and the configuration: an array that the other tool created, and programs, all pinned."""
     other.make_array(bpffs / "jump_table", 16)
     kernel = LinuxKernel()
     array = kernel.obj_get(str(bpffs / "jump_table"))
@@ -65,7 +65,8 @@ def prepared(bpffs: Path, tmp_path: Path, other: Script | Bpftool) -> tuple[Path
 
 
 class TestBesideAnotherTool:
-    def test_each_sees_what_the_other_changes(
+    @pytest.mark.slow
+    def test_service_and_other_tool_see_each_others_changes(
         self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool
     ) -> None:
         pins, config = prepared
@@ -86,8 +87,9 @@ class TestBesideAnotherTool:
             made = client.get("/maps/made").json()
             assert (made["created_here"], (pins / "made").exists()) == (True, True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_entries_stay_when_it_ends_and_the_answers_are_the_same(
+    def test_entries_and_answers_survive_the_end_of_the_service(
         self, prepared: tuple[Path, Path], tmp_path: Path, other: Script | Bpftool, number: signal.Signals
     ) -> None:
         pins, config = prepared
@@ -103,11 +105,12 @@ class TestBesideAnotherTool:
 
 
 class TestKill:
+    @pytest.mark.slow
     @pytest.mark.parametrize("durability", ["power", "process"])
     def test_every_answered_change_is_in_the_journal(
         self, prepared: tuple[Path, Path], tmp_path: Path, durability: str
     ) -> None:
-        """kill -9 while a loop of PUTs runs; and each entry holds what was there before or after the last one."""
+        """The service is killed during a loop of PUTs. The entry is that of the last change or of the next."""
         _, config = prepared
         config.write_text(config.read_text().replace("[server]", f'[server]\ndurability = "{durability}"'))
         answered: list[int] = []
@@ -129,14 +132,15 @@ class TestKill:
             last = client.get(f"/changes/{found[-1]}").json()["entries"][0]
             holds = client.get("/maps/jump_table/entries/3").json()["program"]["name"]
             assert holds in {"drop", "pass"}
-            # The kernel is at most the one change ahead that was under way.
+            # The kernel is ahead by at most the one change that was under way.
             if holds != last["after"]["name"]:
                 assert found[-1] == answered[-1]
 
 
 class TestDemo:
-    def test_the_jump_seen_from_another_process(self) -> None:
-        """BPF_PROG_TEST_RUN of `entry`, by its id, comes out where the entry points, at once after each change."""
+    @pytest.mark.slow
+    def test_tail_call_follows_each_change_at_once(self) -> None:
+        """Another process runs `entry` by its id with BPF_PROG_TEST_RUN right after each change."""
         with demo("--kernel", "linux") as service, service.client() as client:
             entry_id = client.get("/programs/entry").json()["id"]
             packet = bytes([3]) + bytes(13)
@@ -146,7 +150,7 @@ class TestDemo:
             client.delete("/maps/jump_table/entries/3")
             assert Script().run(entry_id, packet) == 0
 
-    def test_nothing_is_left_behind(self) -> None:
+    def test_demo_leaves_no_map_and_no_program_behind(self) -> None:
         kernel = LinuxKernel()
         with demo("--kernel", "auto") as service:
             ids = _ids(service)
@@ -156,7 +160,7 @@ class TestDemo:
             while _is_there(kernel, get, id_):  # the kernel frees a little later
                 assert time.monotonic() < deadline, "it is still there"
 
-    def test_without_privileges_it_takes_the_kernel_in_memory_and_says_why(self) -> None:
+    def test_demo_without_privileges_uses_the_kernel_in_memory(self) -> None:
         with demo("--kernel", "auto", first=WITHOUT_CAPABILITIES) as service, service.client() as client:
             assert client.get("/version").json()["kernel"] == "memory"
             line = service.wait_for(".*demo on a kernel in memory.*")[0]
@@ -164,7 +168,7 @@ class TestDemo:
             client.put("/maps/jump_table/entries/3", json={"program": "drop"})
             assert _run(client) == "XDP_DROP"
 
-    def test_when_told_to_take_the_real_one_it_ends_and_says_why(self) -> None:
+    def test_demo_without_privileges_refuses_the_linux_kernel(self) -> None:
         with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
             assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
             assert service.process.wait(20) == 1
@@ -200,6 +204,6 @@ def run_at(client: httpx.Client, index: int) -> str:
     return str(answer.json()["meaning"])
 
 
-def test_the_tests_see_mounts_of_their_own(bpffs: Path) -> None:
-    """Nobody outside sees what a test mounts: it cannot be left behind."""
+def test_tests_run_in_a_mount_namespace_of_their_own(bpffs: Path) -> None:
+    """Other processes do not see the mounts of a test, so none can be left behind."""
     assert Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{os.getppid()}/ns/mnt").readlink()

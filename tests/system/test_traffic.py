@@ -1,4 +1,4 @@
-"""Packets that run while programs are changed: none may fall through."""
+"""No packet falls through while programs are changed."""
 
 import asyncio
 import threading
@@ -27,11 +27,12 @@ ORIGIN = RequestContext("unix", "one")
 
 
 def counting_entry(array_fd: int, counter_fd: int) -> bytes:
-    """Tail-call entry 3, and count whenever that falls through."""
+    """A program that tail-calls entry 3, and counts the calls that fall through."""
     jump = asm.map_fd(2, array_fd) + asm.mov(3, 3) + asm.tail_call()
     return jump + asm.map_value(1, counter_fd) + asm.mov(2, 1) + asm.atomic_add(1, 2) + asm.returns(0)
 
 
+@pytest.mark.slow
 def test_no_packet_falls_through_while_programs_are_changed() -> None:
     kernel = LinuxKernel()
     registry = Registry(kernel)

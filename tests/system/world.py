@@ -1,4 +1,4 @@
-"""A table in the kernel and a service over it that is killed time and again, and what holds after any kill."""
+"""A table in the kernel, a service that is killed again and again, and checks that hold after every kill."""
 
 import os
 import signal
@@ -15,13 +15,16 @@ from app.bpf.uapi import MapType, ProgType
 from tests.system.nursery import Nursery
 
 Table = dict[int, int]
-WANTED: dict[int, str | None] = {0: "pass", 1: None, 2: "drop", 3: "tx"}  # each is another than before
+WANTED: dict[int, str | None] = {0: "pass", 1: None, 2: "drop", 3: "tx"}  # each differs from the first table
 
 
 class World:
-    """An array in the kernel, and a service that is killed time and again. `first`: the table to which it returns."""
+    """An array in the kernel, and a service that is killed again and again.
 
-    kills = 0  # of all of them
+    `first` is the table to which each round returns.
+    """
+
+    kills = 0  # of all worlds
 
     def __init__(self, nursery: Nursery, pins: Path, folder: Path) -> None:
         self.nursery, self.pins, self.folder = nursery, pins, folder
@@ -47,12 +50,12 @@ class World:
         transport = httpx.HTTPTransport(uds=str(self.folder / "api.sock"), verify=False)
         return httpx.Client(transport=transport, base_url="http://jumptable", timeout=30)
 
-    def let_go(self) -> None:
-        """From now on only the array and the service hold the program that is pinned nowhere."""
+    def close_unpinned_program(self) -> None:
+        """Close the unpinned program, so that only the array and the service keep it."""
         self.kernel.close(self._fds.pop())
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Kill the service, close everything, and remove the pins."""
         self.client.close()
         if self.pid:
             self.kill()
@@ -68,7 +71,7 @@ class World:
         return list((self.pins / "keep").glob("*"))
 
     def start(self, kill_at: int = 0) -> bool:
-        """Start the service; False: it was killed on the way."""
+        """Start the service. False if it was killed during the start."""
         self.pid, status = self.nursery.start(
             self.folder / "jumptable.toml", self.folder / "log", kill_at=kill_at, later=self.later
         )
@@ -86,7 +89,7 @@ class World:
         self._is_killed(self.nursery.wait())
 
     def ask(self, method: str, url: str, body: object = None, **query: object) -> Any:
-        """What it answers to this; None: it was killed by it."""
+        """The answer to a request, or None if the service was killed by it."""
         params = {name: str(value) for name, value in query.items() if value is not None}
         try:
             answer = self.client.request(method, url, json=body, params=params)
@@ -100,7 +103,7 @@ class World:
         return told
 
     def change(self, verb: str, note: str | None = None, confirm_within: int | None = None) -> Any:
-        """Ask for WANTED, by PATCH or by PUT."""
+        """Request the entries WANTED by PATCH (`update`) or by PUT (`replace`)."""
         listed = [{"index": index, "program": name} for index, name in WANTED.items() if name or verb == "update"]
         method = {"update": "PATCH", "replace": "PUT"}[verb]
         return self.ask(method, "/maps/table/entries", {"entries": listed}, note=note, confirm_within=confirm_within)
@@ -119,7 +122,7 @@ class World:
         return {each["index"]: (_id(each["journal"]), _id(each["kernel"])) for each in told}
 
     def check(self) -> list[dict[str, Any]]:
-        """What holds after any kill."""
+        """Check what holds after every kill, and return the changes."""
         changes = self.changes()
         assert [each["id"] for each in changes] == list(range(1, len(changes) + 1))
         assert set(self.answered) <= {each["id"] for each in changes}, "no answered change is missing"
@@ -134,12 +137,12 @@ class World:
         return changes
 
     def check_table(self) -> None:
-        """Of a table change that was cut off: each entry holds the old or the new program."""
+        """Check that each entry holds the old or the new program."""
         kernel, wanted = self.table(), self.wanted()
         assert all(kernel.get(at) in {self.first.get(at), wanted.get(at)} for at in range(16))
 
     def go_back(self) -> None:
-        """Return to the first table, by what the service offers for it."""
+        """Return to the first table by confirm, reconcile and revert."""
         drift, last = self.drift(), self.changes()[-1:]
         if last and last[0]["state"] == "unconfirmed" and drift:
             self.ask("POST", f"/changes/{last[0]['id']}/confirm")
@@ -148,12 +151,12 @@ class World:
         if self.table() != self.first:
             self.ask("POST", f"/changes/{last[0]['id']}/revert")
         assert self.table() == self.first
-        for path in self.kept():  # told as wrong already
+        for path in self.kept():  # already recorded as a failure
             path.unlink()
 
     @contextmanager
-    def at(self, step: int) -> Iterator[None]:
-        """Go on with the other steps where this one comes out wrong."""
+    def recording_failure(self, step: int) -> Iterator[None]:
+        """Record a failure at this step, and continue with the other steps."""
         try:
             yield
         except AssertionError as error:

@@ -1,4 +1,7 @@
-"""Whole tables where the kernel offers nothing better: one command an entry."""
+"""Reading and writing whole program arrays with one command per entry.
+
+The kernel in memory always works this way, Linux where the programs of this package cannot be loaded or refuse.
+"""
 
 import errno
 from array import array
@@ -6,20 +9,24 @@ from typing import Final
 
 from app.bpf.kernel import Kernel
 
-_ATTEMPTS: Final = 100  # a program of a device that is gone has no id for good: bpf_prog_offload_destroy()
+# A program whose network device is gone keeps the id 0 for good (bpf_prog_offload_destroy()), so the lookups must end.
+_MAX_LOOKUPS: Final = 100
 
 
 def map_ids(kernel: Kernel, fd: int, start: int, stop: int) -> "array[int]":
-    """As Kernel.map_ids."""
+    """Read a range of a program array: `Kernel.map_ids`."""
     ids = array("I", bytes(4 * (stop - start)))
     for index, id_ in kernel.map_entries(fd, start, stop):
-        ids[index - start] = id_ or _looked_up_again(kernel, fd, index)
+        ids[index - start] = id_ or _look_up_again(kernel, fd, index)
     return ids
 
 
-def _looked_up_again(kernel: Kernel, fd: int, index: int) -> int:
-    """For an id of 0: the program was just going away (bpf_prog_free_id()), so by now another is there, or none."""
-    for _ in range(_ATTEMPTS):
+def _look_up_again(kernel: Kernel, fd: int, index: int) -> int:
+    """Return the id at an index whose lookup returned 0.
+
+    A program that is being freed has the id 0 (bpf_prog_free_id()), so by now the entry holds another one or none.
+    """
+    for _ in range(_MAX_LOOKUPS):
         try:
             if id_ := kernel.map_lookup(fd, index):
                 return id_
@@ -30,15 +37,19 @@ def _looked_up_again(kernel: Kernel, fd: int, index: int) -> int:
     return 0
 
 
-def check(indexes: "array[int]", values: "array[int]") -> None:
-    """ValueError unless there are as many u32 indexes as i32 values: in other arrays -1 would be something else."""
+def check_arrays(indexes: "array[int]", values: "array[int]") -> None:
+    """Check the arguments of `Kernel.map_write`. In an array of another typecode, -1 would be another number.
+
+    Raises:
+        ValueError: Both arrays differ in length, or their typecodes are not `I` and `i`.
+    """
     if len(indexes) != len(values) or indexes.typecode != "I" or values.typecode != "i":
-        raise ValueError("as many indexes (u32) as values (i32)")
+        raise ValueError("as many indexes (u32) as values (i32) are needed")
 
 
 def map_write(kernel: Kernel, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
-    """As Kernel.map_write."""
-    check(indexes, values)
+    """Write many entries of a program array: `Kernel.map_write`."""
+    check_arrays(indexes, values)
     for done, (index, value) in enumerate(zip(indexes, values, strict=True)):
         try:
             if value < 0:
@@ -51,13 +62,13 @@ def map_write(kernel: Kernel, fd: int, indexes: "array[int]", values: "array[int
     return len(indexes), 0
 
 
-class OneByOne:
-    """For a kernel that has no better way."""
+class OneCallPerEntry:
+    """`map_ids` and `map_write` for a kernel that has no better way."""
 
     def map_ids(self: Kernel, fd: int, start: int, stop: int) -> "array[int]":
-        """One by one."""
+        """Read a range of a program array, one lookup per entry."""
         return map_ids(self, fd, start, stop)
 
     def map_write(self: Kernel, fd: int, indexes: "array[int]", values: "array[int]") -> tuple[int, int]:
-        """One by one."""
+        """Write many entries of a program array, one command each."""
         return map_write(self, fd, indexes, values)

@@ -1,6 +1,8 @@
-"""From an fd to the map behind it, inside the kernel: what the program that reads tables begins and ends with.
+"""The part of the reader program that finds the map behind an fd inside the kernel.
 
-It runs on a packet, as BPF_PROG_TEST_RUN gives it to an XDP program, under rcu_read_lock().
+The reader runs it at its beginning and once more at its end. The program is of type XDP: BPF_PROG_TEST_RUN gives it a
+packet, which carries the request in and the answer out, and runs it under rcu_read_lock(). `assemble_finder` makes a
+second program from the same part, which serves to find the address of the kernel's bpf_map_fops.
 """
 
 import struct
@@ -12,11 +14,12 @@ from app.bpf.asm import DWORD, WORD, Parts, jump_if, jump_if_reg
 from app.bpf.btf import Layout
 from app.bpf.uapi import BPF_FUNC_GET_CURRENT_TASK, BPF_FUNC_PROBE_READ_KERNEL, MapType
 
-PACKET: Final = 2048  # bytes; a page less head and tail is what it may have
-READING: Final = struct.Struct("=5I")  # what it begins with: the map's fd, its id, its max_entries, start, stop
-TOLD, REFUSED = 1, 0  # XDP_DROP, XDP_ABORTED: attached to a device, it would let nothing through
+PACKET_BYTES: Final = 2048  # the kernel allows a page less headroom and tailroom
+READ_REQUEST: Final = struct.Struct("=5I")  # the beginning of the packet: the map's fd, id, max_entries; start, stop
+# Return values. As XDP_DROP and XDP_ABORTED both drop a packet, a program that is attached to a device passes nothing.
+ANSWERED, REFUSED = 1, 0
 
-# The fields of the kernel's structures that lead there.
+# The fields that the way from a task to a map leads over, by kernel structure.
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "task_struct": ("files",),
     "files_struct": ("fdt",),
@@ -26,15 +29,16 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _FMODE_READ: Final = 1  # include/linux/fs.h
 
-# The stack, below r10: what was read last, the READING, what the way leads over; from FREE on it is the caller's.
+# Offsets on the stack, from r10: the value that was read last, the fields of READ_REQUEST, pointers on the way to the
+# map, the address of the packet. What lies below FREE is for the program that uses this part.
 _READ, _FD, _ID, MAX_ENTRIES, START, STOP = -8, -16, -24, -32, -40, -48
 _FDT, _FILE, _MAP, DATA = -56, -64, -72, -80
 FREE: Final = DATA
 
 
-def parameters() -> Parts:
-    """Put the packet's READING, and where the packet is, on the stack; a packet that is too short is refused."""
-    moved = [
+def load_request() -> Parts:
+    """Copy the READ_REQUEST and the address of the packet to the stack; refuse a packet below PACKET_BYTES."""
+    copies = [
         part
         for number, place in enumerate((_FD, _ID, MAX_ENTRIES, START, STOP))
         for part in (asm.load(WORD, 1, 8, 4 * number), asm.store(DWORD, 10, place, 1))
@@ -43,18 +47,21 @@ def parameters() -> Parts:
         asm.load(WORD, 8, 1, 0),  # struct xdp_md: data, data_end
         asm.load(WORD, 2, 1, 4),
         asm.mov_reg(3, 8),
-        asm.add(3, PACKET),
+        asm.add(3, PACKET_BYTES),
         jump_if_reg(2, ">=", 3, "long enough"),
         asm.mov(0, REFUSED),
         asm.exit_(),
         "long enough",
         asm.store(DWORD, 10, DATA, 8),
-        *moved,
+        *copies,
     )
 
 
 def _file_of_fd(layout: Layout) -> Parts:
-    """r0 = the struct file of the fd in this process: as files_lookup_fd_raw()."""
+    """r0 = the struct file of the fd in this process, found as files_lookup_fd_raw() does.
+
+    Jumps to the label `refused` for an fd beyond the table of files.
+    """
     offsets = layout.offsets
     return (
         asm.call(BPF_FUNC_GET_CURRENT_TASK),
@@ -75,7 +82,15 @@ def _file_of_fd(layout: Layout) -> Parts:
 
 
 def find_map(layout: Layout, map_fops: int) -> Parts:
-    """r0 = the struct bpf_map of the fd, which is the program array that was asked for; else it is refused."""
+    """r0 = the struct bpf_map behind the fd.
+
+    Jumps to the label `refused` unless the file is a map, is open for reading, and is the program array with the id and
+    max_entries of the READ_REQUEST.
+
+    Args:
+        layout: Offsets of FIELDS.
+        map_fops: The address of the kernel's bpf_map_fops.
+    """
     offsets = layout.offsets
     return (
         *_file_of_fd(layout),
@@ -104,7 +119,7 @@ def find_map(layout: Layout, map_fops: int) -> Parts:
 
 
 def read(size: int, offset: int) -> Parts:
-    """r0 = the `size` bytes at r0 + offset; where they cannot be read, r0 = 0, and r1 is not 0."""
+    """r0 = the `size` (4 or 8) bytes at r0 + offset. Where they cannot be read, r0 is 0 and r1 is not 0."""
     return (
         asm.mov_reg(3, 0),
         asm.add(3, offset),
@@ -116,16 +131,18 @@ def read(size: int, offset: int) -> Parts:
     )
 
 
-FOUND: Final = struct.Struct("=QI")  # f_op of the file behind the fd, max_fds of this process's table of files
+# The answer of the finder: f_op of the file behind the fd, max_fds of this process's table of files.
+FINDER_ANSWER: Final = struct.Struct("=QI")
 
 
-def finder(layout: Layout) -> bytes:
-    """A program that puts FOUND at the beginning of its packet, or refuses.
+def assemble_finder(layout: Layout) -> bytes:
+    """Assemble a program that puts FINDER_ANSWER at the beginning of its packet and returns ANSWERED, or REFUSED.
 
-    Only who loads the reader runs it: the address is the kernel's own.
+    The answer contains an address of the kernel, so only the process that loads the reader runs this program, and its
+    fd is closed afterwards.
     """
-    return asm.assembled(
-        *parameters(),
+    return asm.assemble(
+        *load_request(),
         *_file_of_fd(layout),
         *read(8, layout.offsets["file", "f_op"]),
         asm.load(DWORD, 6, 10, DATA),
@@ -133,7 +150,7 @@ def finder(layout: Layout) -> bytes:
         asm.load(DWORD, 0, 10, _FDT),
         *read(4, layout.offsets["fdtable", "max_fds"]),
         asm.store(WORD, 6, 8, 0),
-        asm.mov(0, TOLD),
+        asm.mov(0, ANSWERED),
         asm.exit_(),
         "refused",
         asm.mov(0, REFUSED),

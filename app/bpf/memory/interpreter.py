@@ -1,6 +1,7 @@
-"""Runs the instructions of `asm` that the programs of the demo and the tests consist of, for the memory kernel.
+"""An interpreter for eBPF, which the kernel in memory uses for test runs.
 
-There are no addresses: a pointer is a pair of a memory and an offset into it, and a map is itself.
+It knows the instructions that the programs of the demo and the tests are made of. There are no addresses: a pointer is
+a memory and an offset into it, and a map in a register is the object itself.
 """
 
 import errno
@@ -18,7 +19,7 @@ _KNOWN: Final = {0xB7, 0xBF, 0x07, 0x2D, 0xDB, _LOAD_64, _CALL, _EXIT, *_SIZES}
 
 
 class Instruction(NamedTuple):
-    """One instruction; `map` is what a load of a map stands for."""
+    """One instruction. `map` is the map that a 64-bit load of a map refers to."""
 
     opcode: int
     dst: int
@@ -29,14 +30,23 @@ class Instruction(NamedTuple):
 
 
 class Pointer(NamedTuple):
-    """An address: what it leads into, and how far."""
+    """An address: a memory and an offset into it."""
 
     memory: bytearray | Mapping[int, Any]
     offset: int
 
 
 def decode(instructions: bytes, map_of: Callable[[int], Any]) -> list[Instruction]:
-    """Take assembled bytes apart; `map_of` gives the map behind an fd. EINVAL for others."""
+    """Decode a program.
+
+    Args:
+        instructions: Assembled bytes, 8 per instruction.
+        map_of: Returns the map behind an fd.
+
+    Raises:
+        OSError: E2BIG for no instruction; EINVAL for an instruction that this interpreter does not know, and for a
+            program that does not end with an exit.
+    """
     if len(instructions) < INSN.size:
         raise OSError(errno.E2BIG, "PROG_LOAD: no instructions")
     code: list[Instruction] = []
@@ -47,11 +57,11 @@ def decode(instructions: bytes, map_of: Callable[[int], Any]) -> list[Instructio
             code.append(Instruction(0, 0, 0, 0, 0))
             continue
         if opcode not in _KNOWN or (opcode == _CALL and imm != BPF_FUNC_TAIL_CALL):
-            raise OSError(errno.EINVAL, f"PROG_LOAD: instruction {opcode:#x} is not known here")
+            raise OSError(errno.EINVAL, f"PROG_LOAD: the kernel in memory does not know instruction {opcode:#x}")
         pseudo = opcode == _LOAD_64 and src in {BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE}
         code.append(Instruction(opcode, dst, src, offset, imm, map_of(imm) if pseudo else None))
     if code[-1].opcode != _EXIT:
-        raise OSError(errno.EINVAL, "PROG_LOAD: falls off its end")
+        raise OSError(errno.EINVAL, "PROG_LOAD: the last instruction is no exit")
     return code
 
 
@@ -61,41 +71,47 @@ def run(
     tail_call: Callable[[Any, int], Sequence[Instruction] | None],
     first_value: Callable[[Any], bytearray],
 ) -> int:
-    """Run to the exit, and return r0 as u32.
+    """Run a program up to its exit.
 
-    `context`: field by offset; `tail_call(map, index)`: the code to go on with, None where the jump falls through;
-    `first_value(map)`: an array's first value.
+    Args:
+        code: The decoded program.
+        context: The value of each field of the context, by offset.
+        tail_call: Called with (map, index); returns the program to continue with, or None where the call fails.
+        first_value: Called with an array; returns the memory of its first value.
+
+    Returns:
+        r0, as u32.
     """
     registers: list[Any] = [0] * 11
     registers[1] = Pointer(context, 0)
-    at, jumps = 0, 0
+    position, tail_calls = 0, 0
     while True:
-        opcode, dst, src, offset, imm, map_ = code[at]
-        at += 1
+        opcode, dst, src, offset, imm, map_ = code[position]
+        position += 1
         if opcode == 0xB7:
             registers[dst] = imm
         elif opcode == 0xBF:
             registers[dst] = registers[src]
         elif opcode == 0x07:
-            registers[dst] = _plus(registers[dst], imm)
+            registers[dst] = _add(registers[dst], imm)
         elif opcode == 0x2D:
-            at += offset if _number(registers[dst]) > _number(registers[src]) else 0
+            position += offset if _number(registers[dst]) > _number(registers[src]) else 0
         elif opcode in _SIZES:
             registers[dst] = _load(registers[src], offset, _SIZES[opcode])
         elif opcode == 0xDB:
             _atomic_add(registers[dst], offset, registers[src])
         elif opcode == _LOAD_64:
             registers[dst] = Pointer(first_value(map_), 0) if src == BPF_PSEUDO_MAP_VALUE else map_
-            at += 1
+            position += 1
         elif opcode == _CALL:
-            target = tail_call(registers[2], registers[3]) if jumps < MAX_TAIL_CALL_CNT else None
+            target = tail_call(registers[2], registers[3]) if tail_calls < MAX_TAIL_CALL_CNT else None
             if target is not None:
-                code, at, jumps = target, 0, jumps + 1
+                code, position, tail_calls = target, 0, tail_calls + 1
         else:
             return int(registers[0]) & 0xFFFFFFFF
 
 
-def _plus(value: Any, imm: int) -> Any:
+def _add(value: Any, imm: int) -> Any:
     return value._replace(offset=value.offset + imm) if isinstance(value, Pointer) else value + imm
 
 
@@ -118,10 +134,10 @@ def _atomic_add(pointer: Pointer, offset: int, value: int) -> None:
 
 
 def xdp_md(data: bytearray) -> dict[int, Any]:
-    """The context of an XDP program, by offset: data, data_end."""
+    """Return the context of an XDP program for a packet: data and data_end of struct xdp_md, by offset."""
     return {0: Pointer(data, 0), 4: Pointer(data, len(data))}
 
 
 def sk_buff(data: bytearray) -> dict[int, Any]:
-    """That of a program on packets of the stack: len, data, data_end."""
+    """Return the context of sched_cls and socket_filter programs: len, data and data_end of struct __sk_buff."""
     return {0: len(data), 76: Pointer(data, 0), 80: Pointer(data, len(data))}

@@ -1,6 +1,6 @@
-"""A kernel in memory: the errnos and the life of program arrays as Linux has them, with no privilege at all.
+"""The kernel port in memory: commands with the errnos of Linux, and program arrays that live and die as there.
 
-What it is held to stands in tests/bpf/test_contract.py, which runs on the real kernel too.
+`jumptable demo --kernel memory` and most tests use it. tests/bpf/test_contract.py runs on it and on Linux.
 """
 
 import errno
@@ -12,10 +12,10 @@ import time
 import uuid
 from typing import Final
 
-from app.bpf.bulk.fallback import OneByOne
+from app.bpf.bulk.fallback import OneCallPerEntry
 from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.memory.interpreter import decode, run, sk_buff, xdp_md
-from app.bpf.memory.objects import Map, Objects, Program, claim
+from app.bpf.memory.objects import Map, Objects, Program, check_compatible
 from app.bpf.uapi import (
     BPF_ANY,
     BPF_F_RDONLY,
@@ -30,44 +30,44 @@ from app.bpf.uapi import (
     fail,
 )
 
-# What bpf_obj_name_cpy() takes: ASCII letters and digits, Latin-1 letters, _ and .
+# The characters that bpf_obj_name_cpy() accepts: letters of Latin-1, digits, _ and .
 _NAME: Final = re.compile("[A-Za-z0-9_.\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]*")
-_MAX_SKB: Final = 3712  # bytes of a packet that fit into the page of an skb: bpf_test_init()
-_RUNNABLE: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
+_MAX_SKB_PACKET: Final = 3712  # bytes that fit into the page of an skb: bpf_test_init()
+_RUNNABLE_TYPES: Final = {ProgType.SOCKET_FILTER, ProgType.SCHED_CLS, ProgType.XDP}
 
 
-class MemoryFolders:
-    """In memory: every folder is taken to exist, and to be in bpffs."""
+class MemoryBpffs:
+    """The file operations of `Kernel`, in memory: every folder exists and lies in a bpffs."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._objects = Objects()
 
     def unpin(self, path: str) -> None:
-        """unlink(2) of a pin."""
+        """Remove a pin."""
         with self._lock:
-            self._objects.drop(self._objects.unpin(path))
+            self._objects.release(self._objects.unpin(path))
 
     def check_pin(self, path: str) -> None:
-        """As `obj_pin`; but not whether something is there."""
+        """Raise what `obj_pin` would raise for a new pin at `path`."""
         if "." in path.rsplit("/", 1)[-1]:
             fail(Cmd.OBJ_PIN, errno.EPERM)
 
     def in_bpffs(self, path: str) -> bool:  # noqa: ARG002
-        """It is."""
+        """Return True."""
         return True
 
     def make_folder(self, path: str) -> None:
-        """It is there."""
+        """Do nothing, as every folder exists."""
 
     def pins_in(self, folder: str) -> list[str]:
-        """By the beginning of the paths."""
+        """Return the names of the pins in a folder."""
         with self._lock:
             return [path.rpartition("/")[2] for path in self._objects.pins if path.rpartition("/")[0] == folder]
 
 
-class MemoryKernel(OneByOne, MemoryFolders):
-    """bpf(2) in memory. Thread rule: any method from any thread; one lock guards all."""
+class MemoryKernel(OneCallPerEntry, MemoryBpffs):
+    """`Kernel` in memory. Thread rule: any thread may call any method; one lock guards all objects."""
 
     name = "memory"
     degraded_reason: str | None = None
@@ -77,19 +77,19 @@ class MemoryKernel(OneByOne, MemoryFolders):
         super().__init__()
 
     def close(self, fd: int) -> None:
-        """close(2)."""
+        """Close an fd."""
         with self._lock:
             if fd not in self._objects.fds:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            self._objects.drop(self._objects.fds.pop(fd).object)
+            self._objects.release(self._objects.fds.pop(fd).object)
 
     def dup(self, fd: int) -> int:
-        """fcntl(F_DUPFD_CLOEXEC)."""
+        """Return another fd for the same object."""
         with self._lock:
             return self._objects.dup(fd)
 
     def obj_kind(self, fd: int) -> str:
-        """`map` or `prog`."""
+        """Return `map` or `prog`."""
         if fd not in self._objects.fds:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return "map" if isinstance(self._objects.fds[fd].object, Map) else "prog"
@@ -97,7 +97,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
     # Maps
 
     def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
-        """MAP_CREATE of a program array, a hash or an array."""
+        """Create a map (MAP_CREATE); its type is one of `MapType`."""
         name = name[: BPF_OBJ_NAME_LEN - 1]
         sizes_are_right = key_size and value_size and (type_ != MapType.PROG_ARRAY or key_size == value_size == 4)
         if type_ not in set(MapType) or not sizes_are_right or not max_entries or not _NAME.fullmatch(name):
@@ -108,7 +108,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
             return self._objects.open(map_)
 
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
-        """MAP_LOOKUP_ELEM of a program array, or of an array's first value."""
+        """Read one value (MAP_LOOKUP_ELEM) of a program array, or the first value of an array."""
         with self._lock:
             map_ = self._objects.map(Cmd.MAP_LOOKUP_ELEM, fd)
             if map_.type == MapType.ARRAY and index == 0:
@@ -118,12 +118,13 @@ class MemoryKernel(OneByOne, MemoryFolders):
             return map_.entries[index].id
 
     def map_entries(self, fd: int, start: int, stop: int) -> list[tuple[int, int]]:
-        """MAP_LOOKUP_ELEM of many."""
+        """Read a range of a program array (MAP_LOOKUP_ELEM)."""
         with self._lock:
             entries = self._objects.map(Cmd.MAP_LOOKUP_ELEM, fd).entries
             return [(index, entries[index].id) for index in range(start, stop) if index in entries]
 
-    def _writable(self, cmd: Cmd, fd: int) -> Map:
+    def _writable_array(self, cmd: Cmd, fd: int) -> Map:
+        """Return the program array behind an fd; OSError where the fd or the map refuses writes."""
         map_ = self._objects.map(cmd, fd)
         if map_.frozen or not self._objects.fds[fd].writable:
             fail(cmd, errno.EPERM)
@@ -132,33 +133,33 @@ class MemoryKernel(OneByOne, MemoryFolders):
         return map_
 
     def map_update(self, fd: int, index: int, value: int, flags: int = 0) -> None:
-        """MAP_UPDATE_ELEM of a program array."""
+        """Write one entry of a program array (MAP_UPDATE_ELEM)."""
         with self._lock:
-            map_ = self._writable(Cmd.MAP_UPDATE_ELEM, fd)
+            map_ = self._writable_array(Cmd.MAP_UPDATE_ELEM, fd)
             if flags != BPF_ANY:
                 fail(Cmd.MAP_UPDATE_ELEM, errno.EINVAL)
             if index >= map_.max_entries:
                 fail(Cmd.MAP_UPDATE_ELEM, errno.E2BIG)
             program = self._objects.program(Cmd.MAP_UPDATE_ELEM, value)
-            claim(Cmd.MAP_UPDATE_ELEM, map_, program.fits)
+            check_compatible(Cmd.MAP_UPDATE_ELEM, map_, program.compatibility)
             old = map_.entries.get(index)
             map_.entries[index] = program
             program.users += 1
             if old is not None:
-                self._objects.drop(old)
+                self._objects.release(old)
 
     def map_delete(self, fd: int, index: int) -> None:
-        """MAP_DELETE_ELEM of a program array."""
+        """Clear one entry of a program array (MAP_DELETE_ELEM)."""
         with self._lock:
-            map_ = self._writable(Cmd.MAP_DELETE_ELEM, fd)
+            map_ = self._writable_array(Cmd.MAP_DELETE_ELEM, fd)
             if index >= map_.max_entries:
                 fail(Cmd.MAP_DELETE_ELEM, errno.E2BIG)
             if index not in map_.entries:
                 fail(Cmd.MAP_DELETE_ELEM, errno.ENOENT)
-            self._objects.drop(map_.entries.pop(index))
+            self._objects.release(map_.entries.pop(index))
 
     def map_freeze(self, fd: int) -> None:
-        """MAP_FREEZE."""
+        """Make a map refuse further writes (MAP_FREEZE)."""
         with self._lock:
             map_ = self._objects.map(Cmd.MAP_FREEZE, fd)
             if map_.frozen or not self._objects.fds[fd].writable:
@@ -166,14 +167,14 @@ class MemoryKernel(OneByOne, MemoryFolders):
             map_.frozen = True
 
     def map_info(self, fd: int) -> MapInfo:
-        """OBJ_GET_INFO_BY_FD of a map."""
+        """Return the facts about a map (OBJ_GET_INFO_BY_FD)."""
         if fd not in self._objects.fds:
             fail(Cmd.OBJ_GET_INFO_BY_FD, errno.EBADFD)
         map_ = self._objects.map(Cmd.OBJ_GET_INFO_BY_FD, fd)
         return MapInfo(map_.type, map_.id, map_.key_size, map_.value_size, map_.max_entries, 0, map_.name)
 
     def map_state(self, fd: int) -> MapState:
-        """The fdinfo of a map; memlock as Linux 6.18 counts it."""
+        """Return the state of a map; `memlock` is counted as Linux 6.18 does."""
         if fd not in self._objects.fds:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         map_ = self._objects.map(Cmd.OBJ_GET_INFO_BY_FD, fd)
@@ -186,7 +187,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
         )
 
     def map_get_fd_by_id(self, id_: int) -> int:
-        """MAP_GET_FD_BY_ID."""
+        """Open a map by its id (MAP_GET_FD_BY_ID)."""
         with self._lock:
             return self._objects.open_by_id(Cmd.MAP_GET_FD_BY_ID, self._objects.maps.get(id_))
 
@@ -195,14 +196,14 @@ class MemoryKernel(OneByOne, MemoryFolders):
     def prog_load(
         self, type_: int, instructions: bytes, name: str = "", *, expected_attach_type: int = 0, flags: int = 0
     ) -> int:
-        """PROG_LOAD of what `asm` can assemble."""
+        """Load a program (PROG_LOAD) of instructions that the interpreter knows."""
         with self._lock:
             code = decode(instructions, lambda fd: self._objects.map(Cmd.PROG_LOAD, fd))
             maps = tuple({step.map: None for step in code if step.map is not None})
-            fits = (type_, flags & BPF_F_XDP_HAS_FRAGS, expected_attach_type)
+            compatibility = (type_, flags & BPF_F_XDP_HAS_FRAGS, expected_attach_type)
             for used in maps:
                 if used.type == MapType.PROG_ARRAY:
-                    claim(Cmd.PROG_LOAD, used, fits)
+                    check_compatible(Cmd.PROG_LOAD, used, compatibility)
             program = Program(
                 type=type_,
                 id=next(self._objects.next_id),
@@ -211,7 +212,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
                 load_time=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
                 code=code,
                 maps=maps,
-                fits=fits,
+                compatibility=compatibility,
             )
             for used in maps:
                 used.callers += 1
@@ -219,7 +220,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
             return self._objects.open(program)
 
     def prog_info(self, fd: int) -> ProgInfo:
-        """OBJ_GET_INFO_BY_FD of a program."""
+        """Return the facts about a program (OBJ_GET_INFO_BY_FD); it counts no runs."""
         if fd not in self._objects.fds:
             fail(Cmd.OBJ_GET_INFO_BY_FD, errno.EBADFD)
         program = self._objects.program(Cmd.OBJ_GET_INFO_BY_FD, fd)
@@ -237,16 +238,16 @@ class MemoryKernel(OneByOne, MemoryFolders):
         )
 
     def prog_get_fd_by_id(self, id_: int) -> int:
-        """PROG_GET_FD_BY_ID."""
+        """Open a program by its id (PROG_GET_FD_BY_ID)."""
         with self._lock:
             return self._objects.open_by_id(Cmd.PROG_GET_FD_BY_ID, self._objects.programs.get(id_))
 
     def prog_test_run(self, fd: int, packet: bytes, repeat: int = 1) -> TestRun:
-        """PROG_TEST_RUN by the interpreter."""
+        """Run a program on a packet (PROG_TEST_RUN) with the interpreter."""
         program = self._objects.program(Cmd.PROG_TEST_RUN, fd)
-        if program.type not in _RUNNABLE:
+        if program.type not in _RUNNABLE_TYPES:
             fail(Cmd.PROG_TEST_RUN, ENOTSUPP)
-        if len(packet) < MIN_PACKET or (program.type != ProgType.XDP and len(packet) > _MAX_SKB):
+        if len(packet) < MIN_PACKET or (program.type != ProgType.XDP and len(packet) > _MAX_SKB_PACKET):
             fail(Cmd.PROG_TEST_RUN, errno.EINVAL)
         data, returned, began = bytearray(packet), 0, time.perf_counter_ns()
         for _ in range(repeat):
@@ -257,7 +258,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
     # Pins
 
     def obj_pin(self, fd: int, path: str) -> None:
-        """OBJ_PIN; every folder is taken to exist, and to be in bpffs."""
+        """Pin a map or a program (OBJ_PIN)."""
         with self._lock:
             if fd not in self._objects.fds:
                 fail(Cmd.OBJ_PIN, errno.EINVAL)
@@ -268,7 +269,7 @@ class MemoryKernel(OneByOne, MemoryFolders):
             self._objects.pin(fd, path)
 
     def obj_get(self, path: str, flags: int = 0) -> int:
-        """OBJ_GET."""
+        """Open a pin (OBJ_GET)."""
         with self._lock:
             if flags & ~(BPF_F_RDONLY | BPF_F_WRONLY):
                 fail(Cmd.OBJ_GET, errno.EINVAL)

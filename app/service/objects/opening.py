@@ -1,4 +1,8 @@
-"""From a source to an open object: by pin, by id, or made anew."""
+"""Opening program arrays and programs: from a pin, by id, or newly created.
+
+This module also decides which paths a request may name (`resolve_pin`), and turns the errnos of pins into errors with a
+remedy.
+"""
 
 import errno
 import os
@@ -24,21 +28,49 @@ from app.service.objects.source import ById, Pinned, Source
 
 
 def open_array(kernel: Kernel, source: Source) -> ProgramArray:
-    """Open a program array. Errors: PinUnusable, MapGone and the rest of NotAProgramArray, Kernel…"""
+    """Open a program array.
+
+    Raises:
+        PinUnusable, PinNotAllowed: Nothing can be opened at the path.
+        MapGone: No map has this id.
+        NotAProgramArray: What was opened is another object.
+        KernelPermission, KernelError: Any other errno.
+        TypeError: The source is `Made`.
+    """
     return ProgramArray(kernel, _open(kernel, source, is_map=True))
 
 
 def open_program(kernel: Kernel, source: Source) -> Program:
-    """Open a program. Errors: PinUnusable, ProgramNotFound, NotAProgram, Kernel…"""
+    """Open a program.
+
+    Raises:
+        PinUnusable, PinNotAllowed: Nothing can be opened at the path.
+        ProgramNotFound: No program has this id.
+        NotAProgram: What was opened is another object.
+        KernelPermission, KernelError: Any other errno.
+        TypeError: The source is `Made`.
+    """
     return Program(kernel, _open(kernel, source, is_map=False))
 
 
 def open_or_make_array(
     kernel: Kernel, name: str, source: Source, max_entries: int | None, *, pin: bool = True
 ) -> tuple[ProgramArray, bool]:
-    """Open a program array; where its pin does not exist and `max_entries` is given, make it and pin it there.
+    """Open a program array, or create it and pin it where nothing is at its path.
 
-    True: it was made. `pin=False`: but not pinned. Errors: as `open_array`.
+    Args:
+        kernel: The kernel port.
+        name: The name under which the service holds the array; the new array gets it as its name in the kernel.
+        source: Only a `Pinned` source can be created.
+        max_entries: The size of a new array; None: do not create one.
+        pin: Whether to pin a new array. False serves dry runs, which check instead that it could be pinned.
+
+    Returns:
+        (the array, whether it was created).
+
+    Raises:
+        ArrayTooLarge: The kernel has no memory for it.
+        ServiceError: As `open_array`.
     """
     try:
         return open_array(kernel, source), False
@@ -58,7 +90,20 @@ def open_or_make_array(
 
 
 def make_array(kernel: Kernel, name: str, max_entries: int) -> ProgramArray:
-    """Make a program array that is pinned nowhere. Kernel: MAP_CREATE."""
+    """Create a program array that is pinned nowhere.
+
+    Args:
+        kernel: The kernel port.
+        name: The array's name in the kernel; characters that it does not accept become `_`.
+        max_entries: u32, at least 1.
+
+    Raises:
+        ArrayTooLarge: The kernel has no memory for it.
+        KernelPermission, KernelError: Any other errno.
+
+    Kernel:
+        MAP_CREATE, Linux 4.2.
+    """
     kernel_name = re.sub(r"[^A-Za-z0-9_.]", "_", name)
     try:
         return ProgramArray(kernel, kernel.map_create(MapType.PROG_ARRAY, 4, 4, max_entries, kernel_name))
@@ -72,7 +117,7 @@ def _open(kernel: Kernel, source: Source, *, is_map: bool) -> int:
     if isinstance(source, Pinned):
         return open_pin(kernel, source.path)
     if not isinstance(source, ById):
-        message = f"nothing can be opened from {source}"
+        message = f"cannot open {source}: only a pin or an id can be opened"
         raise TypeError(message)
     try:
         return kernel.map_get_fd_by_id(source.id) if is_map else kernel.prog_get_fd_by_id(source.id)
@@ -82,24 +127,39 @@ def _open(kernel: Kernel, source: Source, *, is_map: bool) -> int:
         raise kernel_failure("MAP_GET_FD_BY_ID" if is_map else "PROG_GET_FD_BY_ID", error) from error
 
 
+# The remedy by errno, for OBJ_GET and OBJ_PIN.
 _REMEDIES: Final = {
     errno.ENOENT: "nothing is pinned there, or the folder does not exist",
-    errno.EACCES: "it is no pin in bpffs, or its mode or owner keeps the service out",
-    errno.EPERM: "the name has a dot in it, or bpf(2) is denied (seccomp; no CAP_BPF before Linux 6.1)",
+    errno.EACCES: "it is no pin in a bpffs, or its mode and owner deny the service access",
+    errno.EPERM: "the name contains a dot, or bpf(2) is denied (seccomp; no CAP_BPF before Linux 6.1)",
     errno.ENOTDIR: "a part of the path is no folder",
-    errno.ELOOP: "its symbolic links go round in a circle",
+    errno.ELOOP: "its symbolic links form a loop",
     errno.ENAMETOOLONG: "the path is too long",
-    errno.EEXIST: "something else was pinned there just now",
-    errno.ENOTEMPTY: "the folder is there, and what is in it is not the service's: name another",
-    errno.EROFS: "that bpffs is mounted read-only",
-    errno.EINVAL: "it must be an absolute path, and a name in bpffs has no dot",
+    errno.EEXIST: "something is pinned there already",
+    errno.ENOTEMPTY: "the folder contains files that are not the service's: name another one",
+    errno.EROFS: "this bpffs is mounted read-only",
+    errno.EINVAL: "the path must be absolute, in UTF-8 and without NUL characters",
+}
+# Where OBJ_PIN has another remedy than OBJ_GET.
+_PIN_REMEDIES: Final = _REMEDIES | {
+    errno.ENOENT: "the folder does not exist",
+    errno.EACCES: "the mode and owner of the folder do not let the service pin there",
 }
 
 
 def resolve_pin(path: str, pin_dirs: Sequence[str]) -> str:
-    """The path with `..` and symbolic links resolved, which is below one of `pin_dirs`.
+    """Resolve `..` and symbolic links in a path, and check that the result is below one of `pin_dirs`.
 
-    Errors: PinNotAllowed; PinUnusable for what cannot be a path at all.
+    Args:
+        path: As a request names it.
+        pin_dirs: Folders, whose own links are resolved as well.
+
+    Returns:
+        The resolved path.
+
+    Raises:
+        PinNotAllowed: The path leads elsewhere.
+        PinUnusable: The text cannot be a path: not absolute, with a NUL, or not in UTF-8.
     """
     if not path.startswith("/") or "\0" in path:
         raise _unusable(path, errno.EINVAL)
@@ -114,12 +174,20 @@ def resolve_pin(path: str, pin_dirs: Sequence[str]) -> str:
 
 
 def allowed_source(source: Source, pin_dirs: Sequence[str]) -> Source:
-    """The source with its path resolved, where it is a pin. Errors: as `resolve_pin`."""
+    """Return the source with its path resolved and checked by `resolve_pin`; any source but a pin stays as it is."""
     return Pinned(resolve_pin(source.path, pin_dirs)) if isinstance(source, Pinned) else source
 
 
 def open_pin(kernel: Kernel, path: str) -> int:
-    """Open what is pinned at `path`; the fd is the caller's. Errors: PinUnusable, KernelError. Kernel: OBJ_GET, 4.4."""
+    """Open what is pinned at a path, and return the fd, which the caller then owns.
+
+    Raises:
+        PinUnusable, PinNotAllowed: Nothing can be opened there.
+        KernelPermission, KernelError: Any other errno.
+
+    Kernel:
+        OBJ_GET, Linux 4.4.
+    """
     try:
         return kernel.obj_get(path)
     except OSError as error:
@@ -127,7 +195,12 @@ def open_pin(kernel: Kernel, path: str) -> int:
 
 
 def check_pinnable(kernel: Kernel, path: str) -> None:
-    """What OBJ_PIN would refuse a new pin at `path` for, without making one. Errors: PinUnusable."""
+    """Check whether something could be pinned at a path, without pinning anything.
+
+    Raises:
+        PinUnusable, PinNotAllowed: OBJ_PIN would refuse it.
+        KernelPermission, KernelError: Any other errno.
+    """
     try:
         kernel.check_pin(path)
     except OSError as error:
@@ -135,15 +208,23 @@ def check_pinnable(kernel: Kernel, path: str) -> None:
 
 
 def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> ServiceError:
-    """The error for an errno of OBJ_GET or OBJ_PIN."""
-    if error.errno == errno.EXDEV:  # a keeper says so of links in folders that this process may not enter
+    """Return the error for an errno of OBJ_GET or OBJ_PIN.
+
+    Args:
+        kernel: The kernel port.
+        path: The path of the pin.
+        command: `OBJ_GET` or `OBJ_PIN`.
+        error: What the kernel port has raised.
+    """
+    if error.errno == errno.EXDEV:  # from the keeper, which resolves links in folders that this process may not enter
         return PinNotAllowed(path, ())
     if error.errno not in _REMEDIES:
         return kernel_failure(command, error)
     if error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and not kernel.in_bpffs(path):
         remedy = "no bpffs is mounted there: mount -t bpf bpf /sys/fs/bpf"
         return PinUnusable(path, errno_name(error.errno), remedy)
-    return _unusable(path, error.errno)
+    remedies = _PIN_REMEDIES if command == "OBJ_PIN" else _REMEDIES
+    return PinUnusable(path, errno_name(error.errno), remedies[error.errno])
 
 
 def _unusable(path: str, number: int) -> PinUnusable:

@@ -1,4 +1,4 @@
-"""One eBPF program, held by its file descriptor."""
+"""A loaded eBPF program that is kept open by an fd: its facts, and test runs of it."""
 
 import errno
 import time
@@ -10,11 +10,11 @@ from app.bpf.kernel import Kernel, ProgInfo, TestRun
 from app.bpf.uapi import ENOTSUPP, MIN_PACKET, RETURN_NAMES, prog_type_name
 from app.service.errors import NotAProgram, PacketRefused, ProgramNotRunnable, kernel_failure
 
-# The kernel stamps a load with the time since boot, which needs the time of the boot to be told as a date. Taken once,
-# so that one program's date never changes while the service runs.
+# The wall-clock time of the boot, in seconds. The kernel reports the load time of a program as time since the boot.
+# Read once, so that the date of a program does not change while the service runs.
 _BOOT_TIME: Final = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
-# What runs on a packet from user space: net/bpf/test_run.c.
+# The types that BPF_PROG_TEST_RUN runs on a packet: net/bpf/test_run.c.
 _PACKET_TYPES: Final = {
     "socket_filter", "sched_cls", "sched_act", "xdp", "cgroup_skb", "lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local",
     "flow_dissector", "netfilter",
@@ -23,10 +23,14 @@ _PACKET_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ProgramSummary:
-    """What an entry tells of its program. None: the service may not ask the kernel (CAP_SYS_ADMIN)."""
+    """The facts about the program of an entry.
+
+    `name` is the name under which the service holds the program; None: it does not hold it. The other fields are None
+    where the service may not open the program by its id (CAP_SYS_ADMIN).
+    """
 
     id: int
-    name: str | None = None  # the one it is held under, if any
+    name: str | None = None
     type: str | None = None
     tag: str | None = None
     kernel_name: str | None = None
@@ -35,7 +39,11 @@ class ProgramSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came out of a test run. `duration`: ns, the mean of one run."""
+    """The result of a test run.
+
+    `returned` is the program's return value (u32), `meaning` its name (`XDP_PASS`) or None, `duration` the mean of one
+    run in nanoseconds, `packet` the packet as the program left it.
+    """
 
     returned: int
     meaning: str | None
@@ -44,7 +52,7 @@ class RunResult:
 
 
 class OwnedFd:
-    """Owns an fd from its making until `close`; a context manager that closes at its end. Thread rule: see heirs."""
+    """An object that owns an fd until `close`. A context manager, which closes it at the end."""
 
     fd: int  # absent once it is closed
 
@@ -53,14 +61,14 @@ class OwnedFd:
         self.fd = fd
 
     def __getattr__(self, name: str) -> int:
-        """Tell, where the fd is missing, that it is closed. An attribute costs a lookup less than a property."""
+        """Raise ValueError for the fd of a closed object. (A plain attribute is faster than a property.)"""
         if name == "fd":
             message = f"this {type(self).__name__} is closed"
             raise ValueError(message)
         raise AttributeError(name)
 
     def close(self) -> None:
-        """Let go of the fd. Twice is fine."""
+        """Close the fd; do nothing if it is closed already."""
         fd = self.__dict__.pop("fd", None)
         if fd is not None:
             self._kernel.close(fd)
@@ -73,12 +81,17 @@ class OwnedFd:
 
 
 class Program(OwnedFd):
-    """A loaded program. Thread rule: `run` from one thread at a time, the rest from any."""
+    """A loaded program. Thread rule: one thread at a time calls `run`; any thread may call the other methods."""
 
     def __init__(self, kernel: Kernel, fd: int) -> None:
-        """Take over `fd`, and close it where it is no program: NotAProgram, KernelError.
+        """Take over an fd; it is closed if this fails.
 
-        Kernel: OBJ_GET_INFO_BY_FD, Linux 4.13.
+        Raises:
+            NotAProgram: The fd is of another kind.
+            KernelPermission, KernelError: The kernel reports nothing about it.
+
+        Kernel:
+            OBJ_GET_INFO_BY_FD, Linux 4.13.
         """
         super().__init__(kernel, fd)
         try:
@@ -97,7 +110,11 @@ class Program(OwnedFd):
             raise
 
     def info(self) -> ProgInfo:
-        """What the kernel tells of it now (its counters move)."""
+        """Return its facts as of now: the counters change.
+
+        Raises:
+            KernelPermission, KernelError: The kernel reports nothing about it.
+        """
         try:
             return self._kernel.prog_info(self.fd)
         except OSError as error:
@@ -119,14 +136,23 @@ class Program(OwnedFd):
         return copied
 
     def summary(self, name: str | None = None) -> ProgramSummary:
-        """What an entry tells of it, `name` being the one it is held under."""
+        """Return the facts for an entry; `name` is the name under which the service holds the program, if it does."""
         return self._summary if name is None else replace(self._summary, name=name)
 
     def run(self, packet: bytes, repeat: int = 1) -> RunResult:
-        """Run it on a packet (14 bytes and more), `repeat` times, with its real side effects on maps.
+        """Run it on a packet, with its real side effects on maps. May take seconds: call it in a worker thread.
 
-        Errors: ProgramNotRunnable; PacketRefused (the kernel bounds the size by type); KernelError. May take seconds:
-        call it in a thread. Kernel: PROG_TEST_RUN, Linux 4.12.
+        Args:
+            packet: At least 14 bytes; the kernel's upper bound depends on the type.
+            repeat: The number of runs, at least 1.
+
+        Raises:
+            ProgramNotRunnable: The kernel cannot run this type on a packet.
+            PacketRefused: The packet is too short or too long.
+            KernelPermission, KernelError: Any other errno.
+
+        Kernel:
+            PROG_TEST_RUN, Linux 4.12.
         """
         if len(packet) < MIN_PACKET:
             raise PacketRefused(self.type, len(packet))
@@ -138,11 +164,11 @@ class Program(OwnedFd):
             if error.errno in {errno.EINVAL, errno.EMSGSIZE, errno.E2BIG, errno.ENOMEM}:
                 raise PacketRefused(self.type, len(packet)) from error
             raise kernel_failure("PROG_TEST_RUN", error) from error
-        return _told(self._info.type, result)
+        return _run_result(self._info.type, result)
 
 
 def loaded_at(info: ProgInfo) -> datetime:
-    """When it was loaded, to the second."""
+    """Return when a program was loaded, in UTC, to the second."""
     return datetime.fromtimestamp(int(_BOOT_TIME + info.load_time / 1e9), UTC)
 
 
@@ -156,6 +182,6 @@ def _summary(info: ProgInfo) -> ProgramSummary:
     )
 
 
-def _told(type_: int, result: TestRun) -> RunResult:
+def _run_result(type_: int, result: TestRun) -> RunResult:
     meaning = RETURN_NAMES.get(type_, {}).get(result.returned)
     return RunResult(result.returned, meaning, result.duration, result.packet)

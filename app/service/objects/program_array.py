@@ -1,4 +1,8 @@
-"""The program array: the jump table of bpf_tail_call()."""
+"""A program array, the jump table of bpf_tail_call(), that is kept open by an fd.
+
+`ProgramArray` reads and writes entries and translates the kernel's errnos; it knows nothing of the journal, of rights
+or of other callers.
+"""
 
 import errno
 import os
@@ -24,23 +28,29 @@ from app.service.errors import (
 )
 from app.service.objects.program import OwnedFd, Program
 
-CLEAR = -1  # instead of a program's fd
-_U32 = 4
-_SPREAD = 8  # where so many entries lie between two that are asked for, each is asked for by itself
+CLEAR = -1  # instead of a program's fd in `write_many`
+_U32_BYTES = 4
+# `get_many` reads the whole range of its indexes, unless the range has more than so many entries per index.
+_MAX_RANGE_PER_INDEX = 8
 
 
 class ProgramArray(OwnedFd):
     """A map of type BPF_MAP_TYPE_PROG_ARRAY (Linux 4.2).
 
-    It holds its fd for as long as it lives, since the kernel empties an array whose last fd and last pin are gone.
-    Thread rule: any method from any thread; whoever needs an order among writes makes it.
+    It keeps its fd open until `close`, because the kernel empties an array when its last fd and last pin are gone.
+    Thread rule: any thread may call any method; callers that need an order among writes use a lock of their own.
     """
 
     def __init__(self, kernel: Kernel, fd: int) -> None:
-        """Take over `fd`, and close it where it is no program array.
+        """Take over an fd; it is closed if this fails.
 
-        Errors: NotAMap, WrongMapType, WrongKeySize, WrongValueSize; KernelError.
-        Kernel: OBJ_GET_INFO_BY_FD, Linux 4.13.
+        Raises:
+            NotAMap: The fd is of another kind.
+            WrongMapType, WrongKeySize, WrongValueSize: The fd is of another map.
+            KernelPermission, KernelError: The kernel reports nothing about it.
+
+        Kernel:
+            OBJ_GET_INFO_BY_FD, Linux 4.13.
         """
         super().__init__(kernel, fd)
         try:
@@ -61,30 +71,49 @@ class ProgramArray(OwnedFd):
         info = self._kernel.map_info(fd)
         if info.type != MapType.PROG_ARRAY:
             raise WrongMapType(map_type_name(info.type))
-        if info.key_size != _U32:
+        if info.key_size != _U32_BYTES:
             raise WrongKeySize(info.key_size)
-        if info.value_size != _U32:
+        if info.value_size != _U32_BYTES:
             raise WrongValueSize(info.value_size)
         return info
 
     def state(self) -> MapState:
-        """Its memory, whether it is frozen, and what fits: as of now."""
+        """Return its memory, whether it is frozen, and which program type it accepts, as of now.
+
+        Raises:
+            KernelPermission, KernelError: The kernel reports nothing about it.
+        """
         try:
             return self._kernel.map_state(self.fd)
         except OSError as error:
             raise kernel_failure("fdinfo", error) from error
 
     def check_index(self, index: int) -> None:
-        """IndexOutOfRange unless 0 <= index < max_entries."""
+        """Check an index.
+
+        Raises:
+            IndexOutOfRange: Unless 0 <= index < max_entries.
+        """
         if not 0 <= index < self.max_entries:
             raise IndexOutOfRange(index, self.max_entries)
 
     def get(self, index: int) -> int | None:
-        """The id of the program at `index` (u32, below max_entries); None where the entry is empty.
+        """Read one entry.
 
-        Errors: IndexOutOfRange, KernelError. Kernel: MAP_LOOKUP_ELEM; a program array answers since Linux 4.13.
+        Args:
+            index: u32, below max_entries.
+
+        Returns:
+            The id of the program, u32; None where the entry is empty.
+
+        Raises:
+            IndexOutOfRange: The index is not below max_entries.
+            KernelPermission, KernelError: Any other errno.
+
+        Kernel:
+            MAP_LOOKUP_ELEM; program arrays: Linux 4.13.
         """
-        # The kernel says ENOENT for an empty entry and for one beyond the end: so the bound is checked here.
+        # The kernel answers ENOENT for an empty entry and for an index beyond the end, so the bound is checked here.
         if not 0 <= index < self.max_entries:
             raise IndexOutOfRange(index, self.max_entries)
         try:
@@ -95,10 +124,23 @@ class ProgramArray(OwnedFd):
             raise kernel_failure("MAP_LOOKUP_ELEM", error) from error
 
     def set(self, index: int, program: Program, flags: int = 0) -> None:
-        """Point `index` (u32, below max_entries) to `program`, in one overwrite: the next tail call takes it.
+        """Point an entry to a program. The next tail call takes it; no tail call sees an empty entry in between.
 
-        Errors: IndexOutOfRange, UnsupportedFlags, ProgramIncompatible, ProgramBusy, MapFrozen, KernelPermission,
-        KernelError. Kernel: MAP_UPDATE_ELEM (fd_array_map_update_elem), Linux 4.2.
+        Args:
+            index: u32, below max_entries.
+            program: Must be of the kind that the array accepts.
+            flags: Only 0 (BPF_ANY) is accepted.
+
+        Raises:
+            IndexOutOfRange: The index is not below max_entries.
+            UnsupportedFlags: `flags` is not 0.
+            ProgramIncompatible: The array does not accept the program.
+            ProgramBusy: A freplace program extends the program.
+            MapFrozen: The array is frozen.
+            KernelPermission, KernelError: Any other errno.
+
+        Kernel:
+            MAP_UPDATE_ELEM (fd_array_map_update_elem), Linux 4.2.
         """
         self.check_index(index)
         if flags != BPF_ANY:
@@ -110,7 +152,7 @@ class ProgramArray(OwnedFd):
 
     def _set_failure(self, program: Program, error: OSError) -> ServiceError:
         if error.errno == errno.EINVAL:
-            # The kernel's one number for all that may not fit; flags, fd and bound are known to be right.
+            # The kernel has this one errno for every kind of misfit; flags, fd and index are known to be right.
             return incompatibility(self.state(), program)
         if error.errno == errno.EBUSY:
             return ProgramBusy(program.id)
@@ -122,11 +164,22 @@ class ProgramArray(OwnedFd):
         return kernel_failure(command, error)
 
     def clear_index(self, index: int) -> None:
-        """Empty `index` (u32, below max_entries): a tail call to it falls through.
+        """Clear an entry: from then on a tail call to it falls through.
 
-        Waits for an RCU grace period (8 ms and more) where a loaded program refers to this index by a constant: call
-        it in a thread. Errors: IndexOutOfRange, EntryEmpty, MapFrozen, KernelPermission, KernelError.
-        Kernel: MAP_DELETE_ELEM (fd_array_map_delete_elem), Linux 4.2.
+        Waits for an RCU grace period (8 ms and more) where a loaded program refers to the index by a constant: call it
+        in a worker thread.
+
+        Args:
+            index: u32, below max_entries.
+
+        Raises:
+            IndexOutOfRange: The index is not below max_entries.
+            EntryEmpty: The entry is empty already.
+            MapFrozen: The array is frozen.
+            KernelPermission, KernelError: Any other errno.
+
+        Kernel:
+            MAP_DELETE_ELEM (fd_array_map_delete_elem), Linux 4.2.
         """
         self.check_index(index)
         try:
@@ -137,15 +190,30 @@ class ProgramArray(OwnedFd):
             raise self._write_failure("MAP_DELETE_ELEM", error) from error
 
     def write_many(self, indexes: "array[int]", fds: "array[int]") -> tuple[int, int]:
-        """Point each of `indexes` (u32, below max_entries) to the program with this fd (i32), or CLEAR it, in order.
+        """Write many entries, in the given order, up to the first one that the kernel refuses.
 
-        How many were written, and the errno with which the next was refused (see `refusal`), or 0. Empty entries may
-        be cleared. It may wait as `clear_index` does: call it in a thread. Kernel: MAP_UPDATE_ELEM, MAP_DELETE_ELEM.
+        May wait as `clear_index` does: call it in a worker thread.
+
+        Args:
+            indexes: u32, each below max_entries.
+            fds: For each index the fd of a program, i32, or CLEAR. To clear an empty entry is no error.
+
+        Returns:
+            (number of entries written, errno with which the next one was refused, or 0). `refusal` translates the
+            errno.
+
+        Kernel:
+            MAP_UPDATE_ELEM, MAP_DELETE_ELEM.
         """
         return self._kernel.map_write(self.fd, indexes, fds)
 
     def refusal(self, program: Program | None, number: int) -> ServiceError:
-        """Why the kernel has answered with this errno to `program` (None: to a clear), as far as it lets one see."""
+        """Return the error for an errno of `write_many`.
+
+        Args:
+            program: The program that was refused; None: a clear was refused.
+            number: The errno.
+        """
         error = OSError(number, os.strerror(number))
         try:
             return (
@@ -155,9 +223,20 @@ class ProgramArray(OwnedFd):
             return failure
 
     def ids(self, start: int = 0, stop: int | None = None) -> "array[int]":
-        """The ids of the programs from `start` up to `stop`, u32; 0: the entry is empty. KernelError.
+        """Read a range of entries. The kernel has no snapshots: each entry is as it was at some moment of the call.
 
-        Not one moment's picture, as the kernel has no way to it. Kernel: MAP_LOOKUP_ELEM.
+        Args:
+            start: The first index.
+            stop: The index behind the last one, cut to max_entries; None: max_entries.
+
+        Returns:
+            The ids of the programs, u32; 0 for an empty entry.
+
+        Raises:
+            KernelPermission, KernelError: The kernel refuses a lookup.
+
+        Kernel:
+            MAP_LOOKUP_ELEM.
         """
         stop = self.max_entries if stop is None else min(stop, self.max_entries)
         try:
@@ -166,20 +245,35 @@ class ProgramArray(OwnedFd):
             raise kernel_failure("MAP_LOOKUP_ELEM", error) from error
 
     def get_many(self, indexes: Collection[int]) -> "array[int]":
-        """The same of these indexes (u32, below max_entries), in this order."""
+        """Read the entries at these indexes.
+
+        Args:
+            indexes: u32, each below max_entries.
+
+        Returns:
+            The ids of the programs in the same order, u32; 0 for an empty entry.
+
+        Raises:
+            KernelPermission, KernelError: The kernel refuses a lookup.
+        """
         first, last = min(indexes, default=0), max(indexes, default=-1)
-        if last - first > _SPREAD * len(indexes):
+        if last - first > _MAX_RANGE_PER_INDEX * len(indexes):
             return array("I", [self.get(index) or 0 for index in indexes])
         ids = self.ids(first, last + 1)
         return array("I", [ids[index - first] for index in indexes])
 
     def indices(self) -> list[int]:
-        """The indexes that point to a program, rising."""
+        """Return the indexes of all entries that are not empty, rising."""
         return [index for index, id_ in enumerate(self.ids()) if id_]
 
 
 def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
-    """Why the array with this state does not take the program, as far as the kernel lets one see."""
+    """Return the error for a program that an array does not accept, with the reason as far as the kernel shows it.
+
+    Args:
+        state: The state of the array.
+        program: The program that was refused.
+    """
     owner = None if state.owner_type is None else prog_type_name(state.owner_type)
     if owner is not None and owner != program.type:
         return ProgramIncompatible(
@@ -188,11 +282,13 @@ def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
             owner_program_type=owner,
             program_type=program.type,
         )
+    properties = "expected_attach_type, XDP frags, attach prototype, cgroup storage or JIT"
     return ProgramIncompatible(
-        reason="the type is the same, so expected_attach_type, XDP frags, attach prototype, cgroup storage or JIT "
-        "must differ from those of the first program",
+        reason=f"the kernel does not report what the array takes; the program's type, {properties} may rule it out"
+        if owner is None
+        else f"the type is the same, so {properties} must differ from those of the first program",
         remedy="load it as the programs in the array were loaded (same section name and flags), or use a new array: "
-        "clearing every entry does not reset what fits",
+        "clearing every entry does not reset which programs the array takes",
         owner_program_type=owner,
         program_type=program.type,
     )
