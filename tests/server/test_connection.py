@@ -1,4 +1,4 @@
-"""Bytes over a real socket: requests that say two things about where they end, or whom they are for."""
+"""HTTP/1.1 over a real socket: requests whose end or host is ambiguous, several on one connection, and upgrades."""
 
 import contextlib
 import re
@@ -80,6 +80,8 @@ REFUSED = {
     "LF in a chunk's extension": CHUNKED + CHUNKS.replace(b"12\r", b"12;a\n=b\r"),
     "authority for a target": b"GET localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "CONNECT": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
+    "CONNECT to a URL": b"CONNECT http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "CONNECT to a path": b"CONNECT /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "HTTP/0.9": b"GET /healthz\r\n\r\n",
     "HTTP/1.2": GET.replace(b"1.1", b"1.2") + b"\r\n",
     "HTTP/2.0": GET.replace(b"1.1", b"2.0") + b"\r\n",
@@ -96,7 +98,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
-def test_where_it_is_in_doubt_one_refusal_and_the_end(service: Service, sent: bytes) -> None:
+def test_ambiguous_request_is_refused_once_and_the_connection_closed(service: Service, sent: bytes) -> None:
     assert statuses(until_closed(service, sent + SMUGGLED)) == [400]
     assert_nothing_was_smuggled(service)
 
@@ -121,7 +123,9 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize(("sent", "expected"), ANSWERED.values(), ids=ANSWERED.keys())
-def test_one_answer_each_and_the_connection_goes_on(service: Service, sent: bytes, expected: list[int]) -> None:
+def test_unambiguous_request_is_answered_and_the_connection_stays_open(
+    service: Service, sent: bytes, expected: list[int]
+) -> None:
     assert statuses(until_closed(service, sent + LAST)) == [*expected, 200]
     assert_nothing_was_smuggled(service)
 
@@ -136,7 +140,7 @@ def test_one_answer_each_and_the_connection_goes_on(service: Service, sent: byte
         (GET.replace(b"healthz", b"nope") + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED), 404),
     ],
 )
-def test_nothing_comes_after_the_last_answer(service: Service, sent: bytes, status: int) -> None:
+def test_nothing_is_answered_after_the_last_request(service: Service, sent: bytes, status: int) -> None:
     assert statuses(until_closed(service, sent + SMUGGLED)) == [status]
     assert_nothing_was_smuggled(service)
 
@@ -146,13 +150,13 @@ def test_nothing_comes_after_the_last_answer(service: Service, sent: bytes, stat
     [(b"GARBAGE\r\n\r\n", 400), (GET + b"X Y: z\r\n\r\n", 400), (GET + b"X: " + b"a" * 40_000 + b"\r\n\r\n", 431)],
 )
 @pytest.mark.parametrize("before", [1, 3])
-def test_what_comes_before_a_mistake_is_answered(service: Service, wrong: bytes, status: int, before: int) -> None:
+def test_requests_before_a_malformed_one_are_answered(service: Service, wrong: bytes, status: int, before: int) -> None:
     sent = (GET + b"\r\n") * before + wrong + SMUGGLED
     assert statuses(until_closed(service, sent)) == [200] * before + [status]
     assert_nothing_was_smuggled(service)
 
 
-def test_a_mistake_after_a_body_that_comes_later(service: Service) -> None:
+def test_malformed_request_behind_a_body_in_parts_is_refused_after_the_answer(service: Service) -> None:
     with connect(service) as connection:
         for part in (PUT + LENGTH + b"\r\n", BODY[:5], BODY[5:] + b"GARBAGE\r\n\r\n"):
             connection.sendall(part)
@@ -162,14 +166,14 @@ def test_a_mistake_after_a_body_that_comes_later(service: Service) -> None:
     assert statuses(answers) == [201, 400]
 
 
-def test_a_trailer_gives_nothing(service: Service) -> None:
-    """Its fields are no headers: neither a condition of this request, nor of the next."""
+def test_trailer_fields_are_ignored(service: Service) -> None:
+    """They are no headers of this request, nor of the next."""
     trailer = CHUNKS[:-2] + b'If-Match: "no"\r\nAuthorization: Bearer x\r\nX: y\r\n\r\n'
     assert statuses(until_closed(service, CHUNKED + trailer + LAST)) == [201, 200]
 
 
 @pytest.mark.parametrize("more", [b"X: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
-def test_a_trailer_without_end_is_not_kept(service: Service, more: bytes) -> None:
+def test_endless_trailer_is_refused(service: Service, more: bytes) -> None:
     with connect(service) as connection:
         connection.sendall(CHUNKED + CHUNKS[:-2] + b"X: ")
         sent = 0
@@ -180,8 +184,8 @@ def test_a_trailer_without_end_is_not_kept(service: Service, more: bytes) -> Non
     assert sent < 20 * 1024 * 1024
 
 
-def test_a_reader_of_events_is_gone_with_its_connection_also_if_more_was_asked(service: Service) -> None:
-    """Else one caller could take all places of readers, with no connection left to show for it."""
+def test_event_stream_with_a_request_behind_it_ends_with_the_connection(service: Service) -> None:
+    """Otherwise a caller could take the places of all readers without a connection."""
     for _ in range(5):
         with connect(service) as connection:
             connection.sendall(GET.replace(b"healthz", b"events") + b"\r\n" + GET + b"\r\n")
@@ -192,7 +196,18 @@ def test_a_reader_of_events_is_gone_with_its_connection_also_if_more_was_asked(s
             assert time.monotonic() < deadline, "readers are left"
 
 
-def test_the_log_says_nothing_of_any_of_it(service: Service) -> None:
+def test_stream_in_http_1_0_ends_with_the_connection_and_not_with_a_chunk(service: Service) -> None:
+    """RFC 9112, 6.1: no Transfer-Encoding in an answer to HTTP/1.0."""
+    with connect(service) as connection:
+        connection.sendall(b"GET /events HTTP/1.0\r\n\r\n")
+        head = connection.recv(65536).partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close" in head
+    assert b"transfer-encoding" not in head
+
+
+def test_malformed_requests_leave_no_error_in_the_log(service: Service) -> None:
     until_closed(service, GET + WEBSOCKET + b"\r\n" + LAST)
     until_closed(service, b"GARBAGE\r\n\r\n")
+    until_closed(service, b"CONNECT /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert not [line for line in service.lines if "uvicorn" in line or "Traceback" in line or '"error"' in line]

@@ -1,4 +1,4 @@
-"""The service as a process, over loopback and over the unix socket: listening, serving, ending."""
+"""The service as a process, over loopback and over a unix socket: how it listens, serves, ends and logs."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
 
 
 def raw(service: Service, request: bytes) -> bytes:
-    """What comes back for these very bytes, until the server closes."""
+    """Send these bytes, and return all that the server answers until it closes."""
     url = httpx.URL(service.url)
     with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
         connection.sendall(request)
@@ -43,7 +43,7 @@ def raw(service: Service, request: bytes) -> bytes:
 
 
 class TestOverLoopback:
-    def test_the_round(self, service: Service) -> None:
+    def test_an_entry_is_set_read_replaced_and_cleared(self, service: Service) -> None:
         with service.client() as client:
             assert client.put(ENTRY, json={"program": "drop"}).status_code == 201
             assert client.get(ENTRY).json()["program"]["name"] == "drop"
@@ -52,20 +52,19 @@ class TestOverLoopback:
             assert client.delete(ENTRY).status_code == 204
             assert_problem(client.delete(ENTRY), 404, "entry-empty")
 
-    def test_dots_in_a_path_are_not_followed(self, service: Service) -> None:
+    def test_dot_segments_in_a_path_are_not_resolved(self, service: Service) -> None:
         for path in (b"/maps/../maps", b"/maps/./entries", b"/maps/.", b"/maps/..", b"/maps/%2e%2e/../maps/jump_table"):
             answer = raw(service, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
             assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 422")), answer
 
-    def test_a_megabyte_gets_its_answer(self, service: Service) -> None:
-        """The answer must not be lost to a connection that is reset while the client still sends."""
+    def test_oversized_body_gets_its_answer(self, service: Service) -> None:
+        """A reset while the client still sends must not lose the answer."""
         with service.client() as client:
             headers = {"Content-Type": "application/json"}
             for _ in range(5):
                 assert_problem(client.put(ENTRY, content=b"[" * (1 << 20), headers=headers), 413, "body-too-large")
 
-    def test_a_chunked_body_that_never_ends(self, service: Service) -> None:
-        """Bounded: what comes is thrown away, then answered and closed."""
+    def test_endless_chunked_body_is_answered_and_the_connection_closed(self, service: Service) -> None:
         url = httpx.URL(service.url)
         with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
             connection.sendall(
@@ -79,12 +78,12 @@ class TestOverLoopback:
             answered.set()
             sender.join(20)
         assert answer.startswith(b"HTTP/1.1 413 "), answer
-        # Of the body nothing is promised: the connection is reset under a sender who does not stop.
+        # The body of the answer may be lost: the connection is reset if the client does not stop.
         assert b"connection: close" in answer
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes its 10 s; once is enough
-    def test_a_body_that_stops_coming(self, service: Service) -> None:
+    @pytest.mark.parametrize("service", ["memory"], indirect=True)  # takes 10 s
+    def test_body_that_stops_is_answered_with_408(self, service: Service) -> None:
         url = httpx.URL(service.url)
         with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
             connection.sendall(
@@ -108,7 +107,7 @@ def _send_chunks(connection: socket.socket, answered: threading.Event) -> None:
 
 
 class TestUnixSocket:
-    def test_serve(self, config: Path, tmp_path: Path) -> None:
+    def test_the_socket_has_its_mode_and_is_removed_at_the_end(self, config: Path, tmp_path: Path) -> None:
         path = tmp_path / "run/api.sock"
         with serve(config, path) as service:
             assert stat.S_IMODE(path.stat().st_mode) == 0o660
@@ -118,33 +117,35 @@ class TestUnixSocket:
             assert service.stop() == 0
         assert not path.exists()
 
-    def test_it_is_never_wider_than_0660(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_socket_has_mode_0660_before_its_owner_is_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen: list[int] = []
         path = tmp_path / "api.sock"
         monkeypatch.setattr(os, "chown", lambda *_, **__: seen.append(stat.S_IMODE(path.stat().st_mode)))
         listen_unix(path, -1, -1).close()
         assert seen == [0o660]
 
-    def test_a_stale_one_is_replaced_and_a_live_one_is_not(self, tmp_path: Path) -> None:
+    def test_a_stale_socket_is_replaced_and_a_live_one_is_not(self, tmp_path: Path) -> None:
         path = tmp_path / "api.sock"
         listen_unix(path, -1, -1).close()
         with listen_unix(path, -1, -1), pytest.raises(ListenError, match="another process is listening"):
             listen_unix(path, -1, -1)
 
-    def test_a_file_in_its_place_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_file_in_the_place_of_the_socket_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "api.sock").write_text("mine")
         with pytest.raises(ListenError, match="is no socket"):
             listen_unix(tmp_path / "api.sock", -1, -1)
         assert (tmp_path / "api.sock").read_text() == "mine"
 
-    def test_a_state_dir_that_others_may_write_is_refused(self, config: Path, tmp_path: Path) -> None:
+    def test_a_state_dir_that_others_can_write_is_refused(self, config: Path, tmp_path: Path) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state").chmod(0o777)
         with running("serve", "--config", str(config)) as service:
             assert service.process.wait(20) == 1
             assert "can be written by others, who could forge the journal: chmod 700 it" in service.output()
 
-    def test_one_service_a_state_dir(self, config: Path, tmp_path: Path) -> None:
+    def test_a_second_service_with_the_same_state_dir_is_refused(self, config: Path, tmp_path: Path) -> None:
         with serve(config, tmp_path / "run/api.sock"):
             other = tmp_path / "other.toml"
             other.write_text(config.read_text().replace("api.sock", "other.sock"))
@@ -155,15 +156,15 @@ class TestUnixSocket:
 
 class TestLoopback:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "127.9.9.9"])
-    def test_this_machine(self, host: str) -> None:
+    def test_loopback_address_is_served(self, host: str) -> None:
         listen_tcp(host, 0, only_loopback=True).close()
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "8.8.8.8", "::ffff:8.8.8.8", "no.such.host.invalid"])
-    def test_everything_else_is_refused(self, host: str) -> None:
+    def test_any_other_address_is_refused(self, host: str) -> None:
         with pytest.raises(ListenError):
             listen_tcp(host, 0, only_loopback=True)
 
-    def test_a_port_in_use(self) -> None:
+    def test_a_port_in_use_is_refused(self) -> None:
         with (
             listen_tcp("127.0.0.1", 0, only_loopback=True) as first,
             pytest.raises(ListenError, match="choose another port"),
@@ -188,7 +189,7 @@ class TestEnd:
             assert "Traceback" not in service.output()
             assert '"stopping"' in service.output()
 
-    def test_what_is_under_way_is_answered(self) -> None:
+    def test_a_request_that_has_begun_is_answered(self) -> None:
         with demo("--kernel", "memory") as service:
             url = httpx.URL(service.url)
             with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
@@ -203,7 +204,7 @@ class TestEnd:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 201")
             assert service.process.wait(20) == 0
 
-    def test_a_long_test_run_does_not_keep_it(self) -> None:
+    def test_a_long_test_run_does_not_delay_the_end(self) -> None:
         with demo("--kernel", "memory") as service:
             url = httpx.URL(service.url)
             body = json.dumps({"packet": "00" * 14, "repeat": 1_000_000}).encode()
@@ -221,9 +222,9 @@ class TestEnd:
             assert b'"draining"' in answer
 
     @pytest.mark.parametrize("command", ["demo", "serve"])
-    def test_a_signal_while_it_still_starts(self, config: Path, command: str) -> None:
+    def test_a_signal_during_the_start_ends_it_with_0(self, config: Path, command: str) -> None:
         arguments = ["--kernel", "memory", "--port", "0"] if command == "demo" else ["--config", str(config)]
-        # The signal comes when the imports begin: click is the first that is not the standard library's.
+        # The signal comes when the imports begin: click is the first package outside the standard library.
         early = """
 import os, signal, sys
 class Early:
@@ -238,15 +239,15 @@ sys.meta_path.insert(0, Early())
 
 
 class TestLog:
-    def test_without_a_reader_it_changes_no_answer_and_no_end(self) -> None:
-        """As when the program that the log was piped to has ended."""
+    def test_a_log_without_a_reader_changes_neither_answers_nor_the_end(self) -> None:
+        """The program that the log is piped to may have ended."""
         blind = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 2); os.close(w)"
         with demo("--kernel", "memory", first=blind) as service, service.client() as client:
             assert client.put(ENTRY, json={"program": "drop"}).status_code == 201
             assert client.delete(ENTRY).status_code == 204
             assert service.stop() == 0
 
-    def test_json_when_not_on_a_terminal(self) -> None:
+    def test_the_log_is_json_unless_on_a_terminal(self) -> None:
         with demo("--kernel", "memory") as service:
             with service.client() as client:
                 client.put(ENTRY, json={"program": "drop"}, headers={"X-Request-ID": "seven"})
