@@ -16,8 +16,7 @@ from tests import private_mounts
 from tests.system.nursery import Nursery
 from tests.system.world import World
 
-# One process runs all of them: they share the process that forks services, and the last test counts their kills.
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("kills")]
+pytestmark = pytest.mark.kernel
 
 CONFIG = """
 [server]
