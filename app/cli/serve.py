@@ -9,6 +9,7 @@ import structlog
 
 from app.cli.common import CONFIG, fail, load_or_fail
 from app.config import Settings
+from app.sandbox.process_name import set_process_name
 from app.server import assemble, logging, startup
 from app.server.listen import ListenError, open_listener, passed_socket
 from app.server.run import preload, raise_open_files, serve
@@ -30,6 +31,7 @@ def serve_command(file: Path, show_config: bool) -> None:
         click.echo(settings.model_dump_json(indent=2, exclude_none=True))
         return
     logging.configure()
+    set_process_name("jumptable: listener")
     raise_open_files()
     try:
         _serve(settings)
