@@ -156,6 +156,11 @@ class KeeperClient:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the process of the keeper has ended."""
+        return self._process.poll() is not None
+
+    @property
     def degraded_reason(self) -> str | None:
         """The reason why the keeper cannot be asked, with a remedy; None while it can."""
         return None if self._process.poll() is None and self._channel.fileno() >= 0 else _KEEPER_ENDED

@@ -1,6 +1,7 @@
 """What the service does while its keeper is gone, or does not answer."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.access.tokens import Token, TokenFile
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
@@ -98,4 +100,65 @@ class TestUndo:
             assert client.post(f"/changes/{changed.headers['change-id']}/revert").status_code == 200
             assert client.get(ENTRY).json()["program"]["name"] == "drop"
             assert list(keep.iterdir()) == []
+            assert service.stop() == 0
+
+
+UNDER_SYSTEMD = "import os; os.environ['INVOCATION_ID'] = '1'; os.environ.pop('SYSTEMD_EXEC_PID', None)"
+BY_HAND = "import os; [os.environ.pop(each, None) for each in ('INVOCATION_ID', 'NOTIFY_SOCKET')]"
+
+
+@pytest.mark.field
+class TestEnd:
+    def test_service_ends_with_its_keeper_so_that_systemd_restarts_both(self, ours: Path, tmp_path: Path) -> None:
+        """Field 21: a killed keeper needs nobody to restart the service by hand."""
+        for round_ in range(2):
+            with serving(ours, tmp_path, first=UNDER_SYSTEMD) as (service, client, keeper):
+                put = client.put(ENTRY, json={"program": ("drop", "pass")[round_]})
+                assert put.status_code == (201, 200)[round_], "what was written is there after the restart"
+                os.kill(keeper, signal.SIGKILL)
+                assert service.process.wait(20) == 1
+                assert len([line for line in service.lines if "the keeper has ended" in line]) == 1
+        unit = Path(__file__).parents[2] / "deploy" / "jumptable.service"
+        assert "\nRestart=on-failure\n" in unit.read_text()
+
+    def test_service_goes_on_without_its_keeper_where_its_end_would_empty_an_array(
+        self, ours: Path, tmp_path: Path
+    ) -> None:
+        """Field 21: what is pinned nowhere is named, and the service ends when it is released."""
+        kernel = LinuxKernel()
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "loose")
+        with serving(ours, tmp_path, first=UNDER_SYSTEMD) as (service, client, keeper):
+            assert client.put("/maps/loose", json={"id": kernel.map_info(fd).id}).status_code == 201
+            kernel.close(fd)
+            assert client.put("/maps/loose/entries/0", json={"program": "drop"}).status_code == 201
+            os.kill(keeper, signal.SIGKILL)
+            line = service.wait_for(".*the keeper has ended, and the service goes on.*")[0]
+            assert json.loads(line)["unpinned"] == ["map 'loose'"]
+            assert client.get("/maps/loose/entries/0").json()["program"]["name"] == "drop"
+            assert client.get("/readyz").status_code == 503
+            assert client.delete("/maps/loose?force=true").status_code == 204
+            assert service.process.wait(20) == 1
+
+    def test_what_needs_the_keeper_is_503_without_it(self, ours: Path, tmp_path: Path) -> None:
+        """Field 21: a token that cannot be checked is not wrong, and a pin that cannot be looked at is not gone."""
+        tokens = TokenFile(tmp_path / "state/tokens.json")
+        with serving(ours, tmp_path, first=BY_HAND) as (service, client, keeper):
+            known, fresh = (
+                {"Authorization": f"Bearer {tokens.add(Token(name, '', 'admin', time.time()))}"} for name in "ab"
+            )
+            assert client.get("/maps", headers=known).status_code == 200
+            os.kill(keeper, signal.SIGKILL)
+            until(lambda: client.get("/readyz").status_code == 503)
+            assert client.get(ENTRY, headers=known).status_code == 404, "it was looked up before"
+            for answer in (
+                client.get("/maps", headers=fresh),
+                client.get(ENTRY, headers={"Authorization": "Bearer jt_nonsense"}),
+                client.put("/maps/other", json={"pinned": f"{ours}/table"}),
+                client.put("/programs/other", json={"pinned": f"{ours}/drop"}),
+                client.delete("/maps/table"),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (503, "keeper-unavailable")
+            assert client.get("/maps/table").json()["warnings"] == []
+            assert client.get("/healthz", headers=fresh).status_code == 200
+            assert client.delete("/maps/table?force=true").status_code == 204
             assert service.stop() == 0
