@@ -33,7 +33,7 @@ _PART: Final = 1 << 18  # bytes of an answer that are made at a stretch
 
 
 def _maps(request: Request, wanted: str | None) -> list[str] | None:
-    """The maps of which changes are told; None: of all."""
+    """Return the maps whose changes the caller may see. None: all."""
     grant = grant_of(request.scope)
     if wanted is not None:
         return [wanted] if grant.has_map(wanted) else []
@@ -41,7 +41,7 @@ def _maps(request: Request, wanted: str | None) -> list[str] | None:
 
 
 def _change(request: Request, id_: int) -> Change:
-    """The change, of a map that whoever asks may see."""
+    """Return a change, if the caller may see its map."""
     change = service_of(request).changes.get(id_)
     if not grant_of(request.scope).has_map(change.map):
         raise ChangeUnknown(id_)
@@ -68,7 +68,7 @@ async def list_changes(
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
     ] = 100,
 ) -> Response:
-    """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
+    """List who changed what, when, by which request and why. The oldest changes may have been deleted."""
     journal = service_of(request).journal
     try:
         page, more = journal.changes(
@@ -80,13 +80,13 @@ async def list_changes(
         )
     except JournalFailed as error:
         raise JournalUnreadable(str(error)) from error
-    told = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
-    return long_json(_joined(told, page))
+    envelope = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
+    return long_json(_joined(envelope, page))
 
 
-def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
-    """The list, in parts: of a large change some, of small changes several in one. `told`: without any of them."""
-    text, _, last = told.partition(b"]")
+def _joined(envelope: bytes, page: list[Change]) -> Iterator[bytes]:
+    """Put changes into an empty list, in chunks: several small changes make one, a large one makes several."""
+    text, _, last = envelope.partition(b"]")
     for number, change in enumerate(page):
         text += b"," if number else b""
         for part in change_chunks(change):
@@ -105,7 +105,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
     responses=answers(responses.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
-    """What each of its entries held before, and after."""
+    """Return a change, with what each of its entries held before and after."""
     return long_json(change_chunks(_change(request, id)))
 
 
@@ -118,7 +118,7 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     | problems("change-unknown", "already-confirmed", *CHANGE, "map-unknown"),
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
-    """It was made with `confirm_within`, and is undone no more."""
+    """Confirm a change that was made with `confirm_within`, so that it is not undone."""
     service = service_of(request)
     change = _change(request, id)
     held = service.registry.maps.find(change.map) or HeldMap(change.map, Made())
@@ -153,11 +153,12 @@ async def revert_change_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
+    """Give each entry of a change back what it held before.
 
-    The service keeps the programs that the last 10,000 changes replaced (4,096 at the most); after a restart those that
-    live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
-    revert is itself a change, and can be reverted.
+    It is refused with 409, unless all entries still hold what the change put there. The service keeps the programs that
+    the last 10,000 changes replaced (at most 4,096 programs). After a restart it finds a program again by its id, name
+    or pin, if the program still exists. A change cannot be reverted after a reboot, or if the map's name stands for
+    another array now. A revert is itself a change, and can be reverted.
     """
     _change(request, id)
     context = context_of(request.scope, note, confirm_within)
@@ -194,8 +195,11 @@ async def reconcile_map(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """To the journal: every entry that has drifted gets back what is recorded, or none does. To the kernel: what it has
-    is recorded, and nothing is written; `unchanged` counts these entries."""
+    """End the drift of a map.
+
+    `journal`: every entry that has drifted gets back what the journal expects, or none does. `kernel`: the journal
+    takes over what the kernel holds. Nothing is written to the kernel then, and `unchanged` counts these entries.
+    """
     service = service_of(request)
     changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
     context = context_of(request.scope, note, confirm_within)

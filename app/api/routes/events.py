@@ -59,12 +59,15 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """A stream that ends with the service, also where its reader does not read on."""
+    """A stream that ends with the service, even if its reader does not read."""
 
     media_type = "text/event-stream"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until there is no more, or nobody reads; of a service that ends, half a second longer at the most."""
+        """Write until there is no more, or nobody reads.
+
+        When the service ends, it goes on for half a second at most.
+        """
         with scope["app"].state.limits.reading(scope[ACTOR].name):
             await self._write(scope, receive, send)
 
@@ -104,8 +107,10 @@ async def watch_events(
     request: Request,
     map: Annotated[fields.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
 ) -> Response:
-    """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
-    gap and without a repeat."""
+    """Follow events; `curl -N` is enough. The stream ends with the service.
+
+    Last-Event-ID continues it with no gap and no repeat.
+    """
     feed = service_of(request).feed
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
@@ -150,7 +155,7 @@ async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], 
 
 
 def _slices(batch: list[Encoded]) -> Iterator[bytes]:
-    """The parts of these events, small ones together: what a reader has not taken yet waits in memory, for each."""
+    """Join the parts of small events. What a reader has not taken yet waits in memory, once for each reader."""
     parts: list[bytes] = []
     size = 0
     for part in chain.from_iterable(batch):
@@ -164,7 +169,7 @@ def _slices(batch: list[Encoded]) -> Iterator[bytes]:
 
 
 def _encoded(event: Event) -> Iterator[bytes]:
-    """The event as its readers get it, in parts that are no larger than a slice."""
+    """Encode an event, in parts that are no larger than a slice."""
     yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
         for part in change_chunks(event.change):

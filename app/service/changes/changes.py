@@ -266,7 +266,7 @@ class Changes:
         Call it under the map's lock.
 
         Raises:
-            Forbidden: An entry is beyond the bounds of whoever asks.
+            Forbidden: An entry is beyond the bounds of the caller.
             JournalUnreadable: It cannot be journalled.
         """
         check_entries(held, entries.indexes, context)

@@ -13,7 +13,7 @@ from app.service.registry.held import HeldMap
 R = TypeVar("R")
 # Checks and writes, and returns the result and what is to be journalled. None: nothing had to be written.
 Write = Callable[[], tuple[R, PreparedChange | None]]
-# Is told the result, or the error. It must not raise.
+# Takes the result, or the error. It must not raise.
 Done = Callable[[R | None, BaseException | None], None]
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class GroupCommit:
         return await future
 
     def submit(self, held: HeldMap, write: Write[R], done: Done[R]) -> None:
-        """Run one change in the next group, and tell `done` what became of it."""
+        """Run one change in the next group, and pass its outcome to `done`."""
         self._queue.append(_Queued(held, write, done))
         if self._runner is None:
             self._runner = self._start(self._run_groups())
@@ -126,7 +126,7 @@ class GroupCommit:
         for each in group:
             try:
                 result, one = each.write()
-            except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 each.done(None, error)
                 continue
             written.append((each, result))
@@ -136,7 +136,7 @@ class GroupCommit:
         if prepared:
             try:
                 await self._commit(prepared)
-            except Exception as error:  # noqa: BLE001 - it is told to all of them
+            except Exception as error:  # noqa: BLE001 - all callers get it
                 failure = error
         with self._delivery():
             for each, result in written:
