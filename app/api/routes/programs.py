@@ -13,9 +13,9 @@ from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
 from app.service.objects.program import loaded_at
+from app.service.program_runs import run_program as run_held_program
 from app.service.registry.held import HeldProgram
 from app.service.registry.programs import Uses
-from app.service.test_runs import run_program as run_held_program
 
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
