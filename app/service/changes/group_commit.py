@@ -13,7 +13,7 @@ from app.service.registry.held import HeldMap
 R = TypeVar("R")
 # Checks and writes, and returns the result and what is to be journalled. None: nothing had to be written.
 Write = Callable[[], tuple[R, PreparedChange | None]]
-# Takes the result, or the error. It must not raise.
+# Takes the result, or the error.
 Done = Callable[[R | None, BaseException | None], None]
 
 log = structlog.get_logger()
@@ -127,7 +127,7 @@ class GroupCommit:
             try:
                 result, one = each.write()
             except Exception as error:  # noqa: BLE001 - the caller gets it
-                each.done(None, error)
+                _finish(each, None, error)
                 continue
             written.append((each, result))
             if one is not None:
@@ -140,4 +140,12 @@ class GroupCommit:
                 failure = error
         with self._delivery():
             for each, result in written:
-                each.done(None if failure is not None else result, failure)
+                _finish(each, None if failure is not None else result, failure)
+
+
+def _finish(each: _Queued[Any], result: Any, error: BaseException | None) -> None:
+    """Pass the outcome on. A caller that fails keeps no other from its answer."""
+    try:
+        each.done(result, error)
+    except Exception:
+        log.exception("internal error in an answer to a change", map=each.held.name)
