@@ -48,7 +48,7 @@ async def test_changes_of_several_maps_in_one_turn_share_a_commit(service: Servi
     ids = await asyncio.gather(
         put(service, "jump_table", 1, "drop"), put(service, "other", 1, "pass"), put(service, "jump_table", 2, "tx")
     )
-    assert ids == [1, 2, 3]
+    assert list(ids) == [1, 2, 3]
     assert commits(service) == before + 1
 
 
