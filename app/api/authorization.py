@@ -172,7 +172,8 @@ def check_access(
         if RIGHTS[operation] is not Right.NONE:
             raise
     right = RIGHTS[operation]
-    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
+    is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
+    if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:
