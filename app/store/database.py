@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
+from app.store.files import DatabaseFiles
 from app.store.schema import VERSIONS
 
 _APPLICATION_ID: Final = 0x6A74626C  # "jtbl": identifies the file as a journal of this service
+IN_MEMORY: Final = ":memory:"  # SQLite's name of a database without a file
 _LOCK_TIMEOUT_SECONDS: Final = 1.0  # how long to wait while another process locks the file
 
 # After a commit that was this quick, the next one runs in the event loop: handing it to a thread takes longer. Commits
@@ -70,7 +72,6 @@ class Database:
     Attributes:
         writer: The connection that writes. Use it only in a function that was passed to `write`, or in a callback that
             runs in the thread that commits.
-        failing: Why the last transaction failed. None if it was committed.
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"]) -> None:
@@ -87,17 +88,23 @@ class Database:
         self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._queue_task: asyncio.Task[None] | None = None
         self._last_commit_seconds = math.inf
-        self.failing: str | None = None
+        self._last_failure: str | None = None
         with ExitStack() as stack:
             try:
                 self.writer = self._connect(stack)
                 self._migrate()
                 self._reader = self._connect(stack) if self._syncs else self.writer
+                self._files = None if str(file) == IN_MEMORY else DatabaseFiles(file)
+                if self._files is not None:
+                    stack.callback(self._files.close)
             except sqlite3.OperationalError as error:
                 message = f"the journal {file} cannot be opened: {error}"
                 raise JournalFailed(message) from error
             except sqlite3.DatabaseError as error:
                 raise _damaged(file, str(error)) from error
+            except OSError as error:
+                message = f"the journal {file} cannot be opened: {error.strerror}"
+                raise JournalFailed(message) from error
             self._connections = stack.pop_all()
 
     def _connect(self, stack: ExitStack) -> sqlite3.Connection:
@@ -124,6 +131,17 @@ class Database:
     def set_callbacks(self, callbacks: TransactionCallbacks) -> None:
         """Call these from the next transaction on."""
         self._callbacks = callbacks
+
+    @property
+    def failing(self) -> str | None:
+        """Why the journal cannot be written: its files are lost, or the last transaction failed. None: it can be."""
+        return self._why_lost() or self._last_failure
+
+    def _why_lost(self) -> str | None:
+        lost = None if self._files is None else self._files.lost()
+        if lost is None:
+            return None
+        return f"{lost} was removed or replaced while the journal is in use: put it back, or restart the service"
 
     async def write(self, work: Work[T], *, single: bool = False) -> T:
         """Run `work` in a transaction, and wait until that is committed.
@@ -182,10 +200,12 @@ class Database:
         began = time.perf_counter()
         try:
             if single:
+                self._check_files()
                 results = [work() for work in batch]
             else:
                 execute("BEGIN IMMEDIATE")
                 results = [work() for work in batch]
+                self._check_files()
                 execute("COMMIT")
         except BaseException as error:
             if self.writer.in_transaction:
@@ -193,15 +213,21 @@ class Database:
             self._callbacks.rolled_back()
             if isinstance(error, sqlite3.Error):
                 message = f"the journal {self._file} cannot be written: {error}"
-                self.failing = message
+                self._last_failure = message
                 raise JournalFailed(message) from error
             raise
-        self.failing = None
+        self._last_failure = None
         self._last_commit_seconds = time.perf_counter() - began
         self.on_commit(self._last_commit_seconds)
         self._callbacks.committed()
         self._callbacks.maintain()
         return results
+
+    def _check_files(self) -> None:
+        """Raise JournalFailed where what would be committed could not be found any more."""
+        lost = self._why_lost()
+        if lost is not None:
+            raise JournalFailed(lost)
 
     def read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run a query on what is committed.

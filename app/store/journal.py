@@ -79,7 +79,7 @@ class Journal:
 
     @property
     def failing(self) -> str | None:
-        """Why the last transaction failed. None if it was committed."""
+        """Why the journal cannot be written: its files are lost, or the last transaction failed. None: it can be."""
         return self._database.failing
 
     def close(self) -> None:

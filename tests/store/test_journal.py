@@ -175,6 +175,65 @@ class TestFaults:
             Journal(tmp_path / "none" / "journal.db")
 
 
+@pytest.mark.field
+class TestLostFiles:
+    """Field 20: a journal that was removed or replaced while it is open."""
+
+    @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+    def test_a_removed_file_fails_writes_until_it_is_put_back(self, journal: Journal, file: Path, suffix: str) -> None:
+        """Field 20: one of the three files was moved away."""
+        name = file.with_name(file.name + suffix)
+        for _ in range(2):
+            asyncio.run(journal.append(change()))
+        name.rename(file.with_name("elsewhere"))
+        with pytest.raises(JournalFailed, match=f"{name} was removed or replaced"):
+            asyncio.run(journal.append(change()))
+        assert "was removed or replaced" in str(journal.failing)
+        file.with_name("elsewhere").rename(name)
+        assert journal.failing is None
+        assert asyncio.run(journal.append(change())).id == 3
+
+    def test_a_replaced_file_fails_writes(self, journal: Journal, file: Path) -> None:
+        """Field 20: an operator puts a copy in its place while the service runs."""
+        asyncio.run(journal.append(change()))
+        other = file.with_name("copy")
+        other.write_bytes(file.read_bytes())
+        other.rename(file)
+        with pytest.raises(JournalFailed, match="was removed or replaced"):
+            asyncio.run(journal.append(change()))
+
+    def test_a_replaced_folder_fails_writes(self, tmp_path: Path, durability: Literal["power", "process"]) -> None:
+        """Field 20: the whole state folder was moved away, and another one is in its place."""
+        folder = tmp_path / "state"
+        folder.mkdir()
+        journal = Journal(folder / "journal.db", durability)
+        folder.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(JournalFailed, match="was removed or replaced"):
+                asyncio.run(journal.append(change()))
+            folder.mkdir(exist_ok=True)
+        journal.close()
+
+    def test_a_removal_is_noticed_however_long_the_folder_was_quiet(self, journal: Journal, file: Path) -> None:
+        """Field 20: the quick look at the folder must not miss what comes after it."""
+        files = journal._database._files
+        assert files is not None
+        deadline = time.monotonic() + 10
+        while files._settled is None:
+            asyncio.run(journal.append(change()))
+            assert time.monotonic() < deadline
+        asyncio.run(journal.append(change()))
+        file.unlink()
+        with pytest.raises(JournalFailed, match="was removed or replaced"):
+            asyncio.run(journal.append(change()))
+
+    def test_other_files_in_the_folder_do_not_matter(self, journal: Journal, file: Path) -> None:
+        """Field 20: the token file is written anew."""
+        for number in range(3):
+            file.with_name(f"tokens{number}").touch()
+            assert asyncio.run(journal.append(change())).id == number + 1
+
+
 class TestCheck:
     def test_check_modifies_nothing_and_finds_damage(self, file: Path, tmp_path: Path) -> None:
         Journal(file, "process").close()

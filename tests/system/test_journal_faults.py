@@ -58,12 +58,16 @@ class Fault:
             fill(self._inside.disk)
         elif self._kind == "read-only":
             self._inside.journal._database.writer.execute("PRAGMA query_only = 1")
+        elif self._kind == "moved":
+            (self._inside.disk / "journal.db").rename(self._inside.disk / "elsewhere")
         else:
             self._other = sqlite3.connect(self._inside.disk / "journal.db", isolation_level=None)
             self._other.execute("BEGIN IMMEDIATE")
 
     def mend(self) -> None:
         (self._inside.disk / "filler").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (self._inside.disk / "elsewhere").rename(self._inside.disk / "journal.db")
         with suppress(sqlite3.ProgrammingError):  # it was closed, and opened anew
             self._inside.journal._database.writer.execute("PRAGMA query_only = 0")
         if self._other is not None:
@@ -71,7 +75,7 @@ class Fault:
             self._other = None
 
 
-@pytest.fixture(params=["full", "read-only", "locked"])
+@pytest.fixture(params=["full", "read-only", "locked", "moved"])
 def fault(request: pytest.FixtureRequest, inside: Inside) -> Iterator[Fault]:
     fault = Fault(request.param, inside)
     yield fault
@@ -203,6 +207,30 @@ class TestProcess:
                 assert client.get("/readyz").status_code in {200, 503}
             assert client.patch(TABLE, json=body).headers["change-id"] == "1"
             assert client.get(TABLE).json()["entries"] == []
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("durability", ["power", "process"])
+    def test_a_removed_journal_is_noticed_before_a_change_is_answered(
+        self, config: Path, disk: Path, tmp_path: Path, durability: str
+    ) -> None:
+        """Field 20: a journal that was removed while the service runs. SQLite goes on in the unlinked file."""
+        config.write_text(config.read_text().replace("[maps", f'durability = "{durability}"\n[maps'))
+        with serve(config, tmp_path / "api.sock") as service, service.client() as client:
+            assert client.delete(f"{TABLE}/1").status_code == 204
+            before = client.get(TABLE).content
+            assert client.get("/readyz").is_success
+            for file in (disk / "state").glob("journal.db*"):
+                file.unlink()
+            for answer in (
+                client.delete(f"{TABLE}/0"),
+                client.patch(TABLE, json={"entries": [{"index": 0, "program": None}]}),
+            ):
+                assert_problem(answer, 503, "journal-unavailable")
+                assert answer.json()["put_back"] is True
+                assert "journal.db was removed or replaced" in answer.json()["detail"]
+            assert client.get(TABLE).content == before
+            assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+            service.wait_for("the journal cannot be written: changes are put back")
 
     def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
         """Once the folder is writable, the service starts."""

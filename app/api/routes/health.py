@@ -75,7 +75,7 @@ async def get_health() -> Response:
 )
 async def get_readiness(request: Request) -> Response:
     """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
-    keeper has ended, the journal could not be written the last time, or the service stops.
+    keeper has ended, the journal is lost or could not be written the last time, or the service stops.
 
     Whoever may not read all gets no reasons."""
     service = service_of(request)
