@@ -330,12 +330,6 @@ class TestPruning:
         assert [each.change.id for each in journal.pending()] == [1]
         assert journal.change(1) is not None
 
-    def test_only_old_changes_are_pruned_by_age(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
-        monkeypatch.setattr(history, "_MAX_PAGES", 10_000)
-        for at in (0.0, 1.0, *[time.time()] * 20):
-            asyncio.run(journal.append(replace(change(), at=at)))
-        assert [each.id for each in journal.changes()[0]] == list(range(3, 23))
-
     def test_ids_go_on_after_changes_of_a_clock_that_was_never_set(self, file: Path) -> None:
         for _ in range(3):
             journal = Journal(file, "process")
@@ -345,6 +339,88 @@ class TestPruning:
         journal = Journal(file, "process")
         assert asyncio.run(journal.append(change())).id == 61
         journal.close()
+
+
+@pytest.mark.field
+class TestAge:
+    """Field 34: a clock that is wrong for a moment must not erase the history."""
+
+    DAY = 86_400.0
+
+    @pytest.fixture(autouse=True)
+    def clocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The two clocks of the journal: the time of day, and the time since boot."""
+        self.now, self.uptime = 1_800_000_000.0, 1000.0
+        monkeypatch.setattr(time, "time", lambda: self.now)
+        monkeypatch.setattr(time, "clock_gettime", lambda _: self.uptime)
+        monkeypatch.setattr(history, "_MIN_KEPT_CHANGES", 20)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.uptime += seconds
+
+    def append(self, journal: Journal, count: int) -> None:
+        for _ in range(count):
+            asyncio.run(journal.append(replace(change(), at=self.now)))
+
+    def ids(self, journal: Journal) -> list[int]:
+        return [each.id for each in journal.changes(limit=1000)[0]]
+
+    @pytest.fixture
+    def old(self, journal: Journal) -> Journal:
+        """A journal with 40 changes that are 399 days old, and 30 of now."""
+        self.append(journal, 40)
+        self.pass_time(399 * self.DAY)
+        self.append(journal, 30)
+        return journal
+
+    def test_old_changes_are_pruned_once_the_newest_ones_are_far_enough_away(self, old: Journal) -> None:
+        """Field 34: with a clock that is right, the history still ends after 400 days."""
+        self.pass_time(2 * self.DAY)
+        self.append(old, 40)
+        assert self.ids(old) == list(range(41, 111))
+
+    @pytest.mark.parametrize("changes", [1, 8, 16])
+    def test_a_clock_that_is_ahead_for_a_few_changes_prunes_nothing(self, old: Journal, changes: int) -> None:
+        """Field 34: the clock jumps to another year, and comes back a moment later."""
+        self.now += 3650 * self.DAY
+        self.append(old, changes)
+        self.now -= 3650 * self.DAY
+        self.append(old, 16)
+        assert self.ids(old) == list(range(1, 71 + changes + 16))
+
+    def test_a_clock_that_is_ahead_for_many_changes_prunes_nothing_on_that_day(self, old: Journal) -> None:
+        """Field 34: the clock is wrong for hours, while many changes are made."""
+        self.now += 3650 * self.DAY
+        for _ in range(6):
+            self.append(old, 16)
+            self.pass_time(3600)
+        assert self.ids(old) == list(range(1, 71 + 6 * 16))
+
+    def test_a_service_that_starts_with_a_wrong_clock_prunes_nothing(self, old: Journal, file: Path) -> None:
+        """Field 34: the machine boots before it knows the time."""
+        self.now += 3650 * self.DAY
+        journal = Journal(file, "process")
+        self.append(journal, 60)
+        journal.close()
+        assert self.ids(old) == list(range(1, 131))
+
+    def test_the_newest_changes_are_kept_whatever_their_age(self, old: Journal) -> None:
+        """Field 34: a table that nobody has changed for years keeps its last changes."""
+        self.pass_time(3650 * self.DAY)
+        self.append(old, 16)
+        assert self.ids(old)[0] <= 67, "20 of them"
+        assert len(self.ids(old)) >= 20
+
+    def test_a_clock_that_was_behind_prunes_nothing(self, old: Journal) -> None:
+        """Field 34: some changes were made in 1970."""
+        self.now -= 1_800_000_000
+        self.append(old, 8)
+        self.now += 1_800_000_000
+        self.pass_time(2 * self.DAY)
+        self.append(old, 8)
+        assert self.ids(old) == list(range(1, 87))
 
 
 class TestMaintenance:
