@@ -69,6 +69,7 @@ class Service:
         journal.on_commit = self.counters.journal.add
         self._drift_interval = drift_interval
         self._journal_failing: str | None = None  # as it was logged
+        self._is_wal_large = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -136,6 +137,11 @@ class Service:
 
     async def _watch_journal(self) -> None:
         """Log when the journal cannot be written, and when it can be again, also where nobody changes anything."""
+        warning = self.journal.wal_warning
+        if warning is not None and not self._is_wal_large:
+            log.warning("the journal grows", reason=warning)
+        self._is_wal_large = warning is not None
+        await self.journal.make_room()
         failing, before = self.journal.failing, self._journal_failing
         self._journal_failing = failing
         if failing is not None and failing != before:

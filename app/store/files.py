@@ -40,6 +40,7 @@ class DatabaseFiles:
         except BaseException:
             os.close(self._folder)
             raise
+        self._wal = f"{file.name}-wal"
         self._settled: tuple[int, int, int] | None = None  # device, inode and ctime of the folder when nothing was lost
 
     def lost(self) -> str | None:
@@ -73,6 +74,13 @@ class DatabaseFiles:
             except OSError:
                 return None
         return os.fstat(self._folder)
+
+    def wal_bytes(self) -> int:
+        """Return the size of the -wal file. 0 where it is lost."""
+        try:
+            return os.stat(self._wal, dir_fd=self._folder).st_size
+        except OSError:
+            return 0
 
     def close(self) -> None:
         """Close the folder."""

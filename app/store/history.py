@@ -15,7 +15,8 @@ _MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds 
 _MAX_EVENTS: Final = 100_000  # kept; more are pruned
 _MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
 _MIN_KEPT_CHANGES: Final = 1000  # the newest ones are kept whatever their age
-_MAX_PAGES: Final = 1 << 16  # used pages of the file, 4 KiB each; from there on it is pruned
+# Used pages of the file, 4 KiB each: 160 MiB. From there on it is pruned, so that there is room for the -wal file.
+_MAX_PAGES: Final = 40_960
 
 # Changes are pruned by age only after the wall clock has kept pace with the time since boot for so long. Between two
 # looks at both it may gain or lose a little: it is adjusted by at most 500 ppm (adjtimex(2)), or set right by seconds.

@@ -15,10 +15,11 @@ from typing import Literal
 
 import pytest
 
-from app.store import history
+from app.store import database, history
 from app.store import journal as journal_module
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
 from app.store.records import Array, Change, EntryChange, EntryChanges, Event, PendingConfirmation, ProgramRecord
+from tests.outside import journal_reader
 from tests.store.tables import entries_of, table_of
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
@@ -232,6 +233,74 @@ class TestLostFiles:
         for number in range(3):
             file.with_name(f"tokens{number}").touch()
             assert asyncio.run(journal.append(change())).id == number + 1
+
+
+@pytest.mark.field
+class TestOutsideReader:
+    """Field 24: another process reads the journal for long, so that the -wal file grows and grows."""
+
+    @pytest.fixture(autouse=True)
+    def small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
+        for name, value in (
+            ("_CHECKPOINTED_WAL_BYTES", 1 << 18),
+            ("_LARGE_WAL_BYTES", 1 << 20),
+            ("_MAX_BYTES", 4 << 20),
+            ("_RESERVED_BYTES", 1 << 19),
+            ("_MIN_WAL_BYTES", 1 << 19),
+        ):
+            monkeypatch.setattr(database, name, value)
+
+    def total_bytes(self, file: Path) -> int:
+        return sum(each.stat().st_size for each in (file, file.with_name("journal.db-wal")))
+
+    def test_the_files_stay_below_their_maximum_and_recover(self, journal: Journal, file: Path) -> None:
+        """Field 24: it is told in time, changes fail before the disk is full, and go on once the reader ends."""
+        large, sizes = replace(change(), note="x" * 8000), []
+
+        def append_until_it_fails() -> None:
+            for _ in range(2000):
+                asyncio.run(journal.append(replace(large)))
+                assert self.total_bytes(file) < 4 << 20
+                if journal.wal_warning is not None:
+                    sizes.append(journal.wal_bytes)
+
+        with journal_reader(file):
+            with pytest.raises(JournalFailed, match=r"-wal would exceed 4 MiB, .* end that process"):
+                append_until_it_fails()
+            assert 1 << 20 < sizes[0] < 2 << 20
+            assert "would exceed" in str(journal.failing)
+            count = len(journal.changes(limit=10_000)[0])
+            assert count > 100
+            asyncio.run(journal.make_room())
+            assert "would exceed" in str(journal.failing)
+        asyncio.run(journal.make_room())
+        assert journal.failing is None
+        assert journal.wal_warning is None
+        asyncio.run(journal.append(replace(large)))
+        assert journal.change(count + 1) is not None
+
+    def test_a_reader_that_comes_and_goes_costs_nothing(self, journal: Journal, file: Path) -> None:
+        """Field 24: a backup reads the journal now and then."""
+        large = replace(change(), note="x" * 1000)
+        for _ in range(3):
+            with journal_reader(file):
+                for _ in range(80):
+                    asyncio.run(journal.append(replace(large)))
+        for _ in range(400):
+            asyncio.run(journal.append(change()))
+        assert journal.wal_bytes <= 2 << 20
+        assert journal.failing is None
+
+    def test_the_wal_is_cut_off_after_a_checkpoint(self, journal: Journal, file: Path) -> None:
+        """Field 24: what a long reader has made grow does not stay so large for ever."""
+        with journal_reader(file):
+            for _ in range(100):
+                asyncio.run(journal.append(replace(change(), note="x" * 8000)))
+            assert journal.wal_bytes > 1 << 20
+        journal._database.writer.execute("PRAGMA wal_checkpoint(RESTART)")
+        asyncio.run(journal.append(change()))
+        assert journal.wal_bytes <= 1 << 18
 
 
 class TestCheck:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import assert_problem
+from tests.outside import journal_reader
 from tests.running import running, serve
 from tests.system.conftest import (
     AFTER,
@@ -231,6 +232,37 @@ class TestProcess:
             assert client.get(TABLE).content == before
             assert_problem(client.get("/readyz"), 503, "journal-unavailable")
             service.wait_for("the journal cannot be written: changes are put back")
+
+    @pytest.mark.field
+    def test_a_long_reader_is_told_of_before_changes_fail(
+        self, config: Path, bpffs: Path, disk: Path, tmp_path: Path
+    ) -> None:
+        """Field 24: somebody left sqlite3 open in a transaction. The bounds are small here, as the disk is."""
+        first = """
+from app.store import database, journal
+database._LARGE_WAL_BYTES, database._MIN_WAL_BYTES = 50_000, 100_000
+database._MAX_BYTES, database._RESERVED_BYTES = 400_000, 100_000
+journal._EVENTS_PER_MAINTENANCE = 8
+"""
+        drop = str(bpffs / "drop")
+        with serve(config, tmp_path / "api.sock", first=first) as service, service.client() as client:
+            with journal_reader(disk / "state/journal.db"):
+                note, answer = {"note": "x" * 200}, client.delete(f"{TABLE}/1")
+                while (disk / "state/journal.db-wal").stat().st_size <= 60_000:
+                    assert client.put(f"{TABLE}/1", json={"program": {"pinned": drop}}, params=note).is_success
+                    answer = client.delete(f"{TABLE}/1", params=note)
+                    assert answer.is_success
+                service.wait_for("the journal grows")
+                while answer.is_success:
+                    answer = client.put(f"{TABLE}/1", json={"program": {"pinned": drop}}, params=note)
+                    if answer.is_success:
+                        answer = client.delete(f"{TABLE}/1", params=note)
+                assert_problem(answer, 503, "journal-unavailable")
+                assert "end that process" in answer.json()["detail"]
+                assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+                service.wait_for("the journal cannot be written: changes are put back")
+            service.wait_for("the journal can be written again")
+            assert client.get("/readyz").is_success
 
     def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
         """Once the folder is writable, the service starts."""
