@@ -10,7 +10,10 @@ answers to the requests before it, and closes the connection.
 """
 
 import asyncio
+import fcntl
 import socket
+import termios
+from array import array
 from collections import deque
 from typing import Any, Final
 from urllib.parse import unquote
@@ -30,7 +33,7 @@ from app.server.fast_path import FastPath, FastRequest
 from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
-_IDLE_TIMEOUT_SECONDS: Final = 5.0  # between two requests
+_UNREAD_BYTES_RETRY_SECONDS: Final = 1.0  # when a connection is idle by the clock, but has bytes to read
 _MAX_WAITING_REQUESTS: Final = 16  # pipelined behind the one that is being answered
 _BODY_BUFFER_BYTES: Final = 65_536  # with more, the connection stops reading until the application takes it
 _MAX_FRAMING_PER_BODY_BYTE: Final = 8  # a chunk of one byte has 5 bytes of framing
@@ -165,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()
         self._is_refused = False  # what is received from now on is ignored
         self._refusal: bytes | None = None  # to be sent after the answers to these requests
-        self._idle_since = 0.0
+        self._idle_since = 0.0  # time of the event loop
         self._idle_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None  # runs while writing is paused
@@ -403,7 +406,7 @@ class Connection(asyncio.Protocol):
             # One timer serves many requests: it looks at the time when it ends. A timer for each would cost several µs.
             self._idle_since = self._loop.time()
             if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(_IDLE_TIMEOUT_SECONDS, self._check_idle)
+                self._idle_timer = self._loop.call_later(self.bounds.idle_seconds, self._check_idle)
 
     def refuse(self, code: str, detail: str) -> None:
         """Answer what cannot become an exchange with a problem, in its turn, and close. Later calls do nothing.
@@ -443,13 +446,22 @@ class Connection(asyncio.Protocol):
 
     def _check_idle(self) -> None:
         self._idle_timer = None
-        left = self._idle_since + _IDLE_TIMEOUT_SECONDS - self._loop.time()
+        left = self._idle_since + self.bounds.idle_seconds - self._loop.time()
         if self._running is not None or (self._in_head and self._overhead_bytes):
             return  # other limits of time apply
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._check_idle)
+        elif self._unread_bytes():  # of a request that came at the last moment
+            self._idle_timer = self._loop.call_later(_UNREAD_BYTES_RETRY_SECONDS, self._check_idle)
         else:
             self.close()
+
+    def _unread_bytes(self) -> int:
+        """Return how many received bytes the kernel holds that this process has not read."""
+        local, unread = self.transport.get_extra_info("socket"), array("i", [0])
+        if local is not None:
+            fcntl.ioctl(local.fileno(), termios.FIONREAD, unread)
+        return unread[0]
 
     def _start_head_timer(self) -> None:
         self._head_timer = self._loop.call_later(self.bounds.header_seconds, self._end_slow_head)

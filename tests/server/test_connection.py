@@ -2,12 +2,23 @@
 
 import contextlib
 import re
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.running import Service, connect, demo, until_closed
+from app.api.limits import Bounds
+from app.bpf.memory.kernel import MemoryKernel
+from app.cli.demo import fill
+from app.server import connection as connection_module
+from app.server.connection import Connection
+from app.service.registry.registry import Registry
+from tests.conftest import application
+from tests.over_wire import OverWire, Pipe
+from tests.running import Service, connect, demo, serve, until_closed, write_config
+from tests.system.conftest import until
 
 BODY = b'{"program":"drop"}'
 CHUNKS = b"12\r\n" + BODY + b"\r\n0\r\n\r\n"
@@ -211,3 +222,65 @@ def test_malformed_requests_leave_no_error_in_the_log(service: Service) -> None:
     until_closed(service, b"GARBAGE\r\n\r\n")
     until_closed(service, b"CONNECT /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert not [line for line in service.lines if "uvicorn" in line or "Traceback" in line or '"error"' in line]
+
+
+def configured(folder: Path, limits: str) -> Path:
+    config = write_config(folder)
+    config.write_text(f"{config.read_text()}\n[limits]\n{limits}\n")
+    return config
+
+
+@contextlib.contextmanager
+def connect_unix(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        yield connection
+
+
+def until_eof(connection: socket.socket) -> bytes:
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+@pytest.mark.field
+def test_connection_is_closed_when_it_is_idle_for_as_long_as_configured(tmp_path: Path) -> None:
+    """Field 17: a connection is closed while a client that polls still uses it."""
+    assert Bounds().idle_seconds == 75, "by default longer than the usual interval of a client that polls"
+    path = tmp_path / "run/api.sock"
+    with serve(configured(tmp_path, "idle_seconds = 0.2"), path), connect_unix(path) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert statuses(until_eof(connection)) == [200]
+
+
+@pytest.mark.field
+@pytest.mark.anyio
+async def test_idle_connection_with_bytes_to_read_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Field 17: a request that arrives at the last moment is lost."""
+    monkeypatch.setattr(connection_module, "_UNREAD_BYTES_RETRY_SECONDS", 0.001)
+    look, looks = Connection._unread_bytes, 0
+
+    def counted(connection: Connection) -> int:
+        nonlocal looks
+        looks += 1
+        return look(connection)
+
+    monkeypatch.setattr(Connection, "_unread_bytes", counted)
+    registry = Registry(MemoryKernel(), ["/sys/fs/bpf"])
+    fill(registry)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, application(registry) as app:
+        pipe = Pipe(ours)
+        connection = OverWire(app).connect(pipe)
+        connection.bounds = Bounds(idle_seconds=0.0)
+        theirs.send(GET)
+        connection.data_received(GET + b"\r\n")
+        assert statuses(await pipe.read() + await pipe.read()) == [200]
+        await until(lambda: looks >= 2)
+        assert not pipe.is_closing()
+        ours.recv(65536)
+        await until(pipe.is_closing)
+        connection.connection_lost(None)
+    registry.close()
