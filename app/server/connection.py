@@ -166,6 +166,7 @@ class Connection(asyncio.Protocol):
         # The requests that are not answered yet, in order.
         self._running: FastRequest | Exchange | None = None
         self._waiting: deque[Exchange] = deque()
+        self._has_client_ended = False  # it sends no more
         self._is_refused = False  # what is received from now on is ignored
         self._refusal: bytes | None = None  # to be sent after the answers to these requests
         self._idle_since = 0.0  # time of the event loop
@@ -218,8 +219,30 @@ class Connection(asyncio.Protocol):
 
     def end_stream(self) -> None:
         """Abort a stream of events, which has no end of its own."""
-        if self._running is not None and self._running.scope.get("path") == "/events":
+        if self._is_stream():
             self.transport.abort()
+
+    def _is_stream(self) -> bool:
+        return self._running is not None and self._running.scope.get("path") == "/events"
+
+    def eof_received(self) -> bool:
+        """Close after the answers: the client sends no more, but may still read.
+
+        A client that has gone looks the same as one that has only ended its side. So a stream of events ends: it would
+        go on for nobody. TLS has no such state: the transport closes in any case.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        if self._is_stream() or self.transport.get_extra_info("sslcontext"):
+            return False
+        is_first, self._has_client_ended = not self._has_client_ended, True  # it comes again when reading is resumed
+        if is_first and (not self._in_head or self._overhead_bytes):
+            self.refuse("malformed-header", "the request ends before it is complete")
+        last = self._waiting[-1] if self._waiting else self._running
+        if last is not None and self._refusal is None:
+            last.keep_alive = False
+        return last is not None
 
     def pause_writing(self) -> None:
         """Let `send` wait while the client does not read. Abort if that lasts too long."""
@@ -272,6 +295,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
         self._target, self._headers, self._field_bytes = b"", [], 0
+        self._overhead_bytes = self._overhead_bytes or 1  # the head begins behind another request
 
     def on_url(self, url: bytes) -> None:
         """Add a part of the request target."""

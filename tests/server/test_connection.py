@@ -284,3 +284,59 @@ async def test_idle_connection_with_bytes_to_read_stays_open(monkeypatch: pytest
         await until(pipe.is_closing)
         connection.connection_lost(None)
     registry.close()
+
+
+def until_answered(service: Service, sent: bytes) -> bytes:
+    """Send these bytes, end this side of the connection, and return everything that the service answers."""
+    with connect(service) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        return until_eof(connection)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (GET + b"\r\n", [200]),
+        (PUT + LENGTH + b"\r\n" + BODY, [200]),
+        (PUT.replace(b"?dry_run=true", b"") + LENGTH + b"\r\n" + BODY + LAST, [200, 200]),
+        ((GET + b"\r\n") * 9, [200] * 9),
+        (GET + b"\r\n" + GET, [200, 400]),
+        (GET, [400]),
+        (PUT + LENGTH + b"\r\n" + BODY[:5], [400]),
+        (GET + b"\r\n" + PUT + LENGTH + b"\r\n" + BODY[:5], [200, 400]),
+        (GET + b"\r\nGARBAGE\r\n\r\n", [200, 400]),
+        (b"", []),
+    ],
+)
+def test_client_that_ends_its_side_gets_all_answers(service: Service, sent: bytes, expected: list[int]) -> None:
+    """Field 19: a half-closed client learns nothing of what was done."""
+    with service.client() as client:
+        client.put("/maps/jump_table/entries/3", json={"program": "pass"})
+    try:
+        assert statuses(until_answered(service, sent)) == expected
+    finally:
+        with service.client() as client:
+            client.delete("/maps/jump_table/entries/3")
+
+
+@pytest.mark.field
+def test_long_answer_to_a_client_that_has_ended_its_side_is_complete(tmp_path: Path) -> None:
+    """Field 19: a half-closed client gets a part of a long answer, or nothing."""
+    config, path = write_config(tmp_path), tmp_path / "run/api.sock"
+    with serve(config, path), connect_unix(path) as connection:
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        head, _, body = until_eof(connection).partition(b"\r\n\r\n")
+    assert b"\r\ncontent-length: %d\r\n" % len(body) in head
+
+
+@pytest.mark.field
+def test_event_stream_of_a_client_that_has_ended_its_side_is_closed(service: Service) -> None:
+    """Field 19: a stream for a client that has gone must not go on."""
+    with connect(service) as connection:
+        connection.sendall(GET.replace(b"healthz", b"events") + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.shutdown(socket.SHUT_WR)
+        until_eof(connection)
