@@ -101,6 +101,12 @@ class Pipe(asyncio.Transport):
 
     abort = close
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._written.put_nowait(b"")
+
     def is_closing(self) -> bool:
         return self._is_closing
 
