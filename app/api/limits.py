@@ -21,10 +21,18 @@ class Bounds:
         connections: How many may be open at a time.
         header_bytes: Largest size of a request's line and headers together, in bytes.
         header_seconds: How long they may take to arrive, in seconds.
+        idle_seconds: How long a connection may stay open between two requests, in seconds.
     """
 
-    def __init__(self, connections: int = 4096, header_bytes: int = 32_768, header_seconds: float = 10.0) -> None:
-        self.connections, self.header_bytes, self.header_seconds = connections, header_bytes, header_seconds
+    def __init__(
+        self,
+        connections: int = 4096,
+        header_bytes: int = 32_768,
+        header_seconds: float = 10.0,
+        idle_seconds: float = 75.0,
+    ) -> None:
+        self.connections, self.header_bytes = connections, header_bytes
+        self.header_seconds, self.idle_seconds = header_seconds, idle_seconds
 
 
 class Limits:
