@@ -214,6 +214,17 @@ def check_map(scope: Scope, name: str) -> None:
         raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
 
 
+def check_entry(scope: Scope, index: int) -> None:
+    """Check that the caller may see an entry.
+
+    Raises:
+        HttpProblem: forbidden: the entry is not among those of the caller's grant.
+    """
+    entries = grant_of(scope).entries
+    if entries is not None and index not in entries:
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller")
+
+
 def check_host(scope: Scope) -> None:
     """On a loopback address, check that Host and Origin name this machine.
 

@@ -1,5 +1,6 @@
 """What was changed: /changes."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Final
 
@@ -8,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.authorization import grant_of
+from app.api.authorization import forbidden, grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
@@ -18,6 +19,7 @@ from app.api.routes.entries import CHANGE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.api.visibility import visible_change
 from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
@@ -30,6 +32,10 @@ from app.store.records import Change
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
 _PART: Final = 1 << 18  # bytes of an answer that are made at a stretch
+# For a caller with bounds, who may not see every change, several pages of the journal make one answer: until it has so
+# many entries, or so many pages were read.
+_ENTRIES: Final = 4096
+_PAGES: Final = 16
 
 
 def _maps(request: Request, wanted: str | None) -> list[str] | None:
@@ -41,10 +47,19 @@ def _maps(request: Request, wanted: str | None) -> list[str] | None:
 
 
 def _change(request: Request, id_: int) -> Change:
-    """Return a change, if the caller may see its map."""
-    change = service_of(request).changes.get(id_)
-    if not grant_of(request.scope).has_map(change.map):
+    """Return a change, as far as the caller may see it."""
+    change = visible_change(grant_of(request.scope), service_of(request).changes.get(id_))
+    if change is None:
         raise ChangeUnknown(id_)
+    return change
+
+
+def _whole_change(request: Request, id_: int) -> Change:
+    """The change. Whoever asks has to be allowed to see all of it."""
+    change = service_of(request).changes.get(id_)
+    visible = _change(request, id_)
+    if len(visible.entries) < len(change.entries):
+        raise forbidden(request.scope, f"change {id_} also has entries that are not among the entries of this caller")
     return change
 
 
@@ -68,20 +83,32 @@ async def list_changes(
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
     ] = 100,
 ) -> Response:
-    """List who changed what, when, by which request and why. The oldest changes may have been deleted."""
-    journal = service_of(request).journal
-    try:
-        page, more = journal.changes(
-            maps=_maps(request, map),
-            after=after,
-            before=before,
-            request_id=request_id,
-            limit=limit,
-        )
-    except JournalFailed as error:
-        raise JournalUnreadable(str(error)) from error
-    envelope = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
-    return long_json(_joined(envelope, page))
+    """List who changed what, when, by which request and why. The oldest changes may have been deleted.
+
+    A caller with bounds gets the entries within them. A page may then be empty, and be followed by others.
+    """
+    journal, grant = service_of(request).journal, grant_of(request.scope)
+    shown: list[Change] = []
+    more, entries, pages = True, 0, 0
+    while more and len(shown) < limit and entries < _ENTRIES and pages < _PAGES:
+        try:
+            page, more = journal.changes(
+                maps=_maps(request, map),
+                after=after,
+                before=before,
+                request_id=request_id,
+                limit=limit - len(shown),
+            )
+        except JournalFailed as error:
+            raise JournalUnreadable(str(error)) from error
+        after = page[-1].id if page else after
+        found = [change for each in page if (change := visible_change(grant, each)) is not None]
+        shown, entries, pages = shown + found, entries + sum(len(each.entries) for each in found), pages + 1
+        if grant.entries is None:
+            break
+        await asyncio.sleep(0)  # others have their turn
+    envelope = responses.Changes(changes=[], next=after if more else None).model_dump_json().encode()
+    return long_json(_joined(envelope, shown))
 
 
 def _joined(envelope: bytes, page: list[Change]) -> Iterator[bytes]:
@@ -120,7 +147,7 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     """Confirm a change that was made with `confirm_within`, so that it is not undone."""
     service = service_of(request)
-    change = _change(request, id)
+    change = _whole_change(request, id)
     held = service.registry.maps.find(change.map) or HeldMap(change.map, Made())
     check_confirmation(service.registry.programs, held, change, context_of(request.scope))
     confirmed = await service.changes.confirmations.confirm(change)
@@ -160,7 +187,7 @@ async def revert_change_route(
     or pin, if the program still exists. A change cannot be reverted after a reboot, or if the map's name stands for
     another array now. A revert is itself a change, and can be reverted.
     """
-    _change(request, id)
+    _whole_change(request, id)
     context = context_of(request.scope, note, confirm_within)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(

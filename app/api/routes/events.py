@@ -22,6 +22,7 @@ from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
+from app.api.visibility import event_data, event_view
 from app.service.event_feed import Encoded, EventFeed
 from app.store.records import Event
 
@@ -140,7 +141,7 @@ def _last_event_id(request: Request) -> int | None:
 async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
     clock, asked = asyncio.get_running_loop().time, -math.inf
-    async with aclosing(feed.read(after, wanted, _encoded)) as batches:
+    async with aclosing(feed.read(after, wanted, _encoded, event_view(grant_of(scope)))) as batches:
         async for batch in batches:
             if clock() >= asked + _ASK_SECONDS:
                 if not may_still(scope, "watch_events"):
@@ -176,5 +177,5 @@ def _encoded(event: Event) -> Iterator[bytes]:
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:
-        yield json.dumps(event.data, separators=(",", ":")).encode()
+        yield json.dumps(event_data(event), separators=(",", ":")).encode()
     yield b"\n\n"
