@@ -310,6 +310,18 @@ class TestBypasses:
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
         assert "set" not in (await reading).text
 
+    @pytest.mark.field
+    async def test_callers_learn_nothing_of_names_beyond_their_bounds(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        """Field 10: a slip in a map's name is told, but not whether a map beyond the bounds is held."""
+        bounded = new(tokens, "b", "reader", maps=["other"])
+        for name in ("jump_table", "typo"):
+            assert (await asker.get(f"/changes?map={name}", headers=bounded)).json()["changes"] == []
+            assert (await asker.head(f"/events?map={name}", headers=bounded)).status_code == 200
+        for path in ("/changes?map=other", "/events?map=other"):
+            assert_problem(await asker.get(path, headers=bounded), 404, "map-unknown")
+
     async def test_readyz_gives_reasons_only_to_callers_who_may_read_everything(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile
     ) -> None:

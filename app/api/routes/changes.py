@@ -1,7 +1,7 @@
 """What was changed: /changes."""
 
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.authorization import grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
+from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, check_held, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
@@ -21,11 +21,10 @@ from app.api.schemas import fields, requests, responses
 from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
-from app.service.errors import ChangeUnknown, JournalUnreadable
+from app.service.errors import ChangeUnknown
 from app.service.objects.source import Made
 from app.service.registry.held import HeldMap
-from app.store.journal import JournalFailed
-from app.store.records import Change
+from app.store.records import Change, ChangeFilter, ChangeKind, ChangeState
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
@@ -36,6 +35,7 @@ def _maps(request: Request, wanted: str | None) -> list[str] | None:
     """The maps of which changes are told; None: of all."""
     grant = grant_of(request.scope)
     if wanted is not None:
+        check_held(request, wanted)
         return [wanted] if grant.has_map(wanted) else []
     return None if grant.maps is None else sorted(grant.maps)
 
@@ -56,31 +56,35 @@ ChangeId = Annotated[fields.Decimal, Path(description="As the Change-Id header t
     operation_id="list_changes",
     summary="List the changes",
     response_model=responses.Changes,
-    responses=answers(responses.Changes, "By rising id.") | problems("journal-unavailable"),
+    responses=answers(responses.Changes, "By rising id, or by falling id.")
+    | problems("map-unknown", "journal-unavailable"),
 )
-async def list_changes(
+async def list_changes(  # noqa: PLR0913, PLR0917 - each is a query parameter
     request: Request,
     map: Annotated[fields.Name | None, Query(description="Of this map only.")] = None,  # noqa: A002
     after: Annotated[fields.Decimal, Query(description="With a higher id only.")] = 0,
     before: Annotated[fields.Decimal | None, Query(description="With a lower id only.")] = None,
     request_id: Annotated[str | None, Query(description="Of this request only.")] = None,
+    index: Annotated[fields.Decimal | None, Query(description="That wrote this entry only.")] = None,
+    state: Annotated[ChangeState | None, Query(description="In this state only.")] = None,
+    actor: Annotated[str | None, Query(description="By this actor only, as `actor` of a change names it.")] = None,
+    kind: Annotated[ChangeKind | None, Query(description="Of this kind only.")] = None,
+    since: Annotated[fields.Time | None, Query(description="Made at this time or later: RFC 3339.")] = None,
+    until: Annotated[fields.Time | None, Query(description="Made before this time: RFC 3339.")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first; desc: newest first.")] = "asc",
     limit: Annotated[
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
     ] = 100,
 ) -> Response:
-    """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
-    journal = service_of(request).journal
-    try:
-        page, more = journal.changes(
-            maps=_maps(request, map),
-            after=after,
-            before=before,
-            request_id=request_id,
-            limit=limit,
-        )
-    except JournalFailed as error:
-        raise JournalUnreadable(str(error)) from error
-    told = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
+    """Who changed what, when, by which request and why. Of the oldest some may have been pruned.
+
+    A page ends with `next` where there are more: send it as `after`, or with `order=desc` as `before`.
+    """
+    wanted = ChangeFilter(_maps(request, map), index, state, actor, kind, request_id, since, until)
+    page, following = await service_of(request).changes.find(
+        wanted, after=after, before=before, newest_first=order == "desc", limit=limit
+    )
+    told = responses.Changes(changes=[], next=following).model_dump_json().encode()
     return long_json(_joined(told, page))
 
 
@@ -123,7 +127,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     change = _change(request, id)
     held = service.registry.maps.find(change.map) or HeldMap(change.map, Made())
     check_confirmation(service.registry.programs, held, change, context_of(request.scope))
-    confirmed = await service.changes.confirmations.confirm(change)
+    confirmed = await service.changes.confirmations.confirm(change, context_of(request.scope).actor)
     add_audit_facts(request.scope, change=id, map=confirmed.map)
     return long_json(change_chunks(confirmed))
 

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
-from app.api.dependencies import service_of
+from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
@@ -97,7 +97,8 @@ async def _over(feed: EventFeed) -> None:
     operation_id="watch_events",
     summary="Follow what happens",
     response_class=EventStream,
-    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
+    responses=_RESPONSES
+    | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
     openapi_extra=_LAST_EVENT_ID,
 )
 async def watch_events(
@@ -107,6 +108,8 @@ async def watch_events(
     """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
     gap and without a repeat."""
     feed = service_of(request).feed
+    if map is not None:
+        check_held(request, map)
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
