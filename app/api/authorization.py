@@ -168,12 +168,14 @@ def check_access(
     """
     check_host(scope)
     scope[ACTOR] = actor = None
+    right = RIGHTS[operation]
+    if right is Right.DOCS and authentication.tokens is not None:
+        right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
-        if RIGHTS[operation] is not Right.NONE:
+        if right is not Right.NONE:
             raise
-    right = RIGHTS[operation]
     is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
     if actor is not None and is_counted:
         limits.check_rate(actor.name)

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
-from app.api.dependencies import service_of
+from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
@@ -101,7 +101,8 @@ async def _over(feed: EventFeed) -> None:
     operation_id="watch_events",
     summary="Follow what happens",
     response_class=EventStream,
-    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
+    responses=_RESPONSES
+    | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
     openapi_extra=_LAST_EVENT_ID,
 )
 async def watch_events(
@@ -113,6 +114,8 @@ async def watch_events(
     Last-Event-ID continues it with no gap and no repeat.
     """
     feed = service_of(request).feed
+    if map is not None:
+        check_held(request, map)
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
