@@ -333,7 +333,7 @@ class TestBoundsOfReading:
     async def test_pages_of_changes_reach_all_that_is_inside(
         self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(changes, "_PAGES", 2)
+        monkeypatch.setattr(changes, "_MAX_PAGES", 2)
         admin = new(tokens, "a", "admin")
         for number in range(8):
             program = ("drop", "pass")[number % 2]
