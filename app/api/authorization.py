@@ -169,13 +169,16 @@ def check_access(
     """
     check_host(scope)
     scope[ACTOR] = actor = None
+    right = RIGHTS[operation]
+    if right is Right.DOCS and authentication.tokens is not None:
+        right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
-        if RIGHTS[operation] is not Right.NONE:
+        if right is not Right.NONE:
             raise
-    right = RIGHTS[operation]
-    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
+    is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
+    if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:
@@ -212,6 +215,17 @@ def check_map(scope: Scope, name: str) -> None:
     maps = grant_of(scope).maps
     if maps is not None and name not in maps:
         raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
+
+
+def check_entry(scope: Scope, index: int) -> None:
+    """Check that the caller may see an entry.
+
+    Raises:
+        HttpProblem: forbidden: the entry is not among those of the caller's grant.
+    """
+    entries = grant_of(scope).entries
+    if entries is not None and index not in entries:
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller")
 
 
 def check_host(scope: Scope) -> None:
