@@ -281,15 +281,19 @@ class Settings(_Section):
         return given or self.server.state_dir / "tokens.json"
 
 
-def load(file: Path) -> Settings:
+def load(file: Path, text: str | None = None) -> Settings:
     """Read the configuration: the file, then the environment, which overrides keys of [server].
+
+    Args:
+        file: The file.
+        text: Its content; None: it is read here.
 
     Raises:
         ConfigurationError: The file cannot be read, or something in it or in the environment is wrong. It has all
             mistakes that can be found at once.
     """
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8") if text is None else text)
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror}; name another with --config FILE"
         raise ConfigurationError(message) from error
@@ -297,9 +301,9 @@ def load(file: Path) -> Settings:
         message = f"{file}: is not TOML: {error}"
         raise ConfigurationError(message) from error
     server, messages = content.setdefault("server", {}), list[str]()
-    for key, text in _server_environment().items():
+    for key, given in _server_environment().items():
         try:
-            value = json.loads(text) if key == "pin_dirs" else text
+            value = json.loads(given) if key == "pin_dirs" else given
         except ValueError:
             messages.append(f"{_where(file, ('server', key))}: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'")
         else:

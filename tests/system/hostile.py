@@ -131,6 +131,7 @@ def _in_a_user_namespace() -> None:
 def _garbage(keeper: KeeperClient) -> str:
     """Send the keeper thousands of random requests, some with file descriptors."""
     chance = random.Random(1)
+    keeper._channel.settimeout(10)
     for _ in range(3000):
         said = chance.randbytes(chance.randrange(0, 64))
         if chance.random() < 0.5:
