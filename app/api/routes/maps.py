@@ -22,7 +22,7 @@ from app.store.records import EMPTY
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) -> responses.Map:
+async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) -> responses.HeldMap:
     """Return a map as it is answered. `just_opened`: its pin was followed a moment ago, and is not followed again."""
     if held.released:
         raise MapUnknown(held.name)
@@ -31,7 +31,7 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
     if held.expected is not None:
         warnings += [f"entry {index} is not restored: {why}" for index, why in held.expected.lost.items()]
     if array is None:
-        return responses.Map(
+        return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
@@ -45,7 +45,7 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
     owner = None
     if state.owner_type is not None:
         owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
-    return responses.Map(
+    return responses.HeldMap(
         name=held.name,
         id=array.id,
         kernel_name=array.info.name,
@@ -85,8 +85,8 @@ async def list_maps(request: Request) -> Response:
     "/maps/{name}",
     operation_id="get_map",
     summary="Tell all of one map",
-    response_model=responses.Map,
-    responses=answers(responses.Map, "The map.") | problems("map-unknown", *KERNEL),
+    response_model=responses.HeldMap,
+    responses=answers(responses.HeldMap, "The map.") | problems("map-unknown", *KERNEL),
 )
 async def get_map(request: Request, name: fields.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
@@ -98,9 +98,9 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
     "/maps/{name}",
     operation_id="hold_map",
     summary="Hold a map under a name",
-    response_model=responses.Map,
-    responses=answers(responses.Map, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
-    | answers(responses.Map, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
+    response_model=responses.HeldMap,
+    responses=answers(responses.HeldMap, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
+    | answers(responses.HeldMap, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
     | problems(
         "map-unknown",
         "name-taken",

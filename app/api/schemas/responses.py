@@ -188,7 +188,7 @@ class Drift(BaseModel):
     kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
-class Map(BaseModel):
+class HeldMap(BaseModel):
     """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
@@ -214,7 +214,7 @@ class Map(BaseModel):
 class Maps(BaseModel):
     """All held maps."""
 
-    maps: list[Map]
+    maps: list[HeldMap]
 
 
 class Use(BaseModel):

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
@@ -28,6 +29,13 @@ from app.store.records import NUMBERS
 
 # The program of one entry; None: the entry is to be empty.
 ListedProgram = str | ProgramObject | EntryProgram | None
+
+# The type null alone is unknown to generators of clients. This schema allows null alone as well.
+NoNextPage = Annotated[
+    None,
+    Field(description="Must be null, because a page is not the whole table."),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "null"}], "not": {"type": "integer"}}),
+]
 
 _EMPTY: Final = object()  # stands for null in the place of a program's name
 
@@ -85,7 +93,7 @@ class UpdateEntries(Input):
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="Must be null, because a page is not the whole table.")
+    next: NoNextPage = None
 
 
 class ReplaceEntries(Input):
@@ -106,7 +114,7 @@ class ReplaceEntries(Input):
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="Must be null, because a page is not the whole table.")
+    next: NoNextPage = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
