@@ -41,6 +41,7 @@ async def get_docs() -> Response:
         swagger_js_url="/docs/assets/swagger-ui-bundle.js",
         swagger_css_url="/docs/assets/swagger-ui.css",
         swagger_favicon_url="/docs/assets/favicon.png",
+        swagger_ui_parameters={"persistAuthorization": False},  # a token is forgotten with the page
     )
 
 

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from app.api import openapi
 from app.api.audit import FACTS
+from app.api.authorization import check_entry, grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
 from app.api.encoding.responses import long_json
@@ -19,6 +20,7 @@ from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.api.visibility import visible_entries
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.lifecycle import Service
@@ -153,21 +155,23 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     service = service_of(request)
     held = service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
-    answer = read_answer(service, held, index)
+    answer = read_answer(request.scope, service, held, index)
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)
     return responses.Json(answer.body, answer.status, answer.headers)
 
 
-def read_answer(service: Service, held: HeldMap, index: int) -> responses.Answer:
+def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> responses.Answer:
     """Return the answer to a request that reads an entry. Both ways of a request give it.
 
     Raises:
+        HttpProblem: forbidden: the entry is beyond the bounds of the caller.
         EntryEmpty: It points to no program.
         IndexOutOfRange: It is not below max_entries.
         MapUnavailable: The map could not be opened.
         KernelError: The kernel refuses.
     """
+    check_entry(scope, index)
     array = held.opened()
     program_id = array.get(index)
     service.drift.note_read_of_entry(held, index, program_id)
@@ -236,6 +240,7 @@ async def list_entries(
 
     The kernel is asked for each entry, one after another. If the table changes meanwhile, some entries may be from
     before.
+    A caller with bounds gets the entries within them. The ETag is that of the whole table all the same.
     """
     service = service_of(request)
     registry, held = service.registry, service.registry.maps.get(name)
@@ -246,7 +251,8 @@ async def list_entries(
     etag = table_etag(registry.kernel.boot_id, array_.id, found)
     if conditions.not_modified(etag):
         return Response(status_code=304, headers={"ETag": etag})
-    wanted = compress(range(start, len(found)), found[start:])
+    shown = visible_entries(grant_of(request.scope), found)
+    wanted = compress(range(start, len(shown)), shown[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
     return long_json(table_chunks(registry, table, array_.id, page, found), {"ETag": etag})

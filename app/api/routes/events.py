@@ -15,13 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
-from app.api.dependencies import service_of
+from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
+from app.api.visibility import event_data, event_view
 from app.service.event_feed import Encoded, EventFeed
 from app.store.records import Event
 
@@ -100,7 +101,8 @@ async def _over(feed: EventFeed) -> None:
     operation_id="watch_events",
     summary="Follow what happens",
     response_class=EventStream,
-    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
+    responses=_RESPONSES
+    | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
     openapi_extra=_LAST_EVENT_ID,
 )
 async def watch_events(
@@ -112,6 +114,8 @@ async def watch_events(
     Last-Event-ID continues it with no gap and no repeat.
     """
     feed = service_of(request).feed
+    if map is not None:
+        check_held(request, map)
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
@@ -140,7 +144,7 @@ def _last_event_id(request: Request) -> int | None:
 async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
     clock, asked = asyncio.get_running_loop().time, -math.inf
-    async with aclosing(feed.read(after, wanted, _encoded)) as batches:
+    async with aclosing(feed.read(after, wanted, _encoded, event_view(grant_of(scope)))) as batches:
         async for batch in batches:
             if clock() >= asked + _ASK_SECONDS:
                 if not may_still(scope, "watch_events"):
@@ -176,5 +180,5 @@ def _encoded(event: Event) -> Iterator[bytes]:
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:
-        yield json.dumps(event.data, separators=(",", ":")).encode()
+        yield json.dumps(event_data(event), separators=(",", ":")).encode()
     yield b"\n\n"

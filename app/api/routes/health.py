@@ -77,8 +77,8 @@ async def get_readiness(request: Request) -> Response:
     """Say whether the service is ready.
 
     It is 503 with `reasons` while a map or program could not be opened, the pin of a map leads to another array, the
-    keeper has ended, tokens cannot be checked, the last write to the journal failed, or the service stops. Callers who
-    may not read everything get no reasons.
+    keeper has ended, tokens cannot be checked, the journal is lost or its last write failed, or the service stops.
+    Callers who may not read everything get no reasons.
     """
     service = service_of(request)
     if service.is_stopping:

@@ -7,12 +7,14 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.api.visibility import visible_drift, visible_entries
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
@@ -22,14 +24,22 @@ from app.store.records import EMPTY
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) -> responses.HeldMap:
-    """Return a map as it is answered. `just_opened`: its pin was followed a moment ago, and is not followed again."""
+async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bool = False) -> responses.HeldMap:
+    """Return what a caller is told of a map.
+
+    Args:
+        service: The service.
+        held: The map.
+        grant: Of the caller, who is told only of entries within its bounds.
+        just_opened: The pin of the map was followed a moment ago, and is not followed again.
+    """
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
     warnings = service.registry.maps.warnings(held, just_opened=just_opened)
     if held.expected is not None:
-        warnings += [f"entry {index} is not restored: {why}" for index, why in held.expected.lost.items()]
+        lost = held.expected.lost.items()
+        warnings += [f"entry {index} is not restored: {why}" for index, why in lost if grant.has_entry(index)]
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
@@ -37,10 +47,10 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
             reason=held.reason, drift=[], warnings=warnings,
         )  # fmt: skip
     found = await held.read()
-    used = len(found) - found.count(EMPTY)
+    used = len(found) - visible_entries(grant, found).count(EMPTY)
     drift = await service.drift.check(held, found=found)
     if held.object is not array:
-        return await _map(service, held)  # opened anew meanwhile
+        return await _map(service, held, grant)  # opened anew meanwhile
     state = array.state()
     owner = None
     if state.owner_type is not None:
@@ -51,7 +61,7 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
         kernel_name=array.info.name,
         max_entries=array.max_entries,
         used=used,
-        drift=[responses.Drift.model_validate(each, from_attributes=True) for each in drift],
+        drift=[responses.Drift.model_validate(each, from_attributes=True) for each in visible_drift(grant, drift)],
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -77,7 +87,7 @@ async def list_maps(request: Request) -> Response:
     grant = grant_of(request.scope)
     for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            maps.append(await _map(service_of(request), held))
+            maps.append(await _map(service_of(request), held, grant))
     return responses.Json(responses.Maps(maps=maps))
 
 
@@ -91,7 +101,7 @@ async def list_maps(request: Request) -> Response:
 async def get_map(request: Request, name: fields.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
     registry = service_of(request).registry
-    return responses.Json(await _map(service_of(request), registry.maps.get(name)))
+    return responses.Json(await _map(service_of(request), registry.maps.get(name), grant_of(request.scope)))
 
 
 @router.put(
@@ -131,7 +141,7 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, just_opened=not dry_run)
+        answer = await _map(service, held, grant_of(request.scope), just_opened=not dry_run)
     finally:
         if dry_run:
             held.release()

@@ -54,6 +54,8 @@ class Collector:
         yield _histogram(
             "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): counters.journal}
         )
+        wal_bytes = {(): self._service.journal.wal_bytes}
+        yield _gauge("jumptable_journal_wal_bytes", "Size of the journal's -wal file.", (), wal_bytes)
         yield _histogram(
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},

@@ -41,7 +41,11 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[responses.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
+        used_by=[
+            responses.Use(map=name, index=index)
+            for name, index in uses.get(info.id, [])
+            if grant.has_map(name) and grant.has_entry(index)
+        ],
     )
 
 

@@ -94,6 +94,8 @@ class GroupCommit:
             while self._queue:
                 group, self._queue = self._queue, []
                 await self._run_free(group)
+                if self._queue:
+                    await asyncio.sleep(0)  # whoever waits for a lock that was just released takes it first
         finally:
             self._runner = None
 
