@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
+from app.api.pretty import PrettySender, is_pretty
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, error_code, error_response, problem
 from app.service.errors import ServiceError, Stopping
 
@@ -104,9 +105,10 @@ class _Exchange:
         }
         if self.is_head:
             self.scope["method"] = "GET"
-        self._send = send
+        self._send_on = send
+        self.send: Send = PrettySender(self._send) if is_pretty(scope["query_string"]) else self._send
 
-    async def send(self, message: Message) -> None:
+    async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
@@ -116,7 +118,7 @@ class _Exchange:
             message = {**message, "headers": headers}
         elif self.is_head:
             message = {**message, "body": b""}
-        await self._send(message)
+        await self._send_on(message)
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -208,5 +208,7 @@ async def reconcile_map(
     elif confirm_within is None:
         result = await reconcile_to_kernel(changes, drift, held, context, dry_run=dry_run)
     else:
-        raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+        raise HttpProblem(
+            "validation", "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
+        )
     return answer(request, result, dry_run=dry_run, to=body.to)

@@ -64,7 +64,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
             current = entry_of(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
-            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
+            holds = "empty" if current is None else "as current tells, with the etag that it has there"
+            detail = f"{header} does not hold: the entry is {holds}; if you still want the change, send it for that"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
             raise HttpProblem("precondition-failed", detail, facts=facts)
 

@@ -174,5 +174,5 @@ def _encoded(event: Event) -> Iterator[bytes]:
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:
-        yield json.dumps(event.data, separators=(",", ":")).encode()
+        yield json.dumps(event.data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     yield b"\n\n"

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
+from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
@@ -157,7 +157,7 @@ async def release_map(
 ) -> Response:
     """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
     if force and not grant_of(request.scope).is_unbounded:
-        raise forbidden(request.scope, "whoever has bounds may not release by force")
+        raise forbidden(request.scope, f"whoever has bounds may not release by force; {ASK}")
     await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, map=name, force=force)

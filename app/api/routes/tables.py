@@ -69,7 +69,9 @@ def _precondition(request: Request) -> TablePrecondition:
         etag = table_etag(boot_id, map_id, ids)
         header = conditions.failed(etag)
         if header is not None:
-            detail = f"{header} does not hold: the table's tag is {etag}"
+            detail = (
+                f"{header} does not hold: the table's tag is {etag}; if you still want the change, send it with that"
+            )
             raise HttpProblem("precondition-failed", detail, facts={"current": {"etag": etag}})
 
     return check

@@ -1,6 +1,7 @@
 """Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked."""
 
 from collections.abc import Collection
+from typing import Final
 
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
@@ -9,6 +10,8 @@ from app.service.objects.source import ById
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import Change
+
+_ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
 
 
 def check_plan(
@@ -76,12 +79,12 @@ def check_entries(held: HeldMap, indexes: Collection[int], context: RequestConte
     if grant.is_unbounded:
         return
     if indexes and not grant.has_map(held.name):
-        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps")
+        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps; {_ASK}")
     if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
         return
     for index in indexes:
         if not grant.has_entry(index):
-            raise Forbidden(context.actor, index, "it is not among its entries")
+            raise Forbidden(context.actor, index, f"it is not among its entries; {_ASK}")
         if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
@@ -131,7 +134,10 @@ def check_reference(
     else:
         known = _is_known(programs, program_id, in_table)
     if not known:
-        reason = "to name a program by id or pin that is not held takes the role admin"
+        reason = (
+            "to name a program by id or pin that is not held takes the role admin; name a held program, or ask an "
+            "admin of the service to hold this one"
+        )
         raise Forbidden(context.actor, index, reason)
 
 
@@ -145,7 +151,7 @@ def _check_programs(
     named = {each.object.id for each in programs if each.object is not None and each.name in allowed}
     for index, program_id in zip(indexes, ids, strict=True) if set(ids) - named - {0} else ():
         if program_id and program_id not in named:
-            raise Forbidden(context.actor, index, f"program {program_id} is not among its programs")
+            raise Forbidden(context.actor, index, f"program {program_id} is not among its programs; {_ASK}")
 
 
 def _is_known(programs: Programs, program_id: int, in_table: Collection[int]) -> bool:

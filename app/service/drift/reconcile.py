@@ -141,8 +141,12 @@ def _find_programs(
 def _why_lost(record: ProgramRecord) -> str:
     name = record.name or record.pinned or record.id or record.tag
     if record.pinned is None:
-        return f"program {name!r} is gone, and the service knows no pin of it"
-    return f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one"
+        return (
+            f"program {name!r} is gone, and the service knows no pin of it; load it again, and set the entry yourself"
+        )
+    return (
+        f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one; load and pin it again"
+    )
 
 
 def _plan(drifted: Sequence[DriftedEntry], programs: Mapping[ProgramRecord, Program]) -> WritePlan:
