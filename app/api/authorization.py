@@ -16,7 +16,7 @@ from starlette.types import Scope
 from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
 from app.access.rights import RIGHTS as ROLES
-from app.access.tokens import Tokens, TokensUnusable
+from app.access.tokens import KeeperUnavailable, Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import HttpProblem
 
@@ -96,7 +96,7 @@ class Authentication:
             authorization: The value of its Authorization header.
 
         Raises:
-            HttpProblem: unauthenticated: the token is not valid.
+            HttpProblem: unauthenticated: the token is not valid. keeper-unavailable: it cannot be checked now.
         """
         if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
@@ -120,6 +120,9 @@ class Authentication:
         except TokensUnusable as error:
             if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))
+            if isinstance(error, KeeperUnavailable):
+                detail = "tokens cannot be checked while the keeper is away; send the request again in a few seconds"
+                raise HttpProblem("keeper-unavailable", detail) from error
             detail = (
                 "tokens cannot be checked now; an operator has to mend the file of tokens, then send the request again"
             )
@@ -171,7 +174,7 @@ def check_access(
         limits: Count the request against the caller's rate.
 
     Raises:
-        HttpProblem: host-not-allowed, unauthenticated, too-many-requests, forbidden or read-only.
+        HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, forbidden or read-only.
     """
     check_host(scope)
     scope[ACTOR] = actor = None
@@ -183,7 +186,8 @@ def check_access(
     except HttpProblem:
         if right is not Right.NONE:
             raise
-    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
+    is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
+    if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:
@@ -220,6 +224,17 @@ def check_map(scope: Scope, name: str) -> None:
     maps = grant_of(scope).maps
     if maps is not None and name not in maps:
         raise forbidden(scope, f"map {name!r} is not among the maps of this caller; {ASK}")
+
+
+def check_entry(scope: Scope, index: int) -> None:
+    """Check that the caller may see an entry.
+
+    Raises:
+        HttpProblem: forbidden: the entry is not among those of the caller's grant.
+    """
+    entries = grant_of(scope).entries
+    if entries is not None and index not in entries:
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller; {ASK}")
 
 
 def check_host(scope: Scope) -> None:

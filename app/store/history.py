@@ -1,7 +1,6 @@
 """What has happened: the sequence of changes, and the sequence of events."""
 
 import json
-import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,14 @@ _MAX_SCANNED_BYTES: Final = 1 << 20  # of packed entries
 _CLOCK_STEP_SECONDS: Final = 1e-6  # answers tell the time of a change so exactly
 _MAX_EVENTS: Final = 100_000  # kept; more are pruned
 _MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
-_MAX_PAGES: Final = 1 << 16  # used pages of the file, 4 KiB each; from there on it is pruned
+_MIN_KEPT_CHANGES: Final = 1000  # the newest ones are kept whatever their age
+# Used pages of the file, 4 KiB each: 160 MiB. From there on it is pruned, so that there is room for the -wal file.
+_MAX_PAGES: Final = 40_960
+
+# Changes are pruned by age only after the wall clock has kept pace with the time since boot for so long. Between two
+# looks at both it may gain or lose a little: it is adjusted by at most 500 ppm (adjtimex(2)), or set right by seconds.
+_STEADY_CLOCK_SECONDS: Final = 86_400.0
+_MAX_CLOCK_STEP_SECONDS: Final = 60.0
 
 _INSERT_CHANGE: Final = (
     "INSERT INTO changes (id, event, at, map, map_id, boot_id, kind, actor, request_id, note, entries, state, reverts,"
@@ -63,6 +69,7 @@ class History:
         self._written_events: list[Event] = []  # of the open transaction
         self._committed_events: list[Event] = []  # not published yet
         self.written_entries = 0
+        self._clock = _SteadyClock()
         self.on_events: Callable[[list[Event]], None] = lambda _: None
 
     # Writing, inside a transaction
@@ -139,7 +146,8 @@ class History:
         """Delete the oldest events and changes if there are too many, if they take too much space, or if they are old.
 
         These are never deleted: the last change; changes that are not in the expected tables yet; the oldest change
-        that waits for confirmation, and all after it.
+        that waits for confirmation, and all after it. Age alone deletes none of the newest 1,000 changes, and nothing
+        while the clock may be wrong: see `_too_old`.
 
         Args:
             max_rows: Delete about so many events at most.
@@ -148,14 +156,10 @@ class History:
         execute = self._database.writer.execute
         pruned = execute("SELECT pruned FROM bookmarks").fetchone()[0]
         last_event, last_change = pruned + (max_rows if self._is_too_large(pruned) else 0), 0
-        newest = execute("SELECT at FROM changes ORDER BY id DESC LIMIT 1").fetchone()
-        since = time.time() - _MAX_AGE_SECONDS
-        # If even the newest change is that old, the clock was wrong when it was made, or is wrong now.
-        if newest is None or newest["at"] < since:
-            since = -math.inf
+        before_id, since = self._too_old()
         with closing(execute(_PRUNABLE_CHANGES, (max_rows,))) as changes:
             for id_, event, at, size in changes:
-                if event > last_event and at >= since:
+                if event > last_event and (id_ >= before_id or at >= since):
                     break
                 last_change, last_event, max_bytes = id_, max(last_event, event), max_bytes - size
                 if max_bytes <= 0:
@@ -165,6 +169,20 @@ class History:
             execute("DELETE FROM changes WHERE id <= ?", (last_change,))
             execute("DELETE FROM events WHERE id <= ?", (last_event,))
             execute("UPDATE bookmarks SET pruned = ?", (min(last_event, self.written_event),))
+
+    def _too_old(self) -> tuple[int, float]:
+        """The bounds of what age deletes: changes with an id below the first, made before the second.
+
+        No single reading of the clock decides. The present is the earliest of what the clock says now and what it said
+        at each of the newest 1,000 changes, and it has to be steady: `_SteadyClock`.
+        """
+        now, execute = self._clock.now(), self._database.writer.execute
+        oldest = execute("SELECT at FROM changes ORDER BY id LIMIT 1").fetchone()
+        before_id = self._written_change - _MIN_KEPT_CHANGES + 1
+        if now is None or before_id <= 1 or oldest is None or oldest["at"] >= now - _MAX_AGE_SECONDS:
+            return 0, 0.0
+        earliest = execute("SELECT min(at) FROM changes WHERE id >= ?", (before_id,)).fetchone()[0]
+        return before_id, min(now, earliest) - _MAX_AGE_SECONDS
 
     def _is_too_large(self, pruned_event: int) -> bool:
         pages, free = (
@@ -352,6 +370,23 @@ def _conditions(wanted: ChangeFilter) -> tuple[list[str], list[int | float | str
             conditions.append(condition)
             values.append(value)
     return conditions, values
+
+
+class _SteadyClock:
+    """The wall clock, for as long as nobody has set it: it is compared with the time since boot."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None  # of the two clocks, at the last look
+        self._steady_since = 0.0  # time since boot
+
+    def now(self) -> float | None:
+        """Return the wall clock's time. None: it was not steady for a day, so it may be wrong. Call it often."""
+        now, uptime = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        offset, before = now - uptime, self._offset
+        self._offset = offset
+        if before is None or abs(offset - before) > _MAX_CLOCK_STEP_SECONDS:
+            self._steady_since = uptime
+        return now if uptime - self._steady_since >= _STEADY_CLOCK_SECONDS else None
 
 
 def _expired_by(expire: Change, execute: Callable[[str, Sequence[int | None]], sqlite3.Cursor]) -> Change:

@@ -88,8 +88,25 @@ class Journal:
 
     @property
     def failing(self) -> str | None:
-        """Why the last transaction failed. None if it was committed."""
+        """Why the journal cannot be written: its files are lost or full, or the last transaction failed.
+
+        None: it can be written.
+        """
         return self._database.failing
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the -wal file, which grows while another process reads the journal."""
+        return self._database.wal_bytes
+
+    @property
+    def wal_warning(self) -> str | None:
+        """What to say of a -wal file that has grown large. None: it is small."""
+        return self._database.wal_warning
+
+    async def make_room(self) -> None:
+        """Try again to make room for the next change, where there was none."""
+        await self._database.make_room()
 
     def close(self) -> None:
         """Close the file."""
@@ -119,6 +136,8 @@ class Journal:
             except BaseException:
                 execute("ROLLBACK")
                 raise
+        with suppress(sqlite3.Error):
+            self._database.check_size()
 
     # Changes and events
 

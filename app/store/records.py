@@ -4,6 +4,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -121,6 +122,13 @@ class EntryChanges:
         get = self.programs.get
         for index, before, after in zip(self.indexes, self.before, self.after, strict=True):
             yield EntryChange(index, get(before), get(after))
+
+    def chosen(self, mask: bytes) -> "EntryChanges":
+        """Return the entries for which the mask has a 1."""
+        indexes, before, after = (
+            array(NUMBERS, compress(numbers, mask)) for numbers in (self.indexes, self.before, self.after)
+        )
+        return EntryChanges(indexes, before, after, self.programs)
 
     def undone(self) -> "EntryChanges":
         """The entries of the change that undoes this one: `before` and `after` are swapped."""

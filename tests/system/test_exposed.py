@@ -200,7 +200,7 @@ class TestConnection:
             answer = b""
             with contextlib.suppress(OSError):
                 answer = connection.recv(65536)
-        assert sent < 20 * 1024 * 1024
+        assert sent < 60 * 1024 * 1024
         assert not answer or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0]
         assert resident_bytes(service) < before + 20 * 1024 * 1024
 

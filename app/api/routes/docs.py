@@ -28,13 +28,13 @@ _ASSETS: Final = {
 
 @router.get("/openapi.json", operation_id="get_openapi", include_in_schema=False)
 async def get_openapi(request: Request) -> Response:
-    """The document."""
+    """Return the OpenAPI document."""
     return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
 
 
 @router.get("/docs", operation_id="get_docs", include_in_schema=False, response_class=HTMLResponse)
 async def get_docs() -> Response:
-    """Swagger UI."""
+    """Return the page of Swagger UI."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="jumptable",
@@ -47,7 +47,7 @@ async def get_docs() -> Response:
 
 @router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False, response_class=Response)
 async def get_docs_asset(name: str) -> Response:
-    """A file of Swagger UI."""
+    """Return a file that the page needs."""
     if name not in _ASSETS:
         raise HttpProblem("not-found", f"there is no file {name[:64]!r}; there are: {', '.join(_ASSETS)}")
     content, media_type = _ASSETS[name]
