@@ -127,6 +127,8 @@ class Authentication:
                 "tokens cannot be checked now; an operator has to mend the file of tokens, then send the request again"
             )
             raise unauthenticated(detail) from error
+        if logged_reason is not None:
+            log.info("tokens can be checked again")
         if actor is None:
             raise unauthenticated("the token is unknown, revoked or expired; send a valid one")
         return actor

@@ -41,7 +41,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, code = time.perf_counter(), None
+        started, code, reason = time.perf_counter(), None, None
         exchange = _Exchange(scope, send)
         try:
             _check_admission(scope)
@@ -49,7 +49,7 @@ class RequestMiddleware:
         except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
                 raise
-            code = error_code(error)
+            code, reason = error_code(error), str(error)
             if isinstance(error, HTTPException):  # no operation matches; the route may be that of another method
                 exchange.scope.pop("route", None)
             response = error_response(error, exchange.scope, exchange.request_id)
@@ -70,7 +70,7 @@ class RequestMiddleware:
         finally:
             operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
             state = scope["app"].state
-            state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
+            state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id, reason)
             if operation != "watch_events":
                 state.service.counters.add_request(operation, exchange.status, time.perf_counter() - started)
 

@@ -31,6 +31,8 @@ from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, Program
 _MAX_REASONS: Final = 20  # entries for which an error says why they cannot be restored
 _RESTORE_RETRY_SECONDS: Final = 30.0  # after the journal could not be written
 
+_NOT_RESTORED: Final = "not restored yet"
+
 log = structlog.get_logger()
 
 
@@ -99,7 +101,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                 except (JournalUnavailable, Stopping) as error:
                     # Each attempt writes everything and puts it back, so not too often.
                     expected.not_before = time.monotonic() + _RESTORE_RETRY_SECONDS
-                    log.warning("not restored yet", map=held.name, reason=str(error))
+                    drift.troubles.begin(_NOT_RESTORED, held.name, str(error))
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
@@ -111,6 +113,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                     plan = plan.without(refused)
                 else:
                     assert applied.change is not None
+                    drift.troubles.end(_NOT_RESTORED, held.name)
                     log.info("restored", map=held.name, change=applied.change.id, entries=len(plan))
                     break
 
