@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from app.access.rights import Actor
 from app.api.audit import FACTS
-from app.api.authorization import ACTOR, forbidden, grant_of
+from app.api.authorization import ACTOR, ASK, forbidden, grant_of
 from app.api.middleware import REQUEST_ID
 from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
@@ -65,7 +65,7 @@ def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram 
     actor: Actor = request.scope[ACTOR]
     is_unbounded = actor.grant is not None and actor.grant.is_unbounded
     if not is_unbounded and (was is None or was.source != source or force):
-        raise forbidden(request.scope, "a caller with bounds may only open again what is held, without force")
+        raise forbidden(request.scope, f"a caller with bounds may only open again what is held, without force; {ASK}")
 
 
 def check_held(request: Request, name: str) -> None:

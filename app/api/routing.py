@@ -7,10 +7,14 @@ needs.
 
 import asyncio
 import contextlib
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
+from fastapi import Query
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
@@ -30,6 +34,8 @@ _BODY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_ERRORS: Final = 20  # in one answer
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = Callable[..., Coroutine[Any, Any, Response]]
+Pretty = Annotated[bool, Query(description="Indent the JSON of the answer, also of a problem.")]
 
 
 class _Field(Protocol):
@@ -45,11 +51,29 @@ class _Field(Protocol):
     def get_default(self) -> Any: ...
 
 
+def _with_pretty(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with one more query parameter, which it does not see: the middleware does what it says."""
+
+    @functools.wraps(endpoint)
+    async def call(**values: Any) -> Response:
+        del values["pretty"]
+        return await endpoint(**values)
+
+    signature = inspect.signature(endpoint)
+    pretty = inspect.Parameter("pretty", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Pretty)
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), pretty]
+    )
+    return call
+
+
 class StrictRoute(APIRoute):
     """A route whose endpoint is async, takes path, query, one body and the request, and returns a Response."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, path: str, endpoint: Endpoint, **named: Any) -> None:
+        if isinstance(named.get("response_class"), DefaultPlaceholder):  # it answers JSON
+            endpoint = _with_pretty(endpoint)
+        super().__init__(path, endpoint, **named)
         handle = self.get_route_handler()
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +93,7 @@ class StrictRoute(APIRoute):
         if declared.call is None or declared.dependencies or declared.header_params or declared.cookie_params:
             message = f"{self.path}: a strict route knows path, query and body parameters only"
             raise TypeError(message)
-        endpoint: Callable[..., Coroutine[Any, Any, Response]] = declared.call
+        endpoint: Endpoint = declared.call
         body_field = declared.body_params[0] if declared.body_params else None
         query_fields: dict[str, _Field] = {field.alias: field for field in declared.query_params}
         defaults = {field.name: field.get_default() for field in declared.query_params}
@@ -132,7 +156,7 @@ class _ParsedRequest:
             self.errors.append({"loc": f"query.{name[:64]}", "message": f"no such parameter; there are: {known}"})
         for name, field in fields.items():
             if counts[name] > 1:
-                self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
+                self.errors.append({"loc": f"query.{name}", "message": "given more than once; send it once"})
             elif counts[name]:
                 self.field(field, request.query_params[name], "query", name)
 
@@ -148,10 +172,10 @@ class _ParsedRequest:
 async def _read_json(request: Request, max_body: int) -> Any:
     body = await _read_body(request, max_body)
     if not body:
-        raise HttpProblem("malformed-json", "the body is empty")
+        raise HttpProblem("malformed-json", "the body is empty; send one JSON value")
     media_type = request.headers.get("content-type", "")
     if media_type.split(";", 1)[0].strip().lower() != "application/json":
-        detail = f"Content-Type is {media_type!r}, not application/json (curl --json sends it)"
+        detail = f"Content-Type is {media_type!r}, not application/json; send that, as curl --json does"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept": "application/json"})
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -160,7 +184,7 @@ async def _read_json(request: Request, max_body: int) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise HttpProblem("malformed-json", str(error)) from error
+        raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
 
 
 async def _read_body(request: Request, max_body: int) -> bytes:
@@ -177,8 +201,12 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                 if size <= max_body:
                     body += chunk
     except TimeoutError as error:
-        raise HttpProblem("request-timeout", f"the body did not end within {_BODY_TIMEOUT_SECONDS:.0f} s") from error
+        raise HttpProblem(
+            "request-timeout",
+            f"the body did not end within {_BODY_TIMEOUT_SECONDS:.0f} s; send it faster, and check its Content-Length",
+        ) from error
     request.scope[BODY_IS_READ] = not more
     if size > max_body:
-        raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
+        detail = f"the body has more than {max_body} bytes; send less at once, a table in parts by PATCH"
+        raise HttpProblem("body-too-large", detail, facts={"max_bytes": max_body})
     return bytes(body)

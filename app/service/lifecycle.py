@@ -23,6 +23,8 @@ from app.store.records import Hold
 RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
 _PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
 
+_NOT_SETTLED: Final = "a map cannot be compared with the journal yet"
+
 log = structlog.get_logger()
 
 
@@ -157,7 +159,9 @@ class Service:
                     await self.drift.check(held)
                 await restore(self.changes, self.drift, held)
             except ServiceError as error:
-                log.warning("a map could not be read", map=held.name, reason=str(error))
+                self.drift.troubles.begin(_NOT_SETTLED, held.name, str(error))
+            else:
+                self.drift.troubles.end(_NOT_SETTLED, held.name)
 
     async def _forever(self, do: Callable[[], Awaitable[None]], seconds: float) -> None:
         clock = asyncio.get_running_loop().time

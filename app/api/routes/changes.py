@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
+from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, check_held, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
@@ -59,7 +59,9 @@ def _whole_change(request: Request, id_: int) -> Change:
     change = service_of(request).changes.get(id_)
     visible = _change(request, id_)
     if len(visible.entries) < len(change.entries):
-        raise forbidden(request.scope, f"change {id_} also has entries that are not among the entries of this caller")
+        raise forbidden(
+            request.scope, f"change {id_} also has entries that are not among the entries of this caller; {ASK}"
+        )
     return change
 
 
@@ -240,5 +242,7 @@ async def reconcile_map(
     elif confirm_within is None:
         result = await reconcile_to_kernel(changes, drift, held, context, dry_run=dry_run)
     else:
-        raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+        raise HttpProblem(
+            "validation", "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
+        )
     return answer(request, result, dry_run=dry_run, to=body.to)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.api import openapi
-from app.api.audit import FACTS
+from app.api.audit import FACTS, program_fact
 from app.api.authorization import check_entry, grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
@@ -26,7 +26,7 @@ from app.service.errors import EntryEmpty
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS
+from app.store.records import EMPTY, NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -66,7 +66,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
             current = entry_of(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
-            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'the one in current'}"
+            holds = "empty" if current is None else "the one in current"
+            detail = f"{header} does not hold: the entry is {holds}; if you still want the change, send it for that"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
             raise HttpProblem("precondition-failed", detail, facts=facts)
 
@@ -127,8 +128,8 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
             "change": result.change.id,
             "map": held.name,
             "index": index,
-            "before": result.before,
-            "after": result.after.id,
+            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
+            "after": {"name": result.after.name, "id": result.after.id},
         }
     if result.fit is not None:
         headers["Dry-Run"] = "true"
@@ -212,7 +213,7 @@ async def clear_entry_route(
         dry_run=dry_run,
     )
     if change is not None:
-        before = change.entries.before[0]
+        before = program_fact(next(iter(change.entries)).before)
         add_audit_facts(request.scope, change=change.id, map=name, index=index, before=before, after=None)
     return Response(status_code=204, headers=change_headers(dry_run=dry_run, change=change))
 

@@ -138,6 +138,6 @@ async def get_version(request: Request) -> Response:
 async def explain_problem(code: str) -> Response:
     """Explain a problem. The `type` of a problem leads here."""
     if code not in PROBLEMS:
-        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}")
+        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
     kind = PROBLEMS[code]
     return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

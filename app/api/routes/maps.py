@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.access.rights import Grant
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
+from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
@@ -170,7 +170,7 @@ async def release_map(
     A map whose pin the service does not know is refused with 409.
     """
     if force and not grant_of(request.scope).is_unbounded:
-        raise forbidden(request.scope, "a caller with bounds may not release by force")
+        raise forbidden(request.scope, f"a caller with bounds may not release by force; {ASK}")
     await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, map=name, force=force)

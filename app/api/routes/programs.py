@@ -160,7 +160,7 @@ async def run_program(request: Request, name: fields.ProgramName, body: requests
     service = service_of(request)
     result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: service.is_stopping)
     if result is None:
-        raise HttpProblem("draining", "the service is stopping")
+        raise HttpProblem("draining", "the service is stopping; send the request again when it is back")
     return responses.Json(
         responses.Run(
             returned=result.returned,

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
+from app.api.audit import entries_facts
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.entries import table_etag
@@ -69,7 +70,9 @@ def _precondition(request: Request) -> TablePrecondition:
         etag = table_etag(boot_id, map_id, ids)
         header = conditions.failed(etag)
         if header is not None:
-            detail = f"{header} does not hold: the table's tag is {etag}"
+            detail = (
+                f"{header} does not hold: the table's tag is {etag}; if you still want the change, send it with that"
+            )
             raise HttpProblem("precondition-failed", detail, facts={"current": {"etag": etag}})
 
     return check
@@ -100,7 +103,8 @@ def answer(
 ) -> Response:
     """Return the answer. `facts` go to the audit, if something was changed."""
     if result.change is not None:
-        add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
+        change = result.change
+        add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
     return long_json(
         _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
     )

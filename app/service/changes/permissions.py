@@ -11,7 +11,8 @@ from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import Change
 
-_NOT_AMONG: Final = "the program is not among its programs"
+_ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
+_NOT_AMONG: Final = f"the program is not among its programs; {_ASK}"
 
 
 def check_plan(
@@ -79,12 +80,12 @@ def check_entries(held: HeldMap, indexes: Collection[int], context: RequestConte
     if grant.is_unbounded:
         return
     if indexes and not grant.has_map(held.name):
-        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps")
+        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps; {_ASK}")
     if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
         return
     for index in indexes:
         if not grant.has_entry(index):
-            raise Forbidden(context.actor, index, "it is not among its entries")
+            raise Forbidden(context.actor, index, f"it is not among its entries; {_ASK}")
         if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
@@ -166,7 +167,10 @@ def check_reference(
     else:
         known = _is_known(programs, program_id, in_table)
     if not known:
-        reason = "to name a program by id or pin that is not held takes the role admin"
+        reason = (
+            "to name a program by id or pin that is not held takes the role admin; name a held program, or ask an "
+            "admin of the service to hold this one"
+        )
         raise Forbidden(context.actor, index, reason)
 
 

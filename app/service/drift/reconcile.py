@@ -31,6 +31,8 @@ from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, Program
 _MAX_REASONS: Final = 20  # entries for which an error says why they cannot be restored
 _RESTORE_RETRY_SECONDS: Final = 30.0  # after the journal could not be written
 
+_NOT_RESTORED: Final = "not restored yet"
+
 log = structlog.get_logger()
 
 
@@ -99,7 +101,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                 except (JournalUnavailable, Stopping) as error:
                     # Each attempt writes everything and puts it back, so not too often.
                     expected.not_before = time.monotonic() + _RESTORE_RETRY_SECONDS
-                    log.warning("not restored yet", map=held.name, reason=str(error))
+                    drift.troubles.begin(_NOT_RESTORED, held.name, str(error))
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
@@ -111,6 +113,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                     plan = plan.without(refused)
                 else:
                     assert applied.change is not None
+                    drift.troubles.end(_NOT_RESTORED, held.name)
                     log.info("restored", map=held.name, change=applied.change.id, entries=len(plan))
                     break
 
@@ -142,8 +145,12 @@ def _find_programs(
 def _why_lost(record: ProgramRecord) -> str:
     name = record.name or record.pinned or record.id or record.tag
     if record.pinned is None:
-        return f"program {name!r} is gone, and the service knows no pin of it"
-    return f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one"
+        return (
+            f"program {name!r} is gone, and the service knows no pin of it; load it again, and set the entry yourself"
+        )
+    return (
+        f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one; load and pin it again"
+    )
 
 
 def _plan(drifted: Sequence[DriftedEntry], programs: Mapping[ProgramRecord, Program]) -> WritePlan:

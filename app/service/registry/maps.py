@@ -67,7 +67,7 @@ class Maps:
         for other in self._held.values():
             if other.object is not None and other.object.id == array.id and other.name != held.name:
                 array.close()
-                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}")
+                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}; use that name")
         held.take(array)
 
     async def hold(
