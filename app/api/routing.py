@@ -7,7 +7,7 @@ is unknown nor tells malformed JSON from a wrong shape, and takes longer than al
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from fastapi.routing import APIRoute
@@ -20,6 +20,7 @@ from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
 from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
+from app.api.table_parser import InvalidTable, MalformedTable, parse_table
 from app.service.errors import MapUnavailable, MapUnknown
 
 _MAX_BODY: Final = 64 * 1024  # bytes
@@ -58,9 +59,9 @@ class StrictRoute(APIRoute):
         # In the place of FastAPI's, which opens stacks for dependencies that there are none of here.
         self.app = answer
 
-    def max_body(self, request: Request) -> int:  # noqa: ARG002 - for heirs
-        """The largest body that this request may have: bytes."""
-        return _MAX_BODY
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it."""
+        return _parsed(await _read_json(request, _MAX_BODY))
 
     def get_route_handler(self) -> Handler:
         """What handles a request; by its signature the endpoint says what it wants."""
@@ -85,7 +86,10 @@ class StrictRoute(APIRoute):
             for field in wanted.path_params:
                 taken.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
-                taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
+                try:
+                    taken.field(body_field, await self.read_body(request), "body")
+                except InvalidTable as error:
+                    taken.add_errors(error.errors, "body")
             taken.refuse()
             if taken.values.get("dry_run"):
                 add_audit_facts(request.scope, dry_run=True)
@@ -99,12 +103,18 @@ class StrictRoute(APIRoute):
 class TableRoute(StrictRoute):
     """A route whose body is a whole table."""
 
-    def max_body(self, request: Request) -> int:
-        """More for a larger table."""
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it: in pieces if it is large. A larger table may have a larger one."""
+        max_entries = 0
         with contextlib.suppress(MapUnknown, MapUnavailable):
-            held = service_of(request).registry.maps.get(request.path_params["name"])
-            return _MAX_BODY + _MAX_ENTRY * held.opened().max_entries
-        return _MAX_BODY
+            max_entries = service_of(request).registry.maps.get(request.path_params["name"]).opened().max_entries
+        body = await _read_json(request, _MAX_BODY + _MAX_ENTRY * max_entries)
+        if len(body) <= _MAX_BODY:
+            return _parsed(body)
+        try:
+            return await parse_table(body, max_entries)
+        except MalformedTable as error:
+            raise HttpProblem("malformed-json", str(error)) from error
 
 
 class _ParsedRequest:
@@ -117,9 +127,13 @@ class _ParsedRequest:
     def field(self, field: _Field, value: Any, *location: str) -> None:
         """One value, checked against its declaration."""
         self.values[field.name], errors = field.validate(value, loc=location)
-        for error in errors or ():
+        self.add_errors(errors or ())
+
+    def add_errors(self, errors: Iterable[dict[str, Any]], *location: str) -> None:
+        """Errors as pydantic gives them, of a place in the request."""
+        for error in errors:
             # A part in angle brackets tells only which form of a value was taken to be meant.
-            place = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
+            place = ".".join(str(part) for part in (*location, *error["loc"]) if not str(part).startswith("<"))
             self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
 
     def query(self, request: Request, fields: dict[str, _Field]) -> None:
@@ -144,7 +158,7 @@ class _ParsedRequest:
             )
 
 
-async def _read_json(request: Request, max_body: int) -> Any:
+async def _read_json(request: Request, max_body: int) -> bytearray:
     body = await _read_body(request, max_body)
     if not body:
         raise HttpProblem("malformed-json", "the body is empty")
@@ -156,13 +170,17 @@ async def _read_json(request: Request, max_body: int) -> Any:
     if encoding.lower() != "identity":
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
+    return body
+
+
+def _parsed(body: bytearray) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HttpProblem("malformed-json", str(error)) from error
 
 
-async def _read_body(request: Request, max_body: int) -> bytes:
+async def _read_body(request: Request, max_body: int) -> bytearray:
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(_BODY_SECONDS):
@@ -180,4 +198,4 @@ async def _read_body(request: Request, max_body: int) -> bytes:
     request.scope[BODY_IS_READ] = not more
     if size > max_body:
         raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
-    return bytes(body)
+    return body

@@ -454,7 +454,7 @@ async def test_drift_of_many_entries_is_counted_inside_the_bounds(
         for index in (*range(0, 300, 2), 900, 901):
             registry.kernel.map_update(array.fd, index, tx.fd)
         await app.state.service.drift.check(registry.maps.get("large"))
-        expected = ((["290-900", "1-3"], 7, [2]), (["902-999"], 0, []), (None, 152, [0, 2]))
+        expected: Any = ((["290-900", "1-3"], 7, [2]), (["902-999"], 0, []), (None, 152, [0, 2]))
         readers = [new(tokens, f"reader{count}", "reader", entries=bounds) for bounds, count, _ in expected]
         for stream, (_, count, first) in zip(await streams_of(app, asker, *readers), expected, strict=True):
             (data,) = re.findall(r"event: drift\ndata: (.*)", stream)
