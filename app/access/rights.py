@@ -19,7 +19,7 @@ class Right(Enum):
     WRITE = auto()  # entries, test runs
     ADMIN = auto()  # hold, release, reconcile, protected entries
     METRICS = auto()
-    DOCS = auto()
+    DOCS = auto()  # the documentation; open to everybody where callers have tokens
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and would take most of the time of a check
 

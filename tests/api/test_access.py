@@ -60,9 +60,9 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "hold_program": ("PUT", "/programs/other", {"id": 4_000_000_000}),
     "release_program": ("DELETE", "/programs/other", None),
 }
-ALLOWED: dict[str, set[Right]] = {
-    "nobody": {Right.NONE},
-    "metrics": {Right.NONE, Right.METRICS},
+ALLOWED: dict[str, set[Right]] = {  # the documentation is open where callers have tokens, as here
+    "nobody": {Right.NONE, Right.DOCS},
+    "metrics": {Right.NONE, Right.DOCS, Right.METRICS},
     "reader": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ},
     "writer": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ, Right.WRITE},
     "admin": set(Right),
@@ -333,7 +333,7 @@ class TestBoundsOfReading:
     async def test_pages_of_changes_reach_all_that_is_inside(
         self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(changes, "_PAGES", 2)
+        monkeypatch.setattr(changes, "_MAX_PAGES", 2)
         admin = new(tokens, "a", "admin")
         for number in range(8):
             program = ("drop", "pass")[number % 2]
@@ -454,7 +454,11 @@ async def test_drift_of_many_entries_is_counted_inside_the_bounds(
         for index in (*range(0, 300, 2), 900, 901):
             registry.kernel.map_update(array.fd, index, tx.fd)
         await app.state.service.drift.check(registry.maps.get("large"))
-        expected: Any = ((["290-900", "1-3"], 7, [2]), (["902-999"], 0, []), (None, 152, [0, 2]))
+        expected: tuple[tuple[list[str] | None, int, list[int]], ...] = (
+            (["290-900", "1-3"], 7, [2]),
+            (["902-999"], 0, []),
+            (None, 152, [0, 2]),
+        )
         readers = [new(tokens, f"reader{count}", "reader", entries=bounds) for bounds, count, _ in expected]
         for stream, (_, count, first) in zip(await streams_of(app, asker, *readers), expected, strict=True):
             (data,) = re.findall(r"event: drift\ndata: (.*)", stream)
@@ -524,6 +528,18 @@ class TestBypasses:
         tokens.revoke("r")
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
         assert "set" not in (await reading).text
+
+    @pytest.mark.field
+    async def test_callers_learn_nothing_of_names_beyond_their_bounds(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        """Field 10: a slip in a map's name is told, but not whether a map beyond the bounds is held."""
+        bounded = new(tokens, "b", "reader", maps=["other"])
+        for name in ("jump_table", "typo"):
+            assert (await asker.get(f"/changes?map={name}", headers=bounded)).json()["changes"] == []
+            assert (await asker.head(f"/events?map={name}", headers=bounded)).status_code == 200
+        for path in ("/changes?map=other", "/events?map=other"):
+            assert_problem(await asker.get(path, headers=bounded), 404, "map-unknown")
 
     async def test_readyz_gives_reasons_only_to_callers_who_may_read_everything(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile

@@ -66,7 +66,7 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
             current = entry_of(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
-            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
+            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'the one in current'}"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
             raise HttpProblem("precondition-failed", detail, facts=facts)
 
@@ -95,10 +95,11 @@ async def set_entry_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """One overwrite: a packet sees the old program or the new one, and never an empty entry.
+    """Point an entry to a program, by one overwrite.
 
-    If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write by somebody else's
-    tool between the check and the write goes unseen. Setting what is there already is 200, with no write.
+    A packet sees the old program or the new one, and never an empty entry. To set what is there already is 200, with no
+    write. If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write of another
+    tool between the check and the write is not noticed.
     """
     service = service_of(request)
     held = service.registry.maps.get(name)
@@ -147,7 +148,10 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     openapi_extra=READ_PARAMETERS,
 )
 async def get_entry(request: Request, name: fields.MapName, index: fields.Index) -> Response:
-    """The kernel is asked anew each time, so this also shows what somebody else's tool has put there."""
+    """Return the program that an entry points to.
+
+    Every request asks the kernel, so it also shows what other tools write.
+    """
     service = service_of(request)
     held = service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
@@ -195,7 +199,7 @@ async def clear_entry_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
+    """Clear an entry. A tail call to it falls through from then on. The kernel may take 8 ms and more."""
     service = service_of(request)
     held = service.registry.maps.get(name)
     change = await clear_entry(
@@ -232,10 +236,11 @@ async def list_entries(
         Query(description="The most entries a page has; all, if left out."),
     ] = None,
 ) -> Response:
-    """All entries that point to a program, by rising index; empty ones are left out.
+    """List all entries that point to a program, by rising index. Empty entries are left out.
 
-    Each entry is asked of the kernel by itself: in a table that changes meanwhile, some may be from before. Whoever
-    has bounds gets the entries within them; the ETag is that of the whole table all the same.
+    The kernel is asked for each entry, one after another. If the table changes meanwhile, some entries may be from
+    before.
+    A caller with bounds gets the entries within them. The ETag is that of the whole table all the same.
     """
     service = service_of(request)
     registry, held = service.registry, service.registry.maps.get(name)

@@ -82,13 +82,13 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     responses=answers(responses.Maps, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_maps(request: Request) -> Response:
-    """Also those that could not be opened yet."""
-    registry, told = service_of(request).registry, []
+    """List the held maps, by name. Maps that could not be opened yet are among them."""
+    registry, maps = service_of(request).registry, []
     grant = grant_of(request.scope)
     for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            told.append(await _map(service_of(request), held, grant))
-    return responses.Json(responses.Maps(maps=told))
+            maps.append(await _map(service_of(request), held, grant))
+    return responses.Json(responses.Maps(maps=maps))
 
 
 @router.get(
@@ -99,7 +99,7 @@ async def list_maps(request: Request) -> Response:
     responses=answers(responses.Map, "The map.") | problems("map-unknown", *KERNEL),
 )
 async def get_map(request: Request, name: fields.MapName) -> Response:
-    """Its size, what fits into it, by whom it is kept alive."""
+    """Return a map: its size, what fits into it, and what keeps it alive."""
     registry = service_of(request).registry
     return responses.Json(await _map(service_of(request), registry.maps.get(name), grant_of(request.scope)))
 
@@ -132,9 +132,9 @@ async def hold_map(
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
-    """Open a program array by its pin or its id, and keep it open until it is released, also over a restart.
+    """Open a program array by its pin or its id, and hold it until it is released, also after a restart.
 
-    With `create`, make it and pin it there if the pin does not exist.
+    With `create`, an array is made and pinned there if the pin does not exist.
     """
     create_entries = None if body.create is None else body.create.max_entries
     service, source, context = service_of(request), body.source(), context_of(request.scope)
@@ -165,9 +165,12 @@ async def release_map(
     force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:
-    """Close it. The pin stays, and so do its entries; without a pin that the service knows this is refused."""
+    """Release a map. Its pin stays, and so do its entries.
+
+    A map whose pin the service does not know is refused with 409.
+    """
     if force and not grant_of(request.scope).is_unbounded:
-        raise forbidden(request.scope, "whoever has bounds may not release by force")
+        raise forbidden(request.scope, "a caller with bounds may not release by force")
     await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, map=name, force=force)

@@ -31,7 +31,7 @@ def check_plan(
         reverts: The id of the change that the plan undoes: its entries may wait for a confirmation.
 
     Raises:
-        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        Forbidden: The map, an entry or a program is beyond the bounds of the caller.
         EntryProtected: An entry is for the role admin only.
         EntryWaits: An entry waits for the confirmation of another change.
     """
@@ -47,7 +47,7 @@ def check_writes(
     It takes the arguments of `check_plan`.
 
     Raises:
-        Forbidden: A program is beyond the bounds of whoever asks.
+        Forbidden: A program is beyond the bounds of the caller.
         EntryWaits: An entry waits for the confirmation of another change.
     """
     if context.grant.programs is not None:
@@ -57,10 +57,10 @@ def check_writes(
 
 
 def check_confirmation(programs: Programs, held: HeldMap, change: Change, context: RequestContext) -> None:
-    """Check that whoever asks may let a change stand: that takes the same rights as making it.
+    """Check that the caller may let a change stand: that takes the same rights as making it.
 
     Raises:
-        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        Forbidden: The map, an entry or a program is beyond the bounds of the caller.
         EntryProtected: An entry is for the role admin only.
     """
     if not context.grant.is_unbounded:
@@ -69,7 +69,7 @@ def check_confirmation(programs: Programs, held: HeldMap, change: Change, contex
 
 
 def check_entries(held: HeldMap, indexes: Collection[int], context: RequestContext) -> None:
-    """Check that whoever asks may change these entries.
+    """Check that the caller may change these entries.
 
     Raises:
         Forbidden: The map or an entry is beyond their bounds.
@@ -141,7 +141,7 @@ def check_reference(
     in_table: Collection[int],
     context: RequestContext,
 ) -> None:
-    """Check that whoever asks may refer to a program in this way.
+    """Check that the caller may refer to a program in this way.
 
     Others than admins name programs by their held names. By id or pin they name only what the service holds, or what is
     in the table already.

@@ -66,7 +66,7 @@ async def reconcile_to_kernel(
 
     Raises:
         EntryWaits: An entry waits for a confirmation.
-        Forbidden: An entry is beyond the bounds of whoever asks.
+        Forbidden: An entry is beyond the bounds of the caller.
         JournalUnreadable: It cannot be journalled.
     """
     async with held.lock:
