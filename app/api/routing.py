@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import Query
@@ -25,6 +25,7 @@ from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
 from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
+from app.api.table_parser import InvalidTable, MalformedTable, parse_table
 from app.service.errors import MapUnavailable, MapUnknown
 
 _MAX_BODY_BYTES: Final = 64 * 1024
@@ -83,9 +84,9 @@ class StrictRoute(APIRoute):
         # FastAPI's own would set up dependencies, and there are none here.
         self.app = answer
 
-    def max_body(self, request: Request) -> int:  # noqa: ARG002 - subclasses use it
-        """Return how many bytes the body of this request may have."""
-        return _MAX_BODY_BYTES
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it."""
+        return _parsed(await _read_json(request, _MAX_BODY_BYTES))
 
     def get_route_handler(self) -> Handler:
         """Return what handles a request. The endpoint's signature declares what it takes."""
@@ -110,7 +111,10 @@ class StrictRoute(APIRoute):
             for field in declared.path_params:
                 parsed.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
-                parsed.field(body_field, await _read_json(request, self.max_body(request)), "body")
+                try:
+                    parsed.field(body_field, await self.read_body(request), "body")
+                except InvalidTable as error:
+                    parsed.add_errors(error.errors, "body")
             parsed.raise_errors()
             if parsed.values.get("dry_run"):
                 add_audit_facts(request.scope, dry_run=True)
@@ -124,12 +128,18 @@ class StrictRoute(APIRoute):
 class TableRoute(StrictRoute):
     """A route whose body is a whole table."""
 
-    def max_body(self, request: Request) -> int:
-        """Return how many bytes it may have: more for a larger table."""
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it: in pieces if it is large. A larger table may have a larger one."""
+        max_entries = 0
         with contextlib.suppress(MapUnknown, MapUnavailable):
-            held = service_of(request).registry.maps.get(request.path_params["name"])
-            return _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * held.opened().max_entries
-        return _MAX_BODY_BYTES
+            max_entries = service_of(request).registry.maps.get(request.path_params["name"]).opened().max_entries
+        body = await _read_json(request, _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
+        if len(body) <= _MAX_BODY_BYTES:
+            return _parsed(body)
+        try:
+            return await parse_table(body, max_entries)
+        except MalformedTable as error:
+            raise HttpProblem("malformed-json", str(error)) from error
 
 
 class _ParsedRequest:
@@ -142,9 +152,13 @@ class _ParsedRequest:
     def field(self, field: _Field, value: Any, *location: str) -> None:
         """Check one value against its declaration, and keep it."""
         self.values[field.name], errors = field.validate(value, loc=location)
-        for error in errors or ():
+        self.add_errors(errors or ())
+
+    def add_errors(self, errors: Iterable[dict[str, Any]], *location: str) -> None:
+        """Keep errors as pydantic gives them. `location`: the part of the request that their places are in."""
+        for error in errors:
             # A part in angle brackets is the form that a value was taken for, and no part of the request.
-            place = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
+            place = ".".join(str(part) for part in (*location, *error["loc"]) if not str(part).startswith("<"))
             self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
 
     def query(self, request: Request, fields: dict[str, _Field]) -> None:
@@ -169,7 +183,7 @@ class _ParsedRequest:
             )
 
 
-async def _read_json(request: Request, max_body: int) -> Any:
+async def _read_json(request: Request, max_body: int) -> bytearray:
     body = await _read_body(request, max_body)
     if not body:
         raise HttpProblem("malformed-json", "the body is empty; send one JSON value")
@@ -181,13 +195,17 @@ async def _read_json(request: Request, max_body: int) -> Any:
     if encoding.lower() != "identity":
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
+    return body
+
+
+def _parsed(body: bytearray) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
 
 
-async def _read_body(request: Request, max_body: int) -> bytes:
+async def _read_body(request: Request, max_body: int) -> bytearray:
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_SECONDS):
@@ -209,4 +227,4 @@ async def _read_body(request: Request, max_body: int) -> bytes:
     if size > max_body:
         detail = f"the body has more than {max_body} bytes; send less at once, a table in parts by PATCH"
         raise HttpProblem("body-too-large", detail, facts={"max_bytes": max_body})
-    return bytes(body)
+    return body
