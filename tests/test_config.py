@@ -111,6 +111,50 @@ class TestLoad:
         assert expected.lower() in message.lower()
         assert "\n" not in message
 
+    @pytest.mark.field
+    def test_all_mistakes_are_told_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Field 23: whoever has made five mistakes does not start the service five times to find them."""
+        monkeypatch.setenv("JUMPTABLE_SERVER__PIN_DIRS", "/run/bpf")
+        with pytest.raises(ConfigurationError) as caught:
+            read(
+                tmp_path,
+                """
+                [server]
+                port = 8080
+                [maps.a]
+                pin = "/x"
+                [maps.b]
+                pinned = "/x"
+                create = { entries = 3 }
+                [peers.c]
+                user = "nobody-here"
+                role = "king"
+                [peers.d]
+                user = "nobody-here"
+                role = "writer"
+                [limits]
+                burst = 0
+                """,
+            )
+        file = tmp_path / "jumptable.toml"
+        assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in str(caught.value).split("\n")] == [
+            "environment JUMPTABLE_SERVER__PIN_DIRS",
+            "maps.a.pin",
+            "maps.b.create.entries",
+            "peers.c.role",
+            "peers.d",
+            "limits.burst",
+            "server.port",
+        ]
+
+    @pytest.mark.field
+    def test_no_more_than_twenty_mistakes_are_told(self, tmp_path: Path) -> None:
+        """Field 23: a file that is wrong throughout does not fill the screen."""
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, "".join(f"[maps.m{number}]\n" for number in range(25)))
+        assert len(caught.value.messages) == 21
+        assert caught.value.messages[-1] == f"{tmp_path / 'jumptable.toml'}: and 5 more"
+
     def test_a_missing_file_is_a_configuration_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
             load(tmp_path / "nope.toml")

@@ -53,7 +53,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "entry-protected": ProblemType(403, "The entry is protected", "Only a caller with the role admin may change it."),
     "read-only": ProblemType(
-        403, "The service is read-only", "Remove read_only from the configuration and restart the service."
+        403, "The service is read-only", "Remove read_only from the configuration and reload the service."
     ),
     "pin-not-allowed": ProblemType(
         403,

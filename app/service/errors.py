@@ -562,6 +562,15 @@ class KeeperGone(KernelError):
     sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
 
 
+class KeeperSilent(KeeperGone):
+    """The keeper does not answer in time."""
+
+    sentence = (
+        "the keeper, which opens and creates kernel objects for the service, does not answer; "
+        "it is asked again when it has answered"
+    )
+
+
 # What each command of bpf(2) needs. Kernel: kernel/bpf/syscall.c, Linux 6.18.
 _CAPABILITIES: Final = {
     "MAP_CREATE": "CAP_BPF",
@@ -583,6 +592,8 @@ def kernel_failure(command: str, error: OSError) -> ServiceError:
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)
+    if error.errno == errno.ETIMEDOUT:
+        return KeeperSilent(command, name)
     return KeeperGone(command, name) if error.errno == errno.EPIPE else KernelError(command, name)
 
 

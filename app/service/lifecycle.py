@@ -93,7 +93,7 @@ class Service:
     def run(self) -> None:
         """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
-            asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self.open_unavailable, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self._watch_journal, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
@@ -127,7 +127,8 @@ class Service:
         if hold.kind == "program" and registry.programs.find(hold.name) is None:
             registry.programs.add(HeldProgram(hold.name, source))
 
-    async def _open_unavailable(self) -> None:
+    async def open_unavailable(self) -> None:
+        """Try to open what could not be opened. Learn what the entries of what now is open are expected to hold."""
         for held in self.registry.open_unavailable():
             log.info("opened", name=held.name)
             kind: Literal["map", "program"] = held.kind

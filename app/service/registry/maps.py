@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from app.bpf.kernel import Kernel
 from app.service.errors import KernelError, LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
-from app.service.objects.opening import allowed_source, open_array, open_or_make_array
+from app.service.objects.opening import allowed_source, open_array, open_in_thread, open_or_make_array
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldMap, Veto, no_veto
@@ -63,6 +64,19 @@ class Maps:
         self._take(held, array)
         held.created_here = created
 
+    async def _open_in_thread(self, held: HeldMap, *, pin: bool) -> None:
+        """Open, or make, what is held, as `open` does."""
+        created = False
+
+        def open_() -> ProgramArray:
+            nonlocal created
+            array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
+            return array
+
+        array = await open_in_thread(open_)
+        self._take(held, array)
+        held.created_here = created
+
     def _take(self, held: HeldMap, array: ProgramArray) -> None:
         for other in self._held.values():
             if other.object is not None and other.object.id == array.id and other.name != held.name:
@@ -106,7 +120,7 @@ class Maps:
         async with self._holding:
             held = self._held.get(name)
             if held is None:
-                self.open(fresh, pin=not dry_run)
+                await self._open_in_thread(fresh, pin=not dry_run)
                 await self._run_veto(fresh, veto)
                 return (fresh if dry_run else self.add(fresh)), True
             async with held.lock:
@@ -135,9 +149,9 @@ class Maps:
         """Open `fresh`, which is to take the place of `held`, unless that would lose entries."""
         old = held.object
         if old is None or await held.first() is None:
-            self.open(fresh, pin=pin)
+            await self._open_in_thread(fresh, pin=pin)
         else:
-            array = open_array(self._kernel, fresh.source)  # and never make one
+            array = await open_in_thread(partial(open_array, self._kernel, fresh.source))  # and never make one
             if array.id != old.id and fresh.source != held.source:
                 array.close()
                 raise NameTaken(held.name, "the name has another map with entries in it; release that one first")

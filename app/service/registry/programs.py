@@ -5,12 +5,13 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError
-from app.service.objects.opening import allowed_source, open_program
+from app.service.objects.opening import allowed_source, open_in_thread, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldProgram, Veto, no_veto
@@ -117,7 +118,7 @@ class Programs:
         fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
         async with self._holding:
             held = self._held.get(name)
-            fresh.take(open_program(self._kernel, fresh.source))
+            fresh.take(await open_in_thread(partial(open_program, self._kernel, fresh.source)))
             try:
                 self._check_replaceable(held, fresh, uses)
                 await veto(fresh)
