@@ -7,6 +7,7 @@ from app.service.changes.origin import RequestContext
 from app.service.drift.detector import DriftDetector
 from app.service.errors import JournalUnreadable
 from app.service.objects.source import ById, Pinned, Source
+from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
@@ -17,7 +18,12 @@ class Holds:
     """Holds and releases, and journals it. Thread rule: one event loop."""
 
     def __init__(
-        self, registry: Registry, journal: Journal, confirmations: Confirmations, drift: DriftDetector
+        self,
+        registry: Registry,
+        journal: Journal,
+        confirmations: Confirmations,
+        drift: DriftDetector,
+        pins: PinWatch,
     ) -> None:
         """Work on what the registry holds.
 
@@ -26,11 +32,13 @@ class Holds:
             journal: Remembers what requests have held.
             confirmations: Knows what an undo would need.
             drift: Learns what the entries of a new map are expected to hold.
+            pins: Tells that a pin leads to what is held again.
         """
         self._registry = registry
         self._journal = journal
         self._confirmations = confirmations
         self._drift = drift
+        self._pins = pins
 
     async def hold_map(
         self,
@@ -44,6 +52,9 @@ class Holds:
     ) -> tuple[HeldMap, bool]:
         """Hold a map, and learn what its entries are expected to hold: see Maps.hold.
 
+        A new array at the same pin is to hold what the journal knows: what differs is drift. An array from another
+        source is another map, and is taken as it is.
+
         Raises:
             InUse: A change that waits for a confirmation would need the array that is held so far.
             JournalUnreadable: It cannot be journalled.
@@ -51,18 +62,22 @@ class Holds:
         maps = self._registry.maps
         was = maps.find(name)
         was_id = None if was is None or was.object is None else was.object.id
+        was_source = None if was is None else was.source
 
         async def veto(fresh: HeldMap) -> None:
             if was is not None and fresh.object is not None and fresh.object.id != was_id:
                 self._confirmations.check_releasable(was)
+                if not dry_run:
+                    await self._drift.keep_programs(was)
             if not dry_run:
                 await self._save(fresh, context)
 
         held, is_new = await maps.hold(name, source, create_entries, force=force, dry_run=dry_run, veto=veto)
         if not dry_run:
             self._confirmations.attach(held)
-            # Where the name leads to another array now, its entries are as they are to be. Else the journal may know.
-            await self._drift.begin(held, anew=was_id is not None and held.expected is None)
+            is_same_array = held.object is None or was_id in {None, held.object.id}
+            await self._drift.begin(held, anew=not is_same_array and held.source != was_source)
+            await self._pins.announce(held)
         return held, is_new
 
     async def release_map(self, name: str, context: RequestContext, *, force: bool, dry_run: bool) -> None:
@@ -93,7 +108,10 @@ class Holds:
                 await self._save(fresh, context)
 
         uses = await self._registry.maps.uses()
-        return await programs.hold(name, source, uses, dry_run=dry_run, veto=veto)
+        held, is_new = await programs.hold(name, source, uses, dry_run=dry_run, veto=veto)
+        if not dry_run:
+            await self._pins.announce(held)
+        return held, is_new
 
     async def release_program(self, name: str, context: RequestContext, *, dry_run: bool) -> None:
         """Release a program: see Programs.release.

@@ -15,12 +15,14 @@ from app.service.errors import ServiceError
 from app.service.event_feed import EventFeed
 from app.service.holds import Holds
 from app.service.objects.source import ById, Pinned, Source
+from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Hold
 
 RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
+PIN_SECONDS: Final = 2.0  # between two looks at where the pins of what is held lead
 _PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
 
 log = structlog.get_logger()
@@ -34,6 +36,7 @@ class Service:
         journal: What has happened.
         changes: The one way to change entries.
         drift: Finds what others have changed.
+        pins: Notices pins that lead to other objects by now.
         holds: Holds and releases maps and programs for requests.
         feed: The stream of events.
         counters: What is counted and timed.
@@ -63,7 +66,8 @@ class Service:
         self.counters = Counters()
         self.changes = Changes(registry, journal, self.counters, keep_dir=keep_dir, delivery=delivery)
         self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
-        self.holds = Holds(registry, journal, self.changes.confirmations, self.drift)
+        self.pins = PinWatch(registry, journal)
+        self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
         self.feed = EventFeed(journal)
         self.is_stopping = False
         journal.on_commit = self.counters.journal.add
@@ -90,6 +94,7 @@ class Service:
         """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
             asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self.pins.check_all, PIN_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
 

@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.authorization import grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
+from app.api.dependencies import ConfirmWithin, DryRun, Force, Note, add_audit_facts, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.problems import HttpProblem
-from app.api.routes.entries import CHANGE
+from app.api.routes.entries import CHANGE, WRITE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
@@ -138,7 +138,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     )
     | problems(
         "change-unknown",
-        *CHANGE,
+        *WRITE,
         "map-unknown",
         "map-unavailable",
         "program-incompatible",
@@ -152,6 +152,7 @@ async def revert_change_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
 
@@ -160,7 +161,7 @@ async def revert_change_route(
     revert is itself a change, and can be reverted.
     """
     _change(request, id)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
         service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
@@ -179,7 +180,7 @@ async def revert_change_route(
     | problems(
         "map-unknown",
         "map-unavailable",
-        *CHANGE,
+        *WRITE,
         "program-incompatible",
         "program-busy",
         *BODY,
@@ -193,12 +194,13 @@ async def reconcile_map(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """To the journal: every entry that has drifted gets back what is recorded, or none does. To the kernel: what it has
     is recorded, and nothing is written; `unchanged` counts these entries."""
     service = service_of(request)
     changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     if body.to == "journal":
         result = await reconcile_to_journal(changes, drift, held, context, dry_run=dry_run)
     elif confirm_within is None:

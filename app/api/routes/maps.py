@@ -24,10 +24,12 @@ router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) -> responses.Map:
     """Return what is told of a map. `just_opened`: its pin was followed a moment ago, and need not be again."""
+    if not just_opened:
+        await service.pins.check(held)
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = service.registry.maps.warnings(held, just_opened=just_opened)
+    warnings = service.registry.maps.warnings(held)
     if held.expected is not None:
         warnings += [f"entry {index} is not restored: {why}" for index, why in held.expected.lost.items()]
     if array is None:
@@ -131,7 +133,7 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, just_opened=not dry_run)
+        answer = await _map(service, held, just_opened=True)
     finally:
         if dry_run:
             held.release()

@@ -21,6 +21,19 @@ T = TypeVar("T", ProgramArray, Program)
 H = TypeVar("H")
 
 
+@dataclass(frozen=True, slots=True)
+class MovedPin:
+    """Where the pin of a held object leads, if that is another object by now, as when its loader ran again.
+
+    Attributes:
+        path: The pin.
+        id: The id of that object. None: it is of another kind.
+    """
+
+    path: str
+    id: int | None
+
+
 @dataclass(eq=False)
 class Held(Generic[T]):
     """Something under a name.
@@ -31,6 +44,9 @@ class Held(Generic[T]):
         object: The open object. None: it is unavailable.
         reason: Why it is unavailable.
         released: It is held no longer, and will not be again.
+        moved: Its pin led to another object at the last look. Writers look at this mark, and never at the pin.
+        announced: The mark that an event has told of.
+        is_pin_gone: Its pin could not be opened at the last look.
         lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
 
@@ -39,6 +55,9 @@ class Held(Generic[T]):
     object: T | None = None
     reason: str = "not opened yet"
     released: bool = False
+    moved: MovedPin | None = None
+    announced: MovedPin | None = None
+    is_pin_gone: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def take(self, object_: T) -> Self:
@@ -46,7 +65,13 @@ class Held(Generic[T]):
         if self.object is not None:
             self.object.close()
         self.object = object_
+        self.moved, self.is_pin_gone = None, False
         return self
+
+    @property
+    def pins(self) -> list[str]:
+        """The paths by which the service knows it."""
+        return [self.source.path] if isinstance(self.source, Pinned) else []
 
     def release(self) -> None:
         """Close it for good."""
@@ -90,11 +115,6 @@ class HeldMap(Held[ProgramArray]):
     unconfirmed: UnconfirmedEntries | None = None
     _scan: "asyncio.Task[array[int]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[array[int]] | None" = None  # the one that begins when that has ended
-
-    @property
-    def pins(self) -> list[str]:
-        """The paths by which the service knows it."""
-        return [self.source.path] if isinstance(self.source, Pinned) else []
 
     def opened(self) -> ProgramArray:
         """Return the array.

@@ -14,6 +14,7 @@ from app.service.objects.opening import allowed_source, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldProgram, Veto, no_veto
+from app.service.registry.pins import moved_warning
 from app.store.records import ProgramRecord
 
 _MAX_SUMMARIES: Final = 4096  # of programs that are not held, kept as they were looked up
@@ -114,9 +115,11 @@ class Programs:
             KernelPermission: A capability is missing.
             KernelError: The kernel refuses.
         """
-        fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
         async with self._holding:
             held = self._held.get(name)
+            if held is None or source != held.source:  # the configuration may name a pin that requests may not
+                source = allowed_source(source, self._pin_dirs)
+            fresh = HeldProgram(name, source)
             fresh.take(open_program(self._kernel, fresh.source))
             try:
                 self._check_replaceable(held, fresh, uses)
@@ -158,6 +161,20 @@ class Programs:
                 self._leave(held)
                 del self._held[name], self._order[name]
                 held.release()
+
+    @staticmethod
+    def warnings(held: HeldProgram) -> list[str]:
+        """Return what may end the hold, or puts another program into entries than expected, as of the last look."""
+        if isinstance(held.source, ById):
+            return ["held by id: not held any more after the next boot"]
+        if isinstance(held.source, Made):
+            return ["loaded by the service and pinned nowhere: gone when the service and all entries let go of it"]
+        moved = moved_warning(held)
+        if moved is not None:
+            return [moved]
+        if held.is_pin_gone:
+            return [f"the pin {held.source.path} is gone: the program cannot be opened again after a restart"]
+        return []
 
     def named(self, name: str) -> tuple[Program, ProgramSummary]:
         """Return the program that a request's body names, and what an entry tells of it.
