@@ -51,13 +51,14 @@ def hold_configured(registry: Registry, settings: Settings) -> None:
             HeldMap(
                 name,
                 section.source(),
+                follow=section.follow,
                 create_entries=None if section.create is None else section.create.max_entries,
                 restore=section.on_start == "restore",
                 protected=Ranges.of(section.protected),
             )
         )
     for name, program in settings.programs.items():
-        registry.programs.add(HeldProgram(name, program.source()))
+        registry.programs.add(HeldProgram(name, program.source(), follow=program.follow))
     registry.open_unavailable()
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import structlog
+
 from app.service.changes.confirmations import Confirmations
 from app.service.changes.origin import RequestContext
 from app.service.drift.detector import DriftDetector
@@ -12,6 +14,8 @@ from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Hold
+
+log = structlog.get_logger()
 
 
 class Holds:
@@ -122,6 +126,31 @@ class Holds:
         """
         await self._registry.programs.release(name, dry_run=dry_run, veto=self._veto_release(context, dry_run))
 
+    async def follow(self, held: HeldMap | HeldProgram) -> None:
+        """Hold what the pin leads to now. A map's entries are compared with the journal, as after a restart.
+
+        Raises:
+            InUse: A change that waits for a confirmation would need what is held so far.
+            ServiceError: The pin cannot be opened, or leads to something else.
+        """
+
+        async def veto(was: HeldMap | HeldProgram) -> None:
+            self._confirmations.check_releasable(was)
+            if isinstance(was, HeldMap):
+                await self._drift.keep_programs(was)
+
+        was_id = held.opened().id
+        if isinstance(held, HeldMap):
+            await self._registry.maps.reopen(held, veto)
+            _log_followed(held, was_id)
+            self._confirmations.attach(held)
+            if await self._drift.begin(held):
+                await self._drift.check(held)
+        else:
+            await self._registry.programs.reopen(held, veto)
+            _log_followed(held, was_id)
+        await self._pins.announce(held)
+
     def _veto_release(self, context: RequestContext, dry_run: bool) -> Any:
         async def veto(held: HeldMap | HeldProgram) -> None:
             self._confirmations.check_releasable(held)
@@ -150,6 +179,10 @@ class Holds:
             await self._journal.save_hold(hold, _event(fresh, "held", opened.id, context))
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
+
+
+def _log_followed(held: HeldMap | HeldProgram, was_id: int) -> None:
+    log.info("followed its pin", kind=held.kind, name=held.name, was=was_id, id=held.opened().id)
 
 
 def _event(held: HeldMap | HeldProgram, happened: str, id_: int | None, context: RequestContext) -> dict[str, Any]:

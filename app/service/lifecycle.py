@@ -73,6 +73,7 @@ class Service:
         journal.on_commit = self.counters.journal.add
         self._drift_interval = drift_interval
         self._tasks: list[asyncio.Task[None]] = []
+        self._not_followed: dict[tuple[str, str], str] = {}  # why, by kind and name
 
     async def start(self) -> None:
         """Do what comes before the first request.
@@ -94,7 +95,7 @@ class Service:
         """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
             asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
-            asyncio.create_task(self._forever(self.pins.check_all, PIN_SECONDS)),
+            asyncio.create_task(self._forever(self._follow_pins, PIN_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
 
@@ -136,6 +137,21 @@ class Service:
             except JournalFailed as error:
                 log.warning("an event is lost", reason=str(error))
         await self._settle()
+
+    async def _follow_pins(self) -> None:
+        """Look where the pins lead, and open what they lead to now where the configuration says so."""
+        await self.pins.check_all()
+        for held in (*self.registry.maps, *self.registry.programs):
+            if not held.follow or held.moved is None:
+                continue
+            try:
+                await self.holds.follow(held)
+            except ServiceError as error:
+                if self._not_followed.get((held.kind, held.name)) != str(error):  # once, as it is tried every 2 s
+                    self._not_followed[held.kind, held.name] = str(error)
+                    log.warning("not followed yet", kind=held.kind, name=held.name, reason=str(error))
+            else:
+                self._not_followed.pop((held.kind, held.name), None)
 
     async def _settle(self) -> None:
         """Learn what entries are expected to hold, tell where they do not, and restore what is to be restored."""

@@ -312,6 +312,74 @@ class TestRecord:
         assert (told["used"], told["drift"]) == (1, [])
 
 
+class TestFollow:
+    """`follow = true` in the configuration."""
+
+    async def test_program_is_opened_by_itself_and_entries_keep_the_old_one(
+        self, app: FastAPI, client: httpx.AsyncClient, loader: Loader, held: dict[str, int]
+    ) -> None:
+        """Field 8: a program pinned anew is stale until somebody opens it by hand."""
+        service = app.state.service
+        service.registry.programs.get("one").follow = True
+        await client.put(f"{TABLE}/0", json={"program": "one"})
+        new = loader.pin_program("one", 3)
+        loader.pin_program("two", 3)
+        await service._follow_pins()
+        assert (await client.get("/programs/one")).json()["id"] == new
+        assert (await client.get("/programs/two")).json()["id"] == held["two"], "it is not to follow"
+        assert happened(app, "one") == [("moved", held["one"], new), ("settled", new, None)]
+        assert (await client.get(f"{TABLE}/0")).json()["program"]["id"] == held["one"]
+        assert (await client.put(f"{TABLE}/0", json={"program": "one"})).json()["program"]["id"] == new
+
+    @pytest.mark.parametrize("restore", [False, True])
+    async def test_array_is_opened_by_itself_and_its_entries_are_drift_or_restored(
+        self, app: FastAPI, client: httpx.AsyncClient, loader: Loader, held: dict[str, int], restore: bool
+    ) -> None:
+        """Field 9: an array pinned anew is superseded until somebody opens it by hand."""
+        service = app.state.service
+        map_ = service.registry.maps.get("table")
+        map_.follow, map_.restore = True, restore
+        await client.put(TABLE, json={"programs": ["one", None, "two"]})
+        new = loader.pin_array()
+        await service._follow_pins()
+        await service._open_unavailable()
+        told = (await client.get("/maps/table")).json()
+        assert (told["id"], told["used"], told["warnings"]) == (new, 2 if restore else 0, [])
+        assert [each["index"] for each in told["drift"]] == ([] if restore else [0, 2])
+        assert happened(app, "table") == [("moved", held["table"], new), ("settled", new, None)]
+        drifts = [event.data["count"] for event in service.journal.events(0, 100) if event.type == "drift"]
+        assert drifts[:1] == [2]
+        assert (await client.get("/readyz")).status_code == 200
+
+    async def test_nothing_is_followed_while_an_undo_needs_what_is_held(
+        self, app: FastAPI, client: httpx.AsyncClient, loader: Loader, held: dict[str, int]
+    ) -> None:
+        service = app.state.service
+        for each in (service.registry.maps.get("table"), service.registry.programs.get("one")):
+            each.follow = True
+        await client.put(f"{TABLE}/0", json={"program": "one"})
+        await client.put(f"{TABLE}/0?confirm_within=60", json={"program": "two"})
+        new_array, new_program = loader.pin_array(), loader.pin_program("one", 3)
+        for _ in range(2):
+            await service._follow_pins()
+        assert (await client.get("/maps/table")).json()["id"] == held["table"]
+        assert (await client.get("/programs/one")).json()["id"] == held["one"]
+        assert_problem(await client.get("/readyz"), 503, "map-unavailable")
+        assert (await client.post("/changes/2/confirm")).status_code == 200
+        await service._follow_pins()
+        assert (await client.get("/maps/table")).json()["id"] == new_array
+        assert (await client.get("/programs/one")).json()["id"] == new_program
+
+    async def test_pin_that_leads_to_an_object_of_another_kind_is_not_followed(
+        self, app: FastAPI, client: httpx.AsyncClient, loader: Loader, held: dict[str, int]
+    ) -> None:
+        app.state.service.registry.maps.get("table").follow = True
+        with load(loader.kernel, 3) as program:
+            loader.pin(program.fd, "table")
+        await app.state.service._follow_pins()
+        assert (await client.get("/maps/table")).json()["id"] == held["table"]
+
+
 class TestConfigured:
     async def test_configured_pin_outside_of_pin_dirs_is_opened_anew(self, kernel: Kernel, pins: Path) -> None:
         """Field 8: a program pinned anew, and PUT with the pin of the configuration is 403."""

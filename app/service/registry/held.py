@@ -43,6 +43,7 @@ class Held(Generic[T]):
         source: Where it is opened from.
         object: The open object. None: it is unavailable.
         reason: Why it is unavailable.
+        follow: When its pin leads to another object, that one is opened without a request.
         released: It is held no longer, and will not be again.
         moved: Its pin led to another object at the last look. Writers look at this mark, and never at the pin.
         announced: The mark that an event has told of.
@@ -54,6 +55,7 @@ class Held(Generic[T]):
     source: Source
     object: T | None = None
     reason: str = "not opened yet"
+    follow: bool = False
     released: bool = False
     moved: MovedPin | None = None
     announced: MovedPin | None = None

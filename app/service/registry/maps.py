@@ -131,6 +131,23 @@ class Maps:
                 held.take(fresh.object)
                 return held, False
 
+    async def reopen(self, held: HeldMap, veto: Veto[HeldMap]) -> None:
+        """Hold the array that the map's pin leads to now, also where the one held so far has entries.
+
+        Args:
+            held: The map.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            ServiceError: As `hold` does.
+        """
+        async with self._holding, held.lock:
+            old = held.opened()
+            await veto(held)
+            self._take(held, open_array(self._kernel, held.source))
+            if held.opened().id != old.id:
+                held.expected, held.created_here = None, False
+
     async def _run_veto(self, fresh: HeldMap, veto: Veto[HeldMap]) -> None:
         """Let go of what was just opened, and unpin what was just made, where the veto raises."""
         try:

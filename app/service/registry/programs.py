@@ -136,6 +136,21 @@ class Programs:
                 self._take(held, fresh.object)
                 return held, False
 
+    async def reopen(self, held: HeldProgram, veto: Veto[HeldProgram]) -> None:
+        """Hold the program that the pin leads to now. Entries that hold the old one keep it.
+
+        Args:
+            held: The program.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            ServiceError: As `hold` does.
+        """
+        async with self._holding, held.lock:
+            held.opened()
+            await veto(held)
+            self.open(held)
+
     @staticmethod
     def _check_replaceable(held: HeldProgram | None, fresh: HeldProgram, uses: Uses) -> None:
         if held is None or held.object is None or fresh.object is None or fresh.source == held.source:
