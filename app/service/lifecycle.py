@@ -72,6 +72,8 @@ class Service:
         self.is_stopping = False
         journal.on_commit = self.counters.journal.add
         self._drift_interval = drift_interval
+        self._journal_failing: str | None = None  # as it was logged
+        self._is_wal_large = False
         self._tasks: list[asyncio.Task[None]] = []
         self._not_followed: dict[tuple[str, str], str] = {}  # why, by kind and name
 
@@ -96,6 +98,7 @@ class Service:
         self._tasks = [
             asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self._follow_pins, PIN_SECONDS)),
+            asyncio.create_task(self._forever(self._watch_journal, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
 
@@ -152,6 +155,20 @@ class Service:
                     log.warning("not followed yet", kind=held.kind, name=held.name, reason=str(error))
             else:
                 self._not_followed.pop((held.kind, held.name), None)
+
+    async def _watch_journal(self) -> None:
+        """Log when the journal cannot be written, and when it can be again, also where nobody changes anything."""
+        warning = self.journal.wal_warning
+        if warning is not None and not self._is_wal_large:
+            log.warning("the journal grows", reason=warning)
+        self._is_wal_large = warning is not None
+        await self.journal.make_room()
+        failing, before = self.journal.failing, self._journal_failing
+        self._journal_failing = failing
+        if failing is not None and failing != before:
+            log.error("the journal cannot be written: changes are put back", reason=failing)
+        elif failing is None and before is not None:
+            log.info("the journal can be written again")
 
     async def _settle(self) -> None:
         """Learn what entries are expected to hold, tell where they do not, and restore what is to be restored."""

@@ -12,6 +12,7 @@ from app.service.changes.permissions import (
     check_entries,
     check_names_not_moved,
     check_not_moved,
+    check_program,
     check_reference,
     check_writes,
 )
@@ -81,6 +82,8 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], context)
         array.check_index(index)
+        if context.grant.programs is not None:
+            check_program(programs, index, ref, array.get(index), context)
         is_free = context.grant.role == "admin" or isinstance(ref, ByName)
         in_table = set() if is_free else set(await held.read()) - {EMPTY}
         if not is_free:
@@ -136,6 +139,8 @@ def write_entry(
     if not context.grant.is_unbounded:
         check_entries(held, (index,), context)
     before = array.get(index)
+    if context.grant.programs is not None:
+        check_program(programs, index, ByName(name), before, context)
     program, summary = programs.named(name)
     if held.moved is not None:
         check_not_moved(held, context)

@@ -47,7 +47,7 @@ class Held(Generic[T]):
         released: It is held no longer, and will not be again.
         moved: Its pin led to another object at the last look. Writers look at this mark, and never at the pin.
         announced: The mark that an event has told of.
-        is_pin_gone: Its pin could not be opened at the last look.
+        is_pinned: Its pin led to it when that was last looked at.
         lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
 
@@ -59,7 +59,7 @@ class Held(Generic[T]):
     released: bool = False
     moved: MovedPin | None = None
     announced: MovedPin | None = None
-    is_pin_gone: bool = False
+    is_pinned: bool = field(default=False, init=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def take(self, object_: T) -> Self:
@@ -67,7 +67,8 @@ class Held(Generic[T]):
         if self.object is not None:
             self.object.close()
         self.object = object_
-        self.moved, self.is_pin_gone = None, False
+        self.moved = None
+        self.is_pinned = isinstance(self.source, Pinned)  # from where it was opened just now
         return self
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.errors import (
+    KernelError,
     LastReference,
     MapUnavailable,
     MapUnknown,
@@ -190,6 +191,7 @@ class Maps:
         Raises:
             MapUnknown: Nothing is held under this name.
             LastReference: It may be emptied for good.
+            KernelError: Whether it is pinned cannot be found out now.
         """
         async with self._holding, self.get(name).lock:
             held = self.get(name)
@@ -201,12 +203,18 @@ class Maps:
                 held.release()
 
     def pinned_id(self, held: HeldMap) -> int | None:
-        """Return the id of the array that the map's pin leads to now. None: there is no pin, or it leads nowhere."""
+        """Return the id of the array that the map's pin leads to now. None: there is no pin, or it leads nowhere.
+
+        Raises:
+            KernelError: That cannot be found out now.
+        """
         if not isinstance(held.source, Pinned):
             return None
         try:
             with open_array(self._kernel, held.source) as found:
                 return found.id
+        except KernelError:
+            raise
         except ServiceError:
             return None
 
@@ -223,7 +231,7 @@ class Maps:
         if moved is not None:
             return [moved]
         warnings = []
-        if held.is_pin_gone:
+        if not held.is_pinned:
             warnings.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
         if held.create_entries not in {None, held.object.max_entries}:
             warnings.append(

@@ -1,7 +1,7 @@
 """Where the pins of held maps and programs lead by now."""
 
 from app.bpf.kernel import Kernel
-from app.service.errors import NotAProgram, NotAProgramArray, PinUnusable, ServiceError
+from app.service.errors import KernelError, NotAProgram, NotAProgramArray, PinUnusable, ServiceError
 from app.service.objects.opening import open_array, open_program
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap, HeldProgram, MovedPin
@@ -10,13 +10,12 @@ from app.service.registry.held import HeldMap, HeldProgram, MovedPin
 def follow_pin(kernel: Kernel, held: HeldMap | HeldProgram) -> None:
     """Open the pin of what is held, and mark it as moved if the pin leads to another object by now.
 
-    Where the pin cannot be opened for another reason than that it is gone, the mark stays as it was.
+    Where that cannot be seen now, as without the keeper, nothing changes.
 
     Kernel:
         OBJ_GET, Linux 4.4.
     """
     source = held.source
-    held.is_pin_gone = False
     if held.object is None or not isinstance(source, Pinned):
         held.moved = None
         return
@@ -26,12 +25,15 @@ def follow_pin(kernel: Kernel, held: HeldMap | HeldProgram) -> None:
             found = opened.id
     except (NotAProgramArray, NotAProgram):
         found = None
+    except KernelError:
+        return
     except ServiceError as error:
-        held.is_pin_gone = True
+        held.is_pinned = False
         if isinstance(error, PinUnusable) and error.errno == "ENOENT":
             held.moved = None
         return
-    held.moved = None if found == held.object.id else MovedPin(source.path, found)
+    held.is_pinned = found == held.object.id
+    held.moved = None if held.is_pinned else MovedPin(source.path, found)
 
 
 def moved_warning(held: HeldMap | HeldProgram) -> str | None:

@@ -187,7 +187,7 @@ class Programs:
         moved = moved_warning(held)
         if moved is not None:
             return [moved]
-        if held.is_pin_gone:
+        if held.object is not None and not held.is_pinned:
             return [f"the pin {held.source.path} is gone: the program cannot be opened again after a restart"]
         return []
 
