@@ -56,14 +56,15 @@ class ReplacedPrograms:
 
     def keep(self, change_id: int, ids: Iterable[int]) -> None:
         """Keep acquired programs for a journalled change. The oldest change beyond the limit lets go of its own."""
-        self.release(self._by_change.pop(change_id, ()))
         self._by_change[change_id] = frozenset(ids)
         while len(self._by_change) > _MAX_CHANGES:
             self._release_oldest_change()
 
     def keep_entries_of(self, array_id: int, ids: Iterable[int]) -> None:
         """Keep the programs of an array that another one replaces, as those of a change are kept."""
-        self.keep(-array_id, self.acquire(ids))
+        acquired = self.acquire(ids)
+        self.release(self._by_change.pop(-array_id, ()))
+        self.keep(-array_id, acquired)
 
     def find_for_new_array(self, record: ProgramRecord) -> Program | None:
         """Open a recorded program for an array that replaces the one of the record.
