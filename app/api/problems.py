@@ -113,6 +113,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         "Releasing the array would empty it for good",
         "Pin the array first. If it may be emptied, send ?force=true.",
     ),
+    "pin-moved": ProblemType(
+        409,
+        "The pin leads to another object now",
+        "PUT the map or program that the detail names with the same pin, which opens the new object. To use the one "
+        "that is held, send ?force=true.",
+    ),
     "program-busy": ProblemType(409, "A freplace program extends the program", "Detach the freplace program first."),
     "map-frozen": ProblemType(
         409, "The array is frozen", "A frozen array can never be changed again. Create a new array."
