@@ -118,7 +118,7 @@ class Reload:
                 later.append(f"programs.{name}")
                 continue
             if was is None:
-                registry.programs.add(HeldProgram(name, program.source()))
+                registry.programs.add(HeldProgram(name, program.source(), follow=program.follow))
                 held.append(f"program {name!r}")
             self._programs[name] = program
         return held, later

@@ -342,7 +342,7 @@ class TestFollow:
         await client.put(TABLE, json={"programs": ["one", None, "two"]})
         new = loader.pin_array()
         await service._follow_pins()
-        await service._open_unavailable()
+        await service.open_unavailable()
         told = (await client.get("/maps/table")).json()
         assert (told["id"], told["used"], told["warnings"]) == (new, 2 if restore else 0, [])
         assert [each["index"] for each in told["drift"]] == ([] if restore else [0, 2])
