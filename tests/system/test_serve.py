@@ -196,7 +196,10 @@ class TestDemo:
 
     def test_demo_without_privileges_refuses_the_linux_kernel(self) -> None:
         with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
-            assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
+            assert (
+                "CAP_BPF; give it that, and restart it; run as root with all capabilities, or with --kernel memory"
+                in service.output()
+            )
             assert service.process.wait(20) == 1
 
 
