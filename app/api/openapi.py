@@ -76,7 +76,9 @@ class Problem(BaseModel):
     type: str = Field(examples=["/problems/entry-empty"])
     title: str = Field(examples=["The entry is empty"])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=["entry 3 is empty"])
+    detail: str = Field(
+        examples=["entry 3 is empty; PUT a program there first, or send ?allow_missing=true with a DELETE"]
+    )
     code: str = Field(examples=["entry-empty"])
     request_id: str = Field(examples=[_EXAMPLE_REQUEST_ID])
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.access.rights import Grant
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
+from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
@@ -33,10 +33,12 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         grant: Of the caller, who is told only of entries within its bounds.
         just_opened: The pin of the map was followed a moment ago, and is not followed again.
     """
+    if not just_opened:
+        await service.pins.check(held)
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = service.registry.maps.warnings(held, just_opened=just_opened)
+    warnings = service.registry.maps.warnings(held)
     if held.expected is not None:
         lost = held.expected.lost.items()
         warnings += [f"entry {index} is not restored: {why}" for index, why in lost if grant.has_entry(index)]
@@ -141,7 +143,7 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, grant_of(request.scope), just_opened=not dry_run)
+        answer = await _map(service, held, grant_of(request.scope), just_opened=True)
     finally:
         if dry_run:
             held.release()
@@ -170,7 +172,7 @@ async def release_map(
     A map whose pin the service does not know is refused with 409.
     """
     if force and not grant_of(request.scope).is_unbounded:
-        raise forbidden(request.scope, "a caller with bounds may not release by force")
+        raise forbidden(request.scope, f"a caller with bounds may not release by force; {ASK}")
     await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, map=name, force=force)
