@@ -119,11 +119,15 @@ class _Held(_Section):
     pinned: AbsolutePath | None = None
     # its id. An id is valid only as long as the object exists.
     id: Id | None = None
+    # True: when another object is pinned there, the service opens that one by itself.
+    follow: bool = False
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.pinned is None) == (self.id is None):
             raise ValueError('needs exactly one of pinned = "/sys/fs/bpf/…" and id = …')
+        if self.follow and self.pinned is None:
+            raise ValueError("follow goes with pinned: it is the pin that is followed")
         return self
 
     def source(self) -> Pinned | ById:

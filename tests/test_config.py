@@ -47,6 +47,7 @@ class TestLoad:
 
             [programs.parse_v2]
             pinned = "/sys/fs/bpf/parse_v2"
+            follow = true
 
             [peers.netops]
             group = 0
@@ -63,6 +64,7 @@ class TestLoad:
         assert settings.maps["jump_table"].source() == Pinned("/sys/fs/bpf/jump_table")
         assert settings.maps["jump_table"].create is not None
         assert settings.maps["by.id"].source() == ById(12)
+        assert (settings.maps["jump_table"].follow, settings.programs["parse_v2"].follow) == (False, True)
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
         assert settings.maps["jump_table"].protected == ["0-3", "60"]
         assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
@@ -76,6 +78,7 @@ class TestLoad:
             ("[peers.a]\nrole = 'writer'", "peers.a: needs exactly one of user and group"),
             ("[peers.a]\nuser = 'nobody-here'\nrole = 'writer'", "peers.a: there is no user 'nobody-here'"),
             ("[peers.a]\nuser = 0\nrole = 'king'", "peers.a.role: input should be 'reader', 'writer'"),
+            ("[programs.a]\nid = 3\nfollow = true", "programs.a: follow goes with pinned"),
             ("[limits]\nconnections = 0", "limits.connections: input should be greater"),
             ("[server]\nprot = 1", "server.prot: there is no such key; there are: socket, "),
             ("[server]\nkernel = 'windows'", "server.kernel: input should be 'linux' or 'memory'"),

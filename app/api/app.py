@@ -77,6 +77,7 @@ def create_app(
     app.state.service = Service(
         registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=app.state.audit.buffered
     )
+    app.state.service.changes.on_automatic = app.state.audit.automatic
     app.state.metrics = metrics.collectors(app.state.service)
     for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.

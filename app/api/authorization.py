@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
+from app.access.rights import RIGHTS as ROLES
 from app.access.tokens import KeeperUnavailable, Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import HttpProblem
@@ -61,6 +62,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "hold_program": Right.ADMIN,
     "release_program": Right.ADMIN,
 }
+ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
 CHANGING: Final = {Right.WRITE, Right.ADMIN}  # the rights of operations that change something
 
 log = structlog.get_logger()
@@ -121,8 +123,15 @@ class Authentication:
         except TokensUnusable as error:
             if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))
-            detail = "tokens cannot be checked; the log and /readyz say why"
+            if isinstance(error, KeeperUnavailable):
+                detail = "tokens cannot be checked while the keeper is away; send the request again in a few seconds"
+                raise HttpProblem("keeper-unavailable", detail) from error
+            detail = (
+                "tokens cannot be checked now; an operator has to mend the file of tokens, then send the request again"
+            )
             raise unauthenticated(detail) from error
+        if logged_reason is not None:
+            log.info("tokens can be checked again")
         if actor is None:
             raise unauthenticated("the token is unknown, revoked or expired; send a valid one")
         return actor
@@ -141,6 +150,11 @@ def forbidden(scope: Scope, detail: str) -> HttpProblem:
     actor: Actor = scope[ACTOR]
     role = "no role" if actor.grant is None else f"role {actor.grant.role}"
     return HttpProblem("forbidden", f"{actor.name} ({role}): {detail}")
+
+
+def _roles(right: Right) -> str:
+    """Whom to ask for, where a right is missing."""
+    return f"send the request with the role {' or '.join(role for role, rights in ROLES.items() if right in rights)}"
 
 
 def grant_of(scope: Scope) -> Grant:
@@ -185,15 +199,15 @@ def check_access(
         if actor is None:
             raise unauthenticated("the request has no token; send Authorization: Bearer TOKEN")
         if actor.grant is None or not actor.grant.allows(right):
-            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}")
+            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}; {_roles(right)}")
     if authentication.read_only and right in CHANGING:
         raise HttpProblem(
-            "read-only", "the service is read-only by its configuration; remove read_only to make changes"
+            "read-only", "the service is read-only by its configuration; take read_only out of it to make changes"
         )
     if name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
-        raise forbidden(scope, f"program {name!r} is not among the programs of this caller")
+        raise forbidden(scope, f"program {name!r} is not among the programs of this caller; {ASK}")
 
 
 def may_still(scope: Scope, operation: str) -> bool:
@@ -214,7 +228,7 @@ def check_map(scope: Scope, name: str) -> None:
     """
     maps = grant_of(scope).maps
     if maps is not None and name not in maps:
-        raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
+        raise forbidden(scope, f"map {name!r} is not among the maps of this caller; {ASK}")
 
 
 def check_entry(scope: Scope, index: int) -> None:
@@ -225,7 +239,7 @@ def check_entry(scope: Scope, index: int) -> None:
     """
     entries = grant_of(scope).entries
     if entries is not None and index not in entries:
-        raise forbidden(scope, f"entry {index} is not among the entries of this caller")
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller; {ASK}")
 
 
 def check_host(scope: Scope) -> None:

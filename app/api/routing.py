@@ -7,10 +7,14 @@ needs.
 
 import asyncio
 import contextlib
+import functools
+import inspect
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Annotated, Any, Final, Protocol
 
+from fastapi import Query
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +25,7 @@ from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
 from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
+from app.api.table_parser import InvalidTable, MalformedTable, parse_table
 from app.service.errors import MapUnavailable, MapUnknown
 
 _MAX_BODY_BYTES: Final = 64 * 1024
@@ -30,6 +35,8 @@ _BODY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_ERRORS: Final = 20  # in one answer
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = Callable[..., Coroutine[Any, Any, Response]]
+Pretty = Annotated[bool, Query(description="Indent the JSON of the answer, also of a problem.")]
 
 
 class _Field(Protocol):
@@ -45,11 +52,29 @@ class _Field(Protocol):
     def get_default(self) -> Any: ...
 
 
+def _with_pretty(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with one more query parameter, which it does not see: the middleware does what it says."""
+
+    @functools.wraps(endpoint)
+    async def call(**values: Any) -> Response:
+        del values["pretty"]
+        return await endpoint(**values)
+
+    signature = inspect.signature(endpoint)
+    pretty = inspect.Parameter("pretty", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Pretty)
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), pretty]
+    )
+    return call
+
+
 class StrictRoute(APIRoute):
     """A route whose endpoint is async, takes path, query, one body and the request, and returns a Response."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, path: str, endpoint: Endpoint, **named: Any) -> None:
+        if isinstance(named.get("response_class"), DefaultPlaceholder):  # it answers JSON
+            endpoint = _with_pretty(endpoint)
+        super().__init__(path, endpoint, **named)
         handle = self.get_route_handler()
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,9 +84,9 @@ class StrictRoute(APIRoute):
         # FastAPI's own would set up dependencies, and there are none here.
         self.app = answer
 
-    def max_body(self, request: Request) -> int:  # noqa: ARG002 - subclasses use it
-        """Return how many bytes the body of this request may have."""
-        return _MAX_BODY_BYTES
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it."""
+        return _parsed(await _read_json(request, _MAX_BODY_BYTES))
 
     def get_route_handler(self) -> Handler:
         """Return what handles a request. The endpoint's signature declares what it takes."""
@@ -69,7 +94,7 @@ class StrictRoute(APIRoute):
         if declared.call is None or declared.dependencies or declared.header_params or declared.cookie_params:
             message = f"{self.path}: a strict route knows path, query and body parameters only"
             raise TypeError(message)
-        endpoint: Callable[..., Coroutine[Any, Any, Response]] = declared.call
+        endpoint: Endpoint = declared.call
         body_field = declared.body_params[0] if declared.body_params else None
         query_fields: dict[str, _Field] = {field.alias: field for field in declared.query_params}
         defaults = {field.name: field.get_default() for field in declared.query_params}
@@ -86,7 +111,10 @@ class StrictRoute(APIRoute):
             for field in declared.path_params:
                 parsed.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
-                parsed.field(body_field, await _read_json(request, self.max_body(request)), "body")
+                try:
+                    parsed.field(body_field, await self.read_body(request), "body")
+                except InvalidTable as error:
+                    parsed.add_errors(error.errors, "body")
             parsed.raise_errors()
             if parsed.values.get("dry_run"):
                 add_audit_facts(request.scope, dry_run=True)
@@ -100,12 +128,18 @@ class StrictRoute(APIRoute):
 class TableRoute(StrictRoute):
     """A route whose body is a whole table."""
 
-    def max_body(self, request: Request) -> int:
-        """Return how many bytes it may have: more for a larger table."""
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it: in pieces if it is large. A larger table may have a larger one."""
+        max_entries = 0
         with contextlib.suppress(MapUnknown, MapUnavailable):
-            held = service_of(request).registry.maps.get(request.path_params["name"])
-            return _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * held.opened().max_entries
-        return _MAX_BODY_BYTES
+            max_entries = service_of(request).registry.maps.get(request.path_params["name"]).opened().max_entries
+        body = await _read_json(request, _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
+        if len(body) <= _MAX_BODY_BYTES:
+            return _parsed(body)
+        try:
+            return await parse_table(body, max_entries)
+        except MalformedTable as error:
+            raise HttpProblem("malformed-json", str(error)) from error
 
 
 class _ParsedRequest:
@@ -118,9 +152,13 @@ class _ParsedRequest:
     def field(self, field: _Field, value: Any, *location: str) -> None:
         """Check one value against its declaration, and keep it."""
         self.values[field.name], errors = field.validate(value, loc=location)
-        for error in errors or ():
+        self.add_errors(errors or ())
+
+    def add_errors(self, errors: Iterable[dict[str, Any]], *location: str) -> None:
+        """Keep errors as pydantic gives them. `location`: the part of the request that their places are in."""
+        for error in errors:
             # A part in angle brackets is the form that a value was taken for, and no part of the request.
-            place = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
+            place = ".".join(str(part) for part in (*location, *error["loc"]) if not str(part).startswith("<"))
             self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
 
     def query(self, request: Request, fields: dict[str, _Field]) -> None:
@@ -132,7 +170,7 @@ class _ParsedRequest:
             self.errors.append({"loc": f"query.{name[:64]}", "message": f"no such parameter; there are: {known}"})
         for name, field in fields.items():
             if counts[name] > 1:
-                self.errors.append({"loc": f"query.{name}", "message": "given more than once"})
+                self.errors.append({"loc": f"query.{name}", "message": "given more than once; send it once"})
             elif counts[name]:
                 self.field(field, request.query_params[name], "query", name)
 
@@ -145,25 +183,29 @@ class _ParsedRequest:
             )
 
 
-async def _read_json(request: Request, max_body: int) -> Any:
+async def _read_json(request: Request, max_body: int) -> bytearray:
     body = await _read_body(request, max_body)
     if not body:
-        raise HttpProblem("malformed-json", "the body is empty")
+        raise HttpProblem("malformed-json", "the body is empty; send one JSON value")
     media_type = request.headers.get("content-type", "")
     if media_type.split(";", 1)[0].strip().lower() != "application/json":
-        detail = f"Content-Type is {media_type!r}, not application/json (curl --json sends it)"
+        detail = f"Content-Type is {media_type!r}, not application/json; send that, as curl --json does"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept": "application/json"})
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
+    return body
+
+
+def _parsed(body: bytearray) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise HttpProblem("malformed-json", str(error)) from error
+        raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
 
 
-async def _read_body(request: Request, max_body: int) -> bytes:
+async def _read_body(request: Request, max_body: int) -> bytearray:
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_SECONDS):
@@ -177,8 +219,12 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                 if size <= max_body:
                     body += chunk
     except TimeoutError as error:
-        raise HttpProblem("request-timeout", f"the body did not end within {_BODY_TIMEOUT_SECONDS:.0f} s") from error
+        raise HttpProblem(
+            "request-timeout",
+            f"the body did not end within {_BODY_TIMEOUT_SECONDS:.0f} s; send it faster, and check its Content-Length",
+        ) from error
     request.scope[BODY_IS_READ] = not more
     if size > max_body:
-        raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})
-    return bytes(body)
+        detail = f"the body has more than {max_body} bytes; send less at once, a table in parts by PATCH"
+        raise HttpProblem("body-too-large", detail, facts={"max_bytes": max_body})
+    return body

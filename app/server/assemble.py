@@ -49,7 +49,7 @@ def hold_configured(registry: Registry, settings: Settings) -> None:
     for name, section in settings.maps.items():
         registry.maps.add(held_map(name, section))
     for name, program in settings.programs.items():
-        registry.programs.add(HeldProgram(name, program.source()))
+        registry.programs.add(HeldProgram(name, program.source(), follow=program.follow))
     registry.open_unavailable()
 
 
@@ -58,6 +58,7 @@ def held_map(name: str, section: Map) -> HeldMap:
     return HeldMap(
         name,
         section.source(),
+        follow=section.follow,
         create_entries=None if section.create is None else section.create.max_entries,
         restore=section.on_start == "restore",
         protected=Ranges.of(section.protected),

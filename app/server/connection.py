@@ -28,7 +28,7 @@ from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
-from app.api.problems import HttpProblem, bare_problem
+from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
 from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
 
@@ -70,7 +70,7 @@ class Exchange:
         except Exception:
             log.exception("internal error", path=self.scope["path"])
             if not self.is_started and not self._connection.is_closing:
-                self._connection.transport.write(bare_problem("internal", "the log tells what"))
+                self._connection.transport.write(bare_problem("internal", INTERNAL_DETAIL))
         finally:
             if not self.is_answered:
                 self._connection.close()
@@ -280,7 +280,7 @@ class Connection(asyncio.Protocol):
             if self._in_head:
                 self._refuse_large_head()
             else:
-                self.refuse("malformed-header", "the chunks are more than what is in them")
+                self.refuse("malformed-header", "the chunks are more than what is in them; send larger ones")
         elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
 
@@ -302,7 +302,9 @@ class Connection(asyncio.Protocol):
                 self._parser = self._make_parser()
                 self._feed(head + data[upgrade.args[0] :])
         except httptools.HttpParserError:  # also for an error in a method that the parser calls
-            self.refuse("malformed-header", "that is no HTTP/1.1")
+            self.refuse(
+                "malformed-header", "that is no HTTP/1.1; send HTTP/1.1, and over TLS only where [tls] is configured"
+            )
 
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
@@ -467,7 +469,10 @@ class Connection(asyncio.Protocol):
             self._receiving.changed.set()
 
     def _refuse_large_head(self) -> None:
-        self.refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+        self.refuse(
+            "headers-too-large",
+            f"the head of a request has {self.bounds.header_bytes} bytes at the most; send shorter headers",
+        )
 
     def close(self) -> None:
         """Close once everything written is sent. What the client still sends is dropped.
@@ -533,6 +538,8 @@ class Connection(asyncio.Protocol):
     def _end_slow_head(self) -> None:
         self._head_timer = None
         if self._in_head and self._overhead_bytes and not self.is_closing:
-            self.refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
+            self.refuse(
+                "request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s; send it faster"
+            )
         else:
             self.close()  # the client has sent nothing since it connected

@@ -111,6 +111,7 @@ class Reload:
             else:
                 found.protected, found.restore = Ranges.of(section.protected), section.on_start == "restore"
                 found.create_entries = None if section.create is None else section.create.max_entries
+                found.follow = section.follow
             self._maps[name] = section
         for name, program in settings.programs.items():
             was = registry.programs.find(name)
@@ -118,8 +119,10 @@ class Reload:
                 later.append(f"programs.{name}")
                 continue
             if was is None:
-                registry.programs.add(HeldProgram(name, program.source()))
+                registry.programs.add(HeldProgram(name, program.source(), follow=program.follow))
                 held.append(f"program {name!r}")
+            else:
+                was.follow = program.follow
             self._programs[name] = program
         return held, later
 

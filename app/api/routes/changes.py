@@ -9,13 +9,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, check_held, context_of, service_of
+from app.api.authorization import ASK, forbidden, grant_of
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    check_held,
+    context_of,
+    service_of,
+)
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.problems import HttpProblem
-from app.api.routes.entries import CHANGE
+from app.api.routes.entries import CHANGE, WRITE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
@@ -59,7 +68,9 @@ def _whole_change(request: Request, id_: int) -> Change:
     change = service_of(request).changes.get(id_)
     visible = _change(request, id_)
     if len(visible.entries) < len(change.entries):
-        raise forbidden(request.scope, f"change {id_} also has entries that are not among the entries of this caller")
+        raise forbidden(
+            request.scope, f"change {id_} also has entries that are not among the entries of this caller; {ASK}"
+        )
     return change
 
 
@@ -170,7 +181,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     )
     | problems(
         "change-unknown",
-        *CHANGE,
+        *WRITE,
         "map-unknown",
         "map-unavailable",
         "program-incompatible",
@@ -184,6 +195,7 @@ async def revert_change_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Give each entry of a change back what it held before.
 
@@ -193,7 +205,7 @@ async def revert_change_route(
     another array now. A revert is itself a change, and can be reverted.
     """
     _whole_change(request, id)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
         service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
@@ -212,7 +224,7 @@ async def revert_change_route(
     | problems(
         "map-unknown",
         "map-unavailable",
-        *CHANGE,
+        *WRITE,
         "program-incompatible",
         "program-busy",
         *BODY,
@@ -226,6 +238,7 @@ async def reconcile_map(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """End the drift of a map.
 
@@ -234,11 +247,13 @@ async def reconcile_map(
     """
     service = service_of(request)
     changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     if body.to == "journal":
         result = await reconcile_to_journal(changes, drift, held, context, dry_run=dry_run)
     elif confirm_within is None:
         result = await reconcile_to_kernel(changes, drift, held, context, dry_run=dry_run)
     else:
-        raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+        raise HttpProblem(
+            "validation", "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
+        )
     return answer(request, result, dry_run=dry_run, to=body.to)

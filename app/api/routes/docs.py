@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
@@ -32,7 +32,7 @@ async def get_openapi(request: Request) -> Response:
     return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
 
 
-@router.get("/docs", operation_id="get_docs", include_in_schema=False)
+@router.get("/docs", operation_id="get_docs", include_in_schema=False, response_class=HTMLResponse)
 async def get_docs() -> Response:
     """Return the page of Swagger UI."""
     return get_swagger_ui_html(
@@ -45,10 +45,10 @@ async def get_docs() -> Response:
     )
 
 
-@router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False)
+@router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False, response_class=Response)
 async def get_docs_asset(name: str) -> Response:
     """Return a file that the page needs."""
     if name not in _ASSETS:
-        raise HttpProblem("not-found", f"there is no file {name[:64]!r}")
+        raise HttpProblem("not-found", f"there is no file {name[:64]!r}; there are: {', '.join(_ASSETS)}")
     content, media_type = _ASSETS[name]
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -10,9 +10,18 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.api import openapi
-from app.api.audit import FACTS
+from app.api.audit import FACTS, program_fact
 from app.api.authorization import check_entry, grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    change_headers,
+    context_of,
+    service_of,
+)
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
@@ -26,7 +35,7 @@ from app.service.errors import EntryEmpty
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS
+from app.store.records import EMPTY, NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -40,7 +49,8 @@ CHANGE = (
     "change-not-revertible",
     "journal-unavailable",
 )
-_CHANGE = (*_ENTRY, *CHANGE, "malformed-header", "precondition-failed")
+WRITE = (*CHANGE, "pin-moved")
+_CHANGE = (*_ENTRY, *WRITE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
     "program-incompatible",
@@ -66,7 +76,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
             current = entry_of(registry, held.name, held.opened().id, index, summary)
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
-            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'the one in current'}"
+            holds = "empty" if current is None else "the one in current"
+            detail = f"{header} does not hold: the entry is {holds}; if you still want the change, send it for that"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
             raise HttpProblem("precondition-failed", detail, facts=facts)
 
@@ -94,12 +105,16 @@ async def set_entry_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Point an entry to a program, by one overwrite.
 
     A packet sees the old program or the new one, and never an empty entry. To set what is there already is 200, with no
     write. If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write of another
     tool between the check and the write is not noticed.
+
+    It is refused with 409 `pin-moved` if the pin of the map, or of a program that is given by its name, was seen to
+    lead to another object: a loader ran again.
     """
     service = service_of(request)
     held = service.registry.maps.get(name)
@@ -108,7 +123,7 @@ async def set_entry_route(
         held,
         index,
         requests.program_ref(body.program),
-        context_of(request.scope, note, confirm_within),
+        context_of(request.scope, note, confirm_within, force=force),
         flags=body.flags,
         precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
@@ -127,8 +142,8 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
             "change": result.change.id,
             "map": held.name,
             "index": index,
-            "before": result.before,
-            "after": result.after.id,
+            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
+            "after": {"name": result.after.name, "id": result.after.id},
         }
     if result.fit is not None:
         headers["Dry-Run"] = "true"
@@ -198,6 +213,7 @@ async def clear_entry_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Clear an entry. A tail call to it falls through from then on. The kernel may take 8 ms and more."""
     service = service_of(request)
@@ -206,13 +222,13 @@ async def clear_entry_route(
         service.changes,
         held,
         index,
-        context_of(request.scope, note, confirm_within),
+        context_of(request.scope, note, confirm_within, force=force),
         precondition=_precondition(request, service.registry, held, index),
         allow_missing=allow_missing,
         dry_run=dry_run,
     )
     if change is not None:
-        before = change.entries.before[0]
+        before = program_fact(next(iter(change.entries)).before)
         add_audit_facts(request.scope, change=change.id, map=name, index=index, before=before, after=None)
     return Response(status_code=204, headers=change_headers(dry_run=dry_run, change=change))
 

@@ -180,5 +180,5 @@ def _encoded(event: Event) -> Iterator[bytes]:
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:
-        yield json.dumps(event_data(event), separators=(",", ":")).encode()
+        yield json.dumps(event_data(event), separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     yield b"\n\n"

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.access.rights import Grant
 from app.api import openapi
-from app.api.authorization import forbidden, grant_of
+from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
@@ -24,7 +24,7 @@ from app.store.records import EMPTY
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bool = False) -> responses.Map:
+async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bool = False) -> responses.HeldMap:
     """Return what a caller is told of a map.
 
     Args:
@@ -33,15 +33,17 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         grant: Of the caller, who is told only of entries within its bounds.
         just_opened: The pin of the map was followed a moment ago, and is not followed again.
     """
+    if not just_opened:
+        await service.pins.check(held)
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = service.registry.maps.warnings(held, just_opened=just_opened)
+    warnings = service.registry.maps.warnings(held)
     if held.expected is not None:
         lost = held.expected.lost.items()
         warnings += [f"entry {index} is not restored: {why}" for index, why in lost if grant.has_entry(index)]
     if array is None:
-        return responses.Map(
+        return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
             reason=held.reason, drift=[], warnings=warnings,
@@ -55,7 +57,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     owner = None
     if state.owner_type is not None:
         owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
-    return responses.Map(
+    return responses.HeldMap(
         name=held.name,
         id=array.id,
         kernel_name=array.info.name,
@@ -95,8 +97,8 @@ async def list_maps(request: Request) -> Response:
     "/maps/{name}",
     operation_id="get_map",
     summary="Tell all of one map",
-    response_model=responses.Map,
-    responses=answers(responses.Map, "The map.") | problems("map-unknown", *KERNEL),
+    response_model=responses.HeldMap,
+    responses=answers(responses.HeldMap, "The map.") | problems("map-unknown", *KERNEL),
 )
 async def get_map(request: Request, name: fields.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
@@ -108,9 +110,9 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
     "/maps/{name}",
     operation_id="hold_map",
     summary="Hold a map under a name",
-    response_model=responses.Map,
-    responses=answers(responses.Map, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
-    | answers(responses.Map, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
+    response_model=responses.HeldMap,
+    responses=answers(responses.HeldMap, "The name was held already; it was opened again.", headers=openapi.DRY_RUN)
+    | answers(responses.HeldMap, "Held from now on.", 201, headers=openapi.DRY_RUN | openapi.LOCATION)
     | problems(
         "map-unknown",
         "name-taken",
@@ -141,7 +143,7 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, grant_of(request.scope), just_opened=not dry_run)
+        answer = await _map(service, held, grant_of(request.scope), just_opened=True)
     finally:
         if dry_run:
             held.release()
@@ -170,7 +172,7 @@ async def release_map(
     A map whose pin the service does not know is refused with 409.
     """
     if force and not grant_of(request.scope).is_unbounded:
-        raise forbidden(request.scope, "a caller with bounds may not release by force")
+        raise forbidden(request.scope, f"a caller with bounds may not release by force; {ASK}")
     await service_of(request).holds.release_map(name, context_of(request.scope), force=force, dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, map=name, force=force)

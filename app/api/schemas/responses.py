@@ -193,7 +193,7 @@ class Drift(BaseModel):
     kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
-class Map(BaseModel):
+class HeldMap(BaseModel):
     """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
@@ -219,7 +219,7 @@ class Map(BaseModel):
 class Maps(BaseModel):
     """All held maps."""
 
-    maps: list[Map]
+    maps: list[HeldMap]
 
 
 class Use(BaseModel):
@@ -246,6 +246,8 @@ class Program(BaseModel):
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=_REASON)
     used_by: list[Use]
+    pins: list[str] = Field(description="The path at which the service opened the program.")
+    warnings: list[str]
 
 
 class Programs(BaseModel):

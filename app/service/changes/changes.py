@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -39,6 +40,8 @@ from app.store.records import (
     PendingConfirmation,
     ProgramRecord,
 )
+
+_AUTOMATIC: Final = {"expire", "restore"}  # the kinds of changes that no request makes
 
 log = structlog.get_logger()
 
@@ -91,6 +94,7 @@ class Changes:
         self._counters = counters or Counters()
         self._clock = clock
         self._running: set[asyncio.Task[Change]] = set()
+        self.on_automatic: Callable[[Change], None] = lambda _: None  # called with what the service undoes or restores
         self.stopping = threading.Event()  # asked by threads that write tables, too
 
     def get(self, id_: int) -> Change:
@@ -264,6 +268,8 @@ class Changes:
             if held.expected is not None:
                 held.expected.apply(change)
             self._counters.changes[change.kind, "applied"] += 1
+            if change.kind in _AUTOMATIC:
+                self.on_automatic(change)
             self.replaced_programs.keep(change.id, each.replaced)
 
     async def _carry_out(
@@ -343,6 +349,7 @@ class Changes:
         else:
             await self.journal.remove_pending(pending.token)
             self.replaced_programs.release(undone.replaced)
+            self.on_automatic(undone.change)
         held.undone.pop(pending.token, None)
 
     async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:

@@ -1,17 +1,21 @@
-"""Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked."""
+"""Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked.
 
-from collections.abc import Collection
+Also whether it would use a map or a program whose pin leads to another object by now.
+"""
+
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
-from app.service.errors import EntryProtected, EntryWaits, Forbidden
+from app.service.errors import EntryProtected, EntryWaits, Forbidden, PinMoved
 from app.service.objects.source import ById, Pinned
-from app.service.registry.held import HeldMap
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import Change
 
-_NOT_AMONG: Final = "the program is not among its programs"
+_ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
+_NOT_AMONG: Final = f"the program is not among its programs; {_ASK}"
 
 
 def check_plan(
@@ -79,12 +83,12 @@ def check_entries(held: HeldMap, indexes: Collection[int], context: RequestConte
     if grant.is_unbounded:
         return
     if indexes and not grant.has_map(held.name):
-        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps")
+        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps; {_ASK}")
     if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
         return
     for index in indexes:
         if not grant.has_entry(index):
-            raise Forbidden(context.actor, index, "it is not among its entries")
+            raise Forbidden(context.actor, index, f"it is not among its entries; {_ASK}")
         if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
@@ -99,6 +103,31 @@ def check_confirmed(held: HeldMap, indexes: Collection[int], reverts: int | None
         for index in indexes:
             if held.unconfirmed.get(index, reverts) != reverts:
                 raise EntryWaits(index, held.unconfirmed[index])
+
+
+def check_not_moved(held: HeldMap | HeldProgram, context: RequestContext) -> None:
+    """Check that the pin of a map or program led to what is held at the last look, unless the request has force.
+
+    This holds also for a change that would write nothing: otherwise it would say that all is as it is to be.
+
+    Raises:
+        PinMoved: The pin leads to another object now.
+    """
+    if held.moved is not None and not context.force:
+        raise PinMoved(held.kind, held.name, held.moved.path, held.opened().id, held.moved.id)
+
+
+def check_names_not_moved(programs: Programs, refs: Iterable[ProgramRef | None], context: RequestContext) -> None:
+    """Check the programs that a request names by their held names.
+
+    Raises:
+        PinMoved: The pin of one of them leads to another object now.
+    """
+    for ref in refs:
+        if isinstance(ref, ByName):
+            held = programs.find(ref.name)
+            if held is not None:
+                check_not_moved(held, context)
 
 
 def check_program(
@@ -166,7 +195,10 @@ def check_reference(
     else:
         known = _is_known(programs, program_id, in_table)
     if not known:
-        reason = "to name a program by id or pin that is not held takes the role admin"
+        reason = (
+            "to name a program by id or pin that is not held takes the role admin; name a held program, or ask an "
+            "admin of the service to hold this one"
+        )
         raise Forbidden(context.actor, index, reason)
 
 

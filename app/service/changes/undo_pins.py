@@ -64,7 +64,7 @@ class UndoPins:
 
     def _why_not(self, held: HeldMap, record: ProgramRecord, replaced: Mapping[int, Program]) -> str | None:
         if record.id not in replaced:
-            return "the service can open it neither by id nor by name, so it could not be put back"
+            return "the service can open it neither by id nor by name, so it could not be put back; hold it first"
         # An array that the service has made, and pinned nowhere, ends with it: then there is nothing to undo.
         if self._folder is not None or isinstance(held.source, Made) or self._is_pinned(record):
             return None
