@@ -22,6 +22,7 @@ from app.keeper.process import KEPT, NEEDED
 from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, socket_group
+from app.server.open_files import share_open_files
 from app.server.startup import StartError, check_state, service_user
 from app.server.tls import Tls, TlsError
 from app.service.changes.undo_pins import check_keep_dir
@@ -77,6 +78,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _audit(settings.audit.file)
     recorded_holds: list[Hold] = []
     yield from _journal(settings.server.state_dir / "journal.db", recorded_holds)
+    yield _open_files(settings, recorded_holds)
     try:
         kernel = make_kernel(settings.server.kernel)
     except OSError as error:
@@ -219,6 +221,18 @@ def _journal(file: Path, recorded_holds: list[Hold]) -> Iterator[Finding]:
             yield Finding("ok", "journal", str(file))
         except (journal.JournalDamaged, journal.JournalFailed) as error:
             yield Finding("WRONG", "journal", str(error))
+
+
+def _open_files(settings: Settings, recorded_holds: list[Hold]) -> Finding:
+    """What the limits come to under the RLIMIT_NOFILE of this command."""
+    held = {*(("map", name) for name in settings.maps), *(("program", name) for name in settings.programs)}
+    try:
+        files = share_open_files(settings, len(held | {(hold.kind, hold.name) for hold in recorded_holds}))
+    except StartError as error:
+        return Finding("WRONG", "limits", str(error))
+    if files.is_reduced:
+        return Finding("warn", "limits", f"{files}, which is less than configured: raise it (ulimit -n, LimitNOFILE=)")
+    return Finding("ok", "limits", str(files))
 
 
 def _pin_dirs(settings: Settings) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from app.cli.common import CONFIG, fail, load_or_fail
 from app.config import Settings
 from app.server import assemble, logging, startup
 from app.server.listen import ListenError, open_listener, passed_socket
+from app.server.open_files import share_open_files
 from app.server.run import preload, raise_open_files, serve
 from app.server.systemd import Notifier
 from app.server.tls import TlsError
@@ -44,6 +45,7 @@ def _serve(settings: Settings) -> None:
         # Find out what could end the start, before anything is changed.
         user = startup.service_user(settings)
         passed = passed_socket(settings)
+        share_open_files(settings, len(settings.maps) + len(settings.programs))
 
         # Lock the state folder.
         lock = startup.lock_state(server.state_dir)
@@ -79,10 +81,13 @@ def _serve(settings: Settings) -> None:
         startup.give_up_rights(kernel)
 
         # Serve.
-        app = assemble.make_app(settings, registry, journal, keeper)
+        files = share_open_files(settings, assemble.held_at_start(settings, journal))
+        if files.is_reduced:
+            log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
+        app = assemble.make_app(settings, registry, journal, keeper, files)
         at_exit.callback(app.state.audit.close)
         at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
-        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier)
+        serve(app, listener.socket, assemble.connection_bounds(settings, files), tls, notifier)
     log.info("ended")

@@ -81,7 +81,13 @@ class Keeper:
             try:
                 if any(fd == parent for fd, _ in poll.poll()):
                     return
-                question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
+                try:
+                    question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
+                except OSError as error:
+                    if error.errno != errno.EMFILE:
+                        raise
+                    self._reply(channel, errno.EMFILE, b"", None)
+                    continue
                 if not question and _is_peer_closed(channel):
                     return
                 self._reply(channel, *self._answer(question, fd))

@@ -140,6 +140,24 @@ class TestCheck:
         assert done.returncode == 1
         assert "WRONG map a: is not there, and cannot be made: " in done.stdout
 
+    @pytest.mark.field
+    @pytest.mark.parametrize(
+        ("limit", "line"),
+        [
+            (20_000, "ok    limits: RLIMIT_NOFILE 20000 is enough for 4096 connections, 4096 held maps and programs"),
+            (4096, "warn  limits: RLIMIT_NOFILE 4096 is enough for 1"),
+            (64, "warn  limits: RLIMIT_NOFILE 64 is enough for "),
+            (48, "WRONG limits: RLIMIT_NOFILE is 48, which is too low to hold 0 maps and programs and serve: raise it"),
+        ],
+    )
+    def test_the_limits_under_the_present_rlimit_are_told(self, config: Path, limit: int, line: str) -> None:
+        """Field 16: descriptors run out, as RLIMIT_NOFILE is lower than what the limits add up to."""
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))"
+        command = [sys.executable, "-c", f"{code}; from app.__main__ import main; main()", "check", "--config"]
+        done = subprocess.run([*command, str(config)], capture_output=True, text=True, timeout=60, check=False)
+        assert line in done.stdout
+        assert done.returncode == (1 if line.startswith("WRONG") else 0), done.stdout
+
     def test_a_missing_user_is_a_warning(self, config: Path) -> None:
         config.write_text(config.read_text() + 'user = "no-such-user"\n')
         done = jumptable("check", "--config", str(config))
