@@ -21,11 +21,11 @@ from app.keeper.paths import own_file
 from app.keeper.process import KEPT, NEEDED
 from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
-from app.server.listen import ListenError, socket_group
+from app.server.listen import ListenError, socket_group, unreachable_socket, unserved_socket
 from app.server.open_files import share_open_files
-from app.server.startup import StartError, check_state, service_user
+from app.server.startup import MIN_FREE_BYTES, StartError, check_state, free_bytes, service_user
 from app.server.tls import Tls, TlsError
-from app.service.changes.undo_pins import check_keep_dir
+from app.service.changes.undo_pins import check_keep_dir, foreign_names
 from app.service.errors import PinUnusable, ServiceError
 from app.service.lifecycle import source_of
 from app.service.objects.opening import check_pinnable, open_array, open_program
@@ -70,6 +70,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _rights(settings)
     address = settings.server.address
     yield _socket(settings) if address is None else _tcp(*address, is_plain=settings.tls is None)
+    unserved = unserved_socket(settings)
+    if unserved is not None:
+        yield Finding("warn", "server.host", unserved)
     yield _state_dir(settings)
     if settings.tokens is not None:
         yield _tokens(settings.token_file())
@@ -137,6 +140,9 @@ def _socket(settings: Settings) -> Finding:
     except OSError as error:
         return Finding("WRONG", "server.socket", f"{path}: {error.strerror}: run check as the user that serves")
     finding = _writable_folder("server.socket", path.parent, str(path))
+    unreachable = unreachable_socket(settings)
+    if unreachable is not None and finding.mark == "ok":
+        return Finding("warn", "server.socket", unreachable)
     if settings.peers and group is None and finding.mark == "ok":
         remedy = "set socket_group: without it the users of [peers] cannot connect"
         return Finding("warn", "server.socket", f"{path}: {remedy}")
@@ -169,10 +175,21 @@ def _state_dir(settings: Settings) -> Finding:
     except StartError as error:
         return Finding("WRONG", "server.state_dir", str(error))
     except BlockingIOError:
-        return Finding("ok", "server.state_dir", f"{folder}; a jumptable is using it now")
+        return _with_room(folder, Finding("ok", "server.state_dir", f"{folder}; a jumptable is using it now"))
     except OSError as error:
         return Finding("WRONG", "server.state_dir", f"{folder}: {error.strerror}: run check as the user that serves")
-    return _writable_folder("server.state_dir", folder, str(folder))
+    finding = _writable_folder("server.state_dir", folder, str(folder))
+    return _with_room(folder, finding) if finding.mark == "ok" else finding
+
+
+def _with_room(folder: Path, finding: Finding) -> Finding:
+    free = free_bytes(folder)
+    if free < MIN_FREE_BYTES:
+        return Finding("WRONG", "server.state_dir", f"the disk of {folder} is full: make room for the journal")
+    if free < journal.MAX_BYTES:
+        detail = f"{folder} has {free >> 20} MiB left, and the journal may take {journal.MAX_BYTES >> 20} MiB"
+        return Finding("warn", "server.state_dir", detail)
+    return finding
 
 
 def _writable_folder(subject: str, folder: Path, detail: str) -> Finding:
@@ -249,8 +266,15 @@ def _keep_dir(kernel: Kernel, folder: Path | None) -> Finding:
         )
     try:
         check_keep_dir(kernel, str(folder))
+        foreign = foreign_names(kernel.pins_in(str(folder)))
+        if foreign:
+            names = ", ".join(foreign)
+            detail = f"{folder} holds what is not the service's ({names}): name a folder for the service alone"
+            return Finding("WRONG", "server.keep_dir", detail)
     except PinUnusable as error:
         return Finding("WRONG", "server.keep_dir", str(error))
+    except OSError as error:
+        return Finding("WRONG", "server.keep_dir", f"{folder}: {error.strerror}: run check as the user that serves")
     return Finding("ok", "server.keep_dir", str(folder))
 
 

@@ -16,7 +16,7 @@ from app.server.run import preload, raise_open_files, serve
 from app.server.systemd import Notifier
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
-from app.store.journal import Journal, JournalDamaged, JournalFailed
+from app.store.journal import JournalDamaged, JournalFailed
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ def _serve(settings: Settings) -> None:
         os.umask(0o077)
 
         # Open the journal as that user, who has to own it.
-        journal = Journal(server.state_dir / "journal.db", server.durability)
+        journal = startup.open_journal(settings)
 
         # Give up all other rights.
         startup.give_up_rights(kernel)
