@@ -224,7 +224,7 @@ def _audit(file: Path | None) -> Finding:
     if file is None:
         return Finding("ok", "audit", "goes to the log")
     if file.exists() and not file.is_file():
-        return Finding("WRONG", "audit.file", f"{file} is no file: name another")
+        return Finding("WRONG", "audit.file", f"{file} is no regular file: name another")
     if not file.parent.is_dir():
         return Finding("WRONG", "audit.file", f"{file}: its folder is missing: install -d -m 0700 {file.parent}")
     return Finding("ok", "audit.file", str(file))

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,8 @@ from app.sandbox.channel import receive, send
 
 _TIMEOUT_SECONDS: Final = 10.0  # for the start, and for each answer
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
+# The keeper stops working where so many of its answers wait that they do not fit into the channel; it has 200 KB.
+MAX_UNANSWERED: Final = 32
 _KEEPER_ENDED: Final = "the keeper has ended or does not answer, so it opens and creates nothing: restart the service"
 
 
@@ -96,6 +98,41 @@ class KeeperClient:
         if number:
             raise OSError(number, f"{text if op == Op.READ else op.name}: {os.strerror(number)}")
         return content[REPLY.size :], passed
+
+    def ask_all(self, questions: Sequence[tuple[Op, int, str]]) -> "list[tuple[bytes, int | None] | OSError]":
+        """Ask several questions at once: the keeper works on them while this process sends and receives.
+
+        Args:
+            questions: The operation, the number and the text of each, as for `ask`.
+
+        Returns:
+            What `ask` would have returned or raised for each. The caller owns the fds.
+        """
+        answers: list[tuple[bytes, int | None] | OSError] = []
+        with self._lock:
+            try:
+                if self._channel.fileno() < 0:
+                    raise BrokenPipeError
+                sent = 0
+                while len(answers) < len(questions):
+                    for op, number, text in questions[sent : len(answers) + MAX_UNANSWERED]:
+                        send(self._channel, REQUEST.pack(op, number) + os.fsencode(text))
+                        sent += 1
+                    answers.append(self._received())
+            except (BrokenPipeError, ConnectionResetError, TimeoutError):
+                self._channel.close()
+        return answers + [OSError(errno.EPIPE, _KEEPER_ENDED)] * (len(questions) - len(answers))
+
+    def _received(self) -> tuple[bytes, int | None] | OSError:
+        """One answer to `ask_all`, whose fd may have found no room."""
+        try:
+            content, fd = self._receive()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            return error
+        number = REPLY.unpack_from(content)[0]
+        return OSError(number, os.strerror(number)) if number else (content[REPLY.size :], fd)
 
     def _receive(self) -> tuple[bytes, int | None]:
         content, fd = receive(self._channel, REPLY.size + MAX_REPLY)
@@ -174,6 +211,8 @@ class KeeperKernel(LinuxKernel):
         super().__init__()
         self._keeper = keeper
         self._keep_dir = keep_dir
+        # What was asked for ahead, until it is opened: see `opened_ahead`.
+        self._ahead: dict[tuple[Op, int, str], tuple[bytes, int | None] | OSError] = {}
         self._described: dict[int, tuple[str, MapInfo | None]] = {}  # kind and info, by the fd of /dev/null
 
     @property
@@ -185,9 +224,37 @@ class KeeperKernel(LinuxKernel):
         """Return the programs that `map_ids` and `map_write` run, which the keeper has loaded."""
         return self._keeper.table_programs() if self.use_bulk_programs else TablePrograms()
 
+    @contextlib.contextmanager
+    def opened_ahead(self, pins: Sequence[str], maps: Sequence[int], programs: Sequence[int]) -> Iterator[None]:
+        """Ask the keeper for all of these at once. What opens them in the `with` block does not wait for the keeper."""
+        questions = {
+            *((Op.OPEN_PIN, 0, path) for path in pins if path.rpartition("/")[0] != self._keep_dir),
+            *((Op.MAP_BY_ID, id_, "") for id_ in maps),
+            *((Op.PROG_BY_ID, id_, "") for id_ in programs),
+        }
+        if len(questions) > 1:
+            in_order = sorted(questions)
+            self._ahead.update(zip(in_order, self._keeper.ask_all(in_order), strict=True))
+        try:
+            yield
+        finally:
+            for question in questions:
+                answer = self._ahead.pop(question, None)
+                if isinstance(answer, tuple) and answer[1] is not None:
+                    os.close(answer[1])
+
+    def _asked(self, op: Op, number: int, text: str) -> tuple[bytes, int | None]:
+        """As `KeeperClient.ask`, or what was asked for ahead."""
+        answer = self._ahead.pop((op, number, text), None) if self._ahead else None
+        if answer is None or (isinstance(answer, OSError) and answer.errno in {errno.EMFILE, errno.ETOOMANYREFS}):
+            return self._keeper.ask(op, number, text)  # alone it may find room
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
     def _open_or_describe(self, op: Op, number: int = 0, text: str = "") -> int:
         """Return the fd that the keeper passes on, or an fd of /dev/null with the keeper's description."""
-        content, fd = self._keeper.ask(op, number, text)
+        content, fd = self._asked(op, number, text)
         if fd is not None:
             return fd
         description = json.loads(content)
@@ -222,7 +289,10 @@ class KeeperKernel(LinuxKernel):
 
     def prog_get_fd_by_id(self, id_: int) -> int:
         """Open a program by its id, with the keeper."""
-        return self._keeper.open(Op.PROG_BY_ID, id_)
+        fd = self._asked(Op.PROG_BY_ID, id_, "")[1]
+        if fd is None:
+            raise OSError(errno.EPROTO, "PROG_BY_ID: the keeper has sent no fd")
+        return fd
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """Open a pin: with the keeper, or in keep_dir without. For other objects the fd is a stand-in (see class)."""

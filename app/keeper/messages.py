@@ -2,7 +2,7 @@
 
 The channel is a socketpair of type SOCK_SEQPACKET. A question is REQUEST, then a text in UTF-8; an answer is REPLY,
 then the bytes that the operation returns. Either may carry one fd (SCM_RIGHTS, unix(7)). The keeper answers each
-question with exactly one datagram, in order.
+question with exactly one datagram, in order. The listener may send several questions before it reads the answers.
 """
 
 import json

@@ -1,5 +1,6 @@
 """The objects that the configuration describes: the kernel, what is held, TLS and the application."""
 
+import errno
 from pathlib import Path
 
 import structlog
@@ -139,7 +140,7 @@ def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
     except OSError as error:
         message = (
             f"audit.file {section.file}: {error.strerror}: it has to be a file of root's in a folder of root's, "
-            "or a file of the service's user in a folder of that user"
+            "or a file of the service's user in a folder of that user; and no FIFO or device"
         )
         raise StartError(message) from error
 
@@ -148,7 +149,9 @@ def _open_audit_by_keeper(keeper: KeeperClient, file: Path) -> int:
     """An fd from the keeper, which refuses a file in a folder that others can write; then this process opens it."""
     try:
         return keeper.open(Op.AUDIT)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.ENXIO}:  # ENXIO: a FIFO
+            raise
         return open_audit(file)
 
 

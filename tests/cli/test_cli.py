@@ -236,6 +236,26 @@ class TestCheck:
         finally:
             private_mounts.unmount(disk)
 
+    @pytest.mark.field
+    @pytest.mark.parametrize("has_reader", [False, True])
+    @pytest.mark.parametrize("kernel", ["memory", pytest.param("linux", marks=pytest.mark.kernel)])
+    def test_an_audit_file_that_is_a_fifo_is_refused(
+        self, config: Path, tmp_path: Path, kernel: str, has_reader: bool
+    ) -> None:
+        """Field 35: opening a FIFO without a reader blocked the start for ever."""
+        os.mkfifo(tmp_path / "audit")
+        text = config.read_text().replace("memory", kernel)
+        config.write_text(f'{text}[audit]\nfile = "{tmp_path}/audit"\n')
+        with contextlib.ExitStack() as stack:
+            if has_reader:
+                stack.callback(os.close, os.open(tmp_path / "audit", os.O_RDONLY | os.O_NONBLOCK))
+            done = jumptable("check", "--config", str(config))
+            assert f"WRONG audit.file: {tmp_path}/audit is no regular file" in done.stdout
+            done = jumptable("serve", "--config", str(config))
+            assert done.returncode == 1
+            assert f"jumptable: audit.file {tmp_path}/audit: " in done.stderr
+            assert "and no FIFO or device" in done.stderr
+
     def test_a_missing_user_is_a_warning(self, config: Path) -> None:
         config.write_text(config.read_text() + 'user = "no-such-user"\n')
         done = jumptable("check", "--config", str(config))
