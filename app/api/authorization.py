@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
-from app.access.tokens import Tokens, TokensUnusable
+from app.access.tokens import KeeperUnavailable, Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import HttpProblem
 
@@ -94,7 +94,7 @@ class Authentication:
             authorization: The value of its Authorization header.
 
         Raises:
-            HttpProblem: unauthenticated: the token is not valid.
+            HttpProblem: unauthenticated: the token is not valid. keeper-unavailable: it cannot be checked now.
         """
         if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
@@ -119,6 +119,8 @@ class Authentication:
             if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))
             detail = "tokens cannot be checked; the log and /readyz say why"
+            if isinstance(error, KeeperUnavailable):
+                raise HttpProblem("keeper-unavailable", detail) from error
             raise unauthenticated(detail) from error
         if actor is None:
             raise unauthenticated("the token is unknown, revoked or expired; send a valid one")
@@ -162,17 +164,20 @@ def check_access(
         limits: Count the request against the caller's rate.
 
     Raises:
-        HttpProblem: host-not-allowed, unauthenticated, too-many-requests, forbidden or read-only.
+        HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, forbidden or read-only.
     """
     check_host(scope)
     scope[ACTOR] = actor = None
+    right = RIGHTS[operation]
+    if right is Right.DOCS and authentication.tokens is not None:
+        right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
-        if RIGHTS[operation] is not Right.NONE:
+        if right is not Right.NONE:
             raise
-    right = RIGHTS[operation]
-    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
+    is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
+    if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:
@@ -209,6 +214,17 @@ def check_map(scope: Scope, name: str) -> None:
     maps = grant_of(scope).maps
     if maps is not None and name not in maps:
         raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
+
+
+def check_entry(scope: Scope, index: int) -> None:
+    """Check that the caller may see an entry.
+
+    Raises:
+        HttpProblem: forbidden: the entry is not among those of the caller's grant.
+    """
+    entries = grant_of(scope).entries
+    if entries is not None and index not in entries:
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller")
 
 
 def check_host(scope: Scope) -> None:

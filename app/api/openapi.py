@@ -26,6 +26,7 @@ _ALWAYS: Final = (
     "headers-too-large",
     "internal",
     "draining",
+    "keeper-unavailable",
 )
 # Further codes: those of every route with a body, and those of every route that asks the kernel.
 BODY: Final = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")

@@ -192,6 +192,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         "The journal cannot be used",
         "Fix what the detail says. If a change was being made, put_back says whether it was undone.",
     ),
+    "keeper-unavailable": ProblemType(
+        503,
+        "The keeper cannot be asked",
+        "The keeper opens and creates kernel objects and looks up tokens. If it has ended, systemd restarts the "
+        "service unless that would empty an array; GET /readyz says why. Otherwise restart the service.",
+    ),
     "draining": ProblemType(503, "The service is stopping", "Send the request again when the service is back."),
 }
 

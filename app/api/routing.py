@@ -1,7 +1,8 @@
-"""A route that takes nothing it does not know: query parameters, media types and bodies.
+"""Routes that refuse everything they do not know: query parameters, media types and fields of bodies.
 
-FastAPI declares and documents it; what a request brings is taken apart here, as FastAPI's own way neither refuses what
-is unknown nor tells malformed JSON from a wrong shape, and takes longer than all the rest of a request.
+FastAPI declares and documents a route. Its requests are parsed here: FastAPI's own parser ignores what it does not
+know, does not distinguish malformed JSON from a wrong shape, and takes longer than everything else that a request
+needs.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
 from app.service.errors import MapUnavailable, MapUnknown
 
-_MAX_BODY: Final = 64 * 1024  # bytes
-_MAX_ENTRY: Final = 512  # bytes more for each of max_entries, in the body of a table
-_DRAINED: Final = 4 * 1024 * 1024  # bytes of a too large body that are read, so that its sender hears the answer
-_BODY_SECONDS: Final = 10.0
-_ERRORS_TOLD: Final = 20
+_MAX_BODY_BYTES: Final = 64 * 1024
+_MAX_BYTES_PER_ENTRY: Final = 512  # that the body of a table may have more, for each of max_entries
+_MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024  # of a body that is too large, read so that its sender gets the answer
+_BODY_TIMEOUT_SECONDS: Final = 10.0
+_MAX_ERRORS: Final = 20  # in one answer
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -55,23 +56,23 @@ class StrictRoute(APIRoute):
             response = await handle(Request(scope, receive, send))
             await response(scope, receive, send)
 
-        # In the place of FastAPI's, which opens stacks for dependencies that there are none of here.
+        # FastAPI's own would set up dependencies, and there are none here.
         self.app = answer
 
-    def max_body(self, request: Request) -> int:  # noqa: ARG002 - for heirs
-        """The largest body that this request may have: bytes."""
-        return _MAX_BODY
+    def max_body(self, request: Request) -> int:  # noqa: ARG002 - subclasses use it
+        """Return how many bytes the body of this request may have."""
+        return _MAX_BODY_BYTES
 
     def get_route_handler(self) -> Handler:
-        """What handles a request; by its signature the endpoint says what it wants."""
-        wanted = self.dependant
-        if wanted.call is None or wanted.dependencies or wanted.header_params or wanted.cookie_params:
+        """Return what handles a request. The endpoint's signature declares what it takes."""
+        declared = self.dependant
+        if declared.call is None or declared.dependencies or declared.header_params or declared.cookie_params:
             message = f"{self.path}: a strict route knows path, query and body parameters only"
             raise TypeError(message)
-        endpoint: Callable[..., Coroutine[Any, Any, Response]] = wanted.call
-        body_field = wanted.body_params[0] if wanted.body_params else None
-        query_fields: dict[str, _Field] = {field.alias: field for field in wanted.query_params}
-        defaults = {field.name: field.get_default() for field in wanted.query_params}
+        endpoint: Callable[..., Coroutine[Any, Any, Response]] = declared.call
+        body_field = declared.body_params[0] if declared.body_params else None
+        query_fields: dict[str, _Field] = {field.alias: field for field in declared.query_params}
+        defaults = {field.name: field.get_default() for field in declared.query_params}
 
         operation = self.operation_id or self.name
 
@@ -79,19 +80,19 @@ class StrictRoute(APIRoute):
             state = request.app.state
             name = request.path_params.get("name")
             check_access(request.scope, operation, name, state.authentication, state.limits)
-            taken = _ParsedRequest(defaults)
+            parsed = _ParsedRequest(defaults)
             if request.scope["query_string"]:
-                taken.query(request, query_fields)
-            for field in wanted.path_params:
-                taken.field(field, request.path_params[field.alias], "path", field.alias)
+                parsed.query(request, query_fields)
+            for field in declared.path_params:
+                parsed.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
-                taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
-            taken.refuse()
-            if taken.values.get("dry_run"):
+                parsed.field(body_field, await _read_json(request, self.max_body(request)), "body")
+            parsed.raise_errors()
+            if parsed.values.get("dry_run"):
                 add_audit_facts(request.scope, dry_run=True)
-            if wanted.request_param_name is not None:
-                taken.values[wanted.request_param_name] = request
-            return await endpoint(**taken.values)
+            if declared.request_param_name is not None:
+                parsed.values[declared.request_param_name] = request
+            return await endpoint(**parsed.values)
 
         return handle
 
@@ -100,30 +101,30 @@ class TableRoute(StrictRoute):
     """A route whose body is a whole table."""
 
     def max_body(self, request: Request) -> int:
-        """More for a larger table."""
+        """Return how many bytes it may have: more for a larger table."""
         with contextlib.suppress(MapUnknown, MapUnavailable):
             held = service_of(request).registry.maps.get(request.path_params["name"])
-            return _MAX_BODY + _MAX_ENTRY * held.opened().max_entries
-        return _MAX_BODY
+            return _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * held.opened().max_entries
+        return _MAX_BODY_BYTES
 
 
 class _ParsedRequest:
-    """What was taken from a request: values by the endpoint's parameter, and what is wrong."""
+    """The values of a request, by the endpoint's parameter, and what is wrong with it."""
 
     def __init__(self, defaults: dict[str, Any]) -> None:
         self.values = dict(defaults)
         self.errors: list[dict[str, str]] = []
 
     def field(self, field: _Field, value: Any, *location: str) -> None:
-        """One value, checked against its declaration."""
+        """Check one value against its declaration, and keep it."""
         self.values[field.name], errors = field.validate(value, loc=location)
         for error in errors or ():
-            # A part in angle brackets tells only which form of a value was taken to be meant.
+            # A part in angle brackets is the form that a value was taken for, and no part of the request.
             place = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
             self.errors.append({"loc": place, "message": error["msg"].removeprefix("Value error, ")})
 
     def query(self, request: Request, fields: dict[str, _Field]) -> None:
-        """All of the query: each parameter known, and given once."""
+        """Check the query: each parameter is known, and given once."""
         given = request.query_params.multi_items()
         counts = Counter(name for name, _ in given)
         for name in counts.keys() - fields.keys():
@@ -135,12 +136,12 @@ class _ParsedRequest:
             elif counts[name]:
                 self.field(field, request.query_params[name], "query", name)
 
-    def refuse(self) -> None:
-        """Refused where anything is wrong."""
+    def raise_errors(self) -> None:
+        """Raise HttpProblem, if anything is wrong."""
         if self.errors:
             first = self.errors[0]
             raise HttpProblem(
-                "validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors[:_ERRORS_TOLD]}
+                "validation", f"{first['loc']}: {first['message']}", facts={"errors": self.errors[:_MAX_ERRORS]}
             )
 
 
@@ -165,9 +166,9 @@ async def _read_json(request: Request, max_body: int) -> Any:
 async def _read_body(request: Request, max_body: int) -> bytes:
     body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(_BODY_TIMEOUT_SECONDS):
             more = True
-            while more and size <= max_body + _DRAINED:
+            while more and size <= max_body + _MAX_DRAINED_BYTES:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
@@ -176,7 +177,7 @@ async def _read_body(request: Request, max_body: int) -> bytes:
                 if size <= max_body:
                     body += chunk
     except TimeoutError as error:
-        raise HttpProblem("request-timeout", f"the body did not end within {_BODY_SECONDS:.0f} s") from error
+        raise HttpProblem("request-timeout", f"the body did not end within {_BODY_TIMEOUT_SECONDS:.0f} s") from error
     request.scope[BODY_IS_READ] = not more
     if size > max_body:
         raise HttpProblem("body-too-large", f"the body has more than {max_body} bytes", facts={"max_bytes": max_body})

@@ -129,7 +129,7 @@ def make_app(
 def connection_bounds(settings: Settings, files: OpenFiles) -> Bounds:
     """What one connection may use, as configured, and how many of them there may be."""
     limits = settings.limits
-    return Bounds(files.connections, limits.header_bytes, limits.header_seconds)
+    return Bounds(files.connections, limits.header_bytes, limits.header_seconds, limits.idle_seconds)
 
 
 def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:

@@ -543,6 +543,7 @@ class KernelError(ServiceError):
 class KeeperGone(KernelError):
     """The keeper has ended: the privileged process that opens and creates kernel objects for the service."""
 
+    code = "keeper-unavailable"
     sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,17 @@ import pytest
 from app.store import database, history
 from app.store import journal as journal_module
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Array, Change, EntryChange, EntryChanges, Event, PendingConfirmation, ProgramRecord
+from app.store.records import (
+    Array,
+    Change,
+    ChangeFilter,
+    EntryChange,
+    EntryChanges,
+    Event,
+    PendingConfirmation,
+    ProgramRecord,
+)
+from app.store.schema import VERSIONS
 from tests.outside import journal_reader
 from tests.store.tables import entries_of, table_of
 
@@ -91,12 +102,73 @@ class TestChanges:
         for number in range(6):
             asyncio.run(journal.append(change("a" if number % 2 else "b", request_id=str(number))))
         assert [each.id for each in journal.changes()[0]] == [1, 2, 3, 4, 5, 6]
-        assert [each.id for each in journal.changes(maps=["a"])[0]] == [2, 4, 6]
-        assert [each.id for each in journal.changes(maps=["a"], after=2, before=6)[0]] == [4]
-        assert [each.id for each in journal.changes(request_id="4")[0]] == [5]
+        assert [each.id for each in journal.changes(ChangeFilter(maps=["a"]))[0]] == [2, 4, 6]
+        assert [each.id for each in journal.changes(ChangeFilter(maps=["a"]), after=2, before=6)[0]] == [4]
+        assert [each.id for each in journal.changes(ChangeFilter(request_id="4"))[0]] == [5]
         assert [each.id for each in journal.changes(limit=2)[0]] == [1, 2]
-        assert journal.changes(after=6) == ([], False)
-        assert journal.changes(limit=5)[1] is True
+        assert journal.changes(after=6) == ([], None)
+        assert journal.changes(limit=5)[1] == 5
+
+    @pytest.mark.field
+    def test_search_of_a_long_journal_goes_on_where_it_stopped(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Field 10: who changed this entry: a search looks at few changes at a time, whatever the order."""
+        monkeypatch.setattr(history, "_MAX_SCANNED_CHANGES", 4)
+        for number in range(20):
+            asyncio.run(journal.append(change(request_id="r" if number % 7 == 0 else "other")))
+        wanted = ChangeFilter(request_id="r")
+        assert (journal.changes(wanted, limit=2)[1], journal.changes(wanted, limit=2, newest_first=True)[1]) == (4, 17)
+        for newest_first, found in ((False, [1, 8, 15]), (True, [15, 8, 1])):
+            ids, after, before = [], 0, None
+            while True:
+                page, last = journal.changes(wanted, after=after, before=before, newest_first=newest_first, limit=2)
+                ids += [each.id for each in page]
+                if last is None:
+                    break
+                after, before = (0, last) if newest_first else (last, None)
+            assert ids == found
+
+    @pytest.mark.field
+    def test_rare_states_are_found_by_an_index(self, journal: Journal) -> None:
+        """Field 10: who changed this entry: changes in a rare state are found without reading all others."""
+        query = "SELECT * FROM changes WHERE id BETWEEN ? AND ? AND state <> 'applied' AND state = ? ORDER BY id DESC"
+        plan = journal._database.read(f"EXPLAIN QUERY PLAN {query}", [1, 9, "reverted"]).fetchall()
+        assert ["changes_by_rare_state" in row["detail"] for row in plan] == [True]
+
+
+@pytest.mark.field
+def test_journal_of_version_1_opens(tmp_path: Path, durability: Literal["power", "process"]) -> None:
+    """Field 10: who changed this entry: an upgrade keeps the history, and what waits for its confirmation."""
+    file, old = tmp_path / "old.db", change()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(f"{VERSIONS[0]}; PRAGMA application_id = {0x6A74626C}; PRAGMA user_version = 1;")
+        row = (old.map, 41, "boot", "update", "unix", "r1", None, old.entries.packed())
+        for id_, state in ((1, "confirmed"), (2, "unconfirmed")):
+            query = "INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,NULL,1800000060.0)"
+            connection.execute(query, (id_, id_, old.at, *row, state))
+        told = {"map": old.map, "map_id": 41, "boot_id": "boot", "kind": "update", "at": old.at, "actor": "unix",
+                "request_id": "r1", "note": None, "state": "unconfirmed", "reverts": None, "confirm_by": 1800000060.0,
+                "id": 0}  # fmt: skip
+        waiting = ("token", 2, 1, json.dumps(told), old.entries.packed(), 5.0, "[]")
+        connection.execute("INSERT INTO waiting VALUES (?,?,?,?,?,?,?)", waiting)
+        connection.commit()
+    assert check(file) == []
+    journal = Journal(file, durability)
+    with closing(journal):
+        assert [(each.id, each.state, each.confirmed_by, each.confirmed_at) for each in journal.changes()[0]] == [
+            (1, "confirmed", None, None),
+            (2, "unconfirmed", None, None),
+        ]
+        assert [each.change.id for each in journal.pending()] == [2]
+        asyncio.run(journal.confirm(journal.changes()[0][1], "token:deploy", 1_800_000_030.0))
+        assert asyncio.run(journal.append(change())).id == 3
+    again = Journal(file, durability)
+    with closing(again):
+        confirmed = again.change(2)
+        assert confirmed is not None
+        assert (confirmed.state, confirmed.confirmed_by) == ("confirmed", "token:deploy")
+        assert confirmed.confirmed_at == 1_800_000_030.0
 
 
 class TestFaults:
@@ -146,7 +218,7 @@ class TestFaults:
 
         assert all(isinstance(each, JournalFailed) for each in asyncio.run(all_at_once()))
         other.close()
-        assert journal.changes() == ([], False)
+        assert journal.changes() == ([], None)
         journal.close()
 
     @pytest.mark.parametrize("content", [b"nonsense" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])

@@ -28,25 +28,26 @@ _ASSETS: Final = {
 
 @router.get("/openapi.json", operation_id="get_openapi", include_in_schema=False)
 async def get_openapi(request: Request) -> Response:
-    """The document."""
+    """Return the OpenAPI document."""
     return Response(json.dumps(request.app.openapi(), ensure_ascii=False) + "\n", media_type="application/json")
 
 
 @router.get("/docs", operation_id="get_docs", include_in_schema=False)
 async def get_docs() -> Response:
-    """Swagger UI."""
+    """Return the page of Swagger UI."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="jumptable",
         swagger_js_url="/docs/assets/swagger-ui-bundle.js",
         swagger_css_url="/docs/assets/swagger-ui.css",
         swagger_favicon_url="/docs/assets/favicon.png",
+        swagger_ui_parameters={"persistAuthorization": False},  # a token is forgotten with the page
     )
 
 
 @router.get("/docs/assets/{name}", operation_id="get_docs_asset", include_in_schema=False)
 async def get_docs_asset(name: str) -> Response:
-    """A file of Swagger UI."""
+    """Return a file that the page needs."""
     if name not in _ASSETS:
         raise HttpProblem("not-found", f"there is no file {name[:64]!r}")
     content, media_type = _ASSETS[name]

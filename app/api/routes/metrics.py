@@ -31,13 +31,13 @@ _RESPONSES: Final[Responses] = {
 
 
 class Collector:
-    """All metrics, as of when they are asked for. Labels: names of held maps, and fixed sets."""
+    """Collects the metrics when somebody asks. Labels are the names of held maps, and fixed sets."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for."""
+        """Return the metrics. prometheus_client calls it."""
         registry, counters = self._service.registry, self._service.counters
         info = {"version": __version__, "kernel": registry.kernel.name}
         yield InfoMetricFamily("jumptable", "The service and what it works on.", value=info)
@@ -87,7 +87,7 @@ class Collector:
 
 
 def collectors(service: Service) -> CollectorRegistry:
-    """All that /metrics tells: the service's, and the process's."""
+    """Return what /metrics reports: about the service, and about the process."""
     registry = CollectorRegistry()
     registry.register(Collector(service))
     ProcessCollector(registry=registry)
@@ -124,6 +124,6 @@ def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mappin
     responses=_RESPONSES | problems(),
 )
 async def get_metrics(request: Request) -> Response:
-    """Drift and used entries are those of the last look, which comes every `drift_interval` seconds."""
+    """Return the metrics. Drift and used entries are those of the last check, every `drift_interval` seconds."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(request.app.state.metrics), media_type=media_type)

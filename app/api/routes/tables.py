@@ -46,7 +46,7 @@ _RESPONSES = (
 
 
 def _requested(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
-    """What the entries of a body are to hold."""
+    """Return what a body wants entries to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
@@ -76,7 +76,7 @@ def _precondition(request: Request) -> TablePrecondition:
 
 
 def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
-    """The answer to a change of several entries, in parts."""
+    """Encode the answer to a change of several entries, in chunks."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
         yield responses.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
@@ -98,7 +98,7 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
 def answer(
     request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
-    """The whole answer, with `facts` for the audit's line where something was changed."""
+    """Return the answer. `facts` go to the audit, if something was changed."""
     if result.change is not None:
         add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
     return long_json(
@@ -139,11 +139,11 @@ async def replace_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Entries that are not listed are cleared. What GET answers can be PUT back.
+    """Replace the whole table. Entries that are not listed are cleared. What GET answers can be PUT back.
 
-    Everything that can be known is checked first, then the sets are written in the order listed, then the clears by
-    falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
-    table does not: list callees before the entries that lead to them.
+    Everything that can be known is checked first. Then the sets are written in the order listed, and the clears by
+    falling index. If the kernel refuses one, what was written is put back. Each entry changes at once, the table does
+    not: list callees before the entries that lead to them.
     """
     if body.entries is not None:
         requested = _requested(body.entries.indexes, body.entries.programs)
@@ -170,7 +170,7 @@ async def update_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
+    """Change the entries listed, in that order. `"program": null` clears one. Checks and undo are those of PUT."""
     requested = _requested(body.entries.indexes, body.entries.programs)
     context = context_of(request.scope, note, confirm_within)
     return await _change(request, name, requested, context, replace=False, dry_run=dry_run)

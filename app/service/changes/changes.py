@@ -29,8 +29,16 @@ from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
-from app.store.journal import Journal, JournalFailed
-from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation
+from app.store.journal import MAX_ENTRIES_PER_PAGE, Journal, JournalFailed
+from app.store.records import (
+    EMPTY,
+    Change,
+    ChangeFilter,
+    ChangeKind,
+    EntryChanges,
+    PendingConfirmation,
+    ProgramRecord,
+)
 
 log = structlog.get_logger()
 
@@ -99,6 +107,41 @@ class Changes:
         if change is None:
             raise ChangeUnknown(id_)
         return change
+
+    async def find(
+        self, wanted: ChangeFilter, *, after: int = 0, before: int | None = None, newest_first: bool = False, limit: int
+    ) -> tuple[list[Change], int | None]:
+        """Return a page of changes, and the id of its last change if there may be more.
+
+        Others have their turn while it searches a long journal.
+
+        Args:
+            wanted: Which changes.
+            after: Only changes with a higher id.
+            before: Only changes with a lower id.
+            newest_first: By falling id, and not by rising id.
+            limit: The maximum number of changes. There may be fewer if they have many entries.
+
+        Raises:
+            JournalUnreadable: The journal cannot be read.
+        """
+        found: list[Change] = []
+        while True:
+            try:
+                some, last = self.journal.changes(
+                    wanted, after=after, before=before, newest_first=newest_first, limit=limit + 1 - len(found)
+                )
+            except JournalFailed as error:
+                raise JournalUnreadable(str(error)) from error
+            found += some
+            if len(found) > limit:
+                return found[:limit], found[limit - 1].id
+            if last is None:
+                return found, None
+            if sum(len(change.entries) for change in found) > MAX_ENTRIES_PER_PAGE:
+                return found, found[-1].id
+            after, before = (after, last) if newest_first else (last, before)
+            await asyncio.sleep(0)
 
     async def apply(
         self,
@@ -266,7 +309,7 @@ class Changes:
         Call it under the map's lock.
 
         Raises:
-            Forbidden: An entry is beyond the bounds of whoever asks.
+            Forbidden: An entry is beyond the bounds of the caller.
             JournalUnreadable: It cannot be journalled.
         """
         check_entries(held, entries.indexes, context)
@@ -336,10 +379,36 @@ class Changes:
         with ExitStack() as stack:
             programs = dict[int, Program]()
             for id_, record in programs_before(pending.change).items():
-                program = self.undo_pins.open(pending, id_) or self.replaced_programs.find(record)
+                program = self._program_before(pending, record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
             return await put_back(array, written, programs)
+
+    def _program_before(self, pending: PendingConfirmation, record: ProgramRecord) -> Program | None:
+        """Open a program that an undo puts back. What this process keeps open comes first: it needs no keeper.
+
+        Returns:
+            The program, which the caller closes. None: it is gone.
+
+        Raises:
+            ServiceError: One place cannot be asked now, and no other has it.
+        """
+        failure: ServiceError | None = None
+        places: Sequence[Callable[[], Program | None]] = (
+            lambda: self.replaced_programs.find(record),
+            lambda: self.undo_pins.open(pending, record.id),
+        )
+        for place in places:
+            try:
+                program = place()
+            except ServiceError as error:
+                failure = failure or error
+            else:
+                if program is not None:
+                    return program
+        if failure is not None:
+            raise failure
+        return None
 
     async def finish(self) -> None:
         """Wait for the changes that are under way. Tables put back what they have written, and end."""

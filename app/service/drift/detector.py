@@ -19,6 +19,7 @@ from app.store.records import EMPTY, NUMBERS, Array, ProgramRecord, numbered
 
 _ENTRIES_PER_SLICE: Final = 256  # entries that are looked at closely, about 2 ms, before others have their turn
 _MAX_ENTRIES_TOLD: Final = 100  # entries in one drift event
+_MAX_RUNS: Final = 4096  # of consecutive entries in one drift event
 
 log = structlog.get_logger()
 
@@ -185,6 +186,8 @@ class DriftDetector:
                 for each in drifted[:_MAX_ENTRIES_TOLD]
             ],
         }
+        if len(drifted) > _MAX_ENTRIES_TOLD:
+            event["runs"] = _runs([each.index for each in drifted])
         try:
             await self._journal.append_drift_event(held.name, event)
         except JournalFailed as error:
@@ -229,6 +232,24 @@ class DriftDetector:
         """Wait for checks that are under way."""
         if self._checks:
             await asyncio.wait(self._checks)
+
+
+def _runs(indexes: Sequence[int]) -> list[list[int]]:
+    """Return the first and the last index of each run of consecutive indexes.
+
+    Readers with bounds are told how many of the entries are within these. If there are too many runs, the last one
+    takes in all that follows.
+
+    Args:
+        indexes: Rising.
+    """
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and (index == runs[-1][1] + 1 or len(runs) == _MAX_RUNS):
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return runs
 
 
 def _json(record: ProgramRecord | None) -> dict[str, Any] | None:

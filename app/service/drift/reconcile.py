@@ -45,6 +45,7 @@ async def reconcile_to_journal(
     """
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
+        check_entries(held, [each.index for each in drifted], context)
         with ExitStack() as stack:
             programs, lost = _find_programs(changes, drifted, stack)
             if lost:
@@ -65,7 +66,7 @@ async def reconcile_to_kernel(
 
     Raises:
         EntryWaits: An entry waits for a confirmation.
-        Forbidden: An entry is beyond the bounds of whoever asks.
+        Forbidden: An entry is beyond the bounds of the caller.
         JournalUnreadable: It cannot be journalled.
     """
     async with held.lock:
