@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,6 +27,7 @@ _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted 
 _MAX_PATH_CHARS: Final = 256
 _MAX_REASON_CHARS: Final = 300
 _MAX_ENTRIES: Final = 20  # of one change in one line
+_NO_REGULAR_FILE: Final = "it is no regular file"
 _DENIED_STATUSES: Final = {401, 403, 421, 429}
 
 # Each line: the operation, and its facts.
@@ -41,9 +43,19 @@ def open_audit(file: Path) -> int:
         The file descriptor. The caller closes it.
 
     Raises:
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, or is no regular file.
     """
-    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        # O_NONBLOCK: a FIFO without a reader would block the service.
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, _NO_REGULAR_FILE) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, _NO_REGULAR_FILE)
+    return fd
 
 
 def _log_each(lines: Lines) -> None:

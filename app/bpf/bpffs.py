@@ -15,6 +15,9 @@ from app.bpf.uapi import Cmd, fail
 # The name of a pin in keep_dir: a random token, then the id of the program.
 KEPT_PIN: Final = re.compile(r"[0-9a-f]{32}_[0-9]+")
 
+# A space, tab, newline, backslash or # in /proc/self/mounts: mangle() in fs/proc_namespace.c.
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
 
 class LinuxBpffs:
     """The file operations of `Kernel`, on the running Linux. Thread rule: any thread."""
@@ -45,9 +48,9 @@ class LinuxBpffs:
         Reads /proc/self/mounts (proc(5)). Of two mounts at one place the later one counts.
         """
         types = {}
-        for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
+        for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").strip("\n").split("\n"):
             _, mount_point, type_, *_ = line.split(" ")
-            types[mount_point.replace("\\040", " ")] = type_
+            types[_ESCAPE.sub(lambda found: chr(int(found[1], 8)), mount_point)] = type_
         folders = (str(each) for each in (Path(path), *Path(path).parents))
         return next((types[folder] for folder in folders if folder in types), "") == "bpf"
 

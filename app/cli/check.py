@@ -21,10 +21,11 @@ from app.keeper.paths import own_file
 from app.keeper.process import KEPT, NEEDED
 from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
-from app.server.listen import ListenError, socket_group
-from app.server.startup import StartError, check_state, service_user
+from app.server.listen import ListenError, socket_group, unreachable_socket, unserved_socket
+from app.server.open_files import share_open_files
+from app.server.startup import MIN_FREE_BYTES, StartError, check_state, free_bytes, service_user
 from app.server.tls import Tls, TlsError
-from app.service.changes.undo_pins import check_keep_dir
+from app.service.changes.undo_pins import check_keep_dir, foreign_names
 from app.service.errors import PinUnusable, ServiceError
 from app.service.lifecycle import source_of
 from app.service.objects.opening import check_pinnable, open_array, open_program
@@ -69,6 +70,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _rights(settings)
     address = settings.server.address
     yield _socket(settings) if address is None else _tcp(*address, is_plain=settings.tls is None)
+    unserved = unserved_socket(settings)
+    if unserved is not None:
+        yield Finding("warn", "server.host", unserved)
     yield _state_dir(settings)
     if settings.tokens is not None:
         yield _tokens(settings.token_file())
@@ -77,6 +81,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _audit(settings.audit.file)
     recorded_holds: list[Hold] = []
     yield from _journal(settings.server.state_dir / "journal.db", recorded_holds)
+    yield _open_files(settings, recorded_holds)
     try:
         kernel = make_kernel(settings.server.kernel)
     except OSError as error:
@@ -135,6 +140,9 @@ def _socket(settings: Settings) -> Finding:
     except OSError as error:
         return Finding("WRONG", "server.socket", f"{path}: {error.strerror}: run check as the user that serves")
     finding = _writable_folder("server.socket", path.parent, str(path))
+    unreachable = unreachable_socket(settings)
+    if unreachable is not None and finding.mark == "ok":
+        return Finding("warn", "server.socket", unreachable)
     if settings.peers and group is None and finding.mark == "ok":
         remedy = "set socket_group: without it the users of [peers] cannot connect"
         return Finding("warn", "server.socket", f"{path}: {remedy}")
@@ -167,10 +175,21 @@ def _state_dir(settings: Settings) -> Finding:
     except StartError as error:
         return Finding("WRONG", "server.state_dir", str(error))
     except BlockingIOError:
-        return Finding("ok", "server.state_dir", f"{folder}; a jumptable is using it now")
+        return _with_room(folder, Finding("ok", "server.state_dir", f"{folder}; a jumptable is using it now"))
     except OSError as error:
         return Finding("WRONG", "server.state_dir", f"{folder}: {error.strerror}: run check as the user that serves")
-    return _writable_folder("server.state_dir", folder, str(folder))
+    finding = _writable_folder("server.state_dir", folder, str(folder))
+    return _with_room(folder, finding) if finding.mark == "ok" else finding
+
+
+def _with_room(folder: Path, finding: Finding) -> Finding:
+    free = free_bytes(folder)
+    if free < MIN_FREE_BYTES:
+        return Finding("WRONG", "server.state_dir", f"the disk of {folder} is full: make room for the journal")
+    if free < journal.MAX_BYTES:
+        detail = f"{folder} has {free >> 20} MiB left, and the journal may take {journal.MAX_BYTES >> 20} MiB"
+        return Finding("warn", "server.state_dir", detail)
+    return finding
 
 
 def _writable_folder(subject: str, folder: Path, detail: str) -> Finding:
@@ -205,7 +224,7 @@ def _audit(file: Path | None) -> Finding:
     if file is None:
         return Finding("ok", "audit", "goes to the log")
     if file.exists() and not file.is_file():
-        return Finding("WRONG", "audit.file", f"{file} is no file: name another")
+        return Finding("WRONG", "audit.file", f"{file} is no regular file: name another")
     if not file.parent.is_dir():
         return Finding("WRONG", "audit.file", f"{file}: its folder is missing: install -d -m 0700 {file.parent}")
     return Finding("ok", "audit.file", str(file))
@@ -219,6 +238,18 @@ def _journal(file: Path, recorded_holds: list[Hold]) -> Iterator[Finding]:
             yield Finding("ok", "journal", str(file))
         except (journal.JournalDamaged, journal.JournalFailed) as error:
             yield Finding("WRONG", "journal", str(error))
+
+
+def _open_files(settings: Settings, recorded_holds: list[Hold]) -> Finding:
+    """What the limits come to under the RLIMIT_NOFILE of this command."""
+    held = {*(("map", name) for name in settings.maps), *(("program", name) for name in settings.programs)}
+    try:
+        files = share_open_files(settings, len(held | {(hold.kind, hold.name) for hold in recorded_holds}))
+    except StartError as error:
+        return Finding("WRONG", "limits", str(error))
+    if files.is_reduced:
+        return Finding("warn", "limits", f"{files}, which is less than configured: raise it (ulimit -n, LimitNOFILE=)")
+    return Finding("ok", "limits", str(files))
 
 
 def _pin_dirs(settings: Settings) -> Iterator[Finding]:
@@ -235,8 +266,15 @@ def _keep_dir(kernel: Kernel, folder: Path | None) -> Finding:
         )
     try:
         check_keep_dir(kernel, str(folder))
+        foreign = foreign_names(kernel.pins_in(str(folder)))
+        if foreign:
+            names = ", ".join(foreign)
+            detail = f"{folder} holds what is not the service's ({names}): name a folder for the service alone"
+            return Finding("WRONG", "server.keep_dir", detail)
     except PinUnusable as error:
         return Finding("WRONG", "server.keep_dir", str(error))
+    except OSError as error:
+        return Finding("WRONG", "server.keep_dir", f"{folder}: {error.strerror}: run check as the user that serves")
     return Finding("ok", "server.keep_dir", str(folder))
 
 

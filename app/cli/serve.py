@@ -14,12 +14,13 @@ from app.sandbox.process_name import set_process_name
 from app.server import assemble, logging, startup
 from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
+from app.server.open_files import share_open_files
 from app.server.reload import Reload
 from app.server.run import preload, raise_open_files, serve
 from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
-from app.store.journal import Journal, JournalDamaged, JournalFailed
+from app.store.journal import JournalDamaged, JournalFailed
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ def _serve(settings: Settings, file: Path) -> None:
         # Find out what could end the start, before anything is changed.
         user = startup.service_user(settings)
         passed = passed_socket(settings)
+        share_open_files(settings, len(settings.maps) + len(settings.programs))
 
         # Lock the state folder.
         lock = startup.lock_state(server.state_dir)
@@ -78,20 +80,23 @@ def _serve(settings: Settings, file: Path) -> None:
         os.umask(0o077)
 
         # Open the journal as that user, who has to own it.
-        journal = Journal(server.state_dir / "journal.db", server.durability)
+        journal = startup.open_journal(settings)
 
         # Give up all other rights.
         startup.give_up_rights(kernel)
 
         # Serve.
-        app = assemble.make_app(settings, registry, journal, keeper)
+        files = share_open_files(settings, assemble.held_at_start(settings, journal))
+        if files.is_reduced:
+            log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
+        app = assemble.make_app(settings, registry, journal, keeper, files)
         at_exit.callback(app.state.audit.close)
         at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
         watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
         reload = Reload(file, settings, app, keeper)
-        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier, watch, reload)
+        serve(app, listener.socket, assemble.connection_bounds(settings, files), tls, notifier, watch, reload)
     log.info("ended")
     if watch is not None and watch.has_ended_service:
         sys.exit(1)  # with 0, systemd would not start it again

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,8 @@ _TIMEOUT_SECONDS: Final = 10.0  # for the start, and for an answer to a thread t
 _LOOP_TIMEOUT_SECONDS: Final = 0.2  # for an answer to a thread that runs an event loop, which stands still meanwhile
 _SLOW_SECONDS: Final = 1.0  # a keeper that needs longer for an answer is told to be hanging
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
+# The keeper stops working where so many of its answers wait that they do not fit into the channel; it has 200 KB.
+MAX_UNANSWERED: Final = 32
 # The errnos of a keeper that cannot be asked: it has ended, or does not answer.
 UNAVAILABLE: Final = frozenset({errno.EPIPE, errno.ETIMEDOUT})
 _KEEPER_ENDED: Final = "the keeper has ended, so it opens and creates nothing: restart the service"
@@ -139,8 +141,14 @@ class KeeperClient:
         """Receive the answer to the open question, which has this sequence number. Any other answer is dropped."""
         while True:
             self._channel.settimeout(max(0.0, deadline - time.monotonic()))
-            content, passed = self._receive()
-            error, answered = REPLY.unpack_from(content)
+            try:
+                content, passed = self._receive()
+                error, answered = REPLY.unpack_from(content)
+            except OSError as failure:
+                if failure.errno != errno.EMFILE:
+                    raise
+                # The answer came, and its fd found no room. Answers come in order, so it is that to this question.
+                content, passed, error, answered = bytes(REPLY.size), None, errno.EMFILE, sequence
             if answered == sequence:
                 self._open_question, self._asked_at, self._is_late = None, None, False
                 return error, content[REPLY.size :], passed
@@ -161,6 +169,45 @@ class KeeperClient:
             os.close(passed)
         if op == Op.PIN_ARRAY and not error:  # whoever asked for the pin was told that there is none
             self._exchange(Op.UNPIN, 0, text, None, max(deadline, time.monotonic() + _LOOP_TIMEOUT_SECONDS))
+
+    def ask_all(self, questions: Sequence[tuple[Op, int, str]]) -> "list[tuple[bytes, int | None] | OSError]":
+        """Ask several questions at once: the keeper works on them while this process sends and receives.
+
+        Args:
+            questions: The operation, the number and the text of each, as for `ask`.
+
+        Returns:
+            What `ask` would have returned or raised for each. The caller owns the fds.
+        """
+        answers: list[tuple[bytes, int | None] | OSError] = []
+        sequences: list[int] = []
+        failure = OSError(errno.EPIPE, _KEEPER_ENDED)
+        with self._lock:
+            try:
+                if self._channel.fileno() < 0:
+                    raise BrokenPipeError
+                self._drop_late_answer(time.monotonic() + _TIMEOUT_SECONDS)
+                while len(answers) < len(questions):
+                    for op, number, text in questions[len(sequences) : len(answers) + MAX_UNANSWERED]:
+                        self._sequence = self._sequence % MAX_SEQUENCE + 1
+                        send(self._channel, REQUEST.pack(op, number, self._sequence) + os.fsencode(text))
+                        sequences.append(self._sequence)
+                        self._open_question, self._asked_at = (self._sequence, op, text), time.monotonic()
+                    last, asked_at = self._open_question, self._asked_at
+                    answers.append(self._answer_of(sequences[len(answers)]))
+                    if len(answers) < len(sequences):
+                        self._open_question, self._asked_at = last, asked_at
+            except (BrokenPipeError, ConnectionResetError):
+                self._channel.close()
+                self._open_question = self._asked_at = None
+            except (TimeoutError, BlockingIOError):
+                self._is_late, failure = True, OSError(errno.ETIMEDOUT, _KEEPER_HANGS)
+        return answers + [failure] * (len(questions) - len(answers))
+
+    def _answer_of(self, sequence: int) -> tuple[bytes, int | None] | OSError:
+        """Receive one answer to `ask_all`. Call it under the lock."""
+        error, content, fd = self._receive_answer(sequence, time.monotonic() + _TIMEOUT_SECONDS)
+        return OSError(error, os.strerror(error)) if error else (content, fd)
 
     def _receive(self) -> tuple[bytes, int | None]:
         content, fd = receive(self._channel, REPLY.size + MAX_REPLY)
@@ -289,6 +336,8 @@ class KeeperKernel(LinuxKernel):
         super().__init__()
         self._keeper = keeper
         self._keep_dir = keep_dir
+        # What was asked for ahead, until it is opened: see `opened_ahead`.
+        self._ahead: dict[tuple[Op, int, str], tuple[bytes, int | None] | OSError] = {}
         self._described: dict[int, tuple[str, MapInfo | None]] = {}  # kind and info, by the fd of /dev/null
 
     @property
@@ -300,9 +349,37 @@ class KeeperKernel(LinuxKernel):
         """Return the programs that `map_ids` and `map_write` run, which the keeper has loaded."""
         return self._keeper.table_programs() if self.use_bulk_programs else TablePrograms()
 
+    @contextlib.contextmanager
+    def opened_ahead(self, pins: Sequence[str], maps: Sequence[int], programs: Sequence[int]) -> Iterator[None]:
+        """Ask the keeper for all of these at once. What opens them in the `with` block does not wait for the keeper."""
+        questions = {
+            *((Op.OPEN_PIN, 0, path) for path in pins if path.rpartition("/")[0] != self._keep_dir),
+            *((Op.MAP_BY_ID, id_, "") for id_ in maps),
+            *((Op.PROG_BY_ID, id_, "") for id_ in programs),
+        }
+        if len(questions) > 1:
+            in_order = sorted(questions)
+            self._ahead.update(zip(in_order, self._keeper.ask_all(in_order), strict=True))
+        try:
+            yield
+        finally:
+            for question in questions:
+                answer = self._ahead.pop(question, None)
+                if isinstance(answer, tuple) and answer[1] is not None:
+                    os.close(answer[1])
+
+    def _asked(self, op: Op, number: int, text: str) -> tuple[bytes, int | None]:
+        """As `KeeperClient.ask`, or what was asked for ahead."""
+        answer = self._ahead.pop((op, number, text), None) if self._ahead else None
+        if answer is None or (isinstance(answer, OSError) and answer.errno in {errno.EMFILE, errno.ETOOMANYREFS}):
+            return self._keeper.ask(op, number, text)  # alone it may find room
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
     def _open_or_describe(self, op: Op, number: int = 0, text: str = "") -> int:
         """Return the fd that the keeper passes on, or an fd of /dev/null with the keeper's description."""
-        content, fd = self._keeper.ask(op, number, text)
+        content, fd = self._asked(op, number, text)
         if fd is not None:
             return fd
         description = json.loads(content)
@@ -337,7 +414,10 @@ class KeeperKernel(LinuxKernel):
 
     def prog_get_fd_by_id(self, id_: int) -> int:
         """Open a program by its id, with the keeper."""
-        return self._keeper.open(Op.PROG_BY_ID, id_)
+        fd = self._asked(Op.PROG_BY_ID, id_, "")[1]
+        if fd is None:
+            raise OSError(errno.EPROTO, "PROG_BY_ID: the keeper has sent no fd")
+        return fd
 
     def obj_get(self, path: str, flags: int = 0) -> int:
         """Open a pin: with the keeper, or in keep_dir without. For other objects the fd is a stand-in (see class)."""

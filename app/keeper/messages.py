@@ -2,8 +2,8 @@
 
 The channel is a socketpair of type SOCK_SEQPACKET. A question is REQUEST, then a text in UTF-8; an answer is REPLY,
 then the bytes that the operation returns. Either may carry one fd (SCM_RIGHTS, unix(7)). The keeper answers each
-question with exactly one datagram, in order. The answer has the sequence number of its question, so that one that comes
-late is not taken for the answer to a later question.
+question with exactly one datagram, in order. The listener may send several questions before it reads the answers. The
+answer has the sequence number of its question, so that one that comes late is not taken for the answer to a later one.
 """
 
 import json

@@ -83,7 +83,13 @@ class Keeper:
             try:
                 if any(fd == parent for fd, _ in poll.poll()):
                     return
-                question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
+                try:
+                    question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
+                except OSError as error:
+                    if error.errno != errno.EMFILE:
+                        raise
+                    self._reply(channel, 0, errno.EMFILE, b"", None)
+                    continue
                 if not question and _is_peer_closed(channel):
                     return
                 sequence = REQUEST.unpack_from(question)[2] if len(question) >= REQUEST.size else 0

@@ -1,6 +1,8 @@
 """Datagrams between two processes over a unix socket, each with at most one file descriptor (SCM_RIGHTS, unix(7))."""
 
 import array
+import errno
+import os
 import socket
 
 
@@ -31,11 +33,13 @@ def receive(channel: socket.socket, size: int) -> tuple[bytes, int | None]:
         end is closed, and for an empty datagram.
 
     Raises:
-        OSError: As recvmsg(2).
+        OSError: As recvmsg(2); EMFILE where an fd came, but this process may open no more.
     """
-    data, ancillary, _, _ = channel.recvmsg(size, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = channel.recvmsg(size, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if flags & socket.MSG_CTRUNC and not fds:  # the kernel has dropped it: unix(7)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return data, fds[0] if fds else None

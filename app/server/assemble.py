@@ -1,5 +1,6 @@
 """The objects that the configuration describes: the kernel, what is held, TLS and the application."""
 
+import errno
 from pathlib import Path
 
 import structlog
@@ -20,6 +21,7 @@ from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
 from app.server.logging import log_events
+from app.server.open_files import OpenFiles
 from app.server.startup import StartError
 from app.server.tls import Tls, open_file
 from app.service.registry.held import HeldMap, HeldProgram
@@ -80,7 +82,19 @@ def make_tls(settings: Settings, keeper: KeeperClient | None = None) -> Tls | No
     return None if section is None else Tls(section.certificate, section.key, section.client_ca, opener)
 
 
-def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: KeeperClient | None = None) -> FastAPI:
+def held_at_start(settings: Settings, journal: Journal) -> int:
+    """How many maps and programs are held from the start: those of the configuration, and those that requests held."""
+    configured = {*(("map", name) for name in settings.maps), *(("program", name) for name in settings.programs)}
+    return len(configured | {(hold.kind, hold.name) for hold in journal.holds()})
+
+
+def make_app(
+    settings: Settings,
+    registry: Registry,
+    journal: Journal,
+    keeper: KeeperClient | None = None,
+    files: OpenFiles | None = None,
+) -> FastAPI:
     """The application as configured.
 
     Args:
@@ -88,12 +102,14 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         registry: What is held.
         journal: Where changes are recorded.
         keeper: Opens the audit file and looks up tokens; None: this process does.
+        files: How many files may be open for what; None: as many as configured.
 
     Raises:
         StartError: The audit file cannot be opened.
     """
     keep_dir, limits = settings.server.keep_dir, settings.limits
-    return create_app(
+    readers, held = bounded_limits(settings, files)
+    app = create_app(
         registry,
         journal,
         keep_dir=None if keep_dir is None else str(keep_dir),
@@ -105,14 +121,25 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
             read_only=settings.server.read_only,
         ),
         audit=_make_audit(settings, keeper),
-        limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
+        limits=Limits(readers, held, limits.requests_per_second, limits.burst),
     )
+    if files is not None:
+        app.state.service.changes.replaced_programs.max_programs = files.replaced
+    return app
 
 
-def connection_bounds(settings: Settings) -> Bounds:
-    """What one connection may use, as configured."""
+def bounded_limits(settings: Settings, files: OpenFiles | None) -> tuple[int, int]:
+    """How many event readers there may be, and how many maps and programs may be held, as open files allow."""
     limits = settings.limits
-    return Bounds(limits.connections, limits.header_bytes, limits.header_seconds, limits.idle_seconds)
+    if files is None or not files.is_reduced:
+        return limits.event_readers, limits.held
+    return min(limits.event_readers, max(1, files.connections // 2)), files.held
+
+
+def connection_bounds(settings: Settings, files: OpenFiles) -> Bounds:
+    """What one connection may use, as configured, and how many of them there may be."""
+    limits = settings.limits
+    return Bounds(files.connections, limits.header_bytes, limits.header_seconds, limits.idle_seconds)
 
 
 def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
@@ -123,7 +150,7 @@ def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
     except OSError as error:
         message = (
             f"audit.file {section.file}: {error.strerror}: it has to be a file of root's in a folder of root's, "
-            "or a file of the service's user in a folder of that user"
+            "or a file of the service's user in a folder of that user; and no FIFO or device"
         )
         raise StartError(message) from error
 
@@ -132,7 +159,9 @@ def _open_audit_by_keeper(keeper: KeeperClient, file: Path) -> int:
     """An fd from the keeper, which refuses a file in a folder that others can write; then this process opens it."""
     try:
         return keeper.open(Op.AUDIT)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.ENXIO}:  # ENXIO: a FIFO
+            raise
         return open_audit(file)
 
 

@@ -78,7 +78,34 @@ def open_listener(settings: Settings, user: pwd.struct_passwd | None, passed: so
     return _unix_listener(settings, user)
 
 
+def unserved_socket(settings: Settings) -> str | None:
+    """What to say where the configuration names both a unix socket and an address. None: it names one of them."""
+    server = settings.server
+    if server.address is None or "socket" not in server.model_fields_set:
+        return None
+    return f"both an address and the socket {server.socket} are set: only the address is served; remove one of them"
+
+
+def unreachable_socket(settings: Settings) -> str | None:
+    """What to say where the mode of the socket's folder keeps `socket_group` out. None: it does not.
+
+    Raises:
+        ListenError: There is no such group.
+    """
+    folder, group = settings.server.socket.parent, socket_group(settings)
+    if group is None or not folder.exists():
+        return None
+    status = folder.stat()
+    if status.st_mode & (stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH):
+        return None
+    name = settings.server.socket_group
+    return f"the mode of {folder} keeps the group {name} away from the socket: chmod 755 {folder}"
+
+
 def _tcp_listener(settings: Settings, host: str, port: int) -> Listener:
+    unserved = unserved_socket(settings)
+    if unserved is not None:
+        log.warning("the socket is not served", reason=unserved)
     listener = listen_tcp(host, port, only_loopback=False)
     address, number = listener.getsockname()[:2]
     if settings.tls is None and not is_loopback(address):
@@ -90,6 +117,9 @@ def _unix_listener(settings: Settings, user: pwd.struct_passwd | None) -> Listen
     path, group = settings.server.socket, socket_group(settings)
     uid, own_group = (-1, -1) if user is None else (user.pw_uid, user.pw_gid)
     listener = listen_unix(path, uid, own_group if group is None else group)
+    unreachable = unreachable_socket(settings)
+    if unreachable is not None:
+        log.warning("the socket cannot be reached", reason=unreachable)
     inode = path.stat().st_ino
 
     def close() -> None:
@@ -137,7 +167,11 @@ def listen_unix(path: Path, uid: int, gid: int) -> socket.socket:
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        umask = os.umask(0o022)  # that of this process may be tighter, and nobody else could reach the socket
+        try:
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+        finally:
+            os.umask(umask)
         umask = os.umask(0o117)
         try:
             listener.bind(str(path))

@@ -16,9 +16,10 @@ from app.config import ConfigurationError, Program, Settings, load
 from app.config import Map as MapSection
 from app.keeper.client import KeeperClient
 from app.keeper.messages import Op
-from app.server.assemble import certificates, connection_bounds, held_map
+from app.server.assemble import bounded_limits, certificates, connection_bounds, held_map
 from app.server.connection import Connection
 from app.server.fast_path import FastPath
+from app.server.open_files import share_open_files
 from app.service.changes.origin import SERVICE_ACTOR, RequestContext
 from app.service.errors import ServiceError
 from app.service.lifecycle import Service
@@ -89,9 +90,12 @@ class Reload:
             certificates={} if settings.tls is None or self._started.tls is None else certificates(settings.tls),
             read_only=settings.server.read_only,
         )
-        state.limits.change(limits.event_readers, limits.held, limits.requests_per_second, limits.burst)
+        registry = state.service.registry
+        files = share_open_files(settings, len(registry.maps) + len(registry.programs))
+        state.limits.change(*bounded_limits(settings, files), limits.requests_per_second, limits.burst)
+        state.service.changes.replaced_programs.max_programs = files.replaced
         self._app.openapi_schema = None  # it names the ways to authenticate
-        Connection.bounds, Connection.fast_path = connection_bounds(settings), FastPath(self._app)
+        Connection.bounds, Connection.fast_path = connection_bounds(settings, files), FastPath(self._app)
 
     def _hold(self, service: Service, settings: Settings) -> tuple[list[str], list[str]]:
         """Hold what is new, without opening it, and let the keys of the rest count.

@@ -29,6 +29,8 @@ _BPF_CAPABILITIES: Final = ["CAP_BPF", "CAP_SYS_ADMIN"]
 # The journal's files, and how their content begins (sqlite.org/fileformat2.html). None: it has no fixed beginning.
 _JOURNAL_FILES: Final = {"journal.db": b"SQLite format 3\0", "journal.db-wal": b"\x37\x7f\x06", "journal.db-shm": None}
 
+MIN_FREE_BYTES: Final = 1 << 20  # on the disk of the state folder. With less it counts as full
+
 log = structlog.get_logger()
 
 
@@ -70,7 +72,8 @@ def lock_state(folder: Path) -> int:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         status = os.fstat(fd)
     except OSError as error:
-        message = f"state_dir {folder}: {error.strerror}: make it writable, or set another state_dir"
+        remedy = "make room" if error.errno == errno.ENOSPC else "make it writable, or set another state_dir"
+        message = f"state_dir {folder}: {error.strerror}: {remedy}"
         raise StartError(message) from error
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size:
         os.close(fd)
@@ -83,6 +86,33 @@ def lock_state(folder: Path) -> int:
         message = f"state_dir {folder} is held by another jumptable: stop that one, or set another state_dir"
         raise StartError(message) from error
     return fd
+
+
+def free_bytes(folder: Path) -> int:
+    """The space that users other than root have left on the disk of a folder, or of the one that it is to be made in.
+
+    0 where no file can be made any more (inodes).
+    """
+    found = os.statvfs(folder if folder.exists() else folder.parent)
+    has_inodes = not found.f_files or found.f_favail
+    return found.f_bavail * found.f_frsize if has_inodes else 0
+
+
+def open_journal(settings: Settings) -> journal.Journal:
+    """Open the journal, or create it.
+
+    Raises:
+        StartError: The disk is full, which SQLite tells in several ways.
+        JournalDamaged, JournalFailed: As `Journal`.
+    """
+    folder = settings.server.state_dir
+    try:
+        return journal.Journal(folder / "journal.db", settings.server.durability)
+    except journal.JournalFailed as error:
+        if free_bytes(folder) < MIN_FREE_BYTES:
+            message = f"the disk of state_dir {folder} is full: make room for the journal ({error})"
+            raise StartError(message) from error
+        raise
 
 
 def start_keeper(

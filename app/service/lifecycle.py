@@ -24,6 +24,7 @@ from app.store.records import Hold
 RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
 PIN_SECONDS: Final = 2.0  # between two looks at where the pins of what is held lead
 _PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
+_MAPS_BEGUN_TOGETHER: Final = 64  # they share the journal's transactions
 
 _NOT_SETTLED: Final = "a map cannot be compared with the journal yet"
 
@@ -175,9 +176,15 @@ class Service:
 
     async def _settle(self) -> None:
         """Learn what entries are expected to hold, tell where they do not, and restore what is to be restored."""
+        new = [held for held in self.registry.maps if held.object is not None and held.expected is None]
+        begun: set[str] = set()
+        for start in range(0, len(new), _MAPS_BEGUN_TOGETHER):
+            together = new[start : start + _MAPS_BEGUN_TOGETHER]
+            results = await asyncio.gather(*(self.drift.begin(held) for held in together))
+            begun |= {held.name for held, has_begun in zip(together, results, strict=True) if has_begun}
         for held in self.registry.maps:
             try:
-                if held.object is not None and held.expected is None and await self.drift.begin(held):
+                if held.name in begun:
                     await self.drift.check(held)
                 await restore(self.changes, self.drift, held)
             except ServiceError as error:

@@ -25,7 +25,7 @@ _QUICK_COMMIT_SECONDS: Final = 0.001
 # reads what was before: then the -wal file grows. What is larger after a checkpoint is cut off.
 _CHECKPOINTED_WAL_BYTES: Final = 8 << 20
 _LARGE_WAL_BYTES: Final = 64 << 20  # is told
-_MAX_BYTES: Final = 256 << 20  # of the file and its -wal together
+MAX_BYTES: Final = 256 << 20  # of the file and its -wal together
 _RESERVED_BYTES: Final = 32 << 20  # of these, for what is written between two looks at the size
 _END_READER: Final = "end that process; fuser FILE names it"
 _MIN_WAL_BYTES: Final = 16 << 20  # that there are, however large the file is: earlier versions let it grow more
@@ -171,9 +171,9 @@ class Database:
             return
         pages, page_size = (self.writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
         self._why_full = None
-        if wal > max(_MIN_WAL_BYTES, _MAX_BYTES - _RESERVED_BYTES - pages * page_size):
+        if wal > max(_MIN_WAL_BYTES, MAX_BYTES - _RESERVED_BYTES - pages * page_size):
             self._why_full = (
-                f"the journal {self._file} and its -wal would exceed {_MAX_BYTES >> 20} MiB, as another process reads "
+                f"the journal {self._file} and its -wal would exceed {MAX_BYTES >> 20} MiB, as another process reads "
                 f"the journal for long: {_END_READER}"
             )
 

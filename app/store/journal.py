@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from app.store.database import Database, JournalDamaged, JournalFailed, TransactionCallbacks
+from app.store.database import MAX_BYTES, Database, JournalDamaged, JournalFailed, TransactionCallbacks
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
 from app.store.history import MAX_ENTRIES_PER_PAGE, History
@@ -26,7 +26,7 @@ from app.store.records import (
     PendingConfirmation,
 )
 
-__all__ = ["MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
+__all__ = ["MAX_BYTES", "MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
 
 _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field.name != "entries"]
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])

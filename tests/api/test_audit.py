@@ -1,6 +1,7 @@
 """The audit log has one line for each attempt to change something and for each denied request."""
 
 import json
+import os
 import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -179,3 +180,15 @@ async def test_line_that_cannot_be_written_goes_to_the_log(
     assert [each["lines_in_the_log"] for each in again] == [1]
     lost = [each for each in told if each.get("event_lost") == "set_entry"]
     assert [(each["actor"], each["status"]) for each in lost] == [("token:w", 201)]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_a_fifo_is_refused_and_does_not_block(tmp_path: Path, has_reader: bool) -> None:
+    """Field 35: opening a FIFO without a reader blocked the start for ever."""
+    os.mkfifo(tmp_path / "audit")
+    reader = os.open(tmp_path / "audit", os.O_RDONLY | os.O_NONBLOCK) if has_reader else None
+    with pytest.raises(OSError, match="it is no regular file"):
+        Audit(tmp_path / "audit")
+    if reader is not None:
+        os.close(reader)

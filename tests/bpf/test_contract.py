@@ -13,6 +13,7 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, ENOTSUPP, MAX_TAIL_CALL_CNT, MapType, ProgType
 from app.cli.demo import count, entry
+from tests import private_mounts
 
 PACKET = bytes([3]) + bytes(13)
 
@@ -486,3 +487,21 @@ class TestClose:
 
     def test_the_boot_id_is_a_uuid(self, kernel: Kernel) -> None:
         assert len(kernel.boot_id) == 36
+
+
+@pytest.mark.field
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "name", ["back\\slash", "a space", "tab\there", "new\nline", "hash#", "\\040", "line\u2028end"]
+)
+def test_a_bpffs_is_known_whatever_its_path(tmp_path: Path, name: str) -> None:
+    """Field 22: /proc/self/mounts escapes some characters of the path of a mount."""
+    folder = tmp_path / name
+    folder.mkdir()
+    private_mounts.mount_bpffs(folder)
+    try:
+        assert LinuxKernel().in_bpffs(f"{folder}/pin")
+        LinuxKernel().check_pin(f"{folder}/pin")
+    finally:
+        private_mounts.unmount(folder)
+    assert not LinuxKernel().in_bpffs(f"{folder}/pin")

@@ -1,6 +1,8 @@
 """The command line: its output and its exit status."""
 
+import contextlib
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from app import __version__
 from app.bpf.linux import LinuxKernel
 from app.cli import check
 from app.service.objects.opening import make_array
+from tests import private_mounts
+from tests.running import running
+from tests.system.conftest import mount_disk
 
 CONFIG = '[server]\nsocket = "{0}/api.sock"\nstate_dir = "{0}/state"\nkernel = "memory"\n'
 
@@ -139,6 +144,117 @@ class TestCheck:
         done = jumptable("check", "--config", str(config))
         assert done.returncode == 1
         assert "WRONG map a: is not there, and cannot be made: " in done.stdout
+
+    @pytest.mark.field
+    @pytest.mark.parametrize(
+        ("limit", "line"),
+        [
+            (20_000, "ok    limits: RLIMIT_NOFILE 20000 is enough for 4096 connections, 4096 held maps and programs"),
+            (4096, "warn  limits: RLIMIT_NOFILE 4096 is enough for 1"),
+            (64, "warn  limits: RLIMIT_NOFILE 64 is enough for "),
+            (48, "WRONG limits: RLIMIT_NOFILE is 48, which is too low to hold 0 maps and programs and serve: raise it"),
+        ],
+    )
+    def test_the_limits_under_the_present_rlimit_are_told(self, config: Path, limit: int, line: str) -> None:
+        """Field 16: descriptors run out, as RLIMIT_NOFILE is lower than what the limits add up to."""
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))"
+        command = [sys.executable, "-c", f"{code}; from app.__main__ import main; main()", "check", "--config"]
+        done = subprocess.run([*command, str(config)], capture_output=True, text=True, timeout=60, check=False)
+        assert line in done.stdout
+        assert done.returncode == (1 if line.startswith("WRONG") else 0), done.stdout
+
+    @pytest.mark.field
+    def test_a_socket_beside_a_host_is_told_by_check_and_at_the_start(self, config: Path) -> None:
+        """Field 22: both are set, and only one is served."""
+        text = config.read_text().replace("[server]", '[server]\nhost = "127.0.0.1"\nport = 0')
+        config.write_text(f"{text}[tokens]\n")
+        done = jumptable("check", "--config", str(config))
+        assert "warn  server.host: both an address and the socket" in done.stdout
+        assert done.returncode == 0
+        with running("serve", "--config", str(config)) as service:
+            service.wait_for("the socket is not served")
+
+    @pytest.mark.field
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the socket to another group")
+    def test_a_folder_that_keeps_the_socket_group_out_is_told_by_check_and_at_the_start(
+        self, config: Path, tmp_path: Path
+    ) -> None:
+        """Field 22: the socket's folder was made with a tight umask."""
+        (tmp_path / "run").mkdir(0o750)
+        text = config.read_text().replace("api.sock", "run/api.sock")
+        config.write_text(f'{text}socket_group = "nogroup"\n')
+        done = jumptable("check", "--config", str(config))
+        assert f"warn  server.socket: the mode of {tmp_path}/run keeps the group nogroup away" in done.stdout
+        with running("serve", "--config", str(config)) as service:
+            service.wait_for("the socket cannot be reached")
+
+    @pytest.mark.field
+    @pytest.mark.kernel
+    def test_a_keep_dir_with_pins_of_others_is_told_by_check_and_at_the_start(self, config: Path, bpffs: Path) -> None:
+        """Field 22: keep_dir is a folder in which somebody else has pins."""
+        (bpffs / "keep").mkdir()
+        kernel = LinuxKernel()
+        with make_array(kernel, "table", 8) as array:
+            kernel.obj_pin(array.fd, f"{bpffs}/keep/theirs")
+        text = config.read_text().replace("memory", "linux")
+        config.write_text(f'{text}pin_dirs = ["{bpffs}/ours"]\nkeep_dir = "{bpffs}/keep"\n')
+        done = jumptable("check", "--config", str(config))
+        assert f"WRONG server.keep_dir: {bpffs}/keep holds what is not the service's (theirs)" in done.stdout
+        assert done.returncode == 1
+        with running("serve", "--config", str(config)) as service:
+            line = service.wait_for("keep_dir cannot be used").string
+            assert "files that are not the service's: name another one" in line
+        os.chown(bpffs / "keep", pwd.getpwnam("nobody").pw_uid, -1)
+        config.write_text(f'{config.read_text()}user = "nobody"\n')
+        with running("serve", "--config", str(config)) as service:
+            service.wait_for("keep_dir holds what is not the service's")
+        assert (bpffs / "keep/theirs").exists()
+
+    @pytest.mark.field
+    @pytest.mark.kernel
+    def test_a_full_disk_is_told_by_check_and_at_the_start(self, config: Path, tmp_path: Path) -> None:
+        """Field 22: there is no room for the journal."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mount_disk(disk)
+        try:
+            config.write_text(config.read_text().replace(f"{tmp_path}/state", f"{disk}/state"))
+            done = jumptable("check", "--config", str(config))
+            assert (
+                f"warn  server.state_dir: {disk}/state has 1 MiB left, and the journal may take 256 MiB" in done.stdout
+            )
+            (disk / "state").mkdir(mode=0o700)
+            with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            done = jumptable("check", "--config", str(config))
+            assert f"WRONG server.state_dir: the disk of {disk}/state is full: make room" in done.stdout
+            done = jumptable("serve", "--config", str(config))
+            assert done.returncode == 1
+            assert f"the disk of state_dir {disk}/state is full: make room for the journal" in done.stderr
+            assert done.stderr.count("jumptable: ") == 1
+        finally:
+            private_mounts.unmount(disk)
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("has_reader", [False, True])
+    @pytest.mark.parametrize("kernel", ["memory", pytest.param("linux", marks=pytest.mark.kernel)])
+    def test_an_audit_file_that_is_a_fifo_is_refused(
+        self, config: Path, tmp_path: Path, kernel: str, has_reader: bool
+    ) -> None:
+        """Field 35: opening a FIFO without a reader blocked the start for ever."""
+        os.mkfifo(tmp_path / "audit")
+        text = config.read_text().replace("memory", kernel)
+        config.write_text(f'{text}[audit]\nfile = "{tmp_path}/audit"\n')
+        with contextlib.ExitStack() as stack:
+            if has_reader:
+                stack.callback(os.close, os.open(tmp_path / "audit", os.O_RDONLY | os.O_NONBLOCK))
+            done = jumptable("check", "--config", str(config))
+            assert f"WRONG audit.file: {tmp_path}/audit is no regular file" in done.stdout
+            done = jumptable("serve", "--config", str(config))
+            assert done.returncode == 1
+            assert f"jumptable: audit.file {tmp_path}/audit: " in done.stderr
+            assert "and no FIFO or device" in done.stderr
 
     def test_a_missing_user_is_a_warning(self, config: Path) -> None:
         config.write_text(config.read_text() + 'user = "no-such-user"\n')

@@ -154,6 +154,23 @@ class TestUnixSocket:
                 assert second.process.wait(20) == 1
 
 
+@pytest.mark.field
+class TestUmask:
+    """Field 22: the service is started under a tight umask."""
+
+    @pytest.mark.parametrize("umask", [0o027, 0o077])
+    def test_the_folder_of_the_socket_lets_others_through(self, tmp_path: Path, umask: int) -> None:
+        """Field 22: otherwise members of socket_group could not connect. Files of the service stay private."""
+        before = os.umask(umask)
+        try:
+            listen_unix(tmp_path / "run/api.sock", -1, -1).close()
+            assert os.umask(umask) == umask
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o755
+        assert stat.S_IMODE((tmp_path / "run/api.sock").stat().st_mode) == 0o660
+
+
 class TestLoopback:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "127.9.9.9"])
     def test_loopback_address_is_served(self, host: str) -> None:

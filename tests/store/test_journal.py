@@ -317,7 +317,7 @@ class TestOutsideReader:
         for name, value in (
             ("_CHECKPOINTED_WAL_BYTES", 1 << 18),
             ("_LARGE_WAL_BYTES", 1 << 20),
-            ("_MAX_BYTES", 4 << 20),
+            ("MAX_BYTES", 4 << 20),
             ("_RESERVED_BYTES", 1 << 19),
             ("_MIN_WAL_BYTES", 1 << 19),
         ):

@@ -241,7 +241,7 @@ class TestProcess:
         first = """
 from app.store import database, journal
 database._LARGE_WAL_BYTES, database._MIN_WAL_BYTES = 50_000, 100_000
-database._MAX_BYTES, database._RESERVED_BYTES = 400_000, 100_000
+database.MAX_BYTES, database._RESERVED_BYTES = 400_000, 100_000
 journal._EVENTS_PER_MAINTENANCE = 8
 """
         drop = str(bpffs / "drop")

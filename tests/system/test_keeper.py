@@ -2,16 +2,18 @@
 
 import array
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, ETIMEDOUT, EXDEV
+from errno import EACCES, EBADF, EEXIST, EINVAL, EMFILE, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, ETIMEDOUT, EXDEV
 from pathlib import Path
 
 import pytest
@@ -443,3 +445,82 @@ class TestHanging:
         assert not (pins / "made").exists()
         kernel.obj_pin(fd, f"{pins}/made")
         kernel.close(fd)
+
+
+@pytest.mark.field
+class TestManyAtOnce:
+    """Field 35: a start with 1,000 programs asked the keeper for one after the other."""
+
+    def test_answers_come_in_order_with_their_fds_and_errnos(
+        self, keeper: KeeperClient, pins: Path, linux: LinuxKernel
+    ) -> None:
+        """Field 35: some of many questions are refused, some have no fd."""
+        questions = []
+        for number in range(60):
+            questions += [
+                (Op.OPEN_PIN, 0, str(pins / "drop")),
+                (Op.OPEN_PIN, 0, str(pins / f"none{number}")),
+                (Op.OPEN_PIN, 0, str(pins / "hash")),
+                (Op.OPEN_PIN, 0, "/etc/passwd"),
+                (Op.OPEN_PIN, 0, str(pins / "table")),
+            ]
+        answers = keeper.ask_all(questions)
+        assert len(answers) == len(questions)
+        kinds: list[str | int | None] = []
+        for answer in answers:
+            if isinstance(answer, OSError):
+                kinds.append(answer.errno)
+            elif answer[1] is None:
+                kinds.append(json.loads(answer[0])["kind"])
+            else:
+                kinds.append(linux.obj_kind(answer[1]) + "!")
+                os.close(answer[1])
+        assert kinds == ["prog!", ENOENT, "map", EXDEV, "map!"] * 60
+        os.close(keeper.open(Op.OPEN_PIN, text=str(pins / "drop")))
+
+    def test_what_was_asked_for_ahead_is_opened_without_the_keeper(
+        self, kernel: KeeperKernel, keeper: KeeperClient, pins: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Field 35: and what nobody opens is closed."""
+        table = kernel.obj_get(str(pins / "table"))
+        drop = kernel.obj_get(str(pins / "drop"))
+        ids = kernel.map_info(table).id, kernel.prog_info(drop).id
+        names = [str(pins / name) for name in ("drop", "hash", "none", "table")]
+        with kernel.opened_ahead(names, [ids[0]], [ids[1], 1 << 30]):
+            with monkeypatch.context() as patch:
+                patch.setattr(keeper, "ask", None)
+                opened = [kernel.obj_get(name) for name in names[:2]]
+                assert [kernel.obj_kind(fd) for fd in opened] == ["prog", "map"]
+                opened += [kernel.map_get_fd_by_id(ids[0]), kernel.prog_get_fd_by_id(ids[1])]
+                assert errno_of(kernel.obj_get, names[2]) == ENOENT
+                assert errno_of(kernel.prog_get_fd_by_id, 1 << 30) == ENOENT
+            opened.append(kernel.obj_get(names[0]))
+        for fd in (table, drop, *opened):
+            kernel.close(fd)
+
+    def test_a_keeper_that_has_ended_answers_nothing(self, keeper: KeeperClient, pins: Path) -> None:
+        """Field 35: it is killed before the first of many questions."""
+        os.kill(keeper.pid, signal.SIGKILL)
+        keeper._process.wait(20)
+        answers = keeper.ask_all([(Op.OPEN_PIN, 0, str(pins / "drop"))] * 100)
+        assert [isinstance(answer, OSError) and answer.errno for answer in answers] == [EPIPE] * 100
+
+    def test_no_room_for_an_fd_is_told_and_the_channel_goes_on(self, keeper: KeeperClient, pins: Path) -> None:
+        """Field 16: the kernel drops an fd that this process may not open."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/proc/self/fd").iterdir()), hard)
+        )
+        fillers = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    fillers.append(os.open("/dev/null", os.O_RDONLY))
+            answers = keeper.ask_all([(Op.OPEN_PIN, 0, str(pins / "drop"))] * 3)
+            assert [isinstance(answer, OSError) and answer.errno for answer in answers] == [EMFILE] * 3
+            assert errno_of(keeper.open, Op.OPEN_PIN, 0, str(pins / "drop")) == EMFILE
+        finally:
+            for fd in fillers:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(keeper.open(Op.OPEN_PIN, text=str(pins / "drop")))

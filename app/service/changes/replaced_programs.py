@@ -11,7 +11,7 @@ from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import ProgramRecord
 
 _MAX_CHANGES: Final = 10_000  # that can be undone with certainty; older ones only while their programs live otherwise
-_MAX_PROGRAMS: Final = 4_096  # that are kept open: one fd each
+MAX_PROGRAMS: Final = 4_096  # that are kept open: one fd each
 
 
 class ReplacedPrograms:
@@ -19,11 +19,15 @@ class ReplacedPrograms:
 
     Whoever needs a program acquires it, and releases it again; `keep` passes what was acquired on to a journalled
     change. Thread rule: one event loop.
+
+    Attributes:
+        max_programs: How many are kept open: one fd each. Beyond that, the oldest changes let go of theirs.
     """
 
     def __init__(self, programs: Programs) -> None:
         """Keep nothing yet. `programs`: opens what is to be kept."""
         self._programs = programs
+        self.max_programs = MAX_PROGRAMS
         self._open: dict[int, Program] = {}
         self._uses: Counter[int] = Counter()
         self._by_change: OrderedDict[int, frozenset[int]] = OrderedDict()
@@ -33,7 +37,7 @@ class ReplacedPrograms:
         found = {}
         for id_ in set(ids):
             if id_ not in self._open:
-                while len(self._open) >= _MAX_PROGRAMS and self._by_change:
+                while len(self._open) >= self.max_programs and self._by_change:
                     self._release_oldest_change()
                 try:
                     program = self._opened(ById(id_))

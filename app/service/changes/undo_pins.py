@@ -121,8 +121,13 @@ class UndoPins:
         try:
             names = [] if self._folder is None else self._kernel.pins_in(self._folder)
         except OSError as error:
-            log.warning("keep_dir cannot be used", folder=self._folder, reason=str(error))
+            reason = str(pin_failure(self._kernel, str(self._folder), "OBJ_PIN", error))
+            log.warning("keep_dir cannot be used, so programs that an undo needs cannot be pinned", reason=reason)
             return
+        foreign = foreign_names(names)
+        if foreign:
+            remedy = "name a folder for the service alone"
+            log.warning("keep_dir holds what is not the service's", folder=self._folder, names=foreign, remedy=remedy)
         for name in names:
             path = f"{self._folder}/{name}"
             if KEPT_PIN.fullmatch(name) and path not in needed:
@@ -140,6 +145,11 @@ class UndoPins:
             return
         except OSError as error:
             log.warning("a pin that is not needed any more stays", pin=path, reason=str(error))
+
+
+def foreign_names(names: Sequence[str]) -> list[str]:
+    """Return up to three of the names in keep_dir that are none of the service's pins."""
+    return sorted(name for name in names if not KEPT_PIN.fullmatch(name))[:3]
 
 
 def check_keep_dir(kernel: Kernel, folder: str) -> None:

@@ -237,11 +237,18 @@ def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> Serv
         return PinNotAllowed(path, ())
     if error.errno not in _REMEDIES:
         return kernel_failure(command, error)
-    if error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and not kernel.in_bpffs(path):
+    if error.errno in {errno.ENOENT, errno.EPERM, errno.EACCES} and _is_outside_bpffs(kernel, path):
         remedy = "no bpffs is mounted there: mount -t bpf bpf /sys/fs/bpf"
         return PinUnusable(path, errno_name(error.errno), remedy)
     remedies = _PIN_REMEDIES if command == "OBJ_PIN" else _REMEDIES
     return PinUnusable(path, errno_name(error.errno), remedies[error.errno])
+
+
+def _is_outside_bpffs(kernel: Kernel, path: str) -> bool:
+    try:
+        return not kernel.in_bpffs(path)
+    except OSError:  # no open file is left to read the mounts: what is known already has to do
+        return False
 
 
 def _unusable(path: str, number: int) -> PinUnusable:

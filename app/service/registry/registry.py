@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.counters import TIMED_CALLS, Timing, timed_kernel
 from app.service.errors import MapUnavailable, MapUnknown, ServiceError
-from app.service.objects.source import ById
+from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.maps import Maps
 from app.service.registry.pins import follow_pin
 from app.service.registry.programs import ByName, ProgramRef, Programs
+
+_OPENED_TOGETHER: Final = 64  # each is an open file beside those that are held already
 
 
 class Registry:
@@ -43,17 +47,32 @@ class Registry:
     def open_unavailable(self) -> list[HeldMap | HeldProgram]:
         """Try to open what could not be opened, and return what now is. The rest gets the reason."""
         opened: list[HeldMap | HeldProgram] = []
-        for held in self.unavailable():
-            try:
-                if isinstance(held, HeldMap):
-                    self.maps.open(held)
-                else:
-                    self.programs.open(held)
-            except ServiceError as error:
-                held.reason = str(error)
-            else:
-                opened.append(held)
+        unavailable = self.unavailable()
+        for start in range(0, len(unavailable), _OPENED_TOGETHER):
+            together = unavailable[start : start + _OPENED_TOGETHER]
+            with self._opened_ahead(together):
+                opened += [held for held in together if self._open(held)]
         return opened
+
+    def _opened_ahead(self, together: Sequence[HeldMap | HeldProgram]) -> AbstractContextManager[None]:
+        ids: dict[str, list[int]] = {"map": [], "program": []}
+        for held in together:
+            if isinstance(held.source, ById):
+                ids[held.kind].append(held.source.id)
+        pins = [held.source.path for held in together if isinstance(held.source, Pinned)]
+        return self.kernel.opened_ahead(pins, ids["map"], ids["program"])
+
+    def _open(self, held: HeldMap | HeldProgram) -> bool:
+        """Return whether it could be opened. If not, it gets the reason."""
+        try:
+            if isinstance(held, HeldMap):
+                self.maps.open(held)
+            else:
+                self.programs.open(held)
+        except ServiceError as error:
+            held.reason = str(error)
+            return False
+        return True
 
     async def check_pins(self) -> None:
         """Look which of the held objects their pins still lead to. Where that cannot be seen now, nothing changes."""
