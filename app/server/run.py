@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.limits import Bounds
-from app.server.connection import Connection
+from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
 from app.server.listen import ListenError
 from app.server.systemd import Notifier
@@ -62,10 +62,12 @@ def serve(
     Raises:
         ListenError: The service could not start.
     """
+    if tls is not None:
+        TlsHandshake.tls = tls
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=Connection,
+        http=Connection if tls is None else TlsHandshake,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -82,7 +84,6 @@ def serve(
     # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
     sys.setswitchinterval(0.0005)
     config.load()
-    config.ssl = None if tls is None else tls.context
     server = _Server(config, app, manager or Notifier({}))
     server.run(sockets=[listener])
     if not server.started:
