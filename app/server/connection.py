@@ -31,7 +31,15 @@ from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
 from app.api.problems import HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
-from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
+from app.server.framing import (
+    STATUS_LINES,
+    Headers,
+    ambiguity,
+    head_without_upgrade,
+    header_lines,
+    unknown_method,
+    with_target_host,
+)
 from app.server.tls import Tls
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
@@ -304,8 +312,12 @@ class Connection(asyncio.Protocol):
                 head = head_without_upgrade(method, self._target, version, self._headers)
                 self._parser = self._make_parser()
                 self._feed(head + data[upgrade.args[0] :])
-        except httptools.HttpParserError:  # also for an error in a method that the parser calls
-            self.refuse("malformed-header", "that is no HTTP/1.1")
+        except httptools.HttpParserError as error:  # also for an error in a method that the parser calls
+            unknown = unknown_method(data) if self._in_head and "method" in str(error) else None
+            if unknown is None:
+                self.refuse("malformed-header", "that is no HTTP/1.1")
+            else:
+                self.refuse("method-unknown", f"the service does not know the method {unknown}")
 
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
@@ -351,7 +363,10 @@ class Connection(asyncio.Protocol):
         """Begin a request that the application answers; False: it is refused, or asks for an upgrade."""
         parser, headers = self._parser, self._headers
         method, version = parser.get_method(), parser.get_http_version()
-        error = ambiguity(method, version, headers)
+        if method == b"CONNECT":  # what follows it is not HTTP
+            self.refuse("method-unknown", "CONNECT is for proxies, and this is none")
+            return False
+        error = ambiguity(version, headers)
         if error is not None:
             self.refuse("malformed-header", error)
             return False

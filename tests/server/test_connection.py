@@ -92,9 +92,6 @@ REFUSED = {
     "chunk with bare LF": CHUNKED + CHUNKS.replace(b"\r\n", b"\n"),
     "LF in a chunk's extension": CHUNKED + CHUNKS.replace(b"12\r", b"12;a\n=b\r"),
     "authority for a target": b"GET localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
-    "CONNECT to a URL": b"CONNECT http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT to a path": b"CONNECT /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "HTTP/0.9": b"GET /healthz\r\n\r\n",
     "HTTP/1.2": GET.replace(b"1.1", b"1.2") + b"\r\n",
     "HTTP/2.0": GET.replace(b"1.1", b"2.0") + b"\r\n",
@@ -104,7 +101,6 @@ REFUSED = {
     "two media types": PUT + b"Content-Type: text/plain\r\n" + LENGTH + b"\r\n" + BODY,
     "control in the path": b"GET /a\1b HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "UTF-8 in the path": "GET /maps/ä HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
-    "no method": b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "two Authorizations": b"GET /maps HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: b\r\n"
     b"Connection: close\r\n\r\n",
 }
@@ -402,3 +398,26 @@ def test_connection_ends_after_an_early_answer_whatever_the_client_does(service:
             with contextlib.suppress(ConnectionError):
                 connection.sendall(more)
             time.sleep(0.01)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n", [501]),
+        (b"CONNECT http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"CONNECT / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"get / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"DESCRIBE / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"GETX / HTTP/1.0\r\n\r\n", [501]),
+        (GET + b"\r\nBREW /maps HTTP/1.1\r\nHost: localhost\r\n\r\n", [200, 501]),
+        (b"BREW /\r\n\r\n", [400]),
+        (GET + b"\r\nBREW\r\n\r\n", [200, 400]),
+        (b"TRACE /maps HTTP/1.1\r\nHost: localhost\r\n\r\n" + LAST, [405, 200]),
+        (b"PROPFIND /maps HTTP/1.1\r\nHost: localhost\r\n\r\n" + LAST, [405, 200]),
+    ],
+)
+def test_methods_of_others_are_405_or_501(service: Service, sent: bytes, expected: list[int]) -> None:
+    """Field 29: a method that is not ours is answered like broken HTTP."""
+    assert statuses(until_closed(service, sent)) == expected
