@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from pydantic_core import to_json
@@ -21,6 +21,7 @@ from app.api.authorization import ACTOR, CHANGING, RIGHTS
 FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted one into a path
 _MAX_PATH_CHARS: Final = 256
+_CLOSE_SECONDS: Final = 2.0  # that the end of the process waits for a slow disk
 _DENIED_STATUSES: Final = {401, 403, 421, 429}
 
 # Each line: the operation, and its facts.
@@ -41,6 +42,19 @@ def open_audit(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
+class FileWriter(Protocol):
+    """Writes lines to a file in a thread of its own."""
+
+    def put(self, lines: bytes) -> None:
+        """Write lines, soon."""
+
+    def switch(self, fd: int) -> None:
+        """Write to another file from here on, and take over its fd."""
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for so long at most, and close the file."""
+
+
 def _log_each(lines: Lines) -> None:
     for operation, facts in lines:
         log.info(operation, **facts)
@@ -54,6 +68,8 @@ class Audit:
         fsync: Whether each write to the file is followed by fsync(2).
         opened: Opens the file for appending and returns the file descriptor.
         to_log: Writes lines to the log.
+        make_writer: Makes a writer for the fd of the file, which it takes over; for lines that nobody waits for, so
+            without `fsync`. None: each line is written before the request goes on.
 
     Raises:
         OSError: The file cannot be opened.
@@ -66,9 +82,11 @@ class Audit:
         fsync: bool = False,
         opened: Callable[[Path], int] = open_audit,
         to_log: Callable[[Lines], None] = _log_each,
+        make_writer: Callable[[int], FileWriter] | None = None,
     ) -> None:
         self._file, self._fsync, self._open, self._fd = file, fsync, opened, -1
-        self._to_log = to_log
+        self._to_log, self._make_writer = to_log, None if fsync else make_writer
+        self.writer: FileWriter | None = None
         self._lines: list[tuple[str, dict[str, Any]]] = []
         self._is_buffered = False
         self.reopen()
@@ -81,11 +99,18 @@ class Audit:
         """
         if self._file is not None:
             fd = self._open(self._file)
-            self.close()
-            self._fd = fd
+            if self.writer is not None:
+                self.writer.switch(fd)
+            elif self._make_writer is not None:
+                self.writer = self._make_writer(fd)
+            else:
+                self.close()
+                self._fd = fd
 
     def close(self) -> None:
         """Close the file."""
+        if self.writer is not None:
+            self.writer.close(_CLOSE_SECONDS)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -130,14 +155,17 @@ class Audit:
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []
-        if self._fd < 0:
+        if self._fd < 0 and self.writer is None:
             self._to_log(lines)
             return
         at = datetime.now(UTC).isoformat()
+        text = b"".join(
+            [to_json({"at": at, "what": operation, **facts}, fallback=repr) + b"\n" for operation, facts in lines]
+        )
+        if self.writer is not None:
+            self.writer.put(text)
+            return
         try:
-            text = b"".join(
-                [to_json({"at": at, "what": operation, **facts}, fallback=repr) + b"\n" for operation, facts in lines]
-            )
             if os.write(self._fd, text) < len(text):  # the kernel writes a part only if the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:

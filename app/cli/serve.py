@@ -35,6 +35,8 @@ def serve_command(file: Path, show_config: bool) -> None:
         _serve(settings)
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
+    finally:
+        logging.finish()
 
 
 def _serve(settings: Settings) -> None:

@@ -19,6 +19,8 @@ from app.config import Settings
 from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
+from app.server import logging
+from app.server.line_writer import LineWriter
 from app.server.logging import log_events
 from app.server.startup import StartError
 from app.server.tls import Tls, open_file
@@ -89,7 +91,7 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         StartError: The audit file cannot be opened.
     """
     keep_dir, limits = settings.server.keep_dir, settings.limits
-    return create_app(
+    app = create_app(
         registry,
         journal,
         keep_dir=None if keep_dir is None else str(keep_dir),
@@ -103,6 +105,10 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         audit=_make_audit(settings, keeper),
         limits=Limits(limits.event_readers, limits.held, limits.requests_per_second, limits.burst),
     )
+    writer = app.state.audit.writer
+    if isinstance(writer, LineWriter):
+        app.state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
+    return app
 
 
 def connection_bounds(settings: Settings) -> Bounds:
@@ -115,7 +121,9 @@ def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
     section = settings.audit
     opener = open_audit if keeper is None else lambda file: _open_audit_by_keeper(keeper, file)
     try:
-        return Audit(section.file, fsync=section.fsync, opened=opener, to_log=log_events)
+        return Audit(
+            section.file, fsync=section.fsync, opened=opener, to_log=log_events, make_writer=logging.file_writer
+        )
     except OSError as error:
         message = (
             f"audit.file {section.file}: {error.strerror}: it has to be a file of root's in a folder of root's, "

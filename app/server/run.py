@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.limits import Bounds
+from app.server import logging
 from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
 from app.server.listen import ListenError
@@ -76,6 +77,8 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    logging.start()
+    app.state.service.counters.dropped_lines.append(logging.dropped_lines)
     Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(app)
     # The imported modules live as long as the process: the garbage collector skips them from here on. A table of 65,536
     # entries makes half a million objects without cycles: the higher thresholds keep it from scanning them repeatedly.
