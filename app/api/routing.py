@@ -28,6 +28,9 @@ _DRAINED: Final = 4 * 1024 * 1024  # bytes of a too large body that are read, so
 _BODY_SECONDS: Final = 10.0
 _ERRORS_TOLD: Final = 20
 
+# Their answers may be long, and only so many of them are made at a time.
+_LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change"})
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -55,8 +58,12 @@ class StrictRoute(APIRoute):
             response = await handle(Request(scope, receive, send))
             await response(scope, receive, send)
 
+        async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+            async with scope["app"].state.long_answers.making():
+                await answer(scope, receive, send)
+
         # In the place of FastAPI's, which opens stacks for dependencies that there are none of here.
-        self.app = answer
+        self.app = answer_at_length if self.operation_id in _LONG_READS else answer
 
     def max_body(self, request: Request) -> int:  # noqa: ARG002 - for heirs
         """The largest body that this request may have: bytes."""

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 import httptools
 import structlog
 import uvicorn
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 from uvicorn.server import ServerState
 
@@ -83,7 +84,7 @@ class Exchange:
                 self._connection.transport.write(bare_problem("internal", "the log tells what"))
         finally:
             if not self.is_answered:
-                self._connection.close()
+                self._connection.give_up()
 
     async def receive(self) -> Message:
         """Return the next part of the body; `http.disconnect` once the answer is complete or the client has gone.
@@ -107,10 +108,16 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": self.has_more_body}
 
     async def send(self, message: Message) -> None:
-        """Send the head or a part of the body, once the client has read enough of what came before."""
+        """Send the head or a part of the body, once the client has read enough of what came before.
+
+        Raises:
+            ClientDisconnect: The client has gone, so more of the body need not be made.
+        """
         connection = self._connection
         await connection.writable.wait()
         if connection.is_lost or connection.is_closing:
+            if message.get("more_body", False):
+                raise ClientDisconnect
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
@@ -505,6 +512,13 @@ class Connection(asyncio.Protocol):
             self.transport.write_eof()
         self.transport.resume_reading()
         self._linger(self._loop.time() + _LINGER_SECONDS, -1)
+
+    def give_up(self) -> None:
+        """Close after an incomplete answer. What the client does not read is dropped."""
+        if self.writable.is_set():
+            self.close()
+        elif not self.is_lost:
+            self.transport.abort()
 
     def _linger(self, until: float, dropped_bytes: int) -> None:
         """Close at this time of the event loop, or when the client has sent nothing for a while."""

@@ -7,15 +7,18 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from app.api import limits
 from app.api.limits import Bounds
 from app.bpf.memory.kernel import MemoryKernel
 from app.cli.demo import fill
 from app.server import connection as connection_module
 from app.server.connection import Connection
+from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
 from tests.conftest import application
 from tests.over_wire import OverWire, Pipe
@@ -421,3 +424,57 @@ def test_connection_ends_after_an_early_answer_whatever_the_client_does(service:
 def test_methods_of_others_are_405_or_501(service: Service, sent: bytes, expected: list[int]) -> None:
     """Field 29: a method that is not ours is answered like broken HTTP."""
     assert statuses(until_closed(service, sent)) == expected
+
+
+class UnreadPipe(Pipe):
+    """A transport whose other end reads nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection: Connection
+        self.written = 0
+
+    def write(self, data: Any) -> None:
+        self.written += len(data)
+        if data and self.connection.writable.is_set() and self.written > 65536:
+            self.connection.pause_writing()
+
+    def is_begun(self) -> bool:
+        return self.written > 0
+
+
+@pytest.mark.field
+@pytest.mark.anyio
+async def test_lists_that_nobody_reads_are_bounded_and_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Field 28: lists that nobody reads take memory without bounds, and time from other requests."""
+    kernel, size, count = MemoryKernel(), 20_000, 80
+    registry = Registry(kernel, ["/sys/fs/bpf"])
+    fill(registry)
+    registry.maps.adopt("large", make_array(kernel, "large", size))
+    with application(registry) as app:
+        wire = OverWire(app)
+        async with httpx.AsyncClient(transport=wire, base_url="http://localhost") as client:
+            table = {"programs": ["drop"] * size}
+            assert (await client.put("/maps/large/entries", json=table)).status_code == 200
+            pipes = [UnreadPipe() for _ in range(count)]
+            for pipe in pipes:
+                pipe.connection = wire.connect(pipe)
+                pipe.connection.data_received(GET.replace(b"/healthz", b"/maps/large/entries") + b"\r\n")
+            await until(lambda: sum(pipe.is_begun() for pipe in pipes) == 32)
+            assert (await client.get("/healthz")).status_code == 200
+            assert sum(pipe.is_begun() for pipe in pipes) == 32
+            assert max(pipe.written for pipe in pipes) < 2_000_000, "one part, and the next when it is read"
+            monkeypatch.setattr(limits, "_STALL_SECONDS", 0.01)  # for those that begin from now on
+            for pipe in pipes:
+                if pipe.is_begun():  # its reader is gone
+                    written = pipe.written
+                    pipe.connection.connection_lost(None)
+                    assert pipe.written == written
+            await until(lambda: all(pipe.is_begun() for pipe in pipes))
+            assert (await client.get("/maps/large/entries?limit=1")).status_code == 200
+            for pipe in pipes:
+                if not pipe.connection.is_lost:
+                    pipe.connection.connection_lost(None)
+            await until(lambda: not wire._state.tasks)
+            assert max(pipe.written for pipe in pipes) < 2_000_000
+    registry.close()
