@@ -25,6 +25,10 @@ class TokensUnusable(Exception):
     """The file cannot be used, or has no token of that name, or has one already. The text says which."""
 
 
+class KeeperUnavailable(TokensUnusable):
+    """The keeper, which reads the file for this process, cannot be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """What is stored of a token. `hash`: SHA-256 of the secret, in hex; `created`, `expires`: seconds since 1970."""
@@ -190,10 +194,13 @@ class Tokens:
         """The actor of a secret; None: there is no such token, or it has expired.
 
         Raises:
+            KeeperUnavailable: The file cannot be asked for now.
             TokensUnusable: The file cannot be used.
         """
         try:
             actor = self._find(_hash(secret))
+        except KeeperUnavailable:
+            raise  # the keeper's own state tells it, and when it is over
         except TokensUnusable as error:
             self.degraded_reason = str(error)
             raise
@@ -209,11 +216,10 @@ class Tokens:
             message = f"{self._file.path} has to be a file of root's that others cannot write: chown root, chmod 600"
             raise TokensUnusable(message) from error
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", 0) == errno.EPIPE:
-                message = f"{self._file.path}: the keeper has ended: restart the service"
-            else:
-                message = _no_token_file(self._file.path)
-            raise TokensUnusable(message) from error
+            if getattr(error, "errno", 0) in {errno.EPIPE, errno.ETIMEDOUT}:
+                message = f"{self._file.path}: the keeper has ended or does not answer"
+                raise KeeperUnavailable(message) from error
+            raise TokensUnusable(_no_token_file(self._file.path)) from error
         # The time that a look-up by hash takes tells nothing about stored secrets: nobody can choose the hash.
         expires, actor = self._by_hash.get(hashed, (0.0, None))
         return actor if expires is None or time.time() < expires else None

@@ -57,11 +57,15 @@ class Limits:
         requests_per_second: float | None = None,
         burst: int = 100,
     ) -> None:
-        self.event_readers, self.held = event_readers, held
-        self._rate, self._burst = requests_per_second, burst
+        self.change(event_readers, held, requests_per_second, burst)
         self._readers: Counter[str] = Counter()  # by actor
         # By actor: how many requests were left, and when that was.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def change(self, event_readers: int, held: int, requests_per_second: float | None, burst: int) -> None:
+        """Set other limits. What is in use now stays counted."""
+        self.event_readers, self.held = event_readers, held
+        self.requests_per_second, self._burst = requests_per_second, burst
 
     def check_rate(self, actor: str) -> None:
         """Count one request of an actor, with a token bucket.
@@ -69,17 +73,17 @@ class Limits:
         Raises:
             HttpProblem: too-many-requests: the actor has sent too many.
         """
-        if self._rate is None:
+        if self.requests_per_second is None:
             return
         now = time.monotonic()
         left, updated = self._buckets.pop(actor, (float(self._burst), now))
-        left = min(self._burst, left + (now - updated) * self._rate)
+        left = min(self._burst, left + (now - updated) * self.requests_per_second)
         self._buckets[actor] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         if left < 1:
-            detail = f"{actor} may send {self._rate:g} requests a second; wait before you send the next"
-            raise too_many(detail, (1 - left) / self._rate)
+            detail = f"{actor} may send {self.requests_per_second:g} requests a second; wait before you send the next"
+            raise too_many(detail, (1 - left) / self.requests_per_second)
 
     def check_readers(self, actor: str) -> None:
         """Check that an actor may open another event stream.

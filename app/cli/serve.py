@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -9,10 +10,13 @@ import structlog
 
 from app.cli.common import CONFIG, fail, load_or_fail
 from app.config import Settings
+from app.sandbox.process_name import set_process_name
 from app.server import assemble, logging, startup
+from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
+from app.server.reload import Reload
 from app.server.run import preload, raise_open_files, serve
-from app.server.systemd import Notifier
+from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalDamaged, JournalFailed
@@ -30,16 +34,17 @@ def serve_command(file: Path, show_config: bool) -> None:
         click.echo(settings.model_dump_json(indent=2, exclude_none=True))
         return
     logging.configure()
+    set_process_name("jumptable: listener")
     raise_open_files()
     try:
-        _serve(settings)
+        _serve(settings, file.absolute())
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
     finally:
         logging.finish()
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, file: Path) -> None:
     """Start, serve until the process is told to stop, and clear up in the reverse order."""
     server = settings.server
     with contextlib.ExitStack() as at_exit:
@@ -52,7 +57,7 @@ def _serve(settings: Settings) -> None:
         at_exit.callback(os.close, lock)
 
         # Start the keeper, which keeps the privileges of this process.
-        keeper = startup.start_keeper(settings, user, has_passed_socket=passed is not None)
+        keeper = startup.start_keeper(settings, user, has_passed_socket=passed is not None, config_file=file)
         notifier = Notifier()
         at_exit.callback(notifier.close)
         if keeper is not None:
@@ -86,5 +91,9 @@ def _serve(settings: Settings) -> None:
         at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
-        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier)
+        watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
+        reload = Reload(file, settings, app, keeper)
+        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier, watch, reload)
     log.info("ended")
+    if watch is not None and watch.has_ended_service:
+        sys.exit(1)  # with 0, systemd would not start it again

@@ -30,7 +30,7 @@ from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
-from app.api.problems import HttpProblem, bare_problem
+from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
 from app.server.framing import (
     STATUS_LINES,
@@ -81,7 +81,7 @@ class Exchange:
         except Exception:
             log.exception("internal error", path=self.scope["path"])
             if not self.is_started and not self._connection.is_closing:
-                self._connection.transport.write(bare_problem("internal", "the log tells what"))
+                self._connection.transport.write(bare_problem("internal", INTERNAL_DETAIL))
         finally:
             if not self.is_answered:
                 self._connection.give_up()
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
             return False
         is_first, self._has_client_ended = not self._has_client_ended, True  # it comes again when reading is resumed
         if is_first and (not self._in_head or self._overhead_bytes):
-            self.refuse("malformed-header", "the request ends before it is complete")
+            self.refuse("malformed-header", "the request ends before it is complete; send all of it")
         last = self._waiting[-1] if self._waiting else self._running
         if last is not None and self._refusal is None:
             last.keep_alive = False
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
             if self._in_head:
                 self._refuse_large_head()
             else:
-                self.refuse("malformed-header", "the chunks are more than what is in them")
+                self.refuse("malformed-header", "the chunks are more than what is in them; send larger ones")
         elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
 
@@ -322,9 +322,12 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:  # also for an error in a method that the parser calls
             unknown = unknown_method(data) if self._in_head and "method" in str(error) else None
             if unknown is None:
-                self.refuse("malformed-header", "that is no HTTP/1.1")
+                self.refuse(
+                    "malformed-header",
+                    "that is no HTTP/1.1; send HTTP/1.1, and over TLS only where [tls] is configured",
+                )
             else:
-                self.refuse("method-unknown", f"the service does not know the method {unknown}")
+                self.refuse("method-unknown", f"there is no method {unknown} here; use GET, PUT, PATCH, POST or DELETE")
 
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
@@ -371,7 +374,7 @@ class Connection(asyncio.Protocol):
         parser, headers = self._parser, self._headers
         method, version = parser.get_method(), parser.get_http_version()
         if method == b"CONNECT":  # what follows it is not HTTP
-            self.refuse("method-unknown", "CONNECT is for proxies, and this is none")
+            self.refuse("method-unknown", "CONNECT is for proxies, and this is none: send another method")
             return False
         error = ambiguity(version, headers)
         if error is not None:
@@ -492,7 +495,10 @@ class Connection(asyncio.Protocol):
             self._receiving.changed.set()
 
     def _refuse_large_head(self) -> None:
-        self.refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+        self.refuse(
+            "headers-too-large",
+            f"the head of a request has {self.bounds.header_bytes} bytes at the most; send shorter headers",
+        )
 
     def close(self) -> None:
         """Close once everything written is sent. What the client still sends is dropped.
@@ -565,7 +571,9 @@ class Connection(asyncio.Protocol):
     def _end_slow_head(self) -> None:
         self._head_timer = None
         if self._in_head and self._overhead_bytes and not self.is_closing:
-            self.refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
+            self.refuse(
+                "request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s; send it faster"
+            )
         else:
             self.close()  # the client has sent nothing since it connected
 

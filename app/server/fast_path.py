@@ -112,7 +112,7 @@ class FastPath:
         try:
             index, held = self._admit(request)
             if request.method == b"GET":
-                self._answer(request, read_answer(self._service, held, index))
+                self._answer(request, read_answer(request.scope, self._service, held, index))
                 return
             name = _program_named_by(request.body)
         except (_UnusualRequest, ServiceError, HttpProblem):

@@ -38,9 +38,9 @@ def ambiguity(version: str, headers: Headers) -> str | None:
                 return f"there are several headers {name.decode()}: send one"
             seen.add(name)
             if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
-                return "the only transfer encoding is chunked, of HTTP/1.1"
+                return "the only transfer encoding is chunked, of HTTP/1.1: send that, or Content-Length"
     if version == "1.1" and b"host" not in seen:
-        return "there is no header Host"
+        return "there is no header Host: send one"
     return None
 
 

@@ -127,7 +127,7 @@ def file_writer(fd: int) -> LineWriter:
             except (ValueError, AttributeError, KeyError):  # a part of a line
                 operation, facts = None, {"line": line.decode(errors="replace"), "outcome": "unknown"}
             facts.pop("event", None)
-            log.warning("the audit file cannot be written", **{**facts, "reason": reason, "event_lost": operation})
+            log.warning("the audit file cannot be written", **{**facts, "error": reason, "event_lost": operation})
 
     def tell_dropped(count: int) -> None:
         log.warning("lines of the audit were dropped: the file could not be written, or not in time", lines=count)

@@ -20,7 +20,9 @@ from app.api.limits import Bounds
 from app.server import logging
 from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
+from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError
+from app.server.reload import Reload
 from app.server.systemd import Notifier
 from app.server.tls import Tls
 
@@ -50,8 +52,10 @@ def serve(
     bounds: Bounds | None = None,
     tls: Tls | None = None,
     manager: Notifier | None = None,
+    watch: KeeperWatch | None = None,
+    reload: Reload | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Requests that are being answered then get 10 s to end.
+    """Serve until SIGTERM or SIGINT, or until `watch` ends the service. Requests being answered then get 10 s to end.
 
     Args:
         app: The application.
@@ -59,6 +63,8 @@ def serve(
         bounds: The limits of a connection; None: the default ones.
         tls: The TLS context; None: without TLS.
         manager: Receives READY, WATCHDOG and STOPPING; None: nobody does.
+        watch: Ends the service after its keeper; None: there is no keeper.
+        reload: Reads the configuration anew on SIGHUP; None: there is none.
 
     Raises:
         ListenError: The service could not start.
@@ -87,17 +93,28 @@ def serve(
     # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
     sys.setswitchinterval(0.0005)
     config.load()
-    server = _Server(config, app, manager or Notifier({}))
+    server = _Server(config, app, manager or Notifier({}), watch, reload)
     server.run(sockets=[listener])
     if not server.started:
         raise ListenError("the service could not start; the log tells why")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Notifier) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        manager: Notifier,
+        watch: KeeperWatch | None,
+        reload: Reload | None,
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._manager = manager
+        self._watch = watch
+        self._watching: asyncio.Task[None] | None = None
+        self._reload = reload
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -105,6 +122,8 @@ class _Server(uvicorn.Server):
             self._manager.notify("READY=1")
             if self._manager.watchdog_interval_seconds:
                 self.notify_watchdog()
+            if self._watch is not None:
+                self._watching = asyncio.create_task(self._watch.run(self._begin_stop))
 
     def notify_watchdog(self) -> None:
         """Tell the watchdog periodically that the event loop runs."""
@@ -117,8 +136,15 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen_audit)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         yield
+
+    def _hang_up(self) -> None:
+        self._reopen_audit()
+        if self._reload is not None and not self.should_exit:
+            task = asyncio.create_task(self._reload.run())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
 
     def _reopen_audit(self) -> None:
         try:
@@ -135,8 +161,13 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit |= number == signal.SIGINT  # a second Ctrl-C ends the grace
             return
+        self._begin_stop()
+        log.info("stopping", signal=signal.Signals(number).name)
+
+    def _begin_stop(self) -> None:
+        if self._watching is not None and self._watching is not asyncio.current_task():
+            self._watching.cancel()
         self._app.state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")
-        log.info("stopping", signal=signal.Signals(number).name)

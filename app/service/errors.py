@@ -13,6 +13,7 @@ ServiceError
 ├── UnsupportedFlags, MapFrozen             writing an entry
 ├── PinUnusable, PinNotAllowed              paths in bpffs
 ├── LastReference, NameTaken                holding and releasing
+├── PinMoved                                the pin of what is held leads to another object now
 ├── DuplicateIndex, WriteRefused            changing several entries
 ├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable      looking up and undoing changes
 ├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse                     confirmations
@@ -56,7 +57,7 @@ class MapUnknown(ServiceError):
     """No map is held under the name."""
 
     code = "map-unknown"
-    sentence = "no map is held under the name {map!r}; GET /maps lists the held maps"
+    sentence = "no map is held under the name {map!r}; give the name of a held one, or hold it first: PUT /maps/{map}"
     map: str
 
 
@@ -65,7 +66,10 @@ class ProgramUnknown(ServiceError):
     """No program is held under the name in the path of the request."""
 
     code = "program-unknown"
-    sentence = "no program is held under the name {program!r}; GET /programs lists the held programs"
+    sentence = (
+        "no program is held under the name {program!r}; give the name of a held one, or hold it first: "
+        "PUT /programs/{program}"
+    )
     program: str
 
 
@@ -74,7 +78,7 @@ class EntryEmpty(ServiceError):
     """The entry points to no program."""
 
     code = "entry-empty"
-    sentence = "entry {index} is empty"
+    sentence = "entry {index} is empty; PUT a program there first, or send ?allow_missing=true with a DELETE"
     index: int
 
 
@@ -104,7 +108,7 @@ class NotAProgramArray(ServiceError):
 class NotAMap(NotAProgramArray):
     """The object is not a map. `kind`: what the kernel calls it, such as `prog` or `link`."""
 
-    sentence = "the object is not a map; it is a {kind}"
+    sentence = "the object is not a map, it is a {kind}; give the pin of a map of type prog_array"
     kind: str
 
 
@@ -112,7 +116,7 @@ class NotAMap(NotAProgramArray):
 class MapGone(NotAProgramArray):
     """No map has the id."""
 
-    sentence = "no map has the id {id}"
+    sentence = "no map has the id {id}; give the id of a loaded map, or its pin"
     id: int
 
 
@@ -120,7 +124,7 @@ class MapGone(NotAProgramArray):
 class WrongMapType(NotAProgramArray):
     """The map is not a program array."""
 
-    sentence = "the map is of type {map_type}, not prog_array"
+    sentence = "the map is of type {map_type}; give one of type prog_array"
     map_type: str
 
 
@@ -128,7 +132,7 @@ class WrongMapType(NotAProgramArray):
 class WrongKeySize(NotAProgramArray):
     """The keys of the map are not u32. `key_size`: bytes."""
 
-    sentence = "the map's keys have {key_size} bytes, not 4"
+    sentence = "the map's keys have {key_size} bytes; give a program array, whose keys have 4"
     key_size: int
 
 
@@ -136,7 +140,7 @@ class WrongKeySize(NotAProgramArray):
 class WrongValueSize(NotAProgramArray):
     """The values of the map are not u32. `value_size`: bytes."""
 
-    sentence = "the map's values have {value_size} bytes, not 4"
+    sentence = "the map's values have {value_size} bytes; give a program array, whose values have 4"
     value_size: int
 
 
@@ -145,7 +149,7 @@ class NotAProgram(ServiceError):
     """The object is not a program. `kind`: what the kernel calls it, such as `map` or `link`."""
 
     code = "not-a-program"
-    sentence = "the object is not a program; it is a {kind}"
+    sentence = "the object is not a program, it is a {kind}; give the pin of a program"
     kind: str
 
 
@@ -154,10 +158,7 @@ class ProgramNotFound(ServiceError):
     """The body of the request refers to a program that does not exist. `program`: its name or id."""
 
     code = "program-not-found"
-    sentence = (
-        "there is no program {program!r}; give the name of a held program (GET /programs lists them), the id of a "
-        "loaded program, or a pin"
-    )
+    sentence = "there is no program {program!r}; give the name of a held program, the id of a loaded program, or a pin"
     program: str | int
 
 
@@ -197,7 +198,10 @@ class ProgramNotRunnable(ServiceError):
     """The kernel does not test-run this type of program on a packet (BPF_PROG_TEST_RUN)."""
 
     code = "program-not-runnable"
-    sentence = "the kernel cannot run a program of type {program_type} on a packet"
+    sentence = (
+        "the kernel cannot run a program of type {program_type} on a packet; run one of a type that takes one, such as "
+        "xdp, sched_cls or socket_filter"
+    )
     program_type: str
 
 
@@ -279,6 +283,42 @@ class LastReference(ServiceError):
 
 
 @dataclass(eq=False)
+class SupersededArrayFilled(LastReference):
+    """The pin leads to another array now, and holding that one would empty the array held so far for good."""
+
+    sentence = (
+        "the pin of map {map!r} leads to another array now, but the array that is held so far (id {id}) has entries, "
+        "which the kernel clears if nobody else holds it; send ?force=true to hold the new one: what the entries are "
+        "to hold stays recorded, and POST /maps/{map}/reconcile to the journal writes it into the new one; to keep the "
+        "old one, pin it elsewhere first (bpftool map pin id {id} PATH)"
+    )
+
+
+@dataclass(eq=False)
+class PinMoved(ServiceError):
+    """The pin of a held map or program leads to another object now, so a change would use the superseded one.
+
+    Attributes:
+        kind: `map` or `program`.
+        name: The name under which it is held.
+        pinned: The pin.
+        id: The id of the object that is held.
+        leads_to: The id of the object that the pin leads to; None: it is of another kind.
+    """
+
+    code = "pin-moved"
+    sentence = (
+        "the pin {pinned!r} of {kind} {name!r} leads to another object now, while id {id} is held; PUT /{kind}s/{name} "
+        "with the same pin opens the new one, or send ?force=true to use the one that is held"
+    )
+    kind: str
+    name: str
+    pinned: str
+    id: int
+    leads_to: int | None
+
+
+@dataclass(eq=False)
 class NameTaken(ServiceError):
     """The name or the object is already held. `name`: the name in the request."""
 
@@ -302,7 +342,9 @@ class ChangeUnknown(ServiceError):
     """No change has the id, or it was pruned, or the caller may not see it."""
 
     code = "change-unknown"
-    sentence = "there is no change {id}, or it was pruned because of its age"
+    sentence = (
+        "there is no change {id}, or it was pruned because of its age; send the id of a change that GET /changes has"
+    )
     id: int
 
 
@@ -312,7 +354,8 @@ class ChangeConflict(ServiceError):
 
     code = "change-conflict"
     sentence = (
-        "change {id} cannot be undone because its entries were changed since; the member entries shows what they hold"
+        "change {id} cannot be undone because its entries were changed since; revert the later changes first, or set "
+        "the entries yourself (the member entries shows what they hold)"
     )
     id: int
     entries: list[dict[str, Any]]
@@ -371,7 +414,10 @@ class EntryProtected(ServiceError):
     """Only an admin may change the entry."""
 
     code = "entry-protected"
-    sentence = "entry {index} is protected by the configuration; only the role admin may change it"
+    sentence = (
+        "entry {index} is protected by the configuration; send the request with the role admin, or take the index out "
+        "of protected in the configuration"
+    )
     index: int
 
 
@@ -380,7 +426,10 @@ class AlreadyConfirmed(ServiceError):
     """The change does not wait for confirmation. `state`: its state."""
 
     code = "already-confirmed"
-    sentence = "change {id} does not wait for confirmation; its state is {state}, and it stays in effect"
+    sentence = (
+        "change {id} does not wait for confirmation: its state is {state}; there is nothing to confirm, and it stays "
+        "in effect"
+    )
     id: int
     state: str
 
@@ -436,7 +485,7 @@ class JournalUnavailable(ServiceError):
     """
 
     code = "journal-unavailable"
-    sentence = "the change could not be journalled, and {outcome}: {reason}"
+    sentence = "the change could not be journalled, and {outcome}: {reason}; mend that, and send the request again"
     reason: str
     put_back: bool
     left: list[int]
@@ -450,7 +499,7 @@ class JournalUnreadable(ServiceError):
     """The journal cannot be read."""
 
     code = "journal-unavailable"
-    sentence = "{reason}"
+    sentence = "{reason}; mend that, and send the request again"
     reason: str
 
 
@@ -524,7 +573,7 @@ class KernelPermission(ServiceError):
     """
 
     code = "kernel-permission"
-    sentence = "the kernel refuses {command} ({errno}): the service lacks {capability}"
+    sentence = "the kernel refuses {command} ({errno}): the service lacks {capability}; give it that, and restart it"
     command: str
     errno: str
     capability: str
@@ -535,7 +584,10 @@ class KernelError(ServiceError):
     """The kernel refuses a command of bpf(2) with an errno that no other error stands for."""
 
     code = "kernel-error"
-    sentence = "the kernel refuses {command}: {errno}"
+    sentence = (
+        "the kernel refuses {command}: {errno}; send the request again, and if that does not help, look for the cause "
+        "in the kernel's log (dmesg)"
+    )
     command: str
     errno: str
 
@@ -543,7 +595,17 @@ class KernelError(ServiceError):
 class KeeperGone(KernelError):
     """The keeper has ended: the privileged process that opens and creates kernel objects for the service."""
 
+    code = "keeper-unavailable"
     sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
+
+
+class KeeperSilent(KeeperGone):
+    """The keeper does not answer in time."""
+
+    sentence = (
+        "the keeper, which opens and creates kernel objects for the service, does not answer; "
+        "it is asked again when it has answered"
+    )
 
 
 # What each command of bpf(2) needs. Kernel: kernel/bpf/syscall.c, Linux 6.18.
@@ -567,6 +629,8 @@ def kernel_failure(command: str, error: OSError) -> ServiceError:
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)
+    if error.errno == errno.ETIMEDOUT:
+        return KeeperSilent(command, name)
     return KeeperGone(command, name) if error.errno == errno.EPIPE else KernelError(command, name)
 
 

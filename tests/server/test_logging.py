@@ -185,7 +185,7 @@ def test_lost_audit_lines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     audit.close()
     [lost] = told
     assert (lost["event"], lost["event_lost"]) == ("the audit file cannot be written", "set_entry")
-    assert (lost["request_id"], lost["reason"]) == ("one", "No space left on device")
+    assert (lost["request_id"], lost["error"]) == ("one", "No space left on device")
 
 
 @pytest.mark.field

@@ -74,7 +74,7 @@ def test_liveness_probe_equals_the_health_check_of_the_image() -> None:
     assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
 
 
-@pytest.mark.parametrize("name", ["try-containers", "try-kubernetes"])
+@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes"])
 def test_try_scripts_are_executable_and_parse(name: str) -> None:
     assert os.access(DEPLOY / name, os.X_OK)
     assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
@@ -111,6 +111,7 @@ def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
     assert _values("jumptable.service", "WatchdogSec") == ["30"]
     assert _values("jumptable.service", "KillMode") == ["mixed"]
     assert _values("jumptable.service", "RestartPreventExitStatus") == ["2"]
+    assert _values("jumptable.service", "ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
 def test_systemd_script_is_executable() -> None:

@@ -9,14 +9,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.audit import entries_facts
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    change_headers,
+    context_of,
+    service_of,
+)
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
-from app.api.routes.entries import CHANGE, REFERENCE
+from app.api.routes.entries import REFERENCE, WRITE
 from app.api.routing import TableRoute
 from app.api.schemas import fields, requests, responses, table_requests
 from app.service.changes.origin import RequestContext
@@ -32,7 +42,7 @@ _RESPONSES = (
     | problems(
         "map-unknown",
         "map-unavailable",
-        *CHANGE,
+        *WRITE,
         "malformed-header",
         "precondition-failed",
         "duplicate-index",
@@ -46,7 +56,7 @@ _RESPONSES = (
 
 
 def _requested(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
-    """What the entries of a body are to hold."""
+    """Return what a body wants entries to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
@@ -69,14 +79,16 @@ def _precondition(request: Request) -> TablePrecondition:
         etag = table_etag(boot_id, map_id, ids)
         header = conditions.failed(etag)
         if header is not None:
-            detail = f"{header} does not hold: the table's tag is {etag}"
+            detail = (
+                f"{header} does not hold: the table's tag is {etag}; if you still want the change, send it with that"
+            )
             raise HttpProblem("precondition-failed", detail, facts={"current": {"etag": etag}})
 
     return check
 
 
 def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
-    """The answer to a change of several entries, in parts."""
+    """Encode the answer to a change of several entries, in chunks."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
         yield responses.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
@@ -98,9 +110,10 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
 def answer(
     request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
-    """The whole answer, with `facts` for the audit's line where something was changed."""
+    """Return the answer. `facts` go to the audit, if something was changed."""
     if result.change is not None:
-        add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
+        change = result.change
+        add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
     return long_json(
         _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
     )
@@ -138,19 +151,20 @@ async def replace_entries(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
-    """Entries that are not listed are cleared. What GET answers can be PUT back.
+    """Replace the whole table. Entries that are not listed are cleared. What GET answers can be PUT back.
 
-    Everything that can be known is checked first, then the sets are written in the order listed, then the clears by
-    falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
-    table does not: list callees before the entries that lead to them.
+    Everything that can be known is checked first. Then the sets are written in the order listed, and the clears by
+    falling index. If the kernel refuses one, what was written is put back. Each entry changes at once, the table does
+    not: list callees before the entries that lead to them.
     """
     if body.entries is not None:
         requested = _requested(body.entries.indexes, body.entries.programs)
     else:
         programs = body.programs or ()
         requested = _requested(range(len(programs)), programs)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     return await _change(request, name, requested, context, replace=True, dry_run=dry_run)
 
 
@@ -169,8 +183,9 @@ async def update_entries(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
-    """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
+    """Change the entries listed, in that order. `"program": null` clears one. Checks and undo are those of PUT."""
     requested = _requested(body.entries.indexes, body.entries.programs)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     return await _change(request, name, requested, context, replace=False, dry_run=dry_run)

@@ -8,7 +8,14 @@ from app.bpf.uapi import BPF_ANY
 from app.service.changes.changes import Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_entries, check_reference, check_writes
+from app.service.changes.permissions import (
+    check_entries,
+    check_names_not_moved,
+    check_not_moved,
+    check_program,
+    check_reference,
+    check_writes,
+)
 from app.service.changes.plan import PreparedChange, WritePlan
 from app.service.errors import EntryEmpty, UnsupportedFlags
 from app.service.objects.program import ProgramSummary
@@ -75,6 +82,8 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], context)
         array.check_index(index)
+        if context.grant.programs is not None:
+            check_program(programs, index, ref, array.get(index), context)
         is_free = context.grant.role == "admin" or isinstance(ref, ByName)
         in_table = set() if is_free else set(await held.read()) - {EMPTY}
         if not is_free:
@@ -85,6 +94,8 @@ async def set_entry(
         with programs.opened_copy(ref) as program:
             if not is_free:
                 check_reference(programs, index, ref, program.id, in_table, context)
+            check_not_moved(held, context)
+            check_names_not_moved(programs, (ref,), context)
             before = array.get(index)
             if precondition is not None:
                 precondition(before)
@@ -128,7 +139,12 @@ def write_entry(
     if not context.grant.is_unbounded:
         check_entries(held, (index,), context)
     before = array.get(index)
+    if context.grant.programs is not None:
+        check_program(programs, index, ByName(name), before, context)
     program, summary = programs.named(name)
+    if held.moved is not None:
+        check_not_moved(held, context)
+    check_not_moved(programs.get(name), context)
     if precondition is not None:
         precondition(before)
     result = SetResult(array.id, before, summary)
@@ -177,6 +193,7 @@ async def clear_entry(
     async with held.lock:
         check_entries(held, [index], context)
         before = held.opened().get(index)
+        check_not_moved(held, context)
         if before is None and not allow_missing:
             raise EntryEmpty(index)
         if precondition is not None:

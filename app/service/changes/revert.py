@@ -7,6 +7,7 @@ from typing import Final
 
 from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.origin import RequestContext
+from app.service.changes.permissions import check_not_moved
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.errors import ChangeConflict, ChangeNotRevertible
@@ -46,11 +47,14 @@ async def revert_change(
         change = changes.get(id_)  # as it is now: another request may have reverted it meanwhile
         table = held.opened()
         if change.state in {"reverted", "expired"}:
-            raise ChangeNotRevertible(id_, f"it is {change.state} already")
+            raise ChangeNotRevertible(id_, f"it is {change.state} already, so there is nothing left to undo")
         if change.state == "unconfirmed" and context.confirm_within is not None:
-            raise ChangeNotRevertible(id_, "it waits to be confirmed, so its revert cannot wait as well")
+            raise ChangeNotRevertible(
+                id_, "it waits to be confirmed, so its revert cannot wait as well; leave out confirm_within"
+            )
         if (change.map_id, change.boot_id) != (table.id, registry.kernel.boot_id):
-            raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
+            raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now; set its entries yourself")
+        check_not_moved(held, context)
         await _check_in_place(changes, held, change)
         with ExitStack() as stack:
             plan = _plan(changes, change, stack)
@@ -72,7 +76,9 @@ def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
         record = entries.programs[number]
         program = changes.replaced_programs.find(record)
         if program is None:
-            raise ChangeNotRevertible(change.id, f"program {record.name or record.id!r} is gone")
+            raise ChangeNotRevertible(
+                change.id, f"program {record.name or record.id!r} is gone; load it again, and set the entries yourself"
+            )
         programs[program.id] = stack.enter_context(program)
         ids[number] = program.id
         if record.pinned is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Final, TypeVar
 
+from app.access.rights import Grant
 from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_reference
+from app.service.changes.permissions import check_names_not_moved, check_not_moved, check_program, check_reference
 from app.service.changes.plan import WritePlan
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
 from app.service.objects.program import Program
@@ -99,7 +100,8 @@ async def change_table(
         held: The map.
         requested: The entries, and what they are to hold.
         context: Who asks.
-        replace: Then clear all entries that are not listed, by falling index.
+        replace: Then clear all entries that are not listed, by falling index; those beyond the bounds of whoever asks
+            stay.
         precondition: Forbids the change by what the table holds.
         dry_run: Only check.
         background_steps: See Changes.apply.
@@ -116,13 +118,15 @@ async def change_table(
         in_table = found if len(requested.refs) <= _SMALL else set(found)
         with ExitStack() as stack:
             programs = _open(changes, requested, found, in_table, context, stack)
+            check_not_moved(held, context)
+            check_names_not_moved(changes.registry.programs, requested.refs, context)
             await asyncio.sleep(0)
             listed = _listed(requested, programs, found)
             plan = listed.changing()
             unchanged = len(listed) - len(plan)
             await asyncio.sleep(0)
             if replace:
-                plan = plan.then_clear(_not_listed(requested.indexes, found), found)
+                plan = plan.then_clear(_to_clear(requested.indexes, found, context.grant), found)
             precondition(table.id, found)
             if not plan:
                 return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
@@ -161,6 +165,8 @@ def _open(
     """Open the programs that are referred to, for as long as the stack. By the place of the reference."""
     programs = changes.registry.programs
     needed = [(index, place, ref) for index, place, ref in _needed(requested, found) if ref is not None]
+    for index, _, ref in needed:
+        check_program(programs, index, ref, found[index], context)
     if context.grant.role == "admin":
         return {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
     for index, _, ref in needed:
@@ -206,6 +212,18 @@ def _held_by(indexes: Indexes, found: "array[int]") -> "array[int]":
     if isinstance(indexes, range):
         return found[indexes.start : indexes.stop]
     return array(NUMBERS, map(found.__getitem__, indexes))
+
+
+def _to_clear(listed: Indexes, found: "array[int]", grant: Grant) -> "array[int]":
+    """Return the entries that a new table clears, by falling index: those that hold a program and are not listed.
+
+    A caller with bounds does not see the entries beyond them, so it does not have to list them, and they stay. A range
+    lists the whole table by place, so it counts for all of it.
+    """
+    indexes = _not_listed(listed, found)
+    if grant.entries is None or isinstance(listed, range):
+        return indexes
+    return array(NUMBERS, compress(indexes, grant.entries.mask(indexes)))
 
 
 def _not_listed(listed: Indexes, found: "array[int]") -> "array[int]":

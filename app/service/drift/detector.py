@@ -13,12 +13,19 @@ from app.service.errors import MapUnavailable, MapUnknown, ServiceError
 from app.service.registry.expected import ExpectedTable
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
+from app.service.troubles import Troubles
 from app.store.expected import Table
 from app.store.journal import Journal, JournalFailed
 from app.store.records import EMPTY, NUMBERS, Array, ProgramRecord, numbered
 
 _ENTRIES_PER_SLICE: Final = 256  # entries that are looked at closely, about 2 ms, before others have their turn
 _MAX_ENTRIES_TOLD: Final = 100  # entries in one drift event
+_MAX_RUNS: Final = 4096  # of consecutive entries in one drift event
+
+# Troubles that are met at each check.
+_NOT_KNOWN: Final = "what its entries are to hold is not known yet"
+_NOT_JOURNALLED: Final = "drift cannot be journalled yet"
+_NOT_READ: Final = "a map could not be read"
 
 log = structlog.get_logger()
 
@@ -53,6 +60,13 @@ class DriftDetector:
         self._journal = journal
         self._replaced_programs = replaced_programs
         self._checks: set[asyncio.Task[object]] = set()
+        self.troubles = Troubles()
+        self._logged: dict[str, dict[int, int | None]] = {}  # drift that is logged but not journalled, by map
+
+    async def keep_programs(self, held: HeldMap) -> None:
+        """Keep the programs of a map's entries, before another array takes its place. Call it under the map's lock."""
+        if held.object is not None:
+            self._replaced_programs.keep_entries_of(held.object.id, set(await held.read()) - {EMPTY})
 
     async def begin(self, held: HeldMap, *, anew: bool = False) -> bool:
         """Learn what the entries of a map that was just opened are expected to hold.
@@ -80,8 +94,9 @@ class DriftDetector:
                 if stored is None or stored != (identity, table):
                     await self._journal.save_expected_table(held.name, identity, table)
             except (JournalFailed, ServiceError) as error:
-                log.warning("what its entries are to hold is not known yet", map=held.name, reason=str(error))
+                self.troubles.begin(_NOT_KNOWN, held.name, str(error))
                 return False
+            self.troubles.end(_NOT_KNOWN, held.name)
             held.expected = ExpectedTable(identity, table, used=len(found) - found.count(EMPTY))
             if held.restore:
                 held.expected.to_restore = set(held.expected.differing_indexes(found))
@@ -95,14 +110,16 @@ class DriftDetector:
 
         Nothing changes where it is the same array, in the same boot. Otherwise programs have other ids: a program with
         the same code in the same place is taken for the stored one; else it is looked for; else its id becomes 0, as it
-        may still come.
+        may still come. In another array, what is pinned now where the stored one was pinned takes its place.
         """
         if was == identity and all(record.id for record in table.programs.values()):
             return table
+        programs = self._replaced_programs
+        find = programs.find if was == identity else programs.find_for_new_array
         again: dict[int, ProgramRecord] = {}
         for number in set(table.numbers) - {EMPTY}:
             record = table.programs[number]
-            program = self._replaced_programs.find(record)
+            program = find(record)
             again[number] = replace(record, id=0)
             if program is not None:
                 with program:
@@ -114,10 +131,12 @@ class DriftDetector:
             for number, id_ in pairs
             if number != EMPTY
         }
-        programs = numbered(dict.fromkeys(taken.values()))
-        number_of = {record: number for number, record in programs} | {None: EMPTY}
+        again_numbered = numbered(dict.fromkeys(taken.values()))
+        number_of = {record: number for number, record in again_numbered} | {None: EMPTY}
         numbers = {pair: number_of[taken.get(pair)] for pair in pairs}
-        return Table(array(NUMBERS, map(numbers.__getitem__, zip(table.numbers, found, strict=True))), dict(programs))
+        return Table(
+            array(NUMBERS, map(numbers.__getitem__, zip(table.numbers, found, strict=True))), dict(again_numbered)
+        )
 
     def _same_code(self, record: ProgramRecord, program_id: int | None) -> ProgramRecord | None:
         """Return the program with this id, if it has the code of the recorded one."""
@@ -176,7 +195,10 @@ class DriftDetector:
         if now == before:
             return
         expected.drift = now
-        log.warning("drift", map=held.name, entries=len(now), first=next(iter(now), None))
+        if self._logged.get(held.name) != now:
+            self._logged[held.name] = now
+            first = asdict(drifted[0]) if drifted else None
+            log.warning("drift", map=held.name, entries=len(now), first=first)
         event: dict[str, Any] = {
             "map": held.name,
             "count": len(now),
@@ -185,11 +207,16 @@ class DriftDetector:
                 for each in drifted[:_MAX_ENTRIES_TOLD]
             ],
         }
+        if len(drifted) > _MAX_ENTRIES_TOLD:
+            event["runs"] = _runs([each.index for each in drifted])
         try:
             await self._journal.append_drift_event(held.name, event)
         except JournalFailed as error:
-            log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
+            self.troubles.begin(_NOT_JOURNALLED, held.name, str(error))
             expected.drift = before  # so that the next check tells of it
+        else:
+            self.troubles.end(_NOT_JOURNALLED, held.name)
+            self._logged.pop(held.name, None)
 
     def note_read(self, held: HeldMap, found: "array[int]") -> None:
         """Check a table soon, if it was just read with entries that are not known to have drifted."""
@@ -218,7 +245,9 @@ class DriftDetector:
         except (MapUnknown, MapUnavailable):
             pass  # released meanwhile
         except ServiceError as error:
-            log.warning("a map could not be read", map=held.name, reason=str(error))
+            self.troubles.begin(_NOT_READ, held.name, str(error))
+        else:
+            self.troubles.end(_NOT_READ, held.name)
 
     async def check_all(self) -> None:
         """Check every map."""
@@ -229,6 +258,24 @@ class DriftDetector:
         """Wait for checks that are under way."""
         if self._checks:
             await asyncio.wait(self._checks)
+
+
+def _runs(indexes: Sequence[int]) -> list[list[int]]:
+    """Return the first and the last index of each run of consecutive indexes.
+
+    Readers with bounds are told how many of the entries are within these. If there are too many runs, the last one
+    takes in all that follows.
+
+    Args:
+        indexes: Rising.
+    """
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and (index == runs[-1][1] + 1 or len(runs) == _MAX_RUNS):
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return runs
 
 
 def _json(record: ProgramRecord | None) -> dict[str, Any] | None:

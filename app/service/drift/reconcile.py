@@ -11,7 +11,7 @@ import structlog
 
 from app.service.changes.changes import Changes
 from app.service.changes.origin import SERVICE_ACTOR, RequestContext
-from app.service.changes.permissions import check_confirmed, check_entries
+from app.service.changes.permissions import check_confirmed, check_entries, check_not_moved
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.drift.detector import DriftDetector, DriftedEntry
@@ -31,6 +31,8 @@ from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, Program
 _MAX_REASONS: Final = 20  # entries for which an error says why they cannot be restored
 _RESTORE_RETRY_SECONDS: Final = 30.0  # after the journal could not be written
 
+_NOT_RESTORED: Final = "not restored yet"
+
 log = structlog.get_logger()
 
 
@@ -45,6 +47,8 @@ async def reconcile_to_journal(
     """
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
+        check_entries(held, [each.index for each in drifted], context)
+        check_not_moved(held, context)
         with ExitStack() as stack:
             programs, lost = _find_programs(changes, drifted, stack)
             if lost:
@@ -65,13 +69,15 @@ async def reconcile_to_kernel(
 
     Raises:
         EntryWaits: An entry waits for a confirmation.
-        Forbidden: An entry is beyond the bounds of whoever asks.
+        PinMoved: The pin of the map leads to another array now.
+        Forbidden: An entry is beyond the bounds of the caller.
         JournalUnreadable: It cannot be journalled.
     """
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
         indexes = [each.index for each in drifted]
         check_entries(held, indexes, context)
+        check_not_moved(held, context)
         check_confirmed(held, indexes)
         if dry_run or not drifted:
             return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)
@@ -98,7 +104,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                 except (JournalUnavailable, Stopping) as error:
                     # Each attempt writes everything and puts it back, so not too often.
                     expected.not_before = time.monotonic() + _RESTORE_RETRY_SECONDS
-                    log.warning("not restored yet", map=held.name, reason=str(error))
+                    drift.troubles.begin(_NOT_RESTORED, held.name, str(error))
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
@@ -110,6 +116,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                     plan = plan.without(refused)
                 else:
                     assert applied.change is not None
+                    drift.troubles.end(_NOT_RESTORED, held.name)
                     log.info("restored", map=held.name, change=applied.change.id, entries=len(plan))
                     break
 
@@ -141,8 +148,12 @@ def _find_programs(
 def _why_lost(record: ProgramRecord) -> str:
     name = record.name or record.pinned or record.id or record.tag
     if record.pinned is None:
-        return f"program {name!r} is gone, and the service knows no pin of it"
-    return f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one"
+        return (
+            f"program {name!r} is gone, and the service knows no pin of it; load it again, and set the entry yourself"
+        )
+    return (
+        f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one; load and pin it again"
+    )
 
 
 def _plan(drifted: Sequence[DriftedEntry], programs: Mapping[ProgramRecord, Program]) -> WritePlan:
