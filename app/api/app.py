@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.api.audit import Audit
 from app.api.authorization import Authentication
-from app.api.limits import Limits
+from app.api.limits import Limits, LongAnswers
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
 from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
@@ -73,6 +73,7 @@ def create_app(
     )
     app.state.authentication = authentication or Authentication()
     app.state.limits = limits or Limits()
+    app.state.long_answers = LongAnswers()
     app.state.audit = audit or Audit()
     app.state.service = Service(
         registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=app.state.audit.buffered

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from pydantic_core import to_json
@@ -25,6 +25,7 @@ from app.store.records import Change, EntryChanges, ProgramRecord
 FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted one into a path
 _MAX_PATH_CHARS: Final = 256
+_CLOSE_SECONDS: Final = 2.0  # that the end of the process waits for a slow disk
 _MAX_REASON_CHARS: Final = 300
 _MAX_ENTRIES: Final = 20  # of one change in one line
 _NO_REGULAR_FILE: Final = "it is no regular file"
@@ -58,6 +59,19 @@ def open_audit(file: Path) -> int:
     return fd
 
 
+class FileWriter(Protocol):
+    """Writes lines to a file in a thread of its own."""
+
+    def put(self, lines: bytes) -> None:
+        """Write lines, soon."""
+
+    def switch(self, fd: int) -> None:
+        """Write to another file from here on, and take over its fd."""
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for so long at most, and close the file."""
+
+
 def _log_each(lines: Lines) -> None:
     for operation, facts in lines:
         log.info(operation, **facts)
@@ -71,6 +85,8 @@ class Audit:
         fsync: Whether each write to the file is followed by fsync(2).
         opened: Opens the file for appending and returns the file descriptor.
         to_log: Writes lines to the log.
+        make_writer: Makes a writer for the fd of the file, which it takes over; for lines that nobody waits for, so
+            without `fsync`. None: each line is written before the request goes on.
 
     Raises:
         OSError: The file cannot be opened.
@@ -83,9 +99,11 @@ class Audit:
         fsync: bool = False,
         opened: Callable[[Path], int] = open_audit,
         to_log: Callable[[Lines], None] = _log_each,
+        make_writer: Callable[[int], FileWriter] | None = None,
     ) -> None:
         self._file, self._fsync, self._open, self._fd = file, fsync, opened, -1
-        self._to_log = to_log
+        self._to_log, self._make_writer = to_log, None if fsync else make_writer
+        self.writer: FileWriter | None = None
         self._lines: list[tuple[str, dict[str, Any]]] = []
         self._is_buffered = False
         self._lost = 0  # lines that went to the log, as the file cannot be written
@@ -99,11 +117,18 @@ class Audit:
         """
         if self._file is not None:
             fd = self._open(self._file)
-            self.close()
-            self._fd = fd
+            if self.writer is not None:
+                self.writer.switch(fd)
+            elif self._make_writer is not None:
+                self.writer = self._make_writer(fd)
+            else:
+                self.close()
+                self._fd = fd
 
     def close(self) -> None:
         """Close the file."""
+        if self.writer is not None:
+            self.writer.close(_CLOSE_SECONDS)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -174,14 +199,17 @@ class Audit:
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []
-        if self._fd < 0:
+        if self._fd < 0 and self.writer is None:
             self._to_log(lines)
             return
         at = datetime.now(UTC).isoformat()
+        text = b"".join(
+            [to_json({"at": at, "what": operation, **facts}, fallback=repr) + b"\n" for operation, facts in lines]
+        )
+        if self.writer is not None:
+            self.writer.put(text)
+            return
         try:
-            text = b"".join(
-                [to_json({"at": at, "what": operation, **facts}, fallback=repr) + b"\n" for operation, facts in lines]
-            )
             if os.write(self._fd, text) < len(text):  # the kernel writes a part only if the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:

@@ -1,15 +1,20 @@
-"""Limits on what callers may use: connections, requests a second, event streams, and held objects."""
+"""Limits on what callers may use: connections, requests a second, event streams, long answers, and held objects."""
 
+import asyncio
 import contextlib
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Send
 
 from app.api.problems import HttpProblem
 
 _MAX_BUCKETS: Final = 1024  # actors whose rate is tracked; the one who was idle longest is forgotten
+_STALL_SECONDS: Final = 1.0  # that a reader of a long answer may read nothing while others wait
 _READERS_RETRY_SECONDS: Final = 10
 _HELD_RETRY_SECONDS: Final = 60
 
@@ -117,6 +122,49 @@ class Limits:
         if held >= self.held:
             detail = f"{held} maps and programs are held already; release some, or raise limits.held"
             raise too_many(detail, _HELD_RETRY_SECONDS)
+
+
+class LongAnswers:
+    """Bounds the long answers that are being made: how many at a time, and for whom.
+
+    Args:
+        at_a_time: How many. Each takes up to 3 MB until its reader has read it.
+    """
+
+    def __init__(self, at_a_time: int = 32) -> None:
+        self._slots = asyncio.Semaphore(at_a_time)
+        self._waiting = 0  # requests that wait for a slot
+        # Held while a part is encoded and the event loop turns once: between two parts, all other requests have a turn.
+        self.turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def making(self) -> AsyncIterator[None]:
+        """Wait for a slot, and have it while the `with` block runs."""
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def until_read(self, send: Send) -> None:
+        """Wait until the client has read most of what was sent.
+
+        Raises:
+            ClientDisconnect: It is gone; or it reads nothing while others wait for a slot.
+        """
+        is_read = False
+        while not is_read:
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    await send({"type": "http.response.body", "body": b"", "more_body": True})
+                    is_read = True
+            except TimeoutError:
+                if self._waiting:
+                    raise ClientDisconnect from None
 
 
 def too_many(detail: str, seconds: float) -> HttpProblem:

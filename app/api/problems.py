@@ -79,6 +79,9 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "method-not-allowed": ProblemType(
         405, "The resource does not support this method", "Use one of the methods in the Allow header."
     ),
+    "method-unknown": ProblemType(
+        501, "The service does not know this method", "Use GET, HEAD, PUT, PATCH, POST or DELETE."
+    ),
     "request-timeout": ProblemType(
         408,
         "The request did not arrive in time",

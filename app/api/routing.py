@@ -34,6 +34,9 @@ _MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024  # of a body that is too large, read
 _BODY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_ERRORS: Final = 20  # in one answer
 
+# Their answers may be long, and only so many of them are made at a time.
+_LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change"})
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Endpoint = Callable[..., Coroutine[Any, Any, Response]]
 Pretty = Annotated[bool, Query(description="Indent the JSON of the answer, also of a problem.")]
@@ -81,8 +84,12 @@ class StrictRoute(APIRoute):
             response = await handle(Request(scope, receive, send))
             await response(scope, receive, send)
 
+        async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+            async with scope["app"].state.long_answers.making():
+                await answer(scope, receive, send)
+
         # FastAPI's own would set up dependencies, and there are none here.
-        self.app = answer
+        self.app = answer_at_length if self.operation_id in _LONG_READS else answer
 
     async def read_body(self, request: Request) -> Any:
         """Read the body of a request, and parse it."""

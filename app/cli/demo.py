@@ -50,6 +50,13 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     set_process_name("jumptable: demo")
     raise_open_files()
     try:
+        _demo(host, port, kernel)
+    finally:
+        logging.finish()
+
+
+def _demo(host: str, port: int, kernel: str) -> None:
+    try:
         listener = listen_tcp(host, port, only_loopback=True)
         registry, kernel_and_reason = _make_registry(kernel)
     except (ListenError, StartError) as error:

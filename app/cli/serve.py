@@ -41,6 +41,8 @@ def serve_command(file: Path, show_config: bool) -> None:
         _serve(settings, file.absolute())
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
+    finally:
+        logging.finish()
 
 
 def _serve(settings: Settings, file: Path) -> None:

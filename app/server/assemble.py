@@ -20,6 +20,8 @@ from app.config import Map, Settings
 from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
+from app.server import logging
+from app.server.line_writer import LineWriter
 from app.server.logging import log_events
 from app.server.open_files import OpenFiles
 from app.server.startup import StartError
@@ -125,6 +127,9 @@ def make_app(
     )
     if files is not None:
         app.state.service.changes.replaced_programs.max_programs = files.replaced
+    writer = app.state.audit.writer
+    if isinstance(writer, LineWriter):
+        app.state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
     return app
 
 
@@ -146,7 +151,9 @@ def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
     section = settings.audit
     opener = open_audit if keeper is None else lambda file: _open_audit_by_keeper(keeper, file)
     try:
-        return Audit(section.file, fsync=section.fsync, opened=opener, to_log=log_events)
+        return Audit(
+            section.file, fsync=section.fsync, opened=opener, to_log=log_events, make_writer=logging.file_writer
+        )
     except OSError as error:
         message = (
             f"audit.file {section.file}: {error.strerror}: it has to be a file of root's in a folder of root's, "

@@ -11,6 +11,7 @@ answers to the requests before it, and closes the connection.
 
 import asyncio
 import fcntl
+import os
 import socket
 import termios
 from array import array
@@ -21,6 +22,7 @@ from urllib.parse import unquote
 import httptools
 import structlog
 import uvicorn
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 from uvicorn.server import ServerState
 
@@ -30,7 +32,16 @@ from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
-from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
+from app.server.framing import (
+    STATUS_LINES,
+    Headers,
+    ambiguity,
+    head_without_upgrade,
+    header_lines,
+    unknown_method,
+    with_target_host,
+)
+from app.server.tls import Tls
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
 _UNREAD_BYTES_RETRY_SECONDS: Final = 1.0  # when a connection is idle by the clock, but has bytes to read
@@ -73,7 +84,7 @@ class Exchange:
                 self._connection.transport.write(bare_problem("internal", INTERNAL_DETAIL))
         finally:
             if not self.is_answered:
-                self._connection.close()
+                self._connection.give_up()
 
     async def receive(self) -> Message:
         """Return the next part of the body; `http.disconnect` once the answer is complete or the client has gone.
@@ -97,10 +108,16 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": self.has_more_body}
 
     async def send(self, message: Message) -> None:
-        """Send the head or a part of the body, once the client has read enough of what came before."""
+        """Send the head or a part of the body, once the client has read enough of what came before.
+
+        Raises:
+            ClientDisconnect: The client has gone, so more of the body need not be made.
+        """
         connection = self._connection
         await connection.writable.wait()
         if connection.is_lost or connection.is_closing:
+            if message.get("more_body", False):
+                raise ClientDisconnect
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
@@ -153,6 +170,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.writable = asyncio.Event()  # whether the transport takes more to send
         self.writable.set()
+        self.is_admitted = False  # it was counted before it was made
         self.is_lost = False
         self.is_closing = False  # nothing more is answered
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
@@ -184,7 +202,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Find out who connects. Abort if there are too many connections."""
-        if len(self._connections) >= self.bounds.connections:
+        if len(self._connections) >= self.bounds.connections and not self.is_admitted:
             transport.abort()
             return
         self.transport = transport
@@ -247,7 +265,7 @@ class Connection(asyncio.Protocol):
             return False
         is_first, self._has_client_ended = not self._has_client_ended, True  # it comes again when reading is resumed
         if is_first and (not self._in_head or self._overhead_bytes):
-            self.refuse("malformed-header", "the request ends before it is complete")
+            self.refuse("malformed-header", "the request ends before it is complete; send all of it")
         last = self._waiting[-1] if self._waiting else self._running
         if last is not None and self._refusal is None:
             last.keep_alive = False
@@ -301,10 +319,15 @@ class Connection(asyncio.Protocol):
                 head = head_without_upgrade(method, self._target, version, self._headers)
                 self._parser = self._make_parser()
                 self._feed(head + data[upgrade.args[0] :])
-        except httptools.HttpParserError:  # also for an error in a method that the parser calls
-            self.refuse(
-                "malformed-header", "that is no HTTP/1.1; send HTTP/1.1, and over TLS only where [tls] is configured"
-            )
+        except httptools.HttpParserError as error:  # also for an error in a method that the parser calls
+            unknown = unknown_method(data) if self._in_head and "method" in str(error) else None
+            if unknown is None:
+                self.refuse(
+                    "malformed-header",
+                    "that is no HTTP/1.1; send HTTP/1.1, and over TLS only where [tls] is configured",
+                )
+            else:
+                self.refuse("method-unknown", f"there is no method {unknown} here; use GET, PUT, PATCH, POST or DELETE")
 
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
@@ -350,7 +373,10 @@ class Connection(asyncio.Protocol):
         """Begin a request that the application answers; False: it is refused, or asks for an upgrade."""
         parser, headers = self._parser, self._headers
         method, version = parser.get_method(), parser.get_http_version()
-        error = ambiguity(method, version, headers)
+        if method == b"CONNECT":  # what follows it is not HTTP
+            self.refuse("method-unknown", "CONNECT is for proxies, and this is none: send another method")
+            return False
+        error = ambiguity(version, headers)
         if error is not None:
             self.refuse("malformed-header", error)
             return False
@@ -493,6 +519,13 @@ class Connection(asyncio.Protocol):
         self.transport.resume_reading()
         self._linger(self._loop.time() + _LINGER_SECONDS, -1)
 
+    def give_up(self) -> None:
+        """Close after an incomplete answer. What the client does not read is dropped."""
+        if self.writable.is_set():
+            self.close()
+        elif not self.is_lost:
+            self.transport.abort()
+
     def _linger(self, until: float, dropped_bytes: int) -> None:
         """Close at this time of the event loop, or when the client has sent nothing for a while."""
         if self._dropped_bytes == dropped_bytes or self._loop.time() >= until:
@@ -543,3 +576,53 @@ class Connection(asyncio.Protocol):
             )
         else:
             self.close()  # the client has sent nothing since it connected
+
+
+class TlsHandshake(asyncio.Protocol):
+    """A connection until its TLS handshake is complete. Then a `Connection` takes its place.
+
+    The handshake is not left to the server of asyncio, which tells nobody of one that has begun or failed. Here it
+    counts as a connection from its beginning, and has as much time as the head of a request.
+
+    Attributes:
+        tls: Makes the TLS context.
+    """
+
+    tls: Tls
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
+    ) -> None:
+        self._connection = Connection(config, server_state, app_state, _loop)
+        self._connection.is_admitted = True
+        self._connections: set[Any] = server_state.connections
+        self._task: asyncio.Task[None]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin the handshake. Abort if there are too many connections."""
+        if len(self._connections) < Connection.bounds.connections:
+            # The event loop makes another transport for the same socket.
+            accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            self._connections.add(self)
+            self._task = asyncio.get_running_loop().create_task(self._run(accepted))
+        transport.abort()
+
+    def shutdown(self) -> None:
+        """End the handshake: the service stops."""
+        self._task.cancel()
+
+    async def _run(self, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._connection,
+                accepted,
+                ssl=self.tls.context,
+                ssl_handshake_timeout=Connection.bounds.header_seconds,
+            )
+        except (
+            OSError,
+            asyncio.CancelledError,
+        ):  # the client is gone, slow, or speaks no TLS
+            accepted.close()
+        finally:
+            self._connections.discard(self)

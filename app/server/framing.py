@@ -12,16 +12,17 @@ Headers = list[tuple[bytes, bytes]]
 STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 _SINGLE: Final = frozenset({b"host", b"content-type", b"transfer-encoding"})
+_METHODS: Final = frozenset({b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT"})
+_REQUEST_LINE: Final = re.compile(rb"(?:\A|\n)([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) [^ \r\n]+ HTTP/1\.[01]\r\n")
 _CONTROL_CHARACTER: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
+def ambiguity(version: str, headers: Headers) -> str | None:
     """Say why a request with this head must be refused: its end or its host could be understood in two ways.
 
     The parser checks Content-Length.
 
     Args:
-        method: As `b"GET"`.
         version: Of HTTP, as "1.1".
         headers: Names are lower case.
 
@@ -30,8 +31,6 @@ def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
     """
     if version not in {"1.0", "1.1"}:
         return f"version {version} is not spoken here: send HTTP/1.1"
-    if method == b"CONNECT":  # what follows it is not HTTP
-        return "CONNECT is for proxies, and this is none: send another method"
     seen: set[bytes] = set()
     for name, value in headers:
         if name in _SINGLE:
@@ -43,6 +42,16 @@ def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
     if version == "1.1" and b"host" not in seen:
         return "there is no header Host: send one"
     return None
+
+
+def unknown_method(received: bytes) -> str | None:
+    """Return the method of a request that the parser refuses because of it. None: that is no request at all.
+
+    Args:
+        received: What the parser got last. Other requests may come before this one.
+    """
+    found = [method.decode() for method in _REQUEST_LINE.findall(received) if method not in _METHODS]
+    return found[-1] if found else None
 
 
 def with_target_host(target: bytes, headers: Headers) -> Headers:

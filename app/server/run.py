@@ -17,7 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.limits import Bounds
-from app.server.connection import Connection
+from app.server import logging
+from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
 from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError
@@ -68,10 +69,12 @@ def serve(
     Raises:
         ListenError: The service could not start.
     """
+    if tls is not None:
+        TlsHandshake.tls = tls
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=Connection,
+        http=Connection if tls is None else TlsHandshake,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -80,6 +83,8 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    logging.start()
+    app.state.service.counters.dropped_lines.append(logging.dropped_lines)
     Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(app)
     # The imported modules live as long as the process: the garbage collector skips them from here on. A table of 65,536
     # entries makes half a million objects without cycles: the higher thresholds keep it from scanning them repeatedly.
@@ -88,7 +93,6 @@ def serve(
     # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
     sys.setswitchinterval(0.0005)
     config.load()
-    config.ssl = None if tls is None else tls.context
     server = _Server(config, app, manager or Notifier({}), watch, reload)
     server.run(sockets=[listener])
     if not server.started:

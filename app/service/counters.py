@@ -50,12 +50,14 @@ class Counters:
         changes: Changes of entries, by kind and outcome.
         journal: Commits of the journal.
         requests: Requests, by operation and status.
+        dropped_lines: Each returns how many lines of the log or the audit were dropped, by the reason.
     """
 
     def __init__(self) -> None:
         self.changes: Counter[tuple[str, str]] = Counter()
         self.journal = Timing()
         self.requests: dict[tuple[str, int], Timing] = {}
+        self.dropped_lines: list[Callable[[], Mapping[str, int]]] = []
 
     def add_request(self, operation: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""

@@ -7,15 +7,18 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from app.api import limits
 from app.api.limits import Bounds
 from app.bpf.memory.kernel import MemoryKernel
 from app.cli.demo import fill
 from app.server import connection as connection_module
 from app.server.connection import Connection
+from app.service.objects.opening import make_array
 from app.service.registry.registry import Registry
 from tests.conftest import application
 from tests.over_wire import OverWire, Pipe
@@ -92,9 +95,6 @@ REFUSED = {
     "chunk with bare LF": CHUNKED + CHUNKS.replace(b"\r\n", b"\n"),
     "LF in a chunk's extension": CHUNKED + CHUNKS.replace(b"12\r", b"12;a\n=b\r"),
     "authority for a target": b"GET localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
-    "CONNECT to a URL": b"CONNECT http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT to a path": b"CONNECT /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "HTTP/0.9": b"GET /healthz\r\n\r\n",
     "HTTP/1.2": GET.replace(b"1.1", b"1.2") + b"\r\n",
     "HTTP/2.0": GET.replace(b"1.1", b"2.0") + b"\r\n",
@@ -104,7 +104,6 @@ REFUSED = {
     "two media types": PUT + b"Content-Type: text/plain\r\n" + LENGTH + b"\r\n" + BODY,
     "control in the path": b"GET /a\1b HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "UTF-8 in the path": "GET /maps/ä HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
-    "no method": b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "two Authorizations": b"GET /maps HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: b\r\n"
     b"Connection: close\r\n\r\n",
 }
@@ -402,3 +401,80 @@ def test_connection_ends_after_an_early_answer_whatever_the_client_does(service:
             with contextlib.suppress(ConnectionError):
                 connection.sendall(more)
             time.sleep(0.01)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n", [501]),
+        (b"CONNECT http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"CONNECT / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"get / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"DESCRIBE / HTTP/1.1\r\nHost: localhost\r\n\r\n", [501]),
+        (b"GETX / HTTP/1.0\r\n\r\n", [501]),
+        (GET + b"\r\nBREW /maps HTTP/1.1\r\nHost: localhost\r\n\r\n", [200, 501]),
+        (b"BREW /\r\n\r\n", [400]),
+        (GET + b"\r\nBREW\r\n\r\n", [200, 400]),
+        (b"TRACE /maps HTTP/1.1\r\nHost: localhost\r\n\r\n" + LAST, [405, 200]),
+        (b"PROPFIND /maps HTTP/1.1\r\nHost: localhost\r\n\r\n" + LAST, [405, 200]),
+    ],
+)
+def test_methods_of_others_are_405_or_501(service: Service, sent: bytes, expected: list[int]) -> None:
+    """Field 29: a method that is not ours is answered like broken HTTP."""
+    assert statuses(until_closed(service, sent)) == expected
+
+
+class UnreadPipe(Pipe):
+    """A transport whose other end reads nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection: Connection
+        self.written = 0
+
+    def write(self, data: Any) -> None:
+        self.written += len(data)
+        if data and self.connection.writable.is_set() and self.written > 65536:
+            self.connection.pause_writing()
+
+    def is_begun(self) -> bool:
+        return self.written > 0
+
+
+@pytest.mark.field
+@pytest.mark.anyio
+async def test_lists_that_nobody_reads_are_bounded_and_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Field 28: lists that nobody reads take memory without bounds, and time from other requests."""
+    kernel, size, count = MemoryKernel(), 20_000, 80
+    registry = Registry(kernel, ["/sys/fs/bpf"])
+    fill(registry)
+    registry.maps.adopt("large", make_array(kernel, "large", size))
+    with application(registry) as app:
+        wire = OverWire(app)
+        async with httpx.AsyncClient(transport=wire, base_url="http://localhost") as client:
+            table = {"programs": ["drop"] * size}
+            assert (await client.put("/maps/large/entries", json=table)).status_code == 200
+            pipes = [UnreadPipe() for _ in range(count)]
+            for pipe in pipes:
+                pipe.connection = wire.connect(pipe)
+                pipe.connection.data_received(GET.replace(b"/healthz", b"/maps/large/entries") + b"\r\n")
+            await until(lambda: sum(pipe.is_begun() for pipe in pipes) == 32)
+            assert (await client.get("/healthz")).status_code == 200
+            assert sum(pipe.is_begun() for pipe in pipes) == 32
+            assert max(pipe.written for pipe in pipes) < 2_000_000, "one part, and the next when it is read"
+            monkeypatch.setattr(limits, "_STALL_SECONDS", 0.01)  # for those that begin from now on
+            for pipe in pipes:
+                if pipe.is_begun():  # its reader is gone
+                    written = pipe.written
+                    pipe.connection.connection_lost(None)
+                    assert pipe.written == written
+            await until(lambda: all(pipe.is_begun() for pipe in pipes))
+            assert (await client.get("/maps/large/entries?limit=1")).status_code == 200
+            for pipe in pipes:
+                if not pipe.connection.is_lost:
+                    pipe.connection.connection_lost(None)
+            await until(lambda: not wire._state.tasks)
+            assert max(pipe.written for pipe in pipes) < 2_000_000
+    registry.close()

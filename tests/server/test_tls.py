@@ -1,7 +1,10 @@
 """HTTPS, and clients that certificates identify."""
 
+import contextlib
 import datetime as dt
+import http.client
 import ipaddress
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.running import Service, running
+from tests.running import Service, connect, running
 from tests.system.test_exposed import configured, jumptable
 
 CLIENTS = """
@@ -192,3 +195,46 @@ def test_unusable_files_end_serve_and_check_with_the_remedy(files: Files) -> Non
         assert done.returncode == 1
         assert "name PEM files that belong together" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n"])
+def test_tls_handshakes_count_as_connections_and_end_in_time(files: Files, sent: bytes) -> None:
+    """Field 32: handshakes that never end are outside all limits."""
+    more = CLIENTS.format(folder=files.folder) + "[limits]\nconnections = 5\nheader_seconds = 4\n"
+    config = configured(files.folder, more, 'host = "127.0.0.1"\nport = 0\nuser = "root"')
+    with running("serve", "--config", str(config)) as service, contextlib.ExitStack() as opened:
+        port = service.wait_for(r'"port": ?([0-9]+)')[1]
+        service.url = f"https://127.0.0.1:{port}"
+        assert status(service, files.context("deploy.example.org")) == 200
+        began = time.monotonic()
+        connections = [opened.enter_context(connect(service)) for _ in range(8)]
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(sent)
+        closed_after = [until_closed_by_peer(connection) - began for connection in reversed(connections)]
+        assert closed_after[-1] < 15
+        if not sent.startswith(b"GET"):  # which ends the handshake at once
+            assert closed_after[2] < 4 <= closed_after[-1] + 0.1
+        assert status(service, files.context("deploy.example.org")) == 200
+        assert not [line for line in service.lines if "Traceback" in line or '"error"' in line]
+
+
+def until_closed_by_peer(connection: socket.socket) -> float:
+    """The time when the other side has closed it."""
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65536):
+            pass
+    return time.monotonic()
+
+
+@pytest.mark.field
+def test_early_answer_over_tls_reaches_a_client_that_is_still_sending(service: Service, files: Files) -> None:
+    """Field 18: an early answer is lost in a reset."""
+    assert status(service, files.context("deploy.example.org")) == 200
+    client = http.client.HTTPSConnection(
+        "127.0.0.1", httpx.URL(service.url).port, timeout=20, context=files.context("deploy.example.org")
+    )
+    client.request("PUT", "/nowhere", b"x" * (20 << 20))
+    assert client.getresponse().status == 404
+    client.close()

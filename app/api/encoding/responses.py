@@ -1,14 +1,18 @@
-"""Responses that may be long. They are encoded while they are sent, so they are never in memory as a whole."""
+"""Responses that may be long. They are encoded while they are read, so they are never in memory as a whole."""
 
 import asyncio
 from collections.abc import Iterator
 from itertools import chain
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.limits import LongAnswers
 from app.api.middleware import IS_HEAD
 from app.api.schemas.responses import Json
+
+_SENT_BYTES: Final = 128 * 1024  # before the reader has to have read them
 
 
 def long_json(chunks: Iterator[bytes], headers: dict[str, str] | None = None) -> Response:
@@ -37,7 +41,14 @@ class _ChunkedJson(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for chunk in () if scope[IS_HEAD] else self._chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await asyncio.sleep(0)  # let other requests run
+        long_answers: LongAnswers = scope["app"].state.long_answers
+        chunk = None if scope[IS_HEAD] else next(self._chunks, None)
+        while chunk is not None:
+            for start in range(0, len(chunk), _SENT_BYTES):
+                part = chunk[start : start + _SENT_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await long_answers.until_read(send)
+            async with long_answers.turn:
+                chunk = next(self._chunks, None)
+                await asyncio.sleep(0)  # let other requests run
         await send({"type": "http.response.body", "body": b"", "more_body": False})

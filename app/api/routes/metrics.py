@@ -62,6 +62,12 @@ class Collector:
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
         )  # fmt: skip
         yield from self._maps()
+        lines = CounterMetricFamily(
+            "jumptable_log_lines_dropped",
+            "Lines that were not written: of the log or the audit file, as it took no more; or one event repeated.",
+            labels=("kind",),
+        )
+        yield _filled(lines, {(kind,): n for each in counters.dropped_lines for kind, n in each().items()})
         unavailable = [held.object is None for held in registry.programs]
         yield _gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
         yield _gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
