@@ -28,8 +28,8 @@ _PRUNABLE_CHANGES: Final = """
 class History:
     """Changes and events. Each of the two has ids that rise by one.
 
-    A change is also an event, and uses up an id of that sequence. Other events are confirmations, drift, and what
-    happens to maps and programs.
+    A change is also an event, and uses up an id of that sequence. Other events are confirmations, expiries, drift, and
+    what happens to maps and programs.
 
     The methods that write (`insert`, `insert_event`, `confirm`, `prune`) must run inside a transaction of the database.
     Events of a transaction become visible in three steps, which the owner triggers: `transaction_committed` or
@@ -73,27 +73,32 @@ class History:
         for change in changes:
             change_id, event_id = change_id + 1, event_id + 1
             change.id = change_id
+            self._written_events.append(Event(event_id, "change", change.map, change))
+            self.written_entries += len(change.entries.indexes)
             rows.append(
                 (change_id, event_id, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
                  change.request_id, change.note, change.entries.packed(), change.state,
                  change.reverts, change.confirm_by)
             )  # fmt: skip
         self._database.writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
-        for number, change in enumerate(changes, self.written_event + 1):
-            shown = change if change.reverts is None else self._mark_undone(change)
-            self._written_events.append(Event(number, "change" if shown is change else "expired", change.map, shown))
-            self.written_entries += len(change.entries.indexes)
         self._written_change, self.written_event = change_id, event_id
+        for change in changes:
+            if change.reverts is not None:
+                self._mark_undone(change)
         if token is not None:
             query = "UPDATE waiting SET change_id = ? WHERE token = ?"
             self._database.writer.execute(query, (changes[0].id, token))
 
-    def _mark_undone(self, change: Change) -> Change:
-        """Set the state of the change that `change` undoes. Returns the change that the event shows."""
+    def _mark_undone(self, change: Change) -> None:
+        """Set the state of the change that `change` undoes. Its expiry is an event of its own."""
+        execute = self._database.writer.execute
         state = "expired" if change.kind == "expire" else "reverted"
-        self._database.writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
-        self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
-        return _expired_by(change, self._database.writer.execute) if change.kind == "expire" else change
+        execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
+        execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
+        if change.kind == "expire":
+            row = execute("SELECT * FROM changes WHERE id = ?", (change.reverts,)).fetchone()
+            if row is not None:
+                self.insert_event("expired", change.map, change=_change(row)[0])
 
     def confirm(self, change: Change) -> Change:
         """Give a change the state `confirmed`, and write an event. Returns the change with that state."""
@@ -104,7 +109,7 @@ class History:
 
     def insert_event(
         self,
-        type_: Literal["confirmed", "drift", "map", "program"],
+        type_: Literal["confirmed", "expired", "drift", "map", "program"],
         map_: str | None,
         *,
         change: Change | None = None,
@@ -266,30 +271,23 @@ class History:
         changes = self._read_changes(query, [first, after, limit])
         is_cut_off = len(changes) == limit or _is_full_page([change for change, _ in changes])
         until = changes[-1][1] if is_cut_off else self._published_event
-        found = [self._event_of(change, event_id) for change, event_id in changes]
+        found = [_event_of(change, event_id) for change, event_id in changes]
         others = "SELECT * FROM events WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
         for row in self._database.read(others, [after, until, limit]).fetchall():
             data = None if row["data"] is None else json.loads(row["data"])
             change = None if row["change_id"] is None else self.change(row["change_id"])
             if change is not None:
-                change = replace(change, state="confirmed")
+                change = replace(change, state=row["type"])
             elif data is None:  # the change was pruned before this event
-                data = {"id": row["change_id"], "map": row["map"], "state": "confirmed"}
+                data = {"id": row["change_id"], "map": row["map"], "state": row["type"]}
             found.append(Event(row["id"], row["type"], row["map"], change, data))
         return sorted(found, key=lambda event: event.id)[:limit]
 
-    def _event_of(self, change: Change, event_id: int) -> Event:
-        """The event of a change, with the state that the change had when it happened."""
-        if change.kind == "expire":
-            return Event(event_id, "expired", change.map, _expired_by(change, self._database.read))
-        state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
-        return Event(event_id, "change", change.map, replace(change, state=state))
 
-
-def _expired_by(expire: Change, execute: Callable[[str, Sequence[int | None]], sqlite3.Cursor]) -> Change:
-    """The change that `expire` has undone; `expire` itself if that one is pruned."""
-    row = execute("SELECT * FROM changes WHERE id = ?", [expire.reverts]).fetchone()
-    return expire if row is None else replace(_change(row)[0], state="expired")
+def _event_of(change: Change, event_id: int) -> Event:
+    """The event of a change, with the state that the change had when it happened."""
+    state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
+    return Event(event_id, "change", change.map, replace(change, state=state))
 
 
 def _change(row: sqlite3.Row) -> tuple[Change, int]:

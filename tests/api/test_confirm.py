@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from structlog.testing import capture_logs
 
 from app.bpf.kernel import Kernel
 from app.service.changes import confirmations, replaced_programs
@@ -150,6 +151,51 @@ class TestExpiry:
         assert names_of(await client.get(TABLE)) == {0: "drop", 1: "tx"}
         (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
         assert (drift["index"], drift["journal"]["name"], drift["kernel"]["name"]) == (1, "drop", "tx")
+
+    @pytest.mark.field
+    async def test_expiry_records_only_what_it_wrote_back(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: an expiry that tells what it did not do; another tool has overwritten one of the entries."""
+        both = {"entries": [{"index": 0, "program": "pass"}, {"index": 1, "program": "pass"}]}
+        await client.put(TABLE, json={"programs": ["drop", "drop"]})
+        await client.patch(f"{TABLE}?confirm_within=60", json=both)
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 1, tx.fd)
+        with capture_logs() as logs:
+            await pass_time(app, 61)
+        assert [each["left"] for each in logs if each["event"] == "undone, as nobody confirmed it"] == [[1]]
+        expire = (await client.get("/changes/3")).json()
+        assert [(each["index"], each["after"]["name"]) for each in expire["entries"]] == [(0, "drop")]
+        (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
+        assert (drift["index"], drift["kernel"]["name"]) == (1, "tx")
+        assert (await client.post("/changes/3/revert?dry_run=true")).json()["set"] == 1
+
+    @pytest.mark.field
+    async def test_expiry_that_could_write_nothing_back_has_no_entries(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: an expiry that tells what it did not do, of which nothing is left to revert."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 3, tx.fd)
+        await pass_time(app, 61)
+        assert [each["state"] for each in (await client.get("/changes")).json()["changes"]] == ["expired", "applied"]
+        assert (await client.get("/changes/2")).json()["entries"] == []
+        assert_problem(await client.post("/changes/2/revert"), 409, "change-not-revertible")
+
+    @pytest.mark.field
+    async def test_expired_change_is_not_expected_after_a_restart(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: what another tool wrote is drift from what was before, so that a restore never puts it in again."""
+        await client.put(ENTRY, json={"program": "pass"})
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 3, tx.fd)
+        await pass_time(app, 61)
+        stored = await app.state.service.journal.expected_table("jump_table", registry.kernel.boot_id)
+        assert stored[1].get(3).name == "pass"
 
     async def test_revert_removes_the_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})

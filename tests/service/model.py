@@ -26,7 +26,7 @@ class Model:
     """The predicted state of the service.
 
     Programs are ids. `kept`: those that were replaced since the start. `strays`: those that are pinned nowhere.
-    `undone`: changes that are undone in the kernel, but not in the journal.
+    `undone`: what was written back of changes that are undone in the kernel, but not in the journal.
     """
 
     held: frozenset[int]
@@ -38,7 +38,7 @@ class Model:
     changes: list[Made] = field(default_factory=list)
     deadlines: dict[int, float] = field(default_factory=dict)  # of unconfirmed changes, by change id
     pins: dict[int, set[int]] = field(default_factory=dict)  # programs pinned for an undo, by change id
-    undone: set[int] = field(default_factory=set)
+    undone: dict[int, WritePlan] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
     strays: set[int] = field(default_factory=set)
     events: list[tuple[str, object]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Model:
 
     def differing(self) -> WritePlan:
         both = {index: (self.expected.get(index), self.kernel.get(index)) for index in range(ENTRIES)}
-        settled = {index for id_ in self.undone & self.deadlines.keys() for index in self.changes[id_ - 1].steps}
+        settled = {index for id_ in self.undone.keys() & self.deadlines.keys() for index in self.changes[id_ - 1].steps}
         return {index: pair for index, pair in both.items() if pair[0] != pair[1] and index not in settled}
 
     def look(self) -> WritePlan:
@@ -119,13 +119,15 @@ class Model:
 
     def expire(self, id_: int, journal_works: bool = True) -> None:
         made = self.changes[id_ - 1]
-        self.put_back(made.steps)
-        self.undone.add(id_)
+        steps: WritePlan = {index: (after, before) for index, (before, after) in made.steps.items()}
+        if id_ not in self.undone:
+            self.undone[id_] = {index: pair for index, pair in steps.items() if self.kernel.get(index) in pair}
+            self.put_back(made.steps)
         if journal_works:
             made.state = "expired"
-            steps: WritePlan = {index: (after, before) for index, (before, after) in made.steps.items()}
             self.journalled(Made("expire", steps, "applied", id_))
-            self.events.append(("expired", id_))
+            self.changes[-1].steps = self.undone[id_]
+            self.events += [("change", len(self.changes)), ("expired", id_)]
             self.kept |= self.befores(steps)
             self.end(id_)
 
@@ -133,9 +135,9 @@ class Model:
         if not 0 < id_ <= len(self.changes):
             return {}, errors.ChangeUnknown
         made = self.changes[id_ - 1]
-        if made.state in {"reverted", "expired"}:
+        if made.state in {"reverted", "expired"} or (made.state == "unconfirmed" and within is not None):
             return {}, errors.ChangeNotRevertible
-        if made.state == "unconfirmed" and within is not None:
+        if not made.steps:
             return {}, errors.ChangeNotRevertible
         if any(self.kernel.get(index) != after for index, (_, after) in made.steps.items()):
             return {}, errors.ChangeConflict
@@ -166,7 +168,7 @@ class Model:
         return sets | {index: (holds, None) for index, (wanted, holds) in reversed(found.items()) if wanted is None}
 
     def start(self, restore: bool, cut_off: WritePlan) -> None:
-        self.kept, self.drift = set(), {}
+        self.kept, self.drift, self.undone = set(), {}, {}
         self.bury()
         self.put_back(cut_off)
         for id_ in self.due():

@@ -195,7 +195,7 @@ class Changes:
         except JournalFailed as error:
             left = []
             for each in reversed(prepared):
-                left += await put_back(each.held.opened(), each.plan, each.replaced)
+                left += (await put_back(each.held.opened(), each.plan, each.replaced)).left
             failure = JournalUnavailable(str(error), not left, left)
             for each in prepared:
                 self.abandon(each, failure)
@@ -219,7 +219,7 @@ class Changes:
             held, change = each.held, each.change
             held.writing = ()
             if held.expected is not None:
-                held.expected.apply(change)
+                held.expected.apply(each.expects or change.entries)
             self._counters.changes[change.kind, "applied"] += 1
             self.replaced_programs.keep(change.id, each.replaced)
 
@@ -278,7 +278,7 @@ class Changes:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
         if held.expected is not None:
-            held.expected.apply(change)
+            held.expected.apply(change.entries)
         return change
 
     async def _undo(self, held: HeldMap, pending: PendingConfirmation) -> None:
@@ -303,30 +303,37 @@ class Changes:
         held.undone.pop(pending.token, None)
 
     async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
-        """Write back what a change has replaced, where the entries still hold what it put there."""
-        change, entries = pending.change, pending.change.entries
-        plan = WritePlan(entries.indexes, entries.after, entries.before, {}, {})
-        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
-        record = plan.to_change(where, "expire", entries.programs, context, self._clock(), change.id)
+        """Write back what a change has replaced, where the entries still hold what it put there.
+
+        The record lists what is back as it was. All entries of the change are expected to be.
+        """
+        change, undone = pending.change, pending.change.entries.undone()
+        left, replaced = set(undone.indexes), dict[int, Program]()
         if change.boot_id != self.registry.kernel.boot_id:
             held.expected = None  # the array is gone, and so is what the ids mean
-            return PreparedChange(held, plan, record, {})
-        array = held.opened()
-        held.writing = writing = IndexSet(entries.indexes)
-        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
-        try:
-            left = await self._write_back(array, pending) if array.id == change.map_id else []
-        except BaseException:
-            self.replaced_programs.release(replaced)
-            raise
-        finally:
-            held.writing = ()
-        held.undone[pending.token] = writing
-        log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
-        return PreparedChange(held, plan, record, replaced)
+        else:
+            array = held.opened()
+            held.writing = writing = IndexSet(undone.indexes)
+            replaced = self.replaced_programs.acquire(set(undone.before) - {EMPTY})
+            try:
+                if array.id == change.map_id:
+                    left = set(await self._write_back(array, pending))
+            except BaseException:
+                self.replaced_programs.release(replaced)
+                raise
+            finally:
+                held.writing = ()
+            held.undone[pending.token] = writing
+            log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=sorted(left))
+        plan = WritePlan(undone.indexes, undone.before, undone.after, {}, {})
+        if left:
+            plan = plan.chosen(bytes(index not in left for index in plan.indexes))
+        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
+        record = plan.to_change(where, "expire", undone.programs, context, self._clock(), change.id)
+        return PreparedChange(held, plan, record, replaced, undone)
 
     async def _write_back(self, array: ProgramArray, pending: PendingConfirmation) -> list[int]:
-        """Return the indexes that could not be put back."""
+        """Return the indexes that are not put back: they cannot be, or another tool has written there."""
         entries = pending.change.entries
         written = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
         if not pending.change.id:
@@ -339,7 +346,8 @@ class Changes:
                 program = self.undo_pins.open(pending, id_) or self.replaced_programs.find(record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
-            return await put_back(array, written, programs)
+            left, foreign = await put_back(array, written, programs)
+        return left + foreign
 
     async def finish(self) -> None:
         """Wait for the changes that are under way. Tables put back what they have written, and end."""

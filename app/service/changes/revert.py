@@ -51,6 +51,8 @@ async def revert_change(
             raise ChangeNotRevertible(id_, "it waits to be confirmed, so its revert cannot wait as well")
         if (change.map_id, change.boot_id) != (table.id, registry.kernel.boot_id):
             raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
+        if not change.entries.indexes:
+            raise ChangeNotRevertible(id_, "it has written nothing")
         await _check_in_place(changes, held, change)
         with ExitStack() as stack:
             plan = _plan(changes, change, stack)
