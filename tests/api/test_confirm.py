@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
+from app.access.tokens import Token, TokenFile, Tokens
+from app.api.authorization import Authentication
 from app.bpf.kernel import Kernel
 from app.service.changes import confirmations, replaced_programs
 from app.service.changes.changes import Changes
@@ -62,6 +64,9 @@ class TestConfirmWithin:
         ("method", "path", "body"),
         [
             ("PUT", ENTRY, {"program": "tx"}),
+            ("PUT", ENTRY, {"program": "pass"}),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": "pass"}]}),
+            ("PUT", TABLE, {"programs": [None, None, None, "pass"]}),
             ("DELETE", ENTRY, None),
             ("PATCH", TABLE, {"entries": [{"index": 9, "program": "drop"}, {"index": 3, "program": None}]}),
             ("PUT", TABLE, {"programs": ["drop"]}),
@@ -83,7 +88,57 @@ class TestConfirmWithin:
             assert (refused.json()["index"], refused.json()["change"]) == (3, 2)
         assert (await client.get(TABLE)).json() == before
         assert (await client.put(f"{TABLE}/4", json={"program": "tx"})).status_code == 201
-        assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200, "it is there already"
+
+    @pytest.mark.field
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PUT", ENTRY, {"program": "pass"}),
+            ("PUT", f"{TABLE}/4", {"program": "pass"}),
+            ("DELETE", ENTRY, None),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": None}, {"index": 5, "program": "drop"}]}),
+            ("PATCH", TABLE, {"entries": [{"index": 0, "program": "drop"}, {"index": 5, "program": "drop"}]}),
+            ("PUT", TABLE, {"programs": ["drop", "pass", None, None]}),
+            ("POST", "/changes/1/revert", None),
+        ],
+    )
+    async def test_repeated_request_names_the_change_that_waits(
+        self, app: FastAPI, client: httpx.AsyncClient, method: str, path: str, body: Any
+    ) -> None:
+        """Field 1: a retry hides a waiting change, as nothing is left to write."""
+        await client.put(TABLE, json={"programs": ["drop", None, None, "drop"]})
+        before = (await client.get(TABLE)).json()
+        first, second = [await client.request(method, f"{path}?confirm_within=60", json=body) for _ in range(2)]
+        assert first.headers["change-id"] == "2"
+        assert (second.status_code, second.headers["change-id"]) == (first.status_code, "2")
+        assert second.content == first.content
+        dry = await client.request(method, f"{path}?confirm_within=60&dry_run=true", json=body)
+        assert (dry.status_code, "change-id" in dry.headers) == (first.status_code, False)
+        assert len((await client.get("/changes")).json()["changes"]) == 2
+        await pass_time(app, 61)
+        assert (await client.get(TABLE)).json() == before
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("query", ["", "?confirm_within=5", "?dry_run=true"])
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("DELETE", ENTRY, None),
+            ("DELETE", f"{ENTRY}?allow_missing=true", None),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": None}]}),
+            ("PUT", TABLE, {"entries": []}),
+        ],
+    )
+    async def test_entry_that_waits_to_stay_empty_refuses_other_changes(
+        self, client: httpx.AsyncClient, method: str, path: str, body: Any, query: str
+    ) -> None:
+        """Field 1: a retry hides a waiting change; what is cleared for now is not cleared for good."""
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.delete(f"{ENTRY}?confirm_within=60")
+        query = query.replace("?", "&") if "?" in path else query
+        refused = await client.request(method, f"{path}{query}", json=body)
+        assert_problem(refused, 409, "change-conflict")
+        assert (refused.json()["index"], refused.json()["change"]) == (3, 2)
 
     async def test_dry_run_leaves_no_unconfirmed_change(self, client: httpx.AsyncClient) -> None:
         dry = await client.put(f"{ENTRY}?confirm_within=60&dry_run=true", json={"program": "drop"})
@@ -114,6 +169,23 @@ class TestConfirm:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await pass_time(app, 61)
         assert_problem(await client.post("/changes/1/confirm"), 409, "change-conflict")
+
+
+@pytest.mark.field
+@pytest.mark.anyio
+async def test_repeat_by_somebody_else_is_refused(registry: Registry, tmp_path: Path) -> None:
+    """Field 1: a retry hides a waiting change, also from whoever sets the same by chance."""
+    tokens = TokenFile(tmp_path / "tokens.json")
+    mine, other = ({"Authorization": f"Bearer {tokens.add(Token(each, '', 'admin', 0.0))}"} for each in ("me", "other"))
+    authentication = Authentication(tokens=Tokens(tokens))
+    listed = {"entries": [{"index": 3, "program": "drop"}]}
+    async with started(registry, authentication=authentication) as app, client_of(app) as client:
+        await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=mine)
+        refused = await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=other)
+        assert_problem(refused, 409, "change-conflict")
+        again = await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=mine)
+        assert (again.json()["change"]["id"], again.json()["set"], again.json()["unchanged"]) == (1, 1, 0)
+        assert again.json()["change"]["confirm_by"] is not None
 
 
 class TestExpiry:

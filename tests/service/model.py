@@ -1,5 +1,6 @@
 """A simple model of one table. It predicts the result of every operation on the table."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from app.service import errors
@@ -19,6 +20,7 @@ class Made:
     steps: WritePlan
     state: str = "applied"
     reverts: int | None = None
+    within: int | None = None
 
 
 @dataclass
@@ -72,22 +74,49 @@ class Model:
             self.events.append(("drift", [(index, *pair) for index, pair in found.items()]))
         return found
 
-    def refusal(self, steps: WritePlan, within: int | None, reverts: int | None) -> type[ServiceError] | None:
-        if any(self.unconfirmed.get(index, reverts) != reverts for index in steps):
+    def refusal(
+        self, steps: WritePlan, within: int | None, reverts: int | None, touched: Collection[int] = ()
+    ) -> type[ServiceError] | None:
+        if any(self.unconfirmed.get(index, reverts) != reverts for index in (*steps, *touched)):
             return errors.EntryWaits
         mortal = any(before in self.strays for before, _ in steps.values())
         return errors.NotRestorable if within is not None and mortal and not self.keep else None
 
+    def repeated(self, kind: str, within: int | None, touched: Collection[int] | None, reverts: int | None) -> int:
+        """The id of the change that waits and was made by the same request; 0: there is none."""
+        found = 0
+        for id_, deadline in self.deadlines.items():
+            made = self.changes[id_ - 1]
+            if (made.kind, made.within, made.reverts) != (kind, within, reverts):
+                continue
+            if id_ in self.undone or deadline <= self.now:
+                continue
+            waiting = made.steps.keys() if touched is None else self.unconfirmed.keys() & touched
+            holds = {index: (before, self.kernel.get(index)) for index, (before, _) in made.steps.items()}
+            if waiting == made.steps.keys() and holds == made.steps:
+                found = id_
+        return found
+
     def change(
-        self, kind: str, steps: WritePlan, within: int | None = None, dry: bool = False, reverts: int | None = None
+        self,
+        kind: str,
+        steps: WritePlan,
+        within: int | None = None,
+        dry: bool = False,
+        reverts: int | None = None,
+        touched: Collection[int] | None = None,
     ) -> Told:
-        """The result of a change that makes these steps, if the kernel accepts them."""
-        refused = self.refusal(steps, within, reverts)
+        """The result of a change that makes these steps, if the kernel accepts them. `touched`: what it speaks of."""
+        if not steps and within is not None:
+            id_ = self.repeated(kind, within, touched, reverts)
+            if id_:
+                return None if dry else id_
+        refused = self.refusal(steps, within, reverts, touched or ())
         if refused or dry or not steps:
             return refused
         for index, (_, after) in steps.items():
             self.put(self.kernel, index, after)
-        self.journalled(Made(kind, steps, "applied" if within is None else "unconfirmed", reverts))
+        self.journalled(Made(kind, steps, "applied" if within is None else "unconfirmed", reverts, within))
         if reverts is not None:
             self.changes[reverts - 1].state = "reverted"
             self.end(reverts)
@@ -135,9 +164,11 @@ class Model:
         if not 0 < id_ <= len(self.changes):
             return {}, errors.ChangeUnknown
         made = self.changes[id_ - 1]
-        if made.state in {"reverted", "expired"} or (made.state == "unconfirmed" and within is not None):
-            return {}, errors.ChangeNotRevertible
-        if not made.steps:
+        again = 0 if within is None else self.repeated("revert", within, None, id_)
+        if again:
+            return ({}, None) if dry else (self.changes[again - 1].steps, again)
+        waits_again = made.state == "unconfirmed" and within is not None
+        if made.state in {"reverted", "expired"} or waits_again or not made.steps:
             return {}, errors.ChangeNotRevertible
         if any(self.kernel.get(index) != after for index, (_, after) in made.steps.items()):
             return {}, errors.ChangeConflict

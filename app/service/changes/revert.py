@@ -45,6 +45,9 @@ async def revert_change(
     async with held.lock:
         change = changes.get(id_)  # as it is now: another request may have reverted it meanwhile
         table = held.opened()
+        for again in changes.confirmations.repeatable(held, "revert", context):
+            if again.reverts == id_ and await _in_place(held, again) == again.entries.after:
+                return TableResult(None, 0, 0, 0, "tried") if dry_run else TableResult.of_repeated(again)
         if change.state in {"reverted", "expired"}:
             raise ChangeNotRevertible(id_, f"it is {change.state} already")
         if change.state == "unconfirmed" and context.confirm_within is not None:
@@ -84,17 +87,21 @@ def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
     return WritePlan(indexes, entries.after[::-1], after, programs, pinned)
 
 
+async def _in_place(held: HeldMap, change: Change) -> "array[int]":
+    """Return what the entries of a change hold now."""
+    indexes = change.entries.indexes
+    if len(indexes) <= _MAX_LOOKUPS:
+        return held.opened().get_many(indexes)
+    return array(NUMBERS, map((await held.read()).__getitem__, indexes))
+
+
 async def _check_in_place(changes: Changes, held: HeldMap, change: Change) -> None:
     """Check that the entries of a change hold what it put there.
 
     Raises:
         ChangeConflict: Some do not. It tells what they hold.
     """
-    indexes, after = change.entries.indexes, change.entries.after
-    if len(indexes) <= _MAX_LOOKUPS:
-        now = held.opened().get_many(indexes)
-    else:
-        now = array(NUMBERS, map((await held.read()).__getitem__, indexes))
+    indexes, after, now = change.entries.indexes, change.entries.after, await _in_place(held, change)
     if now == after:
         return
     record = changes.registry.programs.record

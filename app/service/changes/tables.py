@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_reference
+from app.service.changes.permissions import check_confirmed, check_entries, check_reference
 from app.service.changes.plan import WritePlan
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
 from app.service.objects.program import Program
@@ -60,7 +60,8 @@ class TableResult:
     """What became of a change of several entries.
 
     Attributes:
-        change: The journalled change. None: nothing had to be written, or it was a dry run.
+        change: The journalled change; where the request repeats one that waits for its confirmation, that one. None:
+            nothing had to be written, or it was a dry run.
         set: How many entries were pointed to another program.
         cleared: How many were emptied.
         unchanged: How many are listed, and were so already.
@@ -77,6 +78,12 @@ class TableResult:
     def of(cls, change: Change | None, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
         """Make it from the plan that was written, or would be."""
         return cls(change, len(plan) - plan.cleared, plan.cleared, unchanged, fit)
+
+    @classmethod
+    def of_repeated(cls, change: Change, *, unchanged: int = 0) -> "TableResult":
+        """Make it from a change that waits for its confirmation, for the same request sent again."""
+        cleared = change.entries.after.count(EMPTY)
+        return cls(change, len(change.entries) - cleared, cleared, unchanged)
 
 
 async def change_table(
@@ -123,16 +130,46 @@ async def change_table(
             await asyncio.sleep(0)
             if replace:
                 plan = plan.then_clear(_not_listed(requested.indexes, found), found)
-            precondition(table.id, found)
+            kind: ChangeKind = "replace" if replace else "update"
+            repeated = None if plan else _repeated(changes, held, kind, requested.indexes, found, context)
+            if repeated is not None and not dry_run:
+                was = len(set(repeated.entries.indexes).intersection(requested.indexes))
+                return TableResult.of_repeated(repeated, unchanged=len(listed) - was)
+            if repeated is None:
+                precondition(table.id, found)
+                if held.unconfirmed is not None:
+                    check_entries(held, plan.indexes, context)
+                    check_confirmed(held, held.unconfirmed if replace else requested.indexes)
             if not plan:
                 return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
-            kind: ChangeKind = "replace" if replace else "update"
             # What is in the table already fits.
             new = [program for program in plan.programs.values() if program.id not in in_table]
             applied = await changes.apply(
                 held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
             )
     return TableResult.of(applied.change, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+
+
+def _repeated(
+    changes: Changes,
+    held: HeldMap,
+    kind: ChangeKind,
+    listed: Indexes,
+    found: "array[int]",
+    context: RequestContext,
+) -> Change | None:
+    """Return the change that waits for its confirmation, where the request is the one that made it, sent again.
+
+    Nothing is left to write, so the entries hold what the request lists.
+    """
+    for change in changes.confirmations.repeatable(held, kind, context):
+        concerned = set(held.unconfirmed or ())
+        if kind == "update":
+            concerned.intersection_update(listed)
+        entries = change.entries
+        if concerned == set(entries.indexes) and _held_by(entries.indexes, found) == entries.after:
+            return change
+    return None
 
 
 def _check_indexes(indexes: Indexes, max_entries: int) -> None:

@@ -53,6 +53,8 @@ async def reconcile_to_journal(
                 raise NotRestorable(held.name, f"entry {first}: {lost[first]}", reasons)
             plan = _plan(drifted, programs)
             if not plan and not dry_run:
+                for again in reversed([*changes.confirmations.repeatable(held, "reconcile", context)]):
+                    return TableResult.of_repeated(again)
                 return TableResult.of(None, plan)
             applied = await changes.apply(held, "reconcile", plan, context, dry_run=dry_run)
             return TableResult.of(applied.change, plan, fit=applied.fit)
