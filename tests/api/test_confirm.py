@@ -147,6 +147,50 @@ class TestConfirmWithin:
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 201
 
 
+@pytest.mark.usefixtures("both_ways")
+class TestWaiting:
+    @pytest.mark.field
+    async def test_entry_tells_the_change_that_waits(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        """Field 2: waiting is invisible in what is read."""
+        changed = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        waiting = {"change": 1, "confirm_by": (await client.get("/changes/1")).json()["confirm_by"]}
+        assert changed.json()["waiting"] == waiting
+        assert (await client.get(ENTRY)).content == changed.content
+        assert (await client.get(TABLE)).json()["entries"] == [changed.json()]
+        refused = await client.put(ENTRY, json={"program": "pass"}, headers={"If-None-Match": "*"})
+        assert refused.json()["current"] == changed.json()
+        for path in ("/maps", "/maps/jump_table"):
+            found = (await client.get(path)).json()
+            assert (found["maps"][0] if path == "/maps" else found)["waiting"] == [{**waiting, "entries": [3]}]
+        await client.post("/changes/1/confirm")
+        assert (await client.get(ENTRY)).json() == {**changed.json(), "waiting": None}
+        assert (await client.get("/maps/jump_table")).json()["waiting"] == []
+
+    @pytest.mark.field
+    async def test_table_tells_which_entries_wait(self, client: httpx.AsyncClient) -> None:
+        """Field 2: waiting is invisible in what is read, among entries of which some wait and some do not."""
+        await client.put(TABLE, json={"programs": ["drop"] * 6})
+        for index in (2, 5):
+            await client.put(f"{TABLE}/{index}?confirm_within=60", json={"program": "pass"})
+        await client.delete(f"{TABLE}/4?confirm_within=60")
+        for query in ("", "?start=1&limit=3"):
+            for entry in (await client.get(f"{TABLE}{query}")).json()["entries"]:
+                assert entry == (await client.get(f"{TABLE}/{entry['index']}")).json()
+                assert (entry["waiting"] or {}).get("change") == {2: 2, 5: 3}.get(entry["index"])
+        told = (await client.get("/maps/jump_table")).json()["waiting"]
+        assert [(each["change"], each["entries"]) for each in told] == [(2, [2]), (3, [5]), (4, [4])]
+
+    @pytest.mark.field
+    async def test_what_get_answers_can_be_put_back(self, client: httpx.AsyncClient) -> None:
+        """Field 2: what a read tells of waiting is ignored in a body."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        entry, table = (await client.get(ENTRY)).json(), (await client.get(TABLE)).json()
+        await client.post("/changes/1/confirm")
+        assert (await client.put(ENTRY, json=entry)).status_code == 200
+        for method in ("PUT", "PATCH"):
+            assert (await client.request(method, TABLE, json=table)).json()["unchanged"] == 1
+
+
 class TestConfirm:
     async def test_confirmed_change_outlasts_its_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})

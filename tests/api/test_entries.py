@@ -35,7 +35,7 @@ class TestSetEntry:
         assert put.text == get.text
         assert put.text.endswith("}\n")
         entry = get.json()
-        assert set(entry) == {"map", "index", "etag", "program"}
+        assert set(entry) == {"map", "index", "etag", "program", "waiting"}
         assert (entry["map"], entry["index"]) == ("jump_table", 3)
         assert set(entry["program"]) == {"name", "id", "type", "tag", "kernel_name", "loaded_at"}
         assert entry["program"]["loaded_at"].endswith("Z")

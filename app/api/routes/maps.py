@@ -34,7 +34,7 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
         return responses.Map(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], warnings=warnings,
+            reason=held.reason, drift=[], waiting=_waiting(held), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - found.count(EMPTY)
@@ -52,6 +52,7 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
         max_entries=array.max_entries,
         used=used,
         drift=[responses.Drift.model_validate(each, from_attributes=True) for each in drift],
+        waiting=_waiting(held),
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -62,6 +63,15 @@ async def _map(service: Service, held: HeldMap, *, just_opened: bool = False) ->
         reason=None,
         warnings=warnings,
     )
+
+
+def _waiting(held: HeldMap) -> list[responses.WaitingEntries]:
+    """Return the changes of a map that wait for their confirmation."""
+    waiting = {} if held.unconfirmed is None else held.unconfirmed.waiting
+    return [
+        responses.WaitingEntries.model_validate({"change": id_, "confirm_by": confirm_by, "entries": sorted(indexes)})
+        for id_, (confirm_by, indexes) in sorted(waiting.items())
+    ]
 
 
 @router.get(

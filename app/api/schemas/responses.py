@@ -69,6 +69,19 @@ class EntryProgram(BaseModel):
         )
 
 
+class Waiting(BaseModel):
+    """A change that is undone unless it is confirmed in time."""
+
+    change: int = Field(description="The id of the change.", examples=[17])
+    confirm_by: datetime = Field(description="When the change is undone unless it is confirmed before.")
+
+
+class WaitingEntries(Waiting):
+    """A change of this map that is undone unless it is confirmed in time."""
+
+    entries: list[int] = Field(description="The indexes of the entries that it has changed, rising.", examples=[[3]])
+
+
 class Entry(BaseModel):
     """An entry that points to a program."""
 
@@ -76,6 +89,9 @@ class Entry(BaseModel):
     index: int = Field(examples=[3])
     etag: str = Field(examples=['"0f1e2d3c4b5a6978"'])
     program: EntryProgram
+    waiting: Waiting | None = Field(
+        description="The change of this entry that waits for its confirmation; null: the program stays."
+    )
 
 
 class DryEntry(Entry):
@@ -208,6 +224,7 @@ class Map(BaseModel):
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=_REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
+    waiting: list[WaitingEntries] = Field(description="The changes that wait for their confirmation, by rising id.")
     warnings: list[str]
 
 

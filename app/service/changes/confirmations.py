@@ -288,7 +288,8 @@ class Confirmations:
 def _mark(held: HeldMap, pending: PendingConfirmation) -> None:
     if held.unconfirmed is None:
         held.unconfirmed = UnconfirmedEntries()
-    held.unconfirmed.add(pending.change.entries.indexes, pending.change.id)
+    change = pending.change
+    held.unconfirmed.add(change.entries.indexes, change.id, change.confirm_by or 0.0)
 
 
 def _unmark(held: HeldMap, pending: PendingConfirmation) -> None:
