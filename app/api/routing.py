@@ -6,8 +6,10 @@ is unknown nor tells malformed JSON from a wrong shape, and takes longer than al
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import chain, islice
 from typing import Any, Final, Protocol
 
 from fastapi.routing import APIRoute
@@ -27,6 +29,8 @@ _MAX_ENTRY: Final = 512  # bytes more for each of max_entries, in the body of a 
 _DRAINED: Final = 4 * 1024 * 1024  # bytes of a too large body that are read, so that its sender hears the answer
 _BODY_SECONDS: Final = 10.0
 _ERRORS_TOLD: Final = 20
+_SPACED_COLONS: Final = (b" :", b"\t:", b"\n:", b"\r:")
+_CONTAINERS: Final = frozenset({dict, list})
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -85,7 +89,7 @@ class StrictRoute(APIRoute):
             for field in wanted.path_params:
                 taken.field(field, request.path_params[field.alias], "path", field.alias)
             if body_field is not None:
-                taken.field(body_field, await _read_json(request, self.max_body(request)), "body")
+                taken.body(body_field, *await _read_json(request, self.max_body(request)))
             taken.refuse()
             if taken.values.get("dry_run"):
                 add_audit_facts(request.scope, dry_run=True)
@@ -135,6 +139,12 @@ class _ParsedRequest:
             elif counts[name]:
                 self.field(field, request.query_params[name], "query", name)
 
+    def body(self, field: _Field, value: Any, repeated: list[str]) -> None:
+        """The body. `repeated`: the places of members that it gives more than once."""
+        self.errors += [{"loc": place, "message": "given more than once"} for place in repeated]
+        if not repeated:
+            self.field(field, value, "body")
+
     def refuse(self) -> None:
         """Refused where anything is wrong."""
         if self.errors:
@@ -144,7 +154,56 @@ class _ParsedRequest:
             )
 
 
-async def _read_json(request: Request, max_body: int) -> Any:
+def repeated_members(body: bytes, value: Any) -> list[str]:
+    """Return the places of members that an object gives more than once, of which only the last one would count.
+
+    Args:
+        body: JSON.
+        value: What it was parsed to, by a parser that keeps the last one.
+    """
+    # Each member has a colon behind its name, so there are at least as many as members. Strings may have more of them,
+    # but few have one behind a quotation mark.
+    members = _count_members(value)
+    if body.count(b":") == members:
+        return []
+    is_spaced = any(text[:1] in body and text in body for text in _SPACED_COLONS)
+    if not is_spaced and body.count(b'":') == members:
+        return []
+    parsed = json.loads(body, object_pairs_hook=_Members, parse_int=str)
+    return list(islice(_repeated_below(parsed, "body"), _ERRORS_TOLD))
+
+
+def _count_members(value: Any) -> int:
+    """Return how many members all objects have together. A table has many: level by level is the fastest."""
+    count, level = 0, [value]
+    while level:
+        objects = [each for each in level if type(each) is dict]
+        lists = [each for each in level if type(each) is list]
+        count += sum(map(len, objects))
+        below = list(chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(lists)))
+        if _CONTAINERS.isdisjoint(map(type, below)):
+            break
+        level = [each for each in below if type(each) in _CONTAINERS]
+    return count
+
+
+class _Members(list[tuple[str, Any]]):
+    """The members of an object, each as often as it is given."""
+
+
+def _repeated_below(value: Any, place: str) -> Iterator[str]:
+    if not isinstance(value, list):
+        return
+    is_object = isinstance(value, _Members)
+    if is_object:
+        counts = Counter(name for name, _ in value)
+        yield from (f"{place}.{name[:64]}" for name, count in counts.items() if count > 1)
+    for name, each in value if is_object else enumerate(value):
+        yield from _repeated_below(each, f"{place}.{str(name)[:64]}")
+
+
+async def _read_json(request: Request, max_body: int) -> tuple[Any, list[str]]:
+    """Return the body's value, and the places of members that it gives more than once."""
     body = await _read_body(request, max_body)
     if not body:
         raise HttpProblem("malformed-json", "the body is empty")
@@ -157,9 +216,10 @@ async def _read_json(request: Request, max_body: int) -> Any:
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HttpProblem("malformed-json", str(error)) from error
+    return value, repeated_members(body, value)
 
 
 async def _read_body(request: Request, max_body: int) -> bytes:

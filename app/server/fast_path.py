@@ -23,6 +23,7 @@ from app.api.limits import Limits
 from app.api.middleware import FAILED, REQUEST_ID, request_id_of
 from app.api.problems import HttpProblem
 from app.api.routes.entries import read_answer, set_answer
+from app.api.routing import repeated_members
 from app.api.schemas import fields, requests
 from app.api.schemas.responses import Answer
 from app.service.changes.entries import SetResult, write_entry
@@ -195,8 +196,11 @@ class FastPath:
 def _parse(body: bytes) -> str | None:
     """Return the held name of a program, if a body says nothing else."""
     try:
-        given = requests.SetEntry.model_validate(from_json(body, allow_inf_nan=False))
+        value = from_json(body, allow_inf_nan=False)
+        given = requests.SetEntry.model_validate(value)
     except ValueError:
+        return None
+    if repeated_members(body, value):
         return None
     ref = requests.program_ref(given.program)
     return ref.name if isinstance(ref, ByName) and given.flags == 0 else None
