@@ -308,7 +308,13 @@ class ChangeUnknown(ServiceError):
 
 @dataclass(eq=False)
 class ChangeConflict(ServiceError):
-    """Entries no longer hold what the change put there. `entries`: these entries, and what they hold now."""
+    """Entries were written since, so the change cannot be undone.
+
+    Attributes:
+        id: The id of the change.
+        entries: The entries that no longer hold what it put there, and what they hold now.
+        change: The id of the last change that has written one of its entries since. None: another tool has.
+    """
 
     code = "change-conflict"
     sentence = (
@@ -316,6 +322,15 @@ class ChangeConflict(ServiceError):
     )
     id: int
     entries: list[dict[str, Any]]
+    change: int | None
+
+    def __str__(self) -> str:
+        if self.entries or self.change is None:
+            return super().__str__()
+        return (
+            f"change {self.id} cannot be undone because change {self.change} has written one of its entries since; "
+            "revert that change first, or send ?force=true"
+        )
 
 
 @dataclass(eq=False)

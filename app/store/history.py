@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from app.store.database import Database
-from app.store.records import Change, EntryChanges, Event
+from app.store.records import Change, EntryChanges, Event, Indexes
 
 _MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds this
+_MAX_CHANGES_PER_PAGE: Final = 256  # of those that came after a change
 _MAX_EVENTS: Final = 100_000  # kept; more are pruned
 _MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
 _MAX_PAGES: Final = 1 << 16  # used pages of the file, 4 KiB each; from there on it is pruned
@@ -228,6 +229,26 @@ class History:
         query = f"SELECT * FROM changes WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
         found = [change for change, _ in self._read_changes(query, [*values, limit + 1])]
         return found[:limit], len(found) > limit or _is_full_page(found)
+
+    def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
+        """Read a page of the changes of the same array that came after a change, by falling id.
+
+        Args:
+            change: The change.
+            before: Only changes with a lower id.
+
+        Returns:
+            The id of each, the id of the change that it undoes, and the indexes of its entries. Empty: no more.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        query = (
+            "SELECT * FROM changes WHERE id > ? AND id < ? AND map = ? AND map_id = ? AND boot_id = ?"
+            " ORDER BY id DESC LIMIT ?"
+        )
+        values: list[int | str] = [change.id, before, change.map, change.map_id, change.boot_id, _MAX_CHANGES_PER_PAGE]
+        return [(each.id, each.reverts, each.entries.indexes) for each, _ in self._read_changes(query, values)]
 
     def _read_changes(self, query: str, values: Sequence[int | str]) -> list[tuple[Change, int]]:
         """The changes that the query finds, with the ids of their events. Stops when the page is full."""

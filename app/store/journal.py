@@ -15,7 +15,7 @@ from app.store.database import Database, JournalDamaged, JournalFailed, Transact
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
 from app.store.history import History
-from app.store.records import Array, Change, EntryChanges, Event, Hold, PendingConfirmation
+from app.store.records import Array, Change, EntryChanges, Event, Hold, Indexes, PendingConfirmation
 
 __all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
 
@@ -168,6 +168,14 @@ class Journal:
             JournalFailed: The file cannot be read.
         """
         return self._history.changes(maps=maps, after=after, before=before, request_id=request_id, limit=limit)
+
+    def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
+        """Read a page of the changes of the same array that came after a change. See `History.written_after`.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.written_after(change, before)
 
     async def append_object_event(self, kind: Literal["map", "program"], name: str, data: dict[str, Any]) -> None:
         """Write an event of a map or a program.

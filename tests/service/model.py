@@ -160,7 +160,17 @@ class Model:
             self.kept |= self.befores(steps)
             self.end(id_)
 
-    def revert(self, id_: int, within: int | None, dry: bool) -> tuple[WritePlan, Told]:
+    def is_superseded(self, id_: int) -> bool:
+        undone: set[int] = set()
+        for later in range(len(self.changes), id_, -1):
+            made = self.changes[later - 1]
+            if later not in undone and made.reverts is not None and made.reverts > id_:
+                undone.add(made.reverts)
+            elif later not in undone and made.steps.keys() & self.changes[id_ - 1].steps.keys():
+                return True
+        return False
+
+    def revert(self, id_: int, within: int | None, dry: bool, force: bool) -> tuple[WritePlan, Told]:
         if not 0 < id_ <= len(self.changes):
             return {}, errors.ChangeUnknown
         made = self.changes[id_ - 1]
@@ -170,7 +180,8 @@ class Model:
         waits_again = made.state == "unconfirmed" and within is not None
         if made.state in {"reverted", "expired"} or waits_again or not made.steps:
             return {}, errors.ChangeNotRevertible
-        if any(self.kernel.get(index) != after for index, (_, after) in made.steps.items()):
+        differs = any(self.kernel.get(index) != after for index, (_, after) in made.steps.items())
+        if differs or (not force and self.is_superseded(id_)):
             return {}, errors.ChangeConflict
         if any(self.lost(before) for before, _ in made.steps.values()):
             return {}, errors.ChangeNotRevertible

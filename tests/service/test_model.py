@@ -228,11 +228,11 @@ class Machine(RuleBasedStateMachine):
         )
         assert self.outcome(call) == self.table_result(told, steps, len(unchanged))
 
-    @rule(number=ID, within=WITHIN, dry=st.booleans())
-    def revert(self, number: int, within: int | None, dry: bool) -> None:
+    @rule(number=ID, within=WITHIN, dry=st.booleans(), force=st.booleans())
+    def revert(self, number: int, within: int | None, dry: bool, force: bool) -> None:
         id_ = self.id_of(number)
-        steps, told = self.model.revert(id_, within, dry)
-        call = revert_change(self.changes, id_, by(within), dry_run=dry)
+        steps, told = self.model.revert(id_, within, dry, force)
+        call = revert_change(self.changes, id_, by(within), force=force, dry_run=dry)
         assert self.outcome(call) == self.table_result(told, steps)
 
     @rule(number=ID)

@@ -149,11 +149,13 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
 async def revert_change_route(
     request: Request,
     id: ChangeId,  # noqa: A002
+    force: Annotated[bool, Query(description="Also where a later change has written one of its entries.")] = False,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Each entry gets back what it held before, if all of them still hold what the change put there; else 409.
+    """Each entry gets back what it held before, if all of them still hold what the change put there, and no later
+    change that stands has written them; else 409.
 
     The service keeps the programs that the last 10,000 changes replaced (4,096 at the most); after a restart those that
     live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
@@ -163,7 +165,7 @@ async def revert_change_route(
     context = context_of(request.scope, note, confirm_within)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
-        service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
+        service_of(request).changes, id, context, force=force, dry_run=dry_run, background_steps=prebuilt.build
     )
     return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
 

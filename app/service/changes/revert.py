@@ -1,5 +1,6 @@
 """Undoing a change when somebody asks for it."""
 
+import asyncio
 from array import array
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -9,11 +10,14 @@ from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
-from app.service.errors import ChangeConflict, ChangeNotRevertible
+from app.service.errors import ChangeConflict, ChangeNotRevertible, JournalUnreadable
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
+from app.service.registry.index_sets import IndexSet
+from app.store.journal import JournalFailed
 from app.store.records import EMPTY, NUMBERS, Change
 
+_NO_LIMIT: Final = 1 << 62  # above every id of a change
 _MAX_LOOKUPS: Final = 512  # entries that are looked up at a stretch; for more, the whole table is read in slices
 
 
@@ -22,21 +26,23 @@ async def revert_change(
     id_: int,
     context: RequestContext,
     *,
+    force: bool = False,
     dry_run: bool = False,
     background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
-    """Undo a change, if its entries still hold what it put there.
+    """Undo a change, if its entries still hold what it put there, and no later change has written them.
 
     Args:
         changes: What applies the revert.
         id_: The id of the change.
         context: Who asks.
+        force: Also where a later change has written one of the entries, and they hold the same again.
         dry_run: Only check.
         background_steps: See Changes.apply.
 
     Raises:
         ChangeUnknown: There is no such change.
-        ChangeConflict: Its entries hold something else by now.
+        ChangeConflict: Its entries hold something else by now, or a later change has written one of them.
         ChangeNotRevertible: It is undone already, waits and is to wait again, or what it replaced is gone.
         ServiceError: Whatever else forbids it: see Changes.apply.
     """
@@ -56,7 +62,7 @@ async def revert_change(
             raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
         if not change.entries.indexes:
             raise ChangeNotRevertible(id_, "it has written nothing")
-        await _check_in_place(changes, held, change)
+        await _check_in_place(changes, held, change, force=force)
         with ExitStack() as stack:
             plan = _plan(changes, change, stack)
             applied = await changes.apply(
@@ -95,14 +101,35 @@ async def _in_place(held: HeldMap, change: Change) -> "array[int]":
     return array(NUMBERS, map((await held.read()).__getitem__, indexes))
 
 
-async def _check_in_place(changes: Changes, held: HeldMap, change: Change) -> None:
-    """Check that the entries of a change hold what it put there.
+async def _last_writer(changes: Changes, change: Change) -> int | None:
+    """Return the id of the last change that has written an entry of a change since. None: there is none.
+
+    A change that was undone since, and the one that has undone it, count for nothing.
+    """
+    own, undone, before = IndexSet(change.entries.indexes), set[int](), _NO_LIMIT
+    try:
+        while page := changes.journal.written_after(change, before):
+            for id_, reverts, indexes in page:
+                if id_ not in undone and reverts is not None and reverts > change.id:
+                    undone.add(reverts)
+                elif id_ not in undone and any(index in own for index in indexes):
+                    return id_
+            before = page[-1][0]
+            await asyncio.sleep(0)
+    except JournalFailed as error:
+        raise JournalUnreadable(str(error)) from error
+    return None
+
+
+async def _check_in_place(changes: Changes, held: HeldMap, change: Change, *, force: bool) -> None:
+    """Check that the entries of a change hold what it put there, and that no later change has written them.
 
     Raises:
-        ChangeConflict: Some do not. It tells what they hold.
+        ChangeConflict: They were written since. It tells by which change, and what they hold.
     """
+    writer = await _last_writer(changes, change)
     indexes, after, now = change.entries.indexes, change.entries.after, await _in_place(held, change)
-    if now == after:
+    if now == after and (force or writer is None):
         return
     record = changes.registry.programs.record
     other = [
@@ -110,4 +137,4 @@ async def _check_in_place(changes: Changes, held: HeldMap, change: Change) -> No
         for index, holds, wanted in zip(indexes, now, after, strict=True)
         if holds != wanted
     ]
-    raise ChangeConflict(change.id, other)
+    raise ChangeConflict(change.id, other, writer)
