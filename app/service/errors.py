@@ -26,7 +26,7 @@ ServiceError
 
 import errno
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from app.bpf.uapi import errno_name
 
@@ -42,6 +42,8 @@ class ServiceError(Exception):
 
     code: ClassVar[str] = "internal"
     sentence: ClassVar[str] = "something went wrong"
+    # Of a table: the index of the entry that it is about, and the program as the request names it there.
+    entry = cast("dict[str, Any] | None", None)
 
     def __str__(self) -> str:
         return self.sentence.format(**self.facts())
@@ -170,6 +172,7 @@ class ProgramIncompatible(ServiceError):
         remedy: What the caller can do.
         owner_program_type: The type that the array takes; None if the kernel does not report it.
         program_type: The type of the program.
+        program_id: The kernel's id of the program.
     """
 
     code = "program-incompatible"
@@ -178,6 +181,7 @@ class ProgramIncompatible(ServiceError):
     remedy: str
     owner_program_type: str | None
     program_type: str
+    program_id: int
 
 
 @dataclass(eq=False)

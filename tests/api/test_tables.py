@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -175,6 +176,30 @@ class TestChecks:
         assert_problem(late, 412, "precondition-failed")
         assert late.json()["current"]["etag"] == (await client.get(TABLE)).headers["etag"]
         assert await names(client) == {1: "drop"}
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("query", ["", "?dry_run=true"])
+    @pytest.mark.parametrize("others", [[], [{"index": 7, "program": "drop"}]])
+    async def test_problem_of_one_entry_names_entry_and_program(
+        self, registry: Registry, pins: Path, client: httpx.AsyncClient, others: list[Any], query: str
+    ) -> None:
+        """Field 6: a misfit among many entries that names neither the entry nor the program."""
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        misfit = registry.programs.get("misfit").opened().id
+        gone, not_pinned = (1 << 31) - 1, f"{pins}/nothing"
+        for program, code in [
+            ("misfit", "program-incompatible"), ({"id": misfit}, "program-incompatible"), ("none", "program-not-found"),
+            ({"id": gone}, "program-not-found"), ({"pinned": not_pinned}, "pin-unusable"),
+            ({"pinned": "/elsewhere"}, "pin-not-allowed"),
+        ]:  # fmt: skip
+            bad = {"entries": [*others, {"index": 5, "program": program}]}
+            for method in ("PUT", "PATCH"):
+                refused = await client.request(method, f"{TABLE}{query}", json=bad)
+                assert refused.json()["code"] == code, refused.text
+                assert (refused.json()["index"], refused.json()["program"]) == (5, program)
+        beyond = {"entries": [*others, {"index": 16, "program": "drop"}]}
+        refused = await client.patch(f"{TABLE}{query}", json=beyond)
+        assert (refused.json()["code"], refused.json()["program"]) == ("index-out-of-range", "drop")
 
     async def test_dry_run_tells_the_counts_and_writes_nothing(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})

@@ -2,22 +2,22 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import compress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_confirmed, check_entries, check_reference
 from app.service.changes.plan import WritePlan
-from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
+from app.service.errors import BodyIndexOutOfRange, DuplicateIndex, ProgramBusy, ProgramIncompatible, ServiceError
 from app.service.objects.program import Program
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
-from app.service.registry.programs import ProgramRef
+from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, Indexes
 
 _NO_ID: Final = -1
@@ -118,10 +118,11 @@ async def change_table(
     """
     async with held.lock:
         table = held.opened()
-        _check_indexes(requested.indexes, table.max_entries)
+        with _naming_entries(requested):
+            _check_indexes(requested.indexes, table.max_entries)
         found = await held.read()
         in_table = found if len(requested.refs) <= _SMALL else set(found)
-        with ExitStack() as stack:
+        with _naming_entries(requested), ExitStack() as stack:
             programs = _open(changes, requested, found, in_table, context, stack)
             await asyncio.sleep(0)
             listed = _listed(requested, programs, found)
@@ -144,10 +145,50 @@ async def change_table(
                 return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
             # What is in the table already fits.
             new = [program for program in plan.programs.values() if program.id not in in_table]
-            applied = await changes.apply(
-                held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
-            )
+            try:
+                applied = await changes.apply(
+                    held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
+                )
+            except (ProgramBusy, ProgramIncompatible) as error:
+                error.entry = _entry(requested, plan.indexes[plan.after.index(error.program_id)])
+                raise
     return TableResult.of(applied.change, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+
+
+@contextmanager
+def _naming_entries(requested: RequestedEntries) -> Iterator[None]:
+    """Let an error that is about an entry tell also the program that the request names there."""
+    try:
+        yield
+    except ServiceError as error:
+        index = getattr(error, "index", None)
+        if error.entry is None and index is not None:
+            error.entry = _entry(requested, index)
+        raise
+
+
+def _entry(requested: RequestedEntries, index: int) -> dict[str, Any]:
+    """Return what an error tells of an entry: its index, and the program that the request names there."""
+    is_listed = index in requested.indexes
+    ref = requested.refs[requested.places[requested.indexes.index(index)]] if is_listed else None
+    return {"index": index, "program": _as_named(ref)}
+
+
+def _as_named(ref: ProgramRef | None) -> str | dict[str, int | str] | None:
+    """Return a reference as a request has it."""
+    if isinstance(ref, ByName):
+        return ref.name
+    if isinstance(ref, ById):
+        return {"id": ref.id}
+    return None if ref is None else {"pinned": ref.path}
+
+
+def _opened_copy(programs: Programs, index: int, ref: ProgramRef) -> Program:
+    try:
+        return programs.opened_copy(ref)
+    except ServiceError as error:
+        error.entry = {"index": index, "program": _as_named(ref)}
+        raise
 
 
 def _repeated(
@@ -199,10 +240,10 @@ def _open(
     programs = changes.registry.programs
     needed = [(index, place, ref) for index, place, ref in _needed(requested, found) if ref is not None]
     if context.grant.role == "admin":
-        return {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
+        return {place: stack.enter_context(_opened_copy(programs, index, ref)) for index, place, ref in needed}
     for index, _, ref in needed:
         check_reference(programs, index, ref, None, in_table, context)
-    opened = {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
+    opened = {place: stack.enter_context(_opened_copy(programs, index, ref)) for index, place, ref in needed}
     for index, place, ref in needed:
         check_reference(programs, index, ref, opened[place].id, in_table, context)
     return opened
