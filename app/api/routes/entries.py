@@ -12,6 +12,7 @@ from starlette.types import Scope
 from app.api import openapi
 from app.api.audit import FACTS
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.encoding.changes import entries_chunks
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
@@ -131,7 +132,8 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     if result.fit is not None:
         headers["Dry-Run"] = "true"
         entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting)
-        body = responses.DryEntry(**dict(entry), fit=result.fit).model_dump_json().encode()
+        dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[]).model_dump_json()
+        body = b"".join(entries_chunks(dry, result.entries))
     return responses.Answer(201 if result.before is None else 200, headers, body)
 
 

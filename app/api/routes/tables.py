@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
-from app.api.encoding.changes import EntriesPrebuilt, change_chunks
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
 from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
@@ -79,7 +79,8 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     """The answer to a change of several entries, in parts."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        yield responses.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[]).model_dump_json()
+        yield from entries_chunks(dry, result.entries)
         return
     applied = responses.Applied(change=None, **counts).model_dump_json().encode()
     if result.change is None:

@@ -17,6 +17,7 @@ _FIT: Final = (
     "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
+_WOULD_CHANGE: Final = "The entries that would be changed, in this order."
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
 _REASON: Final = "Why it is unavailable; null: it is held."
 
@@ -94,12 +95,6 @@ class Entry(BaseModel):
     )
 
 
-class DryEntry(Entry):
-    """The entry as it would be after the change, from a dry run."""
-
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
-
-
 class Entries(BaseModel):
     """The entries of a map that point to a program, by rising index."""
 
@@ -135,6 +130,13 @@ class ChangedEntry(BaseModel):
     index: int = Field(examples=[3])
     before: ChangedProgram | None
     after: ChangedProgram | None
+
+
+class DryEntry(Entry):
+    """The entry as it would be after the change, from a dry run."""
+
+    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
 class Change(BaseModel):
@@ -185,6 +187,7 @@ class DryApplied(Applied):
     """The result that a change of entries would have, from a dry run."""
 
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
 class Owner(BaseModel):

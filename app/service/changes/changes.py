@@ -30,7 +30,7 @@ from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation, ProgramRecord
 
 log = structlog.get_logger()
 
@@ -45,10 +45,12 @@ class Applied:
     Attributes:
         change: The journalled change. None after a dry run.
         fit: How surely a dry run knows that the programs fit.
+        entries: What a dry run would change.
     """
 
     change: Change | None = None
     fit: Fit | None = None
+    entries: EntryChanges | None = None
 
 
 class Changes:
@@ -141,7 +143,7 @@ class Changes:
             programs = list(plan.programs.values()) if try_first is None else try_first
             fit = await check_fit(self.registry, held, programs)
         if dry_run and context.confirm_within is None:
-            return Applied(fit=fit)
+            return Applied(fit=fit, entries=self._entries(held, plan))
         prepared = self.prepare(held, kind, plan, context, reverts)
         if context.confirm_within is not None:
             try:
@@ -151,7 +153,7 @@ class Changes:
                 raise
         if dry_run:
             self._release(prepared)
-            return Applied(fit=fit)
+            return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
             return Applied(await self._carry_out(prepared, context, None))
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
@@ -170,15 +172,22 @@ class Changes:
         """
         registry, array = self.registry, held.object
         assert array is not None  # the plan was made for it
-        replaced_ids = set(plan.before) - {EMPTY}
-        known = {} if held.expected is None else held.expected.table.programs
-        records = registry.programs.records((*replaced_ids, *plan.programs), plan.pinned, known)
+        records = self._records(held, plan)
         where = held.name, array.id, registry.kernel.boot_id
         change = plan.to_change(where, kind, records, context, self._clock(), reverts)
-        replaced = self.replaced_programs.acquire(replaced_ids)
+        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
         indexes = plan.indexes
         held.writing = {*held.writing, *indexes} if len(indexes) == 1 else IndexSet(indexes)
         return PreparedChange(held, plan, change, replaced)
+
+    def _records(self, held: HeldMap, plan: WritePlan) -> dict[int, ProgramRecord]:
+        """Return what is known of the programs that a plan replaces and puts in, by id."""
+        known = {} if held.expected is None else held.expected.table.programs
+        ids = (*(set(plan.before) - {EMPTY}), *plan.programs)
+        return self.registry.programs.records(ids, plan.pinned, known)
+
+    def _entries(self, held: HeldMap, plan: WritePlan) -> EntryChanges:
+        return EntryChanges(plan.indexes, plan.before, plan.after, self._records(held, plan))
 
     async def commit(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
         """Journal what was written, in this order and in one transaction, and publish it.

@@ -15,7 +15,7 @@ from app.service.objects.program import ProgramSummary
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef
-from app.store.records import EMPTY, Change, ChangeKind
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges
 
 # Is called under the map's lock with the id of the entry's program (None: empty), and raises what forbids the change.
 Precondition = Callable[[int | None], None]
@@ -32,6 +32,7 @@ class SetResult:
         fit: How surely a dry run knows that the program fits.
         change: The journalled change; where the request repeats one that waits for its confirmation, that one. None:
             the program was there already, or it was a dry run.
+        entries: What a dry run would change. None: nothing.
     """
 
     map_id: int
@@ -39,6 +40,7 @@ class SetResult:
     after: ProgramSummary
     fit: Fit | None = None
     change: Change | None = None
+    entries: EntryChanges | None = None
 
 
 async def set_entry(
@@ -102,7 +104,7 @@ async def set_entry(
                 return result
             plan = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
             applied = await changes.apply(held, "set", plan, context, dry_run=dry_run)
-    result.fit, result.change = applied.fit, applied.change
+    result.fit, result.change, result.entries = applied.fit, applied.change, applied.entries
     return result
 
 

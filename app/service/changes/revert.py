@@ -68,7 +68,7 @@ async def revert_change(
             applied = await changes.apply(
                 held, "revert", plan, context, reverts=id_, dry_run=dry_run, background_steps=background_steps
             )
-            return TableResult.of(applied.change, plan, fit=applied.fit)
+            return TableResult.of(applied, plan, fit=applied.fit)
 
 
 def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Final, TypeVar
 
-from app.service.changes.changes import BackgroundSteps, Changes
+from app.service.changes.changes import Applied, BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_confirmed, check_entries, check_reference
@@ -18,7 +18,7 @@ from app.service.objects.program import Program
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
-from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, Indexes
+from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, EntryChanges, Indexes
 
 _NO_ID: Final = -1
 _SMALL: Final = 8  # references: for so few, a search through the table is faster than making a set of it
@@ -66,6 +66,7 @@ class TableResult:
         cleared: How many were emptied.
         unchanged: How many are listed, and were so already.
         fit: How surely a dry run knows that the programs fit.
+        entries: What a dry run would change. None: nothing.
     """
 
     change: Change | None
@@ -73,11 +74,12 @@ class TableResult:
     cleared: int
     unchanged: int
     fit: Fit | None = None
+    entries: EntryChanges | None = None
 
     @classmethod
-    def of(cls, change: Change | None, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
-        """Make it from the plan that was written, or would be."""
-        return cls(change, len(plan) - plan.cleared, plan.cleared, unchanged, fit)
+    def of(cls, applied: Applied, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
+        """Make it from the plan that was written, or would be, and what became of it."""
+        return cls(applied.change, len(plan) - plan.cleared, plan.cleared, unchanged, fit, applied.entries)
 
     @classmethod
     def of_repeated(cls, change: Change, *, unchanged: int = 0) -> "TableResult":
@@ -142,7 +144,7 @@ async def change_table(
                     check_entries(held, plan.indexes, context)
                     check_confirmed(held, held.unconfirmed if replace else requested.indexes)
             if not plan:
-                return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
+                return TableResult.of(Applied(), plan, unchanged=unchanged, fit="tried" if dry_run else None)
             # What is in the table already fits.
             new = [program for program in plan.programs.values() if program.id not in in_table]
             try:
@@ -152,7 +154,7 @@ async def change_table(
             except (ProgramBusy, ProgramIncompatible) as error:
                 error.entry = _entry(requested, plan.indexes[plan.after.index(error.program_id)])
                 raise
-    return TableResult.of(applied.change, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+    return TableResult.of(applied, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
 
 
 @contextmanager
