@@ -238,6 +238,8 @@ class Limits(_Section):
     # The size of a request's first line and headers in bytes, and the seconds that a client has to send them.
     header_bytes: int = Field(default=32_768, ge=1024)
     header_seconds: float = Field(default=10.0, gt=0)
+    # Seconds between two requests after which a connection is closed.
+    idle_seconds: float = Field(default=75.0, gt=0)
     # Readers of /events at the same time. One actor can have half of them.
     event_readers: int = Field(default=2048, ge=1)
     # Maps and programs held at the same time, those of the configuration included.

@@ -10,6 +10,8 @@ import platform
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -127,3 +129,28 @@ def _main(verb: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+
+
+@contextmanager
+def journal_reader(file: Path) -> Iterator[None]:
+    """Another process that holds a read transaction of a journal open."""
+    code = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT count(*) FROM changes").fetchone()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        assert process.stdout.readline() == "reading\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            assert process.wait(20) == 0

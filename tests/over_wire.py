@@ -1,6 +1,7 @@
 """An httpx transport that passes requests as bytes to the server's protocol, without sockets."""
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
@@ -81,8 +82,8 @@ async def _answer(client: h11.Connection, pipe: "Pipe") -> httpx.Response:
 class Pipe(asyncio.Transport):
     """A transport whose other end reads what the protocol writes."""
 
-    def __init__(self) -> None:
-        super().__init__({"sockname": ("192.0.2.1", 80), "peername": ("127.0.0.1", 123)})
+    def __init__(self, local: socket.socket | None = None) -> None:
+        super().__init__({"sockname": ("192.0.2.1", 80), "peername": ("127.0.0.1", 123), "socket": local})
         self._written, self._is_closing = asyncio.Queue[bytes](), False
 
     async def read(self) -> bytes:
@@ -99,6 +100,12 @@ class Pipe(asyncio.Transport):
             self._written.put_nowait(b"")
 
     abort = close
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._written.put_nowait(b"")
 
     def is_closing(self) -> bool:
         return self._is_closing

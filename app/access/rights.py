@@ -1,11 +1,12 @@
 """Rights: what a role may do, and to which maps, entries and programs it is restricted."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Literal
 
 MAX_INDEX: Final = (1 << 32) - 1
+_FEW: Final = 64  # indexes that are looked at one by one
 
 Role = Literal["reader", "writer", "admin", "metrics"]
 
@@ -18,7 +19,7 @@ class Right(Enum):
     WRITE = auto()  # entries, test runs
     ADMIN = auto()  # hold, release, reconcile, protected entries
     METRICS = auto()
-    DOCS = auto()
+    DOCS = auto()  # the documentation; open to everybody where callers have tokens
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and would take most of the time of a check
 
@@ -40,6 +41,29 @@ class Ranges:
 
     def __contains__(self, index: int) -> bool:
         return any(first <= index <= last for first, last in self.parts)
+
+    def slices(self, length: int) -> Iterator[slice]:
+        """Return the ranges as slices of a table of this length. They may overlap."""
+        for first, last in self.parts:
+            if first < length:
+                yield slice(first, min(last + 1, length))
+
+    def mask(self, indexes: Collection[int]) -> bytes:
+        """Return a byte for each index: 1 if it is within the ranges, else 0."""
+        if len(indexes) <= _FEW:
+            return bytes(index in self for index in indexes)
+        marks = bytearray(max(indexes) + 1)
+        for each in self.slices(len(marks)):
+            marks[each] = b"\1" * (each.stop - each.start)
+        return bytes(map(marks.__getitem__, indexes))
+
+    def count(self, first: int, last: int) -> int:
+        """Return how many of the indexes from `first` to `last` are within the ranges."""
+        found, following = 0, first  # what is below `following` is counted
+        for start, stop in sorted(self.parts):
+            found += max(0, min(stop, last) - max(start, following) + 1)
+            following = max(following, stop + 1)
+        return found
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Ranges":

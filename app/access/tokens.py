@@ -25,6 +25,10 @@ class TokensUnusable(Exception):
     """The file cannot be used, or has no token of that name, or has one already. The text says which."""
 
 
+class KeeperUnavailable(TokensUnusable):
+    """The keeper, which reads the file for this process, cannot be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """What is stored of a token. `hash`: SHA-256 of the secret, in hex; `created`, `expires`: seconds since 1970."""
@@ -190,6 +194,7 @@ class Tokens:
         """The actor of a secret; None: there is no such token, or it has expired.
 
         Raises:
+            KeeperUnavailable: The file cannot be asked for now.
             TokensUnusable: The file cannot be used.
         """
         try:
@@ -211,9 +216,8 @@ class Tokens:
         except (OSError, ValueError) as error:
             if getattr(error, "errno", 0) == errno.EPIPE:
                 message = f"{self._file.path}: the keeper has ended: restart the service"
-            else:
-                message = _no_token_file(self._file.path)
-            raise TokensUnusable(message) from error
+                raise KeeperUnavailable(message) from error
+            raise TokensUnusable(_no_token_file(self._file.path)) from error
         # The time that a look-up by hash takes tells nothing about stored secrets: nobody can choose the hash.
         expires, actor = self._by_hash.get(hashed, (0.0, None))
         return actor if expires is None or time.time() < expires else None

@@ -47,11 +47,18 @@ def create_app(
     limits: Limits | None = None,
     audit: Audit | None = None,
 ) -> FastAPI:
-    """The application over what `registry` holds; `journal`: for what is changed; `drift_interval`: in seconds.
+    """Put the application together. Nothing is opened yet.
 
-    `authentication`: None: whoever can connect may do everything.
+    Its lifespan starts the service before the first request, and keeps it up to date beside the requests.
 
-    Its lifespan undoes what is overdue before the first request, and goes on with what is done beside requests.
+    Args:
+        registry: The maps and programs.
+        journal: The journal, open.
+        keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
+        drift_interval: Seconds between two checks of all tables.
+        authentication: How the service knows who asks. None: everybody who can connect may do everything.
+        limits: What one caller may take.
+        audit: Where attempts are recorded.
     """
     app = _Application(
         title="jumptable",
@@ -70,6 +77,7 @@ def create_app(
     app.state.service = Service(
         registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=app.state.audit.buffered
     )
+    app.state.service.changes.on_automatic = app.state.audit.automatic
     app.state.metrics = metrics.collectors(app.state.service)
     for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.

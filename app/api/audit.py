@@ -1,6 +1,7 @@
 """The audit: one line for each attempt to change anything and for each denied request.
 
-The lines go to the log or to a file of their own. They contain neither tokens nor request bodies.
+The lines go to the log or to a file of their own. They contain neither tokens nor request bodies. The reason
+of a refusal may repeat the value that was refused.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +19,13 @@ from pydantic_core import to_json
 from starlette.types import Scope
 
 from app.api.authorization import ACTOR, CHANGING, RIGHTS
+from app.store.records import Change, EntryChanges, ProgramRecord
 
 FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted one into a path
 _MAX_PATH_CHARS: Final = 256
+_MAX_REASON_CHARS: Final = 300
+_MAX_ENTRIES: Final = 20  # of one change in one line
 _DENIED_STATUSES: Final = {401, 403, 421, 429}
 
 # Each line: the operation, and its facts.
@@ -71,6 +76,7 @@ class Audit:
         self._to_log = to_log
         self._lines: list[tuple[str, dict[str, Any]]] = []
         self._is_buffered = False
+        self._lost = 0  # lines that went to the log, as the file cannot be written
         self.reopen()
 
     def reopen(self) -> None:
@@ -90,7 +96,28 @@ class Audit:
             os.close(self._fd)
             self._fd = -1
 
-    def attempt(self, scope: Scope, operation: str, status: int, code: str | None, request_id: str) -> None:
+    def automatic(self, change: Change) -> None:
+        """Record a change that the service has made by itself: an undo that was due, or a restore."""
+        facts = {
+            "request_id": change.request_id,
+            "actor": change.actor,
+            "outcome": "done",
+            "change": change.id or None,
+            "map": change.map,
+            "reverts": change.reverts or None,
+            **entries_facts(change.entries),
+        }
+        self._add(change.kind, facts)
+
+    def attempt(
+        self,
+        scope: Scope,
+        operation: str,
+        status: int,
+        code: str | None,
+        request_id: str,
+        reason: str | None = None,
+    ) -> None:
         """Record one request, if it was an attempt to change something or was denied.
 
         Args:
@@ -99,6 +126,7 @@ class Audit:
             status: The status of the response; 0: the connection ended before there was one.
             code: The code of the problem, if the response is one.
             request_id: The id of the request.
+            reason: The detail of the problem, if the response is one.
         """
         if RIGHTS.get(operation) not in CHANGING and status not in _DENIED_STATUSES:
             return
@@ -111,8 +139,12 @@ class Audit:
         }
         if code is not None:
             facts["code"] = code
+            facts["reason"] = _TOKEN.sub("jt_…", reason or "")[:_MAX_REASON_CHARS]
         facts["path"] = _TOKEN.sub("jt_…", path) if "jt_" in path else path
         facts.update(scope.get(FACTS, ()))
+        self._add(operation, facts)
+
+    def _add(self, operation: str, facts: dict[str, Any]) -> None:
         self._lines.append((operation, facts))
         if not self._is_buffered:
             self._write()
@@ -144,7 +176,26 @@ class Audit:
                 os.fsync(self._fd)
         except OSError as error:
             for operation, facts in lines:
-                log.warning("the audit file cannot be written", reason=error.strerror, event_lost=operation, **facts)
+                log.warning("the audit file cannot be written", error=error.strerror, event_lost=operation, **facts)
+            self._lost += len(lines)
+            return
+        if self._lost:
+            log.info("the audit file can be written again", lines_in_the_log=self._lost)
+            self._lost = 0
+
+
+def program_fact(record: ProgramRecord | None) -> dict[str, Any] | None:
+    """A program as a line tells it. None: the entry is empty."""
+    return None if record is None else {"name": record.name, "id": record.id or None}
+
+
+def entries_facts(entries: EntryChanges) -> dict[str, Any]:
+    """What a line tells of the entries of a change: how many, and the first of them with their programs."""
+    first = [
+        {"index": each.index, "before": program_fact(each.before), "after": program_fact(each.after)}
+        for each in islice(entries, _MAX_ENTRIES)
+    ]
+    return {"count": len(entries), "entries": first}
 
 
 def _outcome(status: int) -> str:

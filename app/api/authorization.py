@@ -15,7 +15,8 @@ from starlette.types import Scope
 
 from app.access.peers import Peer, Peers, is_loopback
 from app.access.rights import EVERYTHING, Actor, Grant, Right
-from app.access.tokens import Tokens, TokensUnusable
+from app.access.rights import RIGHTS as ROLES
+from app.access.tokens import KeeperUnavailable, Tokens, TokensUnusable
 from app.api.limits import Limits
 from app.api.problems import HttpProblem
 
@@ -61,6 +62,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "hold_program": Right.ADMIN,
     "release_program": Right.ADMIN,
 }
+ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
 CHANGING: Final = {Right.WRITE, Right.ADMIN}  # the rights of operations that change something
 
 log = structlog.get_logger()
@@ -94,7 +96,7 @@ class Authentication:
             authorization: The value of its Authorization header.
 
         Raises:
-            HttpProblem: unauthenticated: the token is not valid.
+            HttpProblem: unauthenticated: the token is not valid. keeper-unavailable: it cannot be checked now.
         """
         if self.peers is None and self.tokens is None and not self.certificates:
             client = scope.get("client")
@@ -118,8 +120,15 @@ class Authentication:
         except TokensUnusable as error:
             if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))
-            detail = "tokens cannot be checked; the log and /readyz say why"
+            if isinstance(error, KeeperUnavailable):
+                detail = "tokens cannot be checked while the keeper is away; send the request again in a few seconds"
+                raise HttpProblem("keeper-unavailable", detail) from error
+            detail = (
+                "tokens cannot be checked now; an operator has to mend the file of tokens, then send the request again"
+            )
             raise unauthenticated(detail) from error
+        if logged_reason is not None:
+            log.info("tokens can be checked again")
         if actor is None:
             raise unauthenticated("the token is unknown, revoked or expired; send a valid one")
         return actor
@@ -138,6 +147,11 @@ def forbidden(scope: Scope, detail: str) -> HttpProblem:
     actor: Actor = scope[ACTOR]
     role = "no role" if actor.grant is None else f"role {actor.grant.role}"
     return HttpProblem("forbidden", f"{actor.name} ({role}): {detail}")
+
+
+def _roles(right: Right) -> str:
+    """Whom to ask for, where a right is missing."""
+    return f"send the request with the role {' or '.join(role for role, rights in ROLES.items() if right in rights)}"
 
 
 def grant_of(scope: Scope) -> Grant:
@@ -162,32 +176,35 @@ def check_access(
         limits: Count the request against the caller's rate.
 
     Raises:
-        HttpProblem: host-not-allowed, unauthenticated, too-many-requests, forbidden or read-only.
+        HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, forbidden or read-only.
     """
     check_host(scope)
     scope[ACTOR] = actor = None
+    right = RIGHTS[operation]
+    if right is Right.DOCS and authentication.tokens is not None:
+        right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
         scope[ACTOR] = actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
-        if RIGHTS[operation] is not Right.NONE:
+        if right is not Right.NONE:
             raise
-    right = RIGHTS[operation]
-    if actor is not None and right is not Right.NONE and not scope.get(COUNTED):
+    is_counted = limits.requests_per_second is not None and right is not Right.NONE and not scope.get(COUNTED)
+    if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
     if right is not Right.NONE:
         if actor is None:
             raise unauthenticated("the request has no token; send Authorization: Bearer TOKEN")
         if actor.grant is None or not actor.grant.allows(right):
-            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}")
+            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}; {_roles(right)}")
     if authentication.read_only and right in CHANGING:
         raise HttpProblem(
-            "read-only", "the service is read-only by its configuration; remove read_only to make changes"
+            "read-only", "the service is read-only by its configuration; take read_only out of it to make changes"
         )
     if name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
-        raise forbidden(scope, f"program {name!r} is not among the programs of this caller")
+        raise forbidden(scope, f"program {name!r} is not among the programs of this caller; {ASK}")
 
 
 def may_still(scope: Scope, operation: str) -> bool:
@@ -208,7 +225,18 @@ def check_map(scope: Scope, name: str) -> None:
     """
     maps = grant_of(scope).maps
     if maps is not None and name not in maps:
-        raise forbidden(scope, f"map {name!r} is not among the maps of this caller")
+        raise forbidden(scope, f"map {name!r} is not among the maps of this caller; {ASK}")
+
+
+def check_entry(scope: Scope, index: int) -> None:
+    """Check that the caller may see an entry.
+
+    Raises:
+        HttpProblem: forbidden: the entry is not among those of the caller's grant.
+    """
+    entries = grant_of(scope).entries
+    if entries is not None and index not in entries:
+        raise forbidden(scope, f"entry {index} is not among the entries of this caller; {ASK}")
 
 
 def check_host(scope: Scope) -> None:

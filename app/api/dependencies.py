@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from app.access.rights import Actor
 from app.api.audit import FACTS
-from app.api.authorization import ACTOR, forbidden
+from app.api.authorization import ACTOR, ASK, forbidden, grant_of
 from app.api.middleware import REQUEST_ID
 from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
@@ -39,7 +39,7 @@ def context_of(scope: Scope, note: str | None = None, confirm_within: int | None
 
     Args:
         scope: Of a request that was let in.
-        note: Why, in the words of whoever asks.
+        note: Why, in the words of the caller.
         confirm_within: Seconds until it is undone unless somebody confirms it.
     """
     actor: Actor = scope[ACTOR]
@@ -57,7 +57,7 @@ def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram 
         force: Also where that may empty an array.
 
     Raises:
-        HttpProblem: Too much is held already; or another source for the name would void the bounds of whoever asks.
+        HttpProblem: Too much is held already; or another source for the name would void the bounds of the caller.
     """
     if was is None:
         registry = service_of(request).registry
@@ -65,7 +65,17 @@ def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram 
     actor: Actor = request.scope[ACTOR]
     is_unbounded = actor.grant is not None and actor.grant.is_unbounded
     if not is_unbounded and (was is None or was.source != source or force):
-        raise forbidden(request.scope, "whoever has bounds may only open again what is held, without force")
+        raise forbidden(request.scope, f"a caller with bounds may only open again what is held, without force; {ASK}")
+
+
+def check_held(request: Request, name: str) -> None:
+    """Check that a map to which a request restricts a list is held. Of maps beyond their bounds callers learn nothing.
+
+    Raises:
+        MapUnknown: It is not held.
+    """
+    if grant_of(request.scope).has_map(name):
+        service_of(request).registry.maps.get(name)
 
 
 def change_headers(*, dry_run: bool, change: Change | None = None, location: str | None = None) -> dict[str, str]:

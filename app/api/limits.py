@@ -21,10 +21,18 @@ class Bounds:
         connections: How many may be open at a time.
         header_bytes: Largest size of a request's line and headers together, in bytes.
         header_seconds: How long they may take to arrive, in seconds.
+        idle_seconds: How long a connection may stay open between two requests, in seconds.
     """
 
-    def __init__(self, connections: int = 4096, header_bytes: int = 32_768, header_seconds: float = 10.0) -> None:
-        self.connections, self.header_bytes, self.header_seconds = connections, header_bytes, header_seconds
+    def __init__(
+        self,
+        connections: int = 4096,
+        header_bytes: int = 32_768,
+        header_seconds: float = 10.0,
+        idle_seconds: float = 75.0,
+    ) -> None:
+        self.connections, self.header_bytes = connections, header_bytes
+        self.header_seconds, self.idle_seconds = header_seconds, idle_seconds
 
 
 class Limits:
@@ -45,7 +53,7 @@ class Limits:
         burst: int = 100,
     ) -> None:
         self.event_readers, self.held = event_readers, held
-        self._rate, self._burst = requests_per_second, burst
+        self.requests_per_second, self._burst = requests_per_second, burst
         self._readers: Counter[str] = Counter()  # by actor
         # By actor: how many requests were left, and when that was.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -56,17 +64,17 @@ class Limits:
         Raises:
             HttpProblem: too-many-requests: the actor has sent too many.
         """
-        if self._rate is None:
+        if self.requests_per_second is None:
             return
         now = time.monotonic()
         left, updated = self._buckets.pop(actor, (float(self._burst), now))
-        left = min(self._burst, left + (now - updated) * self._rate)
+        left = min(self._burst, left + (now - updated) * self.requests_per_second)
         self._buckets[actor] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         if left < 1:
-            detail = f"{actor} may send {self._rate:g} requests a second; wait before you send the next"
-            raise too_many(detail, (1 - left) / self._rate)
+            detail = f"{actor} may send {self.requests_per_second:g} requests a second; wait before you send the next"
+            raise too_many(detail, (1 - left) / self.requests_per_second)
 
     def check_readers(self, actor: str) -> None:
         """Check that an actor may open another event stream.

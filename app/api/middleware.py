@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
+from app.api.pretty import PrettySender, is_pretty
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, error_code, error_response, problem
 from app.service.errors import ServiceError, Stopping
 
@@ -40,7 +41,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, code = time.perf_counter(), None
+        started, code, reason = time.perf_counter(), None, None
         exchange = _Exchange(scope, send)
         try:
             _check_admission(scope)
@@ -48,7 +49,7 @@ class RequestMiddleware:
         except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
                 raise
-            code = error_code(error)
+            code, reason = error_code(error), str(error)
             if isinstance(error, HTTPException):  # no operation matches; the route may be that of another method
                 exchange.scope.pop("route", None)
             response = error_response(error, exchange.scope, exchange.request_id)
@@ -69,7 +70,7 @@ class RequestMiddleware:
         finally:
             operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
             state = scope["app"].state
-            state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id)
+            state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id, reason)
             if operation != "watch_events":
                 state.service.counters.add_request(operation, exchange.status, time.perf_counter() - started)
 
@@ -104,9 +105,10 @@ class _Exchange:
         }
         if self.is_head:
             self.scope["method"] = "GET"
-        self._send = send
+        self._send_on = send
+        self.send: Send = PrettySender(self._send) if is_pretty(scope["query_string"]) else self._send
 
-    async def send(self, message: Message) -> None:
+    async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
@@ -116,7 +118,7 @@ class _Exchange:
             message = {**message, "headers": headers}
         elif self.is_head:
             message = {**message, "body": b""}
-        await self._send(message)
+        await self._send_on(message)
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:

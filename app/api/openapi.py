@@ -1,9 +1,11 @@
 """The OpenAPI document: what routes add to it, and how it is put together.
 
 Routes build their `responses` with `answers`, `no_content` and `problems`. `document` adds the schema of a problem and
-how callers are authenticated.
+how callers are authenticated, and writes schemas in the form that generators of clients understand.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -26,10 +28,22 @@ _ALWAYS: Final = (
     "headers-too-large",
     "internal",
     "draining",
+    "keeper-unavailable",
 )
 # Further codes: those of every route with a body, and those of every route that asks the kernel.
 BODY: Final = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
 KERNEL: Final = ("kernel-permission", "kernel-error")
+
+# The tags of the routes, in the order in which the document shows them.
+_TAGS: Final = {
+    "entries": "The entries of a map, one by one and as a whole table.",
+    "maps": "Program arrays, held under names.",
+    "programs": "Programs, held under names.",
+    "changes": "The journal of changes: confirm, revert, reconcile, follow.",
+    "service": "The service itself: health, version, metrics, problems.",
+}
+# Integers beyond these bounds do not fit into the 32 bits that generators give to an integer without a format.
+_INT32: Final = (-(1 << 31), (1 << 31) - 1)
 
 _EXAMPLE_REQUEST_ID: Final = "9f1c2d3e4b5a69788796a5b4c3d2e1f0"
 
@@ -62,7 +76,9 @@ class Problem(BaseModel):
     type: str = Field(examples=["/problems/entry-empty"])
     title: str = Field(examples=["The entry is empty"])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=["entry 3 is empty"])
+    detail: str = Field(
+        examples=["entry 3 is empty; PUT a program there first, or send ?allow_missing=true with a DELETE"]
+    )
     code: str = Field(examples=["entry-empty"])
     request_id: str = Field(examples=[_EXAMPLE_REQUEST_ID])
 
@@ -123,12 +139,87 @@ def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of the application. It is built on the first call."""
     if app.openapi_schema is None:
         schema = get_openapi(
-            title=app.title, version=app.version, description=app.description.strip(), routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description.strip(),
+            contact={"name": "The maintainers of jumptable"},
+            license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+            servers=[{"url": "/", "description": "The service that answers with this document."}],
+            tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+            routes=app.routes,
         )
         schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        for each in _schemas(schema):
+            _simplify(each)
+            if "anyOf" in each:
+                each["anyOf"] = _alternatives(each["anyOf"], schema["components"]["schemas"])
+        for parameter in _parameters(schema):
+            _drop_null(parameter)
         _add_security(schema, app.state.authentication)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each JSON schema that describes a value: all but the conditions in `if`, `then`, `else` and `not`."""
+    found = list(document["components"]["schemas"].values())
+    for path in document["paths"].values():
+        for operation in path.values():
+            parts = [*operation.get("parameters", []), operation.get("requestBody", {})]
+            for response in operation["responses"].values():
+                parts += [response, *response.get("headers", {}).values()]
+            for part in parts:
+                media = part.get("content", {}).values()
+                found += [each["schema"] for each in (part, *media) if "schema" in each]
+    while found:
+        schema = found.pop()
+        yield schema
+        found += schema.get("properties", {}).values()
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            found += schema.get(keyword, [])
+        for keyword in ("items", "additionalProperties"):
+            if isinstance(schema.get(keyword), dict):
+                found.append(schema[keyword])
+
+
+def _parameters(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schema of each parameter in the document."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            yield from (parameter["schema"] for parameter in operation.get("parameters", []))
+
+
+def _simplify(schema: dict[str, Any]) -> None:
+    """Write one schema in the form that generators of clients understand. It allows the same values as before."""
+    # Generators name types by titles. Those of pydantic repeat the names of members, which clash with other types.
+    schema.pop("title", None)
+    for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        if schema.get("type") == "integer" and keyword in schema:
+            schema[keyword] = int(schema[keyword])  # FastAPI makes a float of it
+    if schema.get("type") == "integer":
+        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        schema.setdefault("format", "int32" if _INT32[0] <= low and high <= _INT32[1] else "int64")
+
+
+def _alternatives(schemas: list[dict[str, Any]], components: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the alternatives of an anyOf, each once, and those that require more members first.
+
+    FastAPI lists the models of a response twice. Generated clients take the first alternative that fits.
+    """
+    once = [each for number, each in enumerate(schemas) if each not in schemas[:number]]
+
+    def required(schema: dict[str, Any]) -> int:
+        return len(components.get(schema.get("$ref", "").rpartition("/")[2], schema).get("required", ()))
+
+    return sorted(once, key=required, reverse=True)
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    """Take null out of the schema of a parameter: a parameter is left out, and has no way to say null."""
+    kinds = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema.update(kinds[0])
 
 
 def _add_security(schema: dict[str, Any], authentication: Authentication) -> None:
@@ -139,6 +230,7 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
     if authentication.certificates:
         schemes["certificate"] = _CERTIFICATE
     if not schemes:
+        schema["security"] = []
         return
     schema["components"]["securitySchemes"] = schemes
     security: list[dict[str, list[str]]] = [{name: []} for name in schemes]
@@ -146,5 +238,5 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
         security.append({})  # on the unix socket the kernel says who the caller is
     for path in schema["paths"].values():
         for operation in path.values():
-            if RIGHTS[operation["operationId"]] is not Right.NONE:
-                operation["security"] = security
+            is_open = RIGHTS[operation["operationId"]] is Right.NONE
+            operation["security"] = [] if is_open else security

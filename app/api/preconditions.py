@@ -118,6 +118,8 @@ def _tags(request: Request, header: str) -> list[str] | None:
     if text.strip(" \t") == "*":
         return ["*"]
     if not _ETAG_LIST.fullmatch(text):
-        detail = f"{header} must be * or a list of quoted tags such as {_EXAMPLE_ETAG}"
+        detail = (
+            f"{header} is neither * nor a list of quoted tags; send tags as ETag shows them, such as {_EXAMPLE_ETAG}"
+        )
         raise HttpProblem("malformed-header", detail)
     return re.findall(_ETAG, text)

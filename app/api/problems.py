@@ -18,8 +18,9 @@ from starlette.types import Scope
 
 from app.service.errors import BodyIndexOutOfRange, ServiceError, WriteRefused
 
+_MAX_PATH_CHARS: Final = 256  # of a path that a detail repeats
 MEDIA_TYPE: Final = "application/problem+json"
-INTERNAL_DETAIL: Final = "an internal error occurred; the log has it under this request_id"
+INTERNAL_DETAIL: Final = "an internal error occurred; report it with this request_id, under which the log has more"
 
 log = structlog.get_logger()
 
@@ -70,7 +71,11 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         404, "The entry is empty", "PUT a program there. DELETE accepts an empty entry with ?allow_missing=true."
     ),
     "index-out-of-range": ProblemType(404, "No such entry", "Use an index from 0 to max_entries - 1."),
-    "not-found": ProblemType(404, "No such resource", "GET /openapi.json lists all paths."),
+    "not-found": ProblemType(
+        404,
+        "No such resource",
+        "Check the path for slips, and leave out a slash at its end. GET /openapi.json lists all paths.",
+    ),
     "method-not-allowed": ProblemType(
         405, "The resource does not support this method", "Use one of the methods in the Allow header."
     ),
@@ -190,7 +195,13 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "journal-unavailable": ProblemType(
         503,
         "The journal cannot be used",
-        "Fix what the detail says. If a change was being made, put_back says whether it was undone.",
+        "Mend what the detail says. If a change was being made, put_back says whether it was undone.",
+    ),
+    "keeper-unavailable": ProblemType(
+        503,
+        "The keeper cannot be asked",
+        "The keeper opens and creates kernel objects and looks up tokens. If it has ended, systemd restarts the "
+        "service unless that would empty an array; GET /readyz says why. Otherwise restart the service.",
     ),
     "draining": ProblemType(503, "The service is stopping", "Send the request again when the service is back."),
 }
@@ -273,8 +284,9 @@ def problem(
         "request_id": request_id,
     }
     members = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
-    content = json.dumps(members, separators=(",", ":"))
-    return Response(content + "\n", status, headers, MEDIA_TYPE)
+    content = json.dumps(members, separators=(",", ":"), ensure_ascii=False) + "\n"
+    # A fact may have characters that UTF-8 has not, such as those that stand for other bytes in a path.
+    return Response(content.encode("utf-8", "replace"), status, headers, MEDIA_TYPE)
 
 
 def bare_problem(code: str, detail: str) -> bytes:
@@ -291,7 +303,14 @@ def bare_problem(code: str, detail: str) -> bytes:
 def _routing_problem(error: HTTPException, scope: Scope, request_id: str) -> Response:
     """Return the response for 404 and 405. Only Starlette's routing raises HTTPException."""
     if error.status_code == 404:
-        detail = f"there is no resource at {scope['path'][:256]!r}; /docs lists all paths"
+        path: str = scope["path"]
+        there = f"there is no resource at {path[:_MAX_PATH_CHARS]!r}"
+        without = path.rstrip("/")
+        if without != path and _allowed_methods({**scope, "path": without}):
+            detail = f"{there}; leave out the slash at the end: {without[:_MAX_PATH_CHARS]}"
+        else:
+            begins = sorted({f"/{route.path.split('/')[1]}" for route in scope["app"].routes})
+            detail = f"{there}; send a path that begins with one of {', '.join(begins)}"
         return problem("not-found", detail, request_id)
     if error.status_code == 405:
         allow = ", ".join(_allowed_methods(scope))

@@ -13,6 +13,7 @@ from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
 from app.cli.common import fail
+from app.sandbox.process_name import set_process_name
 from app.server import logging
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, listen_tcp
@@ -46,6 +47,7 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     Nothing has to be prepared. There is no authentication, so it listens on loopback alone.
     """
     logging.configure()
+    set_process_name("jumptable: demo")
     raise_open_files()
     try:
         listener = listen_tcp(host, port, only_loopback=True)

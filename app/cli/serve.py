@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -9,10 +10,12 @@ import structlog
 
 from app.cli.common import CONFIG, fail, load_or_fail
 from app.config import Settings
+from app.sandbox.process_name import set_process_name
 from app.server import assemble, logging, startup
+from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
 from app.server.run import preload, raise_open_files, serve
-from app.server.systemd import Notifier
+from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalDamaged, JournalFailed
@@ -30,6 +33,7 @@ def serve_command(file: Path, show_config: bool) -> None:
         click.echo(settings.model_dump_json(indent=2, exclude_none=True))
         return
     logging.configure()
+    set_process_name("jumptable: listener")
     raise_open_files()
     try:
         _serve(settings)
@@ -84,5 +88,8 @@ def _serve(settings: Settings) -> None:
         at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
-        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier)
+        watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
+        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier, watch)
     log.info("ended")
+    if watch is not None and watch.has_ended_service:
+        sys.exit(1)  # with 0, systemd would not start it again

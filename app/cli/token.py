@@ -12,6 +12,7 @@ from app.access.rights import Ranges, Role
 from app.access.tokens import Token, TokenFile, TokensUnusable
 from app.cli.common import fail, load_or_fail
 from app.service.objects.source import checked_name
+from app.store import journal
 
 _SECONDS_PER_UNIT: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_LIFETIME_SECONDS: Final = 100 * 366 * 86_400
@@ -54,8 +55,32 @@ def token_new(
         until = None if expires is None else time.time() + _seconds(expires)
     except ValueError as error:
         fail(str(error), 2)
+    _warn_of_unknown_names(file, maps, programs)
     token = Token(name, "", role, time.time(), list(maps) or None, list(entries) or None, list(programs) or None, until)
     _print_result(file, lambda tokens: tokens.add(token))
+
+
+def _warn_of_unknown_names(file: Path, maps: tuple[str, ...], programs: tuple[str, ...]) -> None:
+    """Warn of names that are not held. The token is made all the same: they may be held later."""
+    settings = load_or_fail(file)
+    known: dict[str, set[str]] = {"map": {*settings.maps}, "program": {*settings.programs}}
+    if known["map"].issuperset(maps) and known["program"].issuperset(programs):
+        return
+    recorded = settings.server.state_dir / "journal.db"
+    if recorded.exists():
+        try:
+            for hold in journal.check(recorded):
+                known[hold.kind].add(hold.name)
+        except (journal.JournalDamaged, journal.JournalFailed):
+            return  # what it knows cannot be asked
+    for kind, names in (("map", maps), ("program", programs)):
+        for name in sorted({*names} - known[kind]):
+            there = ", ".join(sorted(known[kind])) or "none"
+            click.echo(
+                f"jumptable: no {kind} is held under the name {name!r}, so this right is of no use until one is. "
+                f"Held: {there}",
+                err=True,
+            )
 
 
 @token_group.command("rotate")

@@ -25,6 +25,7 @@ from app.sandbox.channel import receive, send
 
 _TIMEOUT_SECONDS: Final = 10.0  # for the start, and for each answer
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
+UNAVAILABLE: Final = frozenset({errno.EPIPE})  # the errnos of a keeper that cannot be asked
 _KEEPER_ENDED: Final = "the keeper has ended or does not answer, so it opens and creates nothing: restart the service"
 
 
@@ -41,8 +42,9 @@ class KeeperClient:
             OSError: It does not start, or does not answer within 10 s.
         """
         self._lock = threading.Lock()
-        self._programs_lock = threading.Lock()
+        self._fds_lock = threading.Lock()
         self._programs: TablePrograms | None = None
+        self._keep_dir: int | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The configuration goes over a socket, as an argument is limited to 128 KiB (MAX_ARG_STRLEN).
         config_writer, config_reader = socket.socketpair()
@@ -114,9 +116,30 @@ class KeeperClient:
             raise OSError(errno.EPROTO, f"{op.name}: the keeper has sent no fd")
         return fd
 
+    def open_keep_dir(self) -> int:
+        """Ask for an fd (O_PATH) of keep_dir, which the caller then owns.
+
+        Where the keeper cannot be asked, it is a copy of the last one: what is in there is the listener's own.
+
+        Raises:
+            OSError: As `open`.
+        """
+        try:
+            fd = self.open(Op.KEEP_DIR)
+        except OSError as error:
+            with self._fds_lock:
+                if error.errno not in UNAVAILABLE or self._keep_dir is None:
+                    raise
+                return os.dup(self._keep_dir)
+        with self._fds_lock:
+            if self._keep_dir is not None:
+                os.close(self._keep_dir)
+            self._keep_dir = os.dup(fd)
+        return fd
+
     def table_programs(self) -> TablePrograms:
         """Return the programs of `app.bpf.bulk`, which the keeper loads. Asked for once; this client owns the fds."""
-        with self._programs_lock:
+        with self._fds_lock:
             if self._programs is None:
                 self._programs = TablePrograms(self._table_program(0), self._table_program(1))
             return self._programs
@@ -133,6 +156,11 @@ class KeeperClient:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the process of the keeper has ended."""
+        return self._process.poll() is not None
+
+    @property
     def degraded_reason(self) -> str | None:
         """The reason why the keeper cannot be asked, with a remedy; None while it can."""
         return None if self._process.poll() is None and self._channel.fileno() >= 0 else _KEEPER_ENDED
@@ -140,9 +168,9 @@ class KeeperClient:
     def close(self) -> None:
         """Close the channel, upon which the keeper ends, and wait up to 10 s for its end."""
         self._channel.close()
-        with self._programs_lock:
-            programs, self._programs = self._programs, TablePrograms()
-        for fd in programs or ():
+        with self._fds_lock:
+            fds, self._programs, self._keep_dir = (*(self._programs or ()), self._keep_dir), TablePrograms(), None
+        for fd in fds:
             if fd is not None:
                 os.close(fd)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it also ends when this process does
@@ -206,7 +234,7 @@ class KeeperKernel(LinuxKernel):
         if folder != self._keep_dir:
             yield None
             return
-        fd = self._keeper.open(Op.KEEP_DIR)
+        fd = self._keeper.open_keep_dir()
         try:
             yield f"/proc/self/fd/{fd}/{name}"
         finally:

@@ -27,6 +27,7 @@ from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfi
 from app.keeper.paths import AllowedPaths, open_file, own_file
 from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
+from app.sandbox.process_name import set_process_name
 
 # For MAP_CREATE; for *_GET_FD_BY_ID; for pins and files of any mode. A keeper is of use with any one of them.
 NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
@@ -45,6 +46,7 @@ def main(channel_fd: str, config_fd: str) -> None:
         config_fd: An fd from which the KeeperConfig is read, up to its end.
     """
     channel = socket.socket(fileno=int(channel_fd))
+    set_process_name("jumptable: keeper")
     drop_capabilities(KEPT)
     with os.fdopen(int(config_fd), "rb") as file:
         keeper = Keeper(KeeperConfig.load(file.read()))

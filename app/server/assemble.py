@@ -108,7 +108,7 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
 def connection_bounds(settings: Settings) -> Bounds:
     """What one connection may use, as configured."""
     limits = settings.limits
-    return Bounds(limits.connections, limits.header_bytes, limits.header_seconds)
+    return Bounds(limits.connections, limits.header_bytes, limits.header_seconds, limits.idle_seconds)
 
 
 def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:

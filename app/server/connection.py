@@ -10,7 +10,10 @@ answers to the requests before it, and closes the connection.
 """
 
 import asyncio
+import fcntl
 import socket
+import termios
+from array import array
 from collections import deque
 from typing import Any, Final
 from urllib.parse import unquote
@@ -25,12 +28,17 @@ from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import NAMES, PEER
 from app.api.limits import Bounds
-from app.api.problems import HttpProblem, bare_problem
+from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
 from app.server.framing import STATUS_LINES, Headers, ambiguity, head_without_upgrade, header_lines, with_target_host
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
-_IDLE_TIMEOUT_SECONDS: Final = 5.0  # between two requests
+_UNREAD_BYTES_RETRY_SECONDS: Final = 1.0  # when a connection is idle by the clock, but has bytes to read
+# After its last answer, a connection goes on to read what the client still sends, and drops it. It does so until the
+# client closes or one of these limits is reached.
+_LINGER_SECONDS: Final = 10.0
+_LINGER_QUIET_SECONDS: Final = 2.0  # without a byte received
+_MAX_LINGER_BYTES: Final = 32 << 20
 _MAX_WAITING_REQUESTS: Final = 16  # pipelined behind the one that is being answered
 _BODY_BUFFER_BYTES: Final = 65_536  # with more, the connection stops reading until the application takes it
 _MAX_FRAMING_PER_BODY_BYTE: Final = 8  # a chunk of one byte has 5 bytes of framing
@@ -61,8 +69,8 @@ class Exchange:
             await self._connection.app(self.scope, self.receive, self.send)
         except Exception:
             log.exception("internal error", path=self.scope["path"])
-            if not self.is_started:
-                self._connection.transport.write(bare_problem("internal", "the log tells what"))
+            if not self.is_started and not self._connection.is_closing:
+                self._connection.transport.write(bare_problem("internal", INTERNAL_DETAIL))
         finally:
             if not self.is_answered:
                 self._connection.close()
@@ -74,7 +82,7 @@ class Exchange:
             HttpProblem: The rest of the body is malformed.
         """
         connection = self._connection
-        if self._expects_continue and not connection.transport.is_closing():
+        if self._expects_continue and not connection.is_closing:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._expects_continue = False
         if not connection.is_lost and not self.is_answered:
@@ -92,7 +100,7 @@ class Exchange:
         """Send the head or a part of the body, once the client has read enough of what came before."""
         connection = self._connection
         await connection.writable.wait()
-        if connection.is_lost:
+        if connection.is_lost or connection.is_closing:
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
@@ -146,6 +154,7 @@ class Connection(asyncio.Protocol):
         self.writable = asyncio.Event()  # whether the transport takes more to send
         self.writable.set()
         self.is_lost = False
+        self.is_closing = False  # nothing more is answered
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
@@ -163,12 +172,15 @@ class Connection(asyncio.Protocol):
         # The requests that are not answered yet, in order.
         self._running: FastRequest | Exchange | None = None
         self._waiting: deque[Exchange] = deque()
+        self._has_client_ended = False  # it sends no more
         self._is_refused = False  # what is received from now on is ignored
         self._refusal: bytes | None = None  # to be sent after the answers to these requests
-        self._idle_since = 0.0
+        self._idle_since = 0.0  # time of the event loop
         self._idle_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None  # runs while writing is paused
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._dropped_bytes = 0  # received after the last request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Find out who connects. Abort if there are too many connections."""
@@ -196,8 +208,9 @@ class Connection(asyncio.Protocol):
         self.is_lost = True
         self._connections.discard(self)
         self._stop_head_timer()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        for timer in (self._idle_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
         self.resume_writing()
         if isinstance(self._running, Exchange):
             self._running.changed.set()
@@ -215,8 +228,30 @@ class Connection(asyncio.Protocol):
 
     def end_stream(self) -> None:
         """Abort a stream of events, which has no end of its own."""
-        if self._running is not None and self._running.scope.get("path") == "/events":
+        if self._is_stream():
             self.transport.abort()
+
+    def _is_stream(self) -> bool:
+        return self._running is not None and self._running.scope.get("path") == "/events"
+
+    def eof_received(self) -> bool:
+        """Close after the answers: the client sends no more, but may still read.
+
+        A client that has gone looks the same as one that has only ended its side. So a stream of events ends: it would
+        go on for nobody. TLS has no such state: the transport closes in any case.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        if self.is_closing or self._is_stream() or self.transport.get_extra_info("sslcontext"):
+            return False
+        is_first, self._has_client_ended = not self._has_client_ended, True  # it comes again when reading is resumed
+        if is_first and (not self._in_head or self._overhead_bytes):
+            self.refuse("malformed-header", "the request ends before it is complete")
+        last = self._waiting[-1] if self._waiting else self._running
+        if last is not None and self._refusal is None:
+            last.keep_alive = False
+        return last is not None
 
     def pause_writing(self) -> None:
         """Let `send` wait while the client does not read. Abort if that lasts too long."""
@@ -233,6 +268,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what the client sends. Refuse a head that is too large, and a body that is mostly framing."""
         if self._is_refused:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > _MAX_LINGER_BYTES:
+                self.transport.abort()
             return
         self._overhead_bytes += len(data)
         self._feed(data)
@@ -242,7 +280,7 @@ class Connection(asyncio.Protocol):
             if self._in_head:
                 self._refuse_large_head()
             else:
-                self.refuse("malformed-header", "the chunks are more than what is in them")
+                self.refuse("malformed-header", "the chunks are more than what is in them; send larger ones")
         elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
 
@@ -264,11 +302,14 @@ class Connection(asyncio.Protocol):
                 self._parser = self._make_parser()
                 self._feed(head + data[upgrade.args[0] :])
         except httptools.HttpParserError:  # also for an error in a method that the parser calls
-            self.refuse("malformed-header", "that is no HTTP/1.1")
+            self.refuse(
+                "malformed-header", "that is no HTTP/1.1; send HTTP/1.1, and over TLS only where [tls] is configured"
+            )
 
     def on_message_begin(self) -> None:
         """Forget the head of the request before."""
         self._target, self._headers, self._field_bytes = b"", [], 0
+        self._overhead_bytes = self._overhead_bytes or 1  # the head begins behind another request
 
     def on_url(self, url: bytes) -> None:
         """Add a part of the request target."""
@@ -381,7 +422,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, request: FastRequest, status_line: bytes, rest: bytes) -> None:
         """Answer a request of the fast path. The default headers are sent between `status_line` and `rest`."""
-        if not self.is_lost:
+        if not self.is_lost and not self.is_closing:
             self.transport.write(b"%b%b%b" % (status_line, self.default_header_lines(), rest))
             if not request.keep_alive:
                 self.close()
@@ -391,7 +432,7 @@ class Connection(asyncio.Protocol):
         """Go on after an answer: with the next request, with the refusal that waits, or idle."""
         self._running = None
         self._server_state.total_requests += 1
-        if self.is_lost or self.transport.is_closing():
+        if self.is_lost or self.is_closing or self.transport.is_closing():
             return
         self.transport.resume_reading()
         if self._waiting:
@@ -403,7 +444,7 @@ class Connection(asyncio.Protocol):
             # One timer serves many requests: it looks at the time when it ends. A timer for each would cost several µs.
             self._idle_since = self._loop.time()
             if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(_IDLE_TIMEOUT_SECONDS, self._check_idle)
+                self._idle_timer = self._loop.call_later(self.bounds.idle_seconds, self._check_idle)
 
     def refuse(self, code: str, detail: str) -> None:
         """Answer what cannot become an exchange with a problem, in its turn, and close. Later calls do nothing.
@@ -428,11 +469,37 @@ class Connection(asyncio.Protocol):
             self._receiving.changed.set()
 
     def _refuse_large_head(self) -> None:
-        self.refuse("headers-too-large", f"the head of a request has {self.bounds.header_bytes} bytes at the most")
+        self.refuse(
+            "headers-too-large",
+            f"the head of a request has {self.bounds.header_bytes} bytes at the most; send shorter headers",
+        )
 
     def close(self) -> None:
-        """Close once everything written is sent. What the client still sends is not read."""
-        self.transport.close()
+        """Close once everything written is sent. What the client still sends is dropped.
+
+        Whoever closes a socket with bytes that nobody has read resets the connection, and the client may lose the
+        answer (RFC 9112, 9.6). So if the client may still be sending, only this side of the connection ends now.
+        """
+        if self.is_closing or self.is_lost or self.transport.is_closing():
+            return
+        is_between_requests = self._in_head and not self._overhead_bytes and not self._is_refused
+        self.is_closing = self._is_refused = True
+        self._stop_head_timer()
+        if self._has_client_ended or (is_between_requests and not self._unread_bytes()):
+            self.transport.close()
+            return
+        if self.transport.can_write_eof():  # not over TLS
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        self._linger(self._loop.time() + _LINGER_SECONDS, -1)
+
+    def _linger(self, until: float, dropped_bytes: int) -> None:
+        """Close at this time of the event loop, or when the client has sent nothing for a while."""
+        if self._dropped_bytes == dropped_bytes or self._loop.time() >= until:
+            self.transport.close()
+            self._linger_timer = self._loop.call_later(_UNREAD_ANSWER_TIMEOUT_SECONDS, self.transport.abort)
+        else:
+            self._linger_timer = self._loop.call_later(_LINGER_QUIET_SECONDS, self._linger, until, self._dropped_bytes)
 
     def default_header_lines(self) -> bytes:
         """Return the headers of every answer (the date), which uvicorn renews every second."""
@@ -443,13 +510,22 @@ class Connection(asyncio.Protocol):
 
     def _check_idle(self) -> None:
         self._idle_timer = None
-        left = self._idle_since + _IDLE_TIMEOUT_SECONDS - self._loop.time()
+        left = self._idle_since + self.bounds.idle_seconds - self._loop.time()
         if self._running is not None or (self._in_head and self._overhead_bytes):
             return  # other limits of time apply
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._check_idle)
+        elif self._unread_bytes():  # of a request that came at the last moment
+            self._idle_timer = self._loop.call_later(_UNREAD_BYTES_RETRY_SECONDS, self._check_idle)
         else:
             self.close()
+
+    def _unread_bytes(self) -> int:
+        """Return how many received bytes the kernel holds that this process has not read."""
+        local, unread = self.transport.get_extra_info("socket"), array("i", [0])
+        if local is not None:
+            fcntl.ioctl(local.fileno(), termios.FIONREAD, unread)
+        return unread[0]
 
     def _start_head_timer(self) -> None:
         self._head_timer = self._loop.call_later(self.bounds.header_seconds, self._end_slow_head)
@@ -461,7 +537,9 @@ class Connection(asyncio.Protocol):
 
     def _end_slow_head(self) -> None:
         self._head_timer = None
-        if self._in_head and self._overhead_bytes and not self.transport.is_closing():
-            self.refuse("request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s")
+        if self._in_head and self._overhead_bytes and not self.is_closing:
+            self.refuse(
+                "request-timeout", f"the head did not end within {self.bounds.header_seconds:g} s; send it faster"
+            )
         else:
             self.close()  # the client has sent nothing since it connected

@@ -19,11 +19,11 @@ from starlette.types import Scope
 from app.api.audit import Audit
 from app.api.authorization import AUTHORIZATION, Authentication, check_access
 from app.api.dependencies import context_of
+from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
 from app.api.middleware import FAILED, REQUEST_ID, request_id_of
 from app.api.problems import HttpProblem
 from app.api.routes.entries import read_answer, set_answer
-from app.api.routing import repeated_members
 from app.api.schemas import fields, requests
 from app.api.schemas.responses import Answer
 from app.service.changes.entries import SetResult, write_entry
@@ -113,7 +113,7 @@ class FastPath:
         try:
             index, held = self._admit(request)
             if request.method == b"GET":
-                self._answer(request, read_answer(self._service, held, index))
+                self._answer(request, read_answer(request.scope, self._service, held, index))
                 return
             name = _program_named_by(request.body)
         except (_UnusualRequest, ServiceError, HttpProblem):
@@ -197,10 +197,9 @@ def _parse(body: bytes) -> str | None:
     """Return the held name of a program, if a body says nothing else."""
     try:
         value = from_json(body, allow_inf_nan=False)
+        check_members(body, value)
         given = requests.SetEntry.model_validate(value)
-    except ValueError:
-        return None
-    if repeated_members(body, value):
+    except (ValueError, RepeatedMembers):
         return None
     ref = requests.program_ref(given.program)
     return ref.name if isinstance(ref, ByName) and given.flags == 0 else None

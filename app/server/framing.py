@@ -31,7 +31,7 @@ def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
     if version not in {"1.0", "1.1"}:
         return f"version {version} is not spoken here: send HTTP/1.1"
     if method == b"CONNECT":  # what follows it is not HTTP
-        return "CONNECT is for proxies, and this is none"
+        return "CONNECT is for proxies, and this is none: send another method"
     seen: set[bytes] = set()
     for name, value in headers:
         if name in _SINGLE:
@@ -39,9 +39,9 @@ def ambiguity(method: bytes, version: str, headers: Headers) -> str | None:
                 return f"there are several headers {name.decode()}: send one"
             seen.add(name)
             if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
-                return "the only transfer encoding is chunked, of HTTP/1.1"
+                return "the only transfer encoding is chunked, of HTTP/1.1: send that, or Content-Length"
     if version == "1.1" and b"host" not in seen:
-        return "there is no header Host"
+        return "there is no header Host: send one"
     return None
 
 

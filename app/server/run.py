@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from app.api.limits import Bounds
 from app.server.connection import Connection
 from app.server.fast_path import FastPath
+from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError
 from app.server.systemd import Notifier
 from app.server.tls import Tls
@@ -49,8 +50,9 @@ def serve(
     bounds: Bounds | None = None,
     tls: Tls | None = None,
     manager: Notifier | None = None,
+    watch: KeeperWatch | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Requests that are being answered then get 10 s to end.
+    """Serve until SIGTERM or SIGINT, or until `watch` ends the service. Requests being answered then get 10 s to end.
 
     Args:
         app: The application.
@@ -58,6 +60,7 @@ def serve(
         bounds: The limits of a connection; None: the default ones.
         tls: The TLS context; None: without TLS.
         manager: Receives READY, WATCHDOG and STOPPING; None: nobody does.
+        watch: Ends the service after its keeper; None: there is no keeper.
 
     Raises:
         ListenError: The service could not start.
@@ -83,17 +86,19 @@ def serve(
     sys.setswitchinterval(0.0005)
     config.load()
     config.ssl = None if tls is None else tls.context
-    server = _Server(config, app, manager or Notifier({}))
+    server = _Server(config, app, manager or Notifier({}), watch)
     server.run(sockets=[listener])
     if not server.started:
         raise ListenError("the service could not start; the log tells why")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Notifier) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Notifier, watch: KeeperWatch | None) -> None:
         super().__init__(config)
         self._app = app
         self._manager = manager
+        self._watch = watch
+        self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -101,6 +106,8 @@ class _Server(uvicorn.Server):
             self._manager.notify("READY=1")
             if self._manager.watchdog_interval_seconds:
                 self.notify_watchdog()
+            if self._watch is not None:
+                self._watching = asyncio.create_task(self._watch.run(self._begin_stop))
 
     def notify_watchdog(self) -> None:
         """Tell the watchdog periodically that the event loop runs."""
@@ -131,8 +138,13 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit |= number == signal.SIGINT  # a second Ctrl-C ends the grace
             return
+        self._begin_stop()
+        log.info("stopping", signal=signal.Signals(number).name)
+
+    def _begin_stop(self) -> None:
+        if self._watching is not None and self._watching is not asyncio.current_task():
+            self._watching.cancel()
         self._app.state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")
-        log.info("stopping", signal=signal.Signals(number).name)

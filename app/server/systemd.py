@@ -25,6 +25,19 @@ def passed_sockets(environment: Mapping[str, str] | None = None) -> list[socket.
     return sockets
 
 
+def is_restarted(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is a service of systemd, which can start it again.
+
+    Args:
+        environment: Where NOTIFY_SOCKET, INVOCATION_ID and SYSTEMD_EXEC_PID are; None: this process's own.
+    """
+    variables = os.environ if environment is None else environment
+    if variables.get("NOTIFY_SOCKET"):
+        return True
+    # Whatever a service starts inherits INVOCATION_ID: so does a shell on a desktop. SYSTEMD_EXEC_PID: systemd 248.
+    return "INVOCATION_ID" in variables and variables.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+
+
 class Notifier:
     """Tells systemd the state of the service. Does nothing where systemd does not listen.
 

@@ -58,7 +58,7 @@ class MapUnknown(ServiceError):
     """No map is held under the name."""
 
     code = "map-unknown"
-    sentence = "no map is held under the name {map!r}; GET /maps lists the held maps"
+    sentence = "no map is held under the name {map!r}; give the name of a held one, or hold it first: PUT /maps/{map}"
     map: str
 
 
@@ -67,7 +67,10 @@ class ProgramUnknown(ServiceError):
     """No program is held under the name in the path of the request."""
 
     code = "program-unknown"
-    sentence = "no program is held under the name {program!r}; GET /programs lists the held programs"
+    sentence = (
+        "no program is held under the name {program!r}; give the name of a held one, or hold it first: "
+        "PUT /programs/{program}"
+    )
     program: str
 
 
@@ -76,7 +79,7 @@ class EntryEmpty(ServiceError):
     """The entry points to no program."""
 
     code = "entry-empty"
-    sentence = "entry {index} is empty"
+    sentence = "entry {index} is empty; PUT a program there first, or send ?allow_missing=true with a DELETE"
     index: int
 
 
@@ -106,7 +109,7 @@ class NotAProgramArray(ServiceError):
 class NotAMap(NotAProgramArray):
     """The object is not a map. `kind`: what the kernel calls it, such as `prog` or `link`."""
 
-    sentence = "the object is not a map; it is a {kind}"
+    sentence = "the object is not a map, it is a {kind}; give the pin of a map of type prog_array"
     kind: str
 
 
@@ -114,7 +117,7 @@ class NotAMap(NotAProgramArray):
 class MapGone(NotAProgramArray):
     """No map has the id."""
 
-    sentence = "no map has the id {id}"
+    sentence = "no map has the id {id}; give the id of a loaded map, or its pin"
     id: int
 
 
@@ -122,7 +125,7 @@ class MapGone(NotAProgramArray):
 class WrongMapType(NotAProgramArray):
     """The map is not a program array."""
 
-    sentence = "the map is of type {map_type}, not prog_array"
+    sentence = "the map is of type {map_type}; give one of type prog_array"
     map_type: str
 
 
@@ -130,7 +133,7 @@ class WrongMapType(NotAProgramArray):
 class WrongKeySize(NotAProgramArray):
     """The keys of the map are not u32. `key_size`: bytes."""
 
-    sentence = "the map's keys have {key_size} bytes, not 4"
+    sentence = "the map's keys have {key_size} bytes; give a program array, whose keys have 4"
     key_size: int
 
 
@@ -138,7 +141,7 @@ class WrongKeySize(NotAProgramArray):
 class WrongValueSize(NotAProgramArray):
     """The values of the map are not u32. `value_size`: bytes."""
 
-    sentence = "the map's values have {value_size} bytes, not 4"
+    sentence = "the map's values have {value_size} bytes; give a program array, whose values have 4"
     value_size: int
 
 
@@ -147,7 +150,7 @@ class NotAProgram(ServiceError):
     """The object is not a program. `kind`: what the kernel calls it, such as `map` or `link`."""
 
     code = "not-a-program"
-    sentence = "the object is not a program; it is a {kind}"
+    sentence = "the object is not a program, it is a {kind}; give the pin of a program"
     kind: str
 
 
@@ -156,10 +159,7 @@ class ProgramNotFound(ServiceError):
     """The body of the request refers to a program that does not exist. `program`: its name or id."""
 
     code = "program-not-found"
-    sentence = (
-        "there is no program {program!r}; give the name of a held program (GET /programs lists them), the id of a "
-        "loaded program, or a pin"
-    )
+    sentence = "there is no program {program!r}; give the name of a held program, the id of a loaded program, or a pin"
     program: str | int
 
 
@@ -201,7 +201,10 @@ class ProgramNotRunnable(ServiceError):
     """The kernel does not test-run this type of program on a packet (BPF_PROG_TEST_RUN)."""
 
     code = "program-not-runnable"
-    sentence = "the kernel cannot run a program of type {program_type} on a packet"
+    sentence = (
+        "the kernel cannot run a program of type {program_type} on a packet; run one of a type that takes one, such as "
+        "xdp, sched_cls or socket_filter"
+    )
     program_type: str
 
 
@@ -306,7 +309,9 @@ class ChangeUnknown(ServiceError):
     """No change has the id, or it was pruned, or the caller may not see it."""
 
     code = "change-unknown"
-    sentence = "there is no change {id}, or it was pruned because of its age"
+    sentence = (
+        "there is no change {id}, or it was pruned because of its age; send the id of a change that GET /changes has"
+    )
     id: int
 
 
@@ -322,7 +327,8 @@ class ChangeConflict(ServiceError):
 
     code = "change-conflict"
     sentence = (
-        "change {id} cannot be undone because its entries were changed since; the member entries shows what they hold"
+        "change {id} cannot be undone because its entries were changed since; revert the later changes first, or set "
+        "the entries yourself (the member entries shows what they hold)"
     )
     id: int
     entries: list[dict[str, Any]]
@@ -390,7 +396,10 @@ class EntryProtected(ServiceError):
     """Only an admin may change the entry."""
 
     code = "entry-protected"
-    sentence = "entry {index} is protected by the configuration; only the role admin may change it"
+    sentence = (
+        "entry {index} is protected by the configuration; send the request with the role admin, or take the index out "
+        "of protected in the configuration"
+    )
     index: int
 
 
@@ -399,7 +408,10 @@ class AlreadyConfirmed(ServiceError):
     """The change does not wait for confirmation. `state`: its state."""
 
     code = "already-confirmed"
-    sentence = "change {id} does not wait for confirmation; its state is {state}, and it stays in effect"
+    sentence = (
+        "change {id} does not wait for confirmation: its state is {state}; there is nothing to confirm, and it stays "
+        "in effect"
+    )
     id: int
     state: str
 
@@ -455,7 +467,7 @@ class JournalUnavailable(ServiceError):
     """
 
     code = "journal-unavailable"
-    sentence = "the change could not be journalled, and {outcome}: {reason}"
+    sentence = "the change could not be journalled, and {outcome}: {reason}; mend that, and send the request again"
     reason: str
     put_back: bool
     left: list[int]
@@ -469,7 +481,7 @@ class JournalUnreadable(ServiceError):
     """The journal cannot be read."""
 
     code = "journal-unavailable"
-    sentence = "{reason}"
+    sentence = "{reason}; mend that, and send the request again"
     reason: str
 
 
@@ -543,7 +555,7 @@ class KernelPermission(ServiceError):
     """
 
     code = "kernel-permission"
-    sentence = "the kernel refuses {command} ({errno}): the service lacks {capability}"
+    sentence = "the kernel refuses {command} ({errno}): the service lacks {capability}; give it that, and restart it"
     command: str
     errno: str
     capability: str
@@ -554,7 +566,10 @@ class KernelError(ServiceError):
     """The kernel refuses a command of bpf(2) with an errno that no other error stands for."""
 
     code = "kernel-error"
-    sentence = "the kernel refuses {command}: {errno}"
+    sentence = (
+        "the kernel refuses {command}: {errno}; send the request again, and if that does not help, look for the cause "
+        "in the kernel's log (dmesg)"
+    )
     command: str
     errno: str
 
@@ -562,6 +577,7 @@ class KernelError(ServiceError):
 class KeeperGone(KernelError):
     """The keeper has ended: the privileged process that opens and creates kernel objects for the service."""
 
+    code = "keeper-unavailable"
     sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
 
 

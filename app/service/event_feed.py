@@ -27,6 +27,8 @@ _PAUSE_TO_ROUND_RATIO: Final = 2  # a pause lasts at least so many times as long
 _KEEPALIVE_SECONDS: Final = 15.0  # after which a reader without events gets an empty batch
 
 Encode = Callable[[Event], Iterator[bytes]]
+# Returns what one reader gets of an event: the event itself, an event with a part of it, or None.
+View = Callable[[Event], Event | None]
 
 
 class Encoded:
@@ -77,6 +79,13 @@ class _CachedEvent:
         fresh = Encoded(encode(self.event))
         self.large = weakref.ref(fresh)
         return fresh
+
+    def seen(self, encode: Encode, view: View | None) -> Encoded | None:
+        """The encoding for one reader. Readers that get the whole event share it. None: the reader does not get it."""
+        event = self.event if view is None else view(self.event)
+        if event is None:
+            return None
+        return self.encoded(encode) if event is self.event else Encoded(encode(event))
 
 
 def _cached(event: Event) -> _CachedEvent:
@@ -188,7 +197,9 @@ class EventFeed:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
 
-    async def read(self, after: int, wanted: Callable[[Event], bool], encode: Encode) -> AsyncGenerator[list[Encoded]]:
+    async def read(
+        self, after: int, wanted: Callable[[Event], bool], encode: Encode, view: View | None = None
+    ) -> AsyncGenerator[list[Encoded]]:
         """Yield batches of the events after `after`, as they happen. Yield an empty batch after 15 s without any.
 
         The stream ends with the service. It also ends if what comes next is pruned, or the journal cannot be read.
@@ -197,6 +208,7 @@ class EventFeed:
             after: The id of the event before the first.
             wanted: Selects the events for this reader.
             encode: Encodes an event. All readers must pass the same function, because they share its results.
+            view: Makes of a selected event what this reader gets of it. None: all of it.
         """
         self.readers += 1
         clock = asyncio.get_running_loop().time
@@ -213,7 +225,8 @@ class EventFeed:
                     return
                 if found:
                     after = found[-1].event.id
-                    encoded = [each.encoded(encode) for each in found if wanted(each.event)]
+                    seen = (each.seen(encode, view) for each in found if wanted(each.event))
+                    encoded = [each for each in seen if each is not None]
                     self._last_delivered = encoded[-1:]
                 if encoded or clock() >= yielded_at + _KEEPALIVE_SECONDS:
                     yielded_at = clock()

@@ -23,6 +23,8 @@ from app.store.records import Hold
 RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
 _PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
 
+_NOT_SETTLED: Final = "a map cannot be compared with the journal yet"
+
 log = structlog.get_logger()
 
 
@@ -68,6 +70,8 @@ class Service:
         self.is_stopping = False
         journal.on_commit = self.counters.journal.add
         self._drift_interval = drift_interval
+        self._journal_failing: str | None = None  # as it was logged
+        self._is_wal_large = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -90,6 +94,7 @@ class Service:
         """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
             asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self._watch_journal, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
 
@@ -132,6 +137,20 @@ class Service:
                 log.warning("an event is lost", reason=str(error))
         await self._settle()
 
+    async def _watch_journal(self) -> None:
+        """Log when the journal cannot be written, and when it can be again, also where nobody changes anything."""
+        warning = self.journal.wal_warning
+        if warning is not None and not self._is_wal_large:
+            log.warning("the journal grows", reason=warning)
+        self._is_wal_large = warning is not None
+        await self.journal.make_room()
+        failing, before = self.journal.failing, self._journal_failing
+        self._journal_failing = failing
+        if failing is not None and failing != before:
+            log.error("the journal cannot be written: changes are put back", reason=failing)
+        elif failing is None and before is not None:
+            log.info("the journal can be written again")
+
     async def _settle(self) -> None:
         """Learn what entries are expected to hold, tell where they do not, and restore what is to be restored."""
         for held in self.registry.maps:
@@ -140,7 +159,9 @@ class Service:
                     await self.drift.check(held)
                 await restore(self.changes, self.drift, held)
             except ServiceError as error:
-                log.warning("a map could not be read", map=held.name, reason=str(error))
+                self.drift.troubles.begin(_NOT_SETTLED, held.name, str(error))
+            else:
+                self.drift.troubles.end(_NOT_SETTLED, held.name)
 
     async def _forever(self, do: Callable[[], Awaitable[None]], seconds: float) -> None:
         clock = asyncio.get_running_loop().time

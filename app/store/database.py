@@ -5,19 +5,30 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
+from app.store.files import DatabaseFiles
 from app.store.schema import VERSIONS
 
 _APPLICATION_ID: Final = 0x6A74626C  # "jtbl": identifies the file as a journal of this service
+IN_MEMORY: Final = ":memory:"  # SQLite's name of a database without a file
 _LOCK_TIMEOUT_SECONDS: Final = 1.0  # how long to wait while another process locks the file
 
 # After a commit that was this quick, the next one runs in the event loop: handing it to a thread takes longer. Commits
 # with a sync are this quick if the disk's write cache survives a power cut.
 _QUICK_COMMIT_SECONDS: Final = 0.001
+
+# A checkpoint moves what is in the -wal file to the file, and then that begins anew. It cannot while another process
+# reads what was before: then the -wal file grows. What is larger after a checkpoint is cut off.
+_CHECKPOINTED_WAL_BYTES: Final = 8 << 20
+_LARGE_WAL_BYTES: Final = 64 << 20  # is told
+_MAX_BYTES: Final = 256 << 20  # of the file and its -wal together
+_RESERVED_BYTES: Final = 32 << 20  # of these, for what is written between two looks at the size
+_END_READER: Final = "end that process; fuser FILE names it"
+_MIN_WAL_BYTES: Final = 16 << 20  # that there are, however large the file is: earlier versions let it grow more
 
 T = TypeVar("T")
 Work = Callable[[], T]
@@ -70,7 +81,6 @@ class Database:
     Attributes:
         writer: The connection that writes. Use it only in a function that was passed to `write`, or in a callback that
             runs in the thread that commits.
-        failing: Why the last transaction failed. None if it was committed.
     """
 
     def __init__(self, file: Path, durability: Literal["power", "process"]) -> None:
@@ -87,17 +97,24 @@ class Database:
         self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._queue_task: asyncio.Task[None] | None = None
         self._last_commit_seconds = math.inf
-        self.failing: str | None = None
+        self._last_failure: str | None = None
+        self._why_full: str | None = None
         with ExitStack() as stack:
             try:
                 self.writer = self._connect(stack)
                 self._migrate()
                 self._reader = self._connect(stack) if self._syncs else self.writer
+                self._files = None if str(file) == IN_MEMORY else DatabaseFiles(file)
+                if self._files is not None:
+                    stack.callback(self._files.close)
             except sqlite3.OperationalError as error:
                 message = f"the journal {file} cannot be opened: {error}"
                 raise JournalFailed(message) from error
             except sqlite3.DatabaseError as error:
                 raise _damaged(file, str(error)) from error
+            except OSError as error:
+                message = f"the journal {file} cannot be opened: {error.strerror}"
+                raise JournalFailed(message) from error
             self._connections = stack.pop_all()
 
     def _connect(self, stack: ExitStack) -> sqlite3.Connection:
@@ -107,6 +124,7 @@ class Database:
         stack.callback(connection.close)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINTED_WAL_BYTES}")
         connection.execute("PRAGMA temp_store = MEMORY")  # a container may have no folder for temporary files
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs else 'NORMAL'}")
         return connection
@@ -124,6 +142,65 @@ class Database:
     def set_callbacks(self, callbacks: TransactionCallbacks) -> None:
         """Call these from the next transaction on."""
         self._callbacks = callbacks
+
+    @property
+    def failing(self) -> str | None:
+        """Why the journal cannot be written: its files are lost or full, or the last transaction failed.
+
+        None: it can be written.
+        """
+        return self._why_lost() or self._why_full or self._last_failure
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the -wal file."""
+        return 0 if self._files is None else self._files.wal_bytes()
+
+    @property
+    def wal_warning(self) -> str | None:
+        """What to say of a -wal file that grows, as another process reads the journal. None: it is small."""
+        size = self.wal_bytes
+        if size <= _LARGE_WAL_BYTES:
+            return None
+        return f"{self._file}-wal has {size >> 20} MiB, as another process reads the journal for long: {_END_READER}"
+
+    def check_size(self) -> None:
+        """Find out whether there is room for more. Call it now and then, outside a transaction, where `write` runs."""
+        wal = self.wal_bytes
+        if wal <= _MIN_WAL_BYTES and self._why_full is None:
+            return
+        pages, page_size = (self.writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        self._why_full = None
+        if wal > max(_MIN_WAL_BYTES, _MAX_BYTES - _RESERVED_BYTES - pages * page_size):
+            self._why_full = (
+                f"the journal {self._file} and its -wal would exceed {_MAX_BYTES >> 20} MiB, as another process reads "
+                f"the journal for long: {_END_READER}"
+            )
+
+    async def make_room(self) -> None:
+        """Try again to make room, where there was none."""
+        if self._why_full is not None:
+            with suppress(JournalFailed):
+                await self.write(lambda: None)
+
+    def _check_room(self) -> None:
+        """Raise JournalFailed where the -wal file is full, and another process still keeps it from beginning anew."""
+        if self._why_full is None:
+            return
+        (timeout,) = self.writer.execute("PRAGMA busy_timeout").fetchone()
+        self.writer.execute("PRAGMA busy_timeout = 0")
+        with suppress(sqlite3.Error):
+            self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.writer.execute(f"PRAGMA busy_timeout = {timeout}")
+        self.check_size()
+        if self._why_full is not None:
+            raise JournalFailed(self._why_full)
+
+    def _why_lost(self) -> str | None:
+        lost = None if self._files is None else self._files.lost()
+        if lost is None:
+            return None
+        return f"{lost} was removed or replaced while the journal is in use: put it back, or restart the service"
 
     async def write(self, work: Work[T], *, single: bool = False) -> T:
         """Run `work` in a transaction, and wait until that is committed.
@@ -181,11 +258,14 @@ class Database:
         execute = self.writer.execute
         began = time.perf_counter()
         try:
+            self._check_room()
             if single:
+                self._check_files()
                 results = [work() for work in batch]
             else:
                 execute("BEGIN IMMEDIATE")
                 results = [work() for work in batch]
+                self._check_files()
                 execute("COMMIT")
         except BaseException as error:
             if self.writer.in_transaction:
@@ -193,15 +273,21 @@ class Database:
             self._callbacks.rolled_back()
             if isinstance(error, sqlite3.Error):
                 message = f"the journal {self._file} cannot be written: {error}"
-                self.failing = message
+                self._last_failure = message
                 raise JournalFailed(message) from error
             raise
-        self.failing = None
+        self._last_failure = None
         self._last_commit_seconds = time.perf_counter() - began
         self.on_commit(self._last_commit_seconds)
         self._callbacks.committed()
         self._callbacks.maintain()
         return results
+
+    def _check_files(self) -> None:
+        """Raise JournalFailed where what would be committed could not be found any more."""
+        lost = self._why_lost()
+        if lost is not None:
+            raise JournalFailed(lost)
 
     def read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run a query on what is committed.

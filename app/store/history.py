@@ -1,7 +1,6 @@
 """What has happened: the sequence of changes, and the sequence of events."""
 
 import json
-import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,29 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from app.store.database import Database
-from app.store.records import Change, EntryChanges, Event, Indexes
+from app.store.records import EVERY_CHANGE, Change, ChangeFilter, EntryChanges, Event, Indexes
 
-_MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds this
+MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds this
+# What one read of changes looks at, about 10 ms, before others have their turn.
+_MAX_SCANNED_CHANGES: Final = 4096
+_MAX_SCANNED_BYTES: Final = 1 << 20  # of packed entries
 _MAX_CHANGES_PER_PAGE: Final = 256  # of those that came after a change
+_CLOCK_STEP_SECONDS: Final = 1e-6  # answers tell the time of a change so exactly
 _MAX_EVENTS: Final = 100_000  # kept; more are pruned
 _MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
-_MAX_PAGES: Final = 1 << 16  # used pages of the file, 4 KiB each; from there on it is pruned
+_MIN_KEPT_CHANGES: Final = 1000  # the newest ones are kept whatever their age
+# Used pages of the file, 4 KiB each: 160 MiB. From there on it is pruned, so that there is room for the -wal file.
+_MAX_PAGES: Final = 40_960
 
+# Changes are pruned by age only after the wall clock has kept pace with the time since boot for so long. Between two
+# looks at both it may gain or lose a little: it is adjusted by at most 500 ppm (adjtimex(2)), or set right by seconds.
+_STEADY_CLOCK_SECONDS: Final = 86_400.0
+_MAX_CLOCK_STEP_SECONDS: Final = 60.0
+
+_INSERT_CHANGE: Final = (
+    "INSERT INTO changes (id, event, at, map, map_id, boot_id, kind, actor, request_id, note, entries, state, reverts,"
+    " confirm_by) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
 _PRUNABLE_CHANGES: Final = """
     SELECT id, event, at, length(entries) FROM changes
     WHERE id < (SELECT max(id) FROM changes) AND id <= (SELECT folded FROM bookmarks)
@@ -56,6 +70,7 @@ class History:
         self._written_events: list[Event] = []  # of the open transaction
         self._committed_events: list[Event] = []  # not published yet
         self.written_entries = 0
+        self._clock = _SteadyClock()
         self.on_events: Callable[[list[Event]], None] = lambda _: None
 
     # Writing, inside a transaction
@@ -81,7 +96,7 @@ class History:
                  change.request_id, change.note, change.entries.packed(), change.state,
                  change.reverts, change.confirm_by)
             )  # fmt: skip
-        self._database.writer.executemany("INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+        self._database.writer.executemany(_INSERT_CHANGE, rows)
         self._written_change, self.written_event = change_id, event_id
         for change in changes:
             if change.reverts is not None:
@@ -101,10 +116,19 @@ class History:
             if row is not None:
                 self.insert_event("expired", change.map, change=_change(row)[0])
 
-    def confirm(self, change: Change) -> Change:
-        """Give a change the state `confirmed`, and write an event. Returns the change with that state."""
-        confirmed = replace(change, state="confirmed")
-        self._database.writer.execute("UPDATE changes SET state = 'confirmed' WHERE id = ?", (change.id,))
+    def confirm(self, change: Change, actor: str, at: float) -> Change:
+        """Give a change the state `confirmed`, and write an event. Returns the change with that state.
+
+        Args:
+            change: The change.
+            actor: Who confirms it.
+            at: When, in seconds since 1970.
+        """
+        confirmed = replace(change, state="confirmed", confirmed_by=actor, confirmed_at=at)
+        self._database.writer.execute(
+            "UPDATE changes SET state = 'confirmed', confirmed_by = ?, confirmed_at = ? WHERE id = ?",
+            (actor, at, change.id),
+        )
         self.insert_event("confirmed", change.map, change=confirmed)
         return confirmed
 
@@ -128,7 +152,8 @@ class History:
         """Delete the oldest events and changes if there are too many, if they take too much space, or if they are old.
 
         These are never deleted: the last change; changes that are not in the expected tables yet; the oldest change
-        that waits for confirmation, and all after it.
+        that waits for confirmation, and all after it. Age alone deletes none of the newest 1,000 changes, and nothing
+        while the clock may be wrong: see `_too_old`.
 
         Args:
             max_rows: Delete about so many events at most.
@@ -137,14 +162,10 @@ class History:
         execute = self._database.writer.execute
         pruned = execute("SELECT pruned FROM bookmarks").fetchone()[0]
         last_event, last_change = pruned + (max_rows if self._is_too_large(pruned) else 0), 0
-        newest = execute("SELECT at FROM changes ORDER BY id DESC LIMIT 1").fetchone()
-        since = time.time() - _MAX_AGE_SECONDS
-        # If even the newest change is that old, the clock was wrong when it was made, or is wrong now.
-        if newest is None or newest["at"] < since:
-            since = -math.inf
+        before_id, since = self._too_old()
         with closing(execute(_PRUNABLE_CHANGES, (max_rows,))) as changes:
             for id_, event, at, size in changes:
-                if event > last_event and at >= since:
+                if event > last_event and (id_ >= before_id or at >= since):
                     break
                 last_change, last_event, max_bytes = id_, max(last_event, event), max_bytes - size
                 if max_bytes <= 0:
@@ -154,6 +175,20 @@ class History:
             execute("DELETE FROM changes WHERE id <= ?", (last_change,))
             execute("DELETE FROM events WHERE id <= ?", (last_event,))
             execute("UPDATE bookmarks SET pruned = ?", (min(last_event, self.written_event),))
+
+    def _too_old(self) -> tuple[int, float]:
+        """The bounds of what age deletes: changes with an id below the first, made before the second.
+
+        No single reading of the clock decides. The present is the earliest of what the clock says now and what it said
+        at each of the newest 1,000 changes, and it has to be steady: `_SteadyClock`.
+        """
+        now, execute = self._clock.now(), self._database.writer.execute
+        oldest = execute("SELECT at FROM changes ORDER BY id LIMIT 1").fetchone()
+        before_id = self._written_change - _MIN_KEPT_CHANGES + 1
+        if now is None or before_id <= 1 or oldest is None or oldest["at"] >= now - _MAX_AGE_SECONDS:
+            return 0, 0.0
+        earliest = execute("SELECT min(at) FROM changes WHERE id >= ?", (before_id,)).fetchone()[0]
+        return before_id, min(now, earliest) - _MAX_AGE_SECONDS
 
     def _is_too_large(self, pruned_event: int) -> bool:
         pages, free = (
@@ -195,40 +230,63 @@ class History:
 
     def changes(
         self,
+        wanted: ChangeFilter = EVERY_CHANGE,
         *,
-        maps: Sequence[str] | None = None,
         after: int = 0,
         before: int | None = None,
-        request_id: str | None = None,
+        newest_first: bool = False,
         limit: int = 100,
-    ) -> tuple[list[Change], bool]:
-        """Read a page of changes.
+    ) -> tuple[list[Change], int | None]:
+        """Read a part of the changes, and how far it goes.
 
         Args:
-            maps: Only changes of these maps. None: of all maps.
+            wanted: Which changes.
             after: Only changes with a higher id.
             before: Only changes with a lower id.
-            request_id: Only changes of this request.
-            limit: The maximum number of changes. There may be fewer on the page if they have many entries.
+            newest_first: By falling id, and not by rising id.
+            limit: The maximum number of changes. There may be fewer if they have many entries, or if many others are
+                between them, so that the read takes little time.
 
         Returns:
-            The changes by rising id, and whether there may be more.
+            The changes, and the id of the last change that was looked at. Go on after that, or before it with
+            `newest_first`. None: there are no more.
 
         Raises:
             JournalFailed: The file cannot be read.
         """
-        where: list[str] = ["id > ?"]
-        values: list[int | str] = [after]
-        if maps is not None:
-            where.append(f"map IN ({','.join('?' * len(maps))})")
-            values += maps
-        for condition, value in (("id < ?", before), ("request_id = ?", request_id)):
-            if value is not None:
-                where.append(condition)
-                values.append(value)
-        query = f"SELECT * FROM changes WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
-        found = [change for change, _ in self._read_changes(query, [*values, limit + 1])]
-        return found[:limit], len(found) > limit or _is_full_page(found)
+        first, last = self._database.read("SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM changes").fetchone()
+        lowest, highest = max(after + 1, first), last if before is None else min(last, before - 1)
+        if lowest > highest:
+            return [], None
+        span = max(limit, _MAX_SCANNED_CHANGES) - 1
+        end = highest if not newest_first else lowest
+        edge = min(highest, lowest + span) if not newest_first else max(lowest, highest - span)
+        conditions, values = _conditions(wanted)
+        where = " AND ".join(["id BETWEEN ? AND ?", *conditions])
+        query = f"SELECT * FROM changes WHERE {where} ORDER BY id {'DESC' if newest_first else ''}"  # noqa: S608
+        within = [edge, highest] if newest_first else [lowest, edge]
+        found, stop = self._scan(query, [*within, *values], wanted.index, limit)
+        if stop is None:
+            stop = edge
+        return found, None if stop == end else stop
+
+    def _scan(
+        self, query: str, values: Sequence[int | float | str], index: int | None, limit: int
+    ) -> tuple[list[Change], int | None]:
+        """The changes that the query finds, and the id at which it was given up. None: it was not."""
+        found: list[Change] = []
+        entries = size = 0
+        try:
+            for row in self._database.read(query, values):
+                size += 0 if index is None else len(row["entries"])
+                if index is None or EntryChanges.has_index(row["entries"], index):
+                    found.append(_change(row)[0])
+                    entries += len(found[-1].entries)
+                if len(found) == limit or entries > MAX_ENTRIES_PER_PAGE or size > _MAX_SCANNED_BYTES:
+                    return found, row["id"]
+        except sqlite3.Error as error:
+            self._database.read_failed(error)
+        return found, None
 
     def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
         """Read a page of the changes of the same array that came after a change, by falling id.
@@ -257,7 +315,7 @@ class History:
             for row in self._database.read(query, values):
                 found.append(_change(row))
                 entries += len(found[-1][0].entries)
-                if entries > _MAX_ENTRIES_PER_PAGE:
+                if entries > MAX_ENTRIES_PER_PAGE:
                     break
         except sqlite3.Error as error:
             self._database.read_failed(error)
@@ -305,10 +363,55 @@ class History:
         return sorted(found, key=lambda event: event.id)[:limit]
 
 
+def _conditions(wanted: ChangeFilter) -> tuple[list[str], list[int | float | str]]:
+    """The conditions of a query for these changes, and their values. The index is not among them."""
+    conditions: list[str] = []
+    values: list[int | float | str] = []
+    if wanted.maps is not None:
+        conditions.append(f"map IN ({','.join('?' * len(wanted.maps))})")
+        values += wanted.maps
+    if wanted.state is not None and wanted.state != "applied":
+        conditions.append("state <> 'applied'")  # so that SQLite knows that the index has all of them
+    # Times are told in steps of a microsecond: whoever sends back what was told means that change.
+    since, until = (
+        None if each is None else each - _CLOCK_STEP_SECONDS / 2 for each in (wanted.since, wanted.until)
+    )  # fmt: skip
+    for condition, value in (
+        ("state = ?", wanted.state),
+        ("actor = ?", wanted.actor),
+        ("kind = ?", wanted.kind),
+        ("request_id = ?", wanted.request_id),
+        ("at >= ?", since),
+        ("at < ?", until),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    return conditions, values
+
+
+class _SteadyClock:
+    """The wall clock, for as long as nobody has set it: it is compared with the time since boot."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None  # of the two clocks, at the last look
+        self._steady_since = 0.0  # time since boot
+
+    def now(self) -> float | None:
+        """Return the wall clock's time. None: it was not steady for a day, so it may be wrong. Call it often."""
+        now, uptime = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        offset, before = now - uptime, self._offset
+        self._offset = offset
+        if before is None or abs(offset - before) > _MAX_CLOCK_STEP_SECONDS:
+            self._steady_since = uptime
+        return now if uptime - self._steady_since >= _STEADY_CLOCK_SECONDS else None
+
+
 def _event_of(change: Change, event_id: int) -> Event:
     """The event of a change, with the state that the change had when it happened."""
     state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
-    return Event(event_id, "change", change.map, replace(change, state=state))
+    then = replace(change, state=state, confirmed_by=None, confirmed_at=None)
+    return Event(event_id, "change", change.map, then)
 
 
 def _change(row: sqlite3.Row) -> tuple[Change, int]:
@@ -319,4 +422,4 @@ def _change(row: sqlite3.Row) -> tuple[Change, int]:
 
 
 def _is_full_page(changes: Sequence[Change]) -> bool:
-    return sum(len(change.entries) for change in changes) > _MAX_ENTRIES_PER_PAGE
+    return sum(len(change.entries) for change in changes) > MAX_ENTRIES_PER_PAGE

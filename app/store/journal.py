@@ -14,10 +14,20 @@ from pydantic_core import from_json, to_json
 from app.store.database import Database, JournalDamaged, JournalFailed, TransactionCallbacks
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
-from app.store.history import History
-from app.store.records import Array, Change, EntryChanges, Event, Hold, Indexes, PendingConfirmation
+from app.store.history import MAX_ENTRIES_PER_PAGE, History
+from app.store.records import (
+    EVERY_CHANGE,
+    Array,
+    Change,
+    ChangeFilter,
+    EntryChanges,
+    Event,
+    Hold,
+    Indexes,
+    PendingConfirmation,
+)
 
-__all__ = ["Journal", "JournalDamaged", "JournalFailed", "check"]
+__all__ = ["MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
 
 _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field.name != "entries"]
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
@@ -79,8 +89,25 @@ class Journal:
 
     @property
     def failing(self) -> str | None:
-        """Why the last transaction failed. None if it was committed."""
+        """Why the journal cannot be written: its files are lost or full, or the last transaction failed.
+
+        None: it can be written.
+        """
         return self._database.failing
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the -wal file, which grows while another process reads the journal."""
+        return self._database.wal_bytes
+
+    @property
+    def wal_warning(self) -> str | None:
+        """What to say of a -wal file that has grown large. None: it is small."""
+        return self._database.wal_warning
+
+    async def make_room(self) -> None:
+        """Try again to make room for the next change, where there was none."""
+        await self._database.make_room()
 
     def close(self) -> None:
         """Close the file."""
@@ -110,6 +137,8 @@ class Journal:
             except BaseException:
                 execute("ROLLBACK")
                 raise
+        with suppress(sqlite3.Error):
+            self._database.check_size()
 
     # Changes and events
 
@@ -133,17 +162,22 @@ class Journal:
         is_single = len(changes) == 1 and token is None and changes[0].reverts is None
         await self._database.write(partial(self._history.insert, changes, token), single=is_single)
 
-    async def confirm(self, change: Change) -> Change:
+    async def confirm(self, change: Change, actor: str, at: float) -> Change:
         """Confirm a change: it no longer waits for confirmation. Returns the change with its new state.
+
+        Args:
+            change: The change.
+            actor: Who confirms it.
+            at: When, in seconds since 1970.
 
         Raises:
             JournalFailed: Nothing was written.
         """
-        return await self._database.write(lambda: self._confirm(change))
+        return await self._database.write(lambda: self._confirm(change, actor, at))
 
-    def _confirm(self, change: Change) -> Change:
+    def _confirm(self, change: Change, actor: str, at: float) -> Change:
         self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.id,))
-        return self._history.confirm(change)
+        return self._history.confirm(change, actor, at)
 
     def change(self, id_: int) -> Change | None:
         """Read the change with this id. None if there is none, or if it is pruned.
@@ -155,19 +189,19 @@ class Journal:
 
     def changes(
         self,
+        wanted: ChangeFilter = EVERY_CHANGE,
         *,
-        maps: Sequence[str] | None = None,
         after: int = 0,
         before: int | None = None,
-        request_id: str | None = None,
+        newest_first: bool = False,
         limit: int = 100,
-    ) -> tuple[list[Change], bool]:
-        """Read a page of changes, by rising id, and whether there may be more. See `History.changes`.
+    ) -> tuple[list[Change], int | None]:
+        """Read a part of the changes, and how far it goes. See `History.changes`.
 
         Raises:
             JournalFailed: The file cannot be read.
         """
-        return self._history.changes(maps=maps, after=after, before=before, request_id=request_id, limit=limit)
+        return self._history.changes(wanted, after=after, before=before, newest_first=newest_first, limit=limit)
 
     def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
         """Read a page of the changes of the same array that came after a change. See `History.written_after`.

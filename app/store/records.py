@@ -2,8 +2,9 @@
 
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -122,6 +123,13 @@ class EntryChanges:
         for index, before, after in zip(self.indexes, self.before, self.after, strict=True):
             yield EntryChange(index, get(before), get(after))
 
+    def chosen(self, mask: bytes) -> "EntryChanges":
+        """Return the entries for which the mask has a 1."""
+        indexes, before, after = (
+            array(NUMBERS, compress(numbers, mask)) for numbers in (self.indexes, self.before, self.after)
+        )
+        return EntryChanges(indexes, before, after, self.programs)
+
     def undone(self) -> "EntryChanges":
         """The entries of the change that undoes this one: `before` and `after` are swapped."""
         return EntryChanges(self.indexes, self.after, self.before, self.programs)
@@ -153,6 +161,14 @@ class EntryChanges:
         programs = dict(numbered(ProgramRecord(*each) for each in from_json(content[:start])))
         return cls(numbers[:count], numbers[count : 2 * count], numbers[2 * count :], programs)
 
+    @staticmethod
+    def has_index(content: bytes, index: int) -> bool:
+        """Whether the entry with this index is in what `packed` returned. It is quicker than `unpacked`."""
+        if not content.startswith(b"["):
+            content = zlib.decompress(content)
+        start = content.index(b"\n") + 1
+        return index in array(NUMBERS, content[start : start + (len(content) - start) // 3])
+
 
 @dataclass(slots=True)  # not frozen: creating a frozen dataclass takes three times as long
 class Change:
@@ -172,6 +188,8 @@ class Change:
         state: What has become of it.
         reverts: The id of the change that this one undoes.
         confirm_by: When it is undone unless it is confirmed, in seconds since 1970. None: it stands without that.
+        confirmed_by: Who confirmed it. None: nobody.
+        confirmed_at: When somebody confirmed it, in seconds since 1970.
         id: Its place in the journal, from 1 on; 0 until it is journalled.
     """
 
@@ -187,7 +205,37 @@ class Change:
     state: ChangeState = "applied"
     reverts: int | None = None
     confirm_by: float | None = None
+    confirmed_by: str | None = None
+    confirmed_at: float | None = None
     id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFilter:
+    """Which changes are wanted. None: every value.
+
+    Attributes:
+        maps: The names of their maps.
+        index: The index of an entry that they wrote.
+        state: Their state.
+        actor: Who made them.
+        kind: What made them.
+        request_id: The request that made them.
+        since: The earliest time, in seconds since 1970.
+        until: The time that they are before, in seconds since 1970.
+    """
+
+    maps: Sequence[str] | None = None
+    index: int | None = None
+    state: ChangeState | None = None
+    actor: str | None = None
+    kind: ChangeKind | None = None
+    request_id: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+EVERY_CHANGE: Final = ChangeFilter()
 
 
 @dataclass(frozen=True, slots=True)

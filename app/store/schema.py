@@ -64,4 +64,10 @@ VERSIONS: Final = (
     );
     INSERT INTO bookmarks VALUES (0, 0);
     """,
+    """
+    ALTER TABLE changes ADD COLUMN confirmed_by TEXT;   -- the actor; NULL: nobody has confirmed it
+    ALTER TABLE changes ADD COLUMN confirmed_at REAL;   -- seconds since 1970
+    -- Few changes have one of these states, so the index is small, and writing an ordinary change does not touch it.
+    CREATE INDEX changes_by_rare_state ON changes (state, id) WHERE state <> 'applied';
+    """,
 )

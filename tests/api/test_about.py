@@ -1,10 +1,14 @@
 """Health, version, explanations of problems, documentation pages, request ids and internal errors."""
 
+import json
+import re
+
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from app import __version__
+from app.api.pretty import Indenter
 from app.api.problems import PROBLEMS
 from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
@@ -141,3 +145,101 @@ class TestDocs:
             assert ranged.status_code == 200
         assert_problem(await client.get("/docs/assets/nope"), 404, "not-found")
         assert_problem(await client.get("/docs/assets/..%2f__init__.py"), 404, "not-found")
+
+
+class TestPretty:
+    @pytest.mark.field
+    async def test_every_json_answer_is_indented_on_request(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        """Field 12: answers that people read: each route that answers JSON indents it, problems as well."""
+        await client.put(ENTRY, json={"program": "drop"}, params={"note": "für später …"})
+        paths = [
+            ENTRY, "/maps", "/maps/jump_table", "/maps/jump_table/entries", "/maps/nope", "/programs", "/programs/drop",
+            "/changes", "/changes/1", "/changes/2", "/healthz", "/readyz", "/version", "/problems/validation",
+            "/openapi.json", "/nowhere",
+        ]  # fmt: skip
+        for path in paths:
+            plain, pretty = await client.get(path), await client.get(path, params={"pretty": "true"})
+            assert (pretty.status_code, pretty.headers["content-type"]) == (
+                plain.status_code,
+                plain.headers["content-type"],
+            )
+            told = pretty.json() | {name: plain.json()[name] for name in ("request_id",) if name in plain.json()}
+            assert told.keys() == plain.json().keys()
+            assert pretty.text == json.dumps(pretty.json(), indent=2, ensure_ascii=False) + "\n"
+            assert int(pretty.headers.get("content-length", len(pretty.content))) == len(pretty.content)
+            assert (await client.get(path, params={"pretty": "false"})).text.count("\n") == 1
+            assert (await client.head(path, params={"pretty": "true"})).content == b""
+        applied = await client.put(f"{ENTRY}?pretty=true", json={"program": "pass"})
+        assert applied.text.startswith('{\n  "map": "jump_table",\n')
+        for refused in ("pretty=maybe", "pretty=true&pretty=true"):
+            assert_problem(await client.get(f"/maps?{refused}"), 422, "validation")
+        assert_problem(await client.get("/metrics?pretty=true"), 422, "validation")
+
+    @pytest.mark.field
+    def test_parts_may_end_anywhere(self) -> None:
+        """Field 12: answers that people read: long ones come in parts."""
+        text = '{"a":[],"b":{},"c":[1,-2.5e9,true,null,{"x":"q\\"{[,:]}\\\\","…":["é",{"d":[[],[{}]]}]}],"z":"end"}\n'
+        for size in range(1, len(text.encode()) + 1):
+            indenter, raw = Indenter(), text.encode()
+            parts = [raw[start : start + size] for start in range(0, len(raw), size)]
+            told = [indenter.feed(part, is_last=number == len(parts)) for number, part in enumerate(parts, 1)]
+            assert (
+                b"".join(told).decode()
+                == json.dumps(json.loads(text), indent=2, ensure_ascii=False).replace("-2500000000.0", "-2.5e9") + "\n"
+            )
+
+
+class TestCharacters:
+    @pytest.mark.field
+    async def test_answers_have_characters_and_no_escapes(self, client: httpx.AsyncClient) -> None:
+        """Field 12: answers that people read: what somebody has written comes back as it was written."""
+        refused = await client.put("/maps/m", json={"pinned": "/sys/fs/bpf/straße…"})
+        assert "straße…" in refused.text
+        assert "\\u" not in refused.text
+
+    @pytest.mark.field
+    async def test_slash_at_the_end_of_a_path_is_told(self, client: httpx.AsyncClient) -> None:
+        """Field 12: an error says what to do: a slip in the path names the path that is meant."""
+        for path in ("/maps", "/maps/jump_table", "/maps/jump_table/entries/3", "/changes"):
+            refused = await client.get(f"{path}/")
+            assert_problem(refused, 404, "not-found")
+            assert refused.json()["detail"].endswith(f"leave out the slash at the end: {path}")
+        refused = await client.get("/nowhere/")
+        assert "send a path that begins with one of /changes, /docs" in refused.json()["detail"]
+
+
+class TestRemedies:
+    @pytest.mark.field
+    def test_every_sentence_says_what_to_do(self) -> None:
+        """Field 12: an error says what to do in its own sentence, and sends nobody to another page first."""
+        kinds, found = list(errors.ServiceError.__subclasses__()), []
+        while kinds:
+            kind = kinds.pop()
+            kinds += kind.__subclasses__()
+            found.append(kind)
+            # What a sentence repeats says what to do itself; see the tests of those.
+            repeats = re.search(r"\{(reason|remedy|cause)\}$", kind.sentence)
+            if kind.sentence != errors.ServiceError.sentence:
+                assert repeats or ";" in kind.sentence, kind
+                assert "lists" not in kind.sentence, kind
+        assert len(found) > 40
+
+    @pytest.mark.field
+    async def test_details_say_what_to_do(self, client: httpx.AsyncClient) -> None:
+        """Field 12: an error says what to do: details that routes make say it too."""
+        for response, told in (
+            (await client.get(ENTRY), "PUT a program there first"),
+            (await client.get("/maps/nope"), "hold it first: PUT /maps/nope"),
+            (await client.put(ENTRY, content=b""), "send one JSON value"),
+            (
+                await client.put(ENTRY, content=b"{", headers={"Content-Type": "application/json"}),
+                "send one JSON value",
+            ),
+            (await client.put(ENTRY, content=b"{}"), "send that, as curl --json does"),
+            (await client.put(ENTRY, json={"program": "drop"}, headers={"If-Match": '"x"'}), "if you still want"),
+            (await client.get(ENTRY, headers={"If-None-Match": "x"}), "send tags as ETag shows them"),
+            (await client.get("/problems/nope"), "there are: malformed-json"),
+            (await client.get("/docs/assets/nope"), "there are: swagger-ui-bundle.js"),
+            (await client.get("/changes?limit=1&limit=2"), "send it once"),
+        ):
+            assert told in response.json()["detail"]

@@ -1,6 +1,8 @@
 """Authentication and authorization: tokens, their bounds, read-only mode, limits, and the headers Host and Origin."""
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from app.access.rights import Ranges, Right, Role
 from app.access.tokens import Token, TokenFile, Tokens
 from app.api.authorization import RIGHTS, Authentication
 from app.api.limits import Limits
+from app.api.routes import changes
 from app.bpf.kernel import Kernel
 from app.service.objects.opening import make_array
 from app.service.objects.source import Pinned
@@ -57,9 +60,9 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "hold_program": ("PUT", "/programs/other", {"id": 4_000_000_000}),
     "release_program": ("DELETE", "/programs/other", None),
 }
-ALLOWED: dict[str, set[Right]] = {
-    "nobody": {Right.NONE},
-    "metrics": {Right.NONE, Right.METRICS},
+ALLOWED: dict[str, set[Right]] = {  # the documentation is open where callers have tokens, as here
+    "nobody": {Right.NONE, Right.DOCS},
+    "metrics": {Right.NONE, Right.DOCS, Right.METRICS},
     "reader": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ},
     "writer": {Right.NONE, Right.METRICS, Right.DOCS, Right.READ, Right.WRITE},
     "admin": set(Right),
@@ -74,6 +77,15 @@ def tokens(tmp_path: Path) -> TokenFile:
 def new(tokens: TokenFile, name: str, role: Role, **bounds: Any) -> dict[str, str]:
     """Create a token and return the header that carries it."""
     return {"Authorization": f"Bearer {tokens.add(Token(name, '', role, time.time(), **bounds))}"}
+
+
+async def streams_of(app: FastAPI, asker: httpx.AsyncClient, *readers: dict[str, str]) -> list[str]:
+    """Return the streams of all events so far, one for each reader. No stream can be read afterwards."""
+    streams = [asyncio.create_task(asker.get("/events", headers=each | {"Last-Event-ID": "0"})) for each in readers]
+    while len(app.state.service.feed._sleeping) < len(readers) and not any(each.done() for each in streams):
+        await asyncio.sleep(0)
+    app.state.service.feed.stop()
+    return [(await each).text for each in streams]
 
 
 @pytest.fixture
@@ -233,9 +245,9 @@ class TestTokenBounds:
         assert_problem(await asker.get("/changes/1", headers=writer), 404, "change-unknown")
         for path in ("/changes/1/revert", "/changes/1/confirm"):
             assert_problem(await asker.post(path, headers=writer), 404, "change-unknown")
-        guarded.state.service.feed.stop()
-        events = await asker.get("/events", headers=writer | {"Last-Event-ID": "0"})
-        assert "secret" not in events.text
+        (events,) = await streams_of(guarded, asker, writer)
+        assert "event: change" in events
+        assert "secret" not in events
 
     async def test_only_an_admin_changes_protected_entries(self, asker: httpx.AsyncClient, tokens: TokenFile) -> None:
         writer, admin = new(tokens, "w", "writer"), new(tokens, "a", "admin")
@@ -247,6 +259,213 @@ class TestTokenBounds:
             ("DELETE", ENTRY, None), ("POST", "/changes/1/revert", None), ("PUT", TABLE, {"programs": []}),
         ):  # fmt: skip
             assert_problem(await asker.request(method, path, json=body, headers=writer), 403, "entry-protected")
+
+
+@pytest.mark.field
+@pytest.mark.usefixtures("both_ways")
+class TestBoundsOfReading:
+    """Field 31: a caller with bounds to entries and programs reads what is beyond them."""
+
+    @pytest.fixture(params=["reader", "writer", "admin"])
+    async def bounded(
+        self, request: pytest.FixtureRequest, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> dict[str, str]:
+        """A caller that may see entries 8 to 11 and 14, and drop. Before: the changes 1 to 4, of entries in and out."""
+        admin = new(tokens, "first", "admin")
+        for index, program in ((5, "tx"), (9, "tx")):
+            await asker.put(f"{TABLE}/{index}", json={"program": program}, headers=admin)
+        body = {"entries": [{"index": index, "program": "pass"} for index in (4, 8, 12, 14)]}
+        await asker.patch(TABLE, json=body, headers=admin)
+        await asker.patch(TABLE, json={"entries": [{"index": 12, "program": "tx"}]}, headers=admin)
+        return new(tokens, "mine", request.param, entries=["10-11", "8-10", "14"], programs=["drop"])
+
+    async def test_entry_outside_is_forbidden_and_one_inside_tells_its_program(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str]
+    ) -> None:
+        for index in (5, 6, 12, 16, 4_000_000_000):
+            refused = await asker.get(f"{TABLE}/{index}", headers=bounded)
+            assert_problem(refused, 403, "forbidden")
+            assert f"entry {index} is not among the entries of this caller" in refused.json()["detail"]
+        inside = await asker.get(f"{TABLE}/9", headers=bounded)
+        assert inside.json()["program"]["name"] == "tx"
+        assert_problem(await asker.get(f"{TABLE}/10", headers=bounded), 404, "entry-empty")
+
+    async def test_list_shows_the_entries_inside_with_the_tag_of_the_whole_table(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile
+    ) -> None:
+        table = await asker.get(TABLE, headers=bounded)
+        assert [each["index"] for each in table.json()["entries"]] == [8, 9, 14]
+        whole = await asker.get(TABLE, headers=new(tokens, "a", "admin"))
+        assert len(whole.json()["entries"]) == 6
+        assert table.headers["etag"] == whole.headers["etag"]
+        page = (await asker.get(TABLE, params={"start": 0, "limit": 2}, headers=bounded)).json()
+        assert ([each["index"] for each in page["entries"]], page["next"]) == ([8, 9], 14)
+        page = (await asker.get(TABLE, params={"start": 14, "limit": 1}, headers=bounded)).json()
+        assert ([each["index"] for each in page["entries"]], page["next"]) == ([14], None)
+
+    async def test_map_counts_and_lists_what_is_inside(
+        self, registry: Registry, asker: httpx.AsyncClient, bounded: dict[str, str]
+    ) -> None:
+        held, tx = registry.maps.get("jump_table"), registry.programs.get("tx").opened()
+        for index in (7, 10):
+            registry.kernel.map_update(held.opened().fd, index, tx.fd)
+        assert held.expected is not None
+        held.expected.lost = {6: "no six", 11: "no eleven"}
+        one = (await asker.get("/maps/jump_table", headers=bounded)).json()
+        (listed,) = (await asker.get("/maps", headers=bounded)).json()["maps"]
+        for map_ in (one, listed):
+            assert [each["index"] for each in map_["drift"]] == [10]
+            assert map_["used"] == 4, "8, 9, 10 and 14"
+            assert "eleven" in str(map_["warnings"])
+            assert "six" not in str(map_["warnings"])
+
+    async def test_changes_show_the_entries_inside_and_others_are_unknown(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str]
+    ) -> None:
+        listed = (await asker.get("/changes", headers=bounded)).json()
+        shown = [(each["id"], [entry["index"] for entry in each["entries"]]) for each in listed["changes"]]
+        assert (shown, listed["next"]) == ([(2, [9]), (3, [8, 14])], None)
+        one = await asker.get("/changes/3", headers=bounded)
+        assert one.json() == listed["changes"][1]
+        for id_ in (1, 4, 5):
+            assert_problem(await asker.get(f"/changes/{id_}", headers=bounded), 404, "change-unknown")
+
+    async def test_pages_of_changes_reach_all_that_is_inside(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(changes, "_MAX_PAGES", 2)
+        admin = new(tokens, "a", "admin")
+        for number in range(8):
+            program = ("drop", "pass")[number % 2]
+            await asker.put(f"{TABLE}/5", json={"program": program}, headers=admin)
+        await asker.put(f"{TABLE}/14", json={"program": "drop"}, headers=admin)
+        found, after = list[int](), 0
+        for _ in range(20):
+            page = (await asker.get("/changes", params={"limit": 1, "after": after}, headers=bounded)).json()
+            found += [each["id"] for each in page["changes"]]
+            after = page["next"]
+            if after is None:
+                break
+        assert found == [2, 3, 13]
+
+    async def test_change_that_reaches_beyond_is_neither_confirmed_nor_reverted(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile
+    ) -> None:
+        admin = new(tokens, "a", "admin")
+        await asker.put(f"{TABLE}/4", json={"program": "tx"}, headers=admin)  # so that change 3 is not in place
+        for path in ("/changes/3/confirm", "/changes/3/revert", "/changes/3/revert?dry_run=true"):
+            refused = await asker.post(path, headers=bounded)
+            assert_problem(refused, 403, "forbidden")
+            assert "holds" not in refused.text
+        if "reader" in (await asker.post("/changes/1/revert", headers=bounded)).text:
+            return  # a reader may not even ask
+        for path in ("/changes/1/confirm", "/changes/1/revert"):
+            assert_problem(await asker.post(path, headers=bounded), 404, "change-unknown")
+
+    async def test_events_show_the_entries_inside_and_others_do_not_happen(
+        self, guarded: FastAPI, registry: Registry, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile
+    ) -> None:
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        service, held = guarded.state.service, registry.maps.get("jump_table")
+        for indexes in ([7], [7, 10], [7], []):
+            for index in (7, 10):
+                if array.get(index) is not None:
+                    array.clear_index(index)
+            for index in indexes:
+                registry.kernel.map_update(array.fd, index, tx.fd)
+            await service.drift.check(held)
+        admin = new(tokens, "a", "admin")
+        await asker.patch(
+            f"{TABLE}?confirm_within=60", json={"entries": [{"index": 6, "program": "tx"}]}, headers=admin
+        )
+        await asker.post("/changes/5/confirm", headers=admin)
+        (stream,) = await streams_of(guarded, asker, bounded)
+        events = [(type_, json.loads(data)) for type_, data in re.findall(r"event: (\S+)\ndata: (.*)", stream)]
+        changed = [[entry["index"] for entry in data["entries"]] for type_, data in events if type_ == "change"]
+        assert changed == [[9], [8, 14]]
+        drift = [
+            (data["count"], [each["index"] for each in data["drift"]]) for type_, data in events if type_ == "drift"
+        ]
+        assert drift == [(0, []), (1, [10]), (0, [])]
+        assert {type_ for type_, _ in events} == {"change", "drift"}
+
+    async def test_programs_tell_only_uses_inside(
+        self, asker: httpx.AsyncClient, bounded: dict[str, str], tokens: TokenFile
+    ) -> None:
+        admin = new(tokens, "a", "admin")
+        for index in (6, 10):
+            await asker.put(f"{TABLE}/{index}", json={"program": "drop"}, headers=admin)
+        one = (await asker.get("/programs/drop", headers=bounded)).json()
+        (listed,) = (await asker.get("/programs", headers=bounded)).json()["programs"]
+        assert one["used_by"] == listed["used_by"] == [{"map": "jump_table", "index": 10}]
+
+    async def test_program_outside_and_an_unknown_one_are_refused_alike(
+        self, registry: Registry, asker: httpx.AsyncClient, bounded: dict[str, str]
+    ) -> None:
+        there, no_id = registry.programs.get("pass").opened().id, 4_000_000_000
+        for method, path, body in (
+            ("GET", "/programs/NAME", None),
+            ("PUT", "/programs/NAME", {"id": no_id}),
+            ("DELETE", "/programs/NAME", None),
+            ("POST", "/programs/NAME/run", {"packet": "00" * 14}),
+            ("PUT", f"{TABLE}/10", {"program": "NAME"}),
+            ("PUT", f"{TABLE}/10?dry_run=true", {"program": "NAME"}),
+            ("PUT", f"{TABLE}/10", {"program": {"name": "NAME"}}),
+            ("PUT", f"{TABLE}/10", {"program": {"id": "ID"}}),
+            ("PATCH", TABLE, {"entries": [{"index": 10, "program": "NAME"}]}),
+            ("PATCH", TABLE, {"entries": [{"index": 10, "program": {"id": "ID"}}]}),
+        ):
+            answers = []
+            for name, id_ in (("pass", there), ("nope", no_id)):
+                text = None if body is None else json.dumps(body).replace("NAME", name).replace('"ID"', str(id_))
+                headers = bounded | {"Content-Type": "application/json", "X-Request-ID": "same"}
+                answer = await asker.request(method, path.replace("NAME", name), content=text, headers=headers)
+                assert_problem(answer, 403, "forbidden")
+                answers.append(answer.text.replace(name, "NAME"))
+            assert answers[0] == answers[1], (method, path)
+
+    @pytest.mark.parametrize("form", ["entries", "entry"])
+    async def test_what_is_shown_can_be_put_back(
+        self, asker: httpx.AsyncClient, tokens: TokenFile, bounded: dict[str, str], form: str
+    ) -> None:
+        writer = new(tokens, "w", "writer", entries=["8-11", "14"], programs=["drop"])
+        if form == "entry":
+            entry = (await asker.get(f"{TABLE}/9", headers=writer)).json()
+            put = await asker.put(f"{TABLE}/9", json=entry, headers=writer)
+            assert (put.status_code, "change-id" in put.headers) == (200, False), put.text
+            return
+        table = (await asker.get(TABLE, headers=writer)).json()
+        table["entries"] = [*table["entries"][1:], {"index": 10, "program": "drop"}]
+        put = await asker.put(TABLE, json=table, headers=writer)
+        counts = {name: put.json()[name] for name in ("set", "cleared", "unchanged")}
+        assert counts == {"set": 1, "cleared": 1, "unchanged": 2}
+        whole = (await asker.get(TABLE, headers=new(tokens, "a", "admin"))).json()["entries"]
+        assert [each["index"] for each in whole] == [4, 5, 9, 10, 12, 14]
+
+
+@pytest.mark.field
+async def test_drift_of_many_entries_is_counted_inside_the_bounds(
+    kernel: Kernel, registry: Registry, tokens: TokenFile, anyio_backend: str
+) -> None:
+    """Field 31: a caller with bounds to entries and programs reads what is beyond them."""
+    registry.maps.adopt("large", make_array(kernel, "large", 1024))
+    async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app, client_of(app) as asker:
+        array, tx = registry.maps.get("large").opened(), registry.programs.get("tx").opened()
+        for index in (*range(0, 300, 2), 900, 901):
+            registry.kernel.map_update(array.fd, index, tx.fd)
+        await app.state.service.drift.check(registry.maps.get("large"))
+        expected: tuple[tuple[list[str] | None, int, list[int]], ...] = (
+            (["290-900", "1-3"], 7, [2]),
+            (["902-999"], 0, []),
+            (None, 152, [0, 2]),
+        )
+        readers = [new(tokens, f"reader{count}", "reader", entries=bounds) for bounds, count, _ in expected]
+        for stream, (_, count, first) in zip(await streams_of(app, asker, *readers), expected, strict=True):
+            (data,) = re.findall(r"event: drift\ndata: (.*)", stream)
+            drift = json.loads(data)
+            assert drift.keys() == {"map", "count", "drift"}
+            assert drift["count"] == count
+            assert [each["index"] for each in drift["drift"]][:2] == first
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -309,6 +528,18 @@ class TestBypasses:
         tokens.revoke("r")
         await asker.put(f"{TABLE}/9", json={"program": "drop"}, headers=admin)
         assert "set" not in (await reading).text
+
+    @pytest.mark.field
+    async def test_callers_learn_nothing_of_names_beyond_their_bounds(
+        self, asker: httpx.AsyncClient, tokens: TokenFile
+    ) -> None:
+        """Field 10: a slip in a map's name is told, but not whether a map beyond the bounds is held."""
+        bounded = new(tokens, "b", "reader", maps=["other"])
+        for name in ("jump_table", "typo"):
+            assert (await asker.get(f"/changes?map={name}", headers=bounded)).json()["changes"] == []
+            assert (await asker.head(f"/events?map={name}", headers=bounded)).status_code == 200
+        for path in ("/changes?map=other", "/events?map=other"):
+            assert_problem(await asker.get(path, headers=bounded), 404, "map-unknown")
 
     async def test_readyz_gives_reasons_only_to_callers_who_may_read_everything(
         self, registry: Registry, asker: httpx.AsyncClient, tokens: TokenFile

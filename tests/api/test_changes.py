@@ -77,6 +77,8 @@ class TestGetChange:
                 }
             ],
             "confirm_by": None,
+            "confirmed_by": None,
+            "confirmed_at": None,
             "state": "applied",
             "reverts": None,
         }
@@ -95,9 +97,69 @@ class TestGetChange:
         page = (await client.get("/changes?limit=2&after=4")).json()
         assert ([each["id"] for each in page["changes"]], page["next"]) == ([5], None)
         assert [each["id"] for each in (await client.get("/changes?request_id=r3")).json()["changes"]] == [4]
-        assert (await client.get("/changes?map=other")).json() == {"changes": [], "next": None}
-        for query in ("limit=0", "limit=1001", "after=x", "map=a/b", "since=3"):
+        for query in ("limit=0", "limit=1001", "after=x", "map=a/b", "since=3", "order=up", "state=new", "index=-1"):
             assert_problem(await client.get(f"/changes?{query}"), 422, "validation")
+
+    @pytest.mark.field
+    async def test_list_is_read_from_its_newest_end(self, client: httpx.AsyncClient) -> None:
+        """Field 10: who changed this entry: the last changes come first, page by page."""
+        for index in range(5):
+            await client.put(f"{TABLE}/{index}", json={"program": "drop"})
+        ids, query = [], "order=desc&limit=2"
+        while query:
+            page = (await client.get(f"/changes?{query}")).json()
+            ids.append([each["id"] for each in page["changes"]])
+            query = page["next"] and f"order=desc&limit=2&before={page['next']}"
+        assert ids == [[5, 4], [3, 2], [1]]
+        page = (await client.get("/changes?order=desc&after=2")).json()
+        assert ([each["id"] for each in page["changes"]], page["next"]) == ([5, 4, 3], None)
+
+    @pytest.mark.field
+    async def test_list_is_searched_by_entry_state_actor_kind_and_time(self, client: httpx.AsyncClient) -> None:
+        """Field 10: who changed this entry: each filter alone, several at once, and times as they are told."""
+        await client.put(f"{TABLE}/3", json={"program": "drop"})
+        await client.put(f"{TABLE}/4", json={"program": "drop"})
+        await client.patch(TABLE, json={"entries": [{"index": 9, "program": "tx"}, {"index": 3, "program": "pass"}]})
+        await client.put(f"{TABLE}/3?confirm_within=60", json={"program": "tx"})
+        await client.post("/changes/2/revert")
+
+        async def found(query: str) -> list[int]:
+            response = await client.get(f"/changes?{query}")
+            assert response.status_code == 200, response.text
+            return [each["id"] for each in response.json()["changes"]]
+
+        times = {each["id"]: each["at"] for each in (await client.get("/changes")).json()["changes"]}
+        assert await found("index=3") == [1, 3, 4]
+        assert await found("index=3&order=desc&limit=1") == [4]
+        assert await found("index=4&kind=revert") == [5]
+        assert await found("map=jump_table&index=4294967295") == []
+        assert (await found("state=unconfirmed"), await found("state=reverted")) == ([4], [2])
+        assert await found("state=applied") == [1, 3, 5]
+        assert (await found("kind=update"), await found("actor=nobody")) == ([3], [])
+        actor = (await client.get("/changes/1")).json()["actor"]
+        assert await found(f"actor={actor}&order=desc") == [5, 4, 3, 2, 1]
+        assert await found(f"since={times[3]}") == [3, 4, 5]
+        assert await found(f"until={times[3]}") == [1, 2]
+        assert await found(f"since={times[2]}&until={times[4].replace('Z', '%2B00:00')}") == [2, 3]
+        for bad in ("2026-11-22", "2026-11-22T15:04:05", "2026-02-30T15:04:05Z", "1800000000"):
+            assert_problem(await client.get(f"/changes?since={bad}"), 422, "validation")
+
+    @pytest.mark.field
+    async def test_map_that_is_not_held_is_no_empty_list(self, client: httpx.AsyncClient) -> None:
+        """Field 10: who changed this entry: a slip in the map's name is told."""
+        for path in ("/changes?map=typo", "/events?map=typo"):
+            assert_problem(await client.get(path), 404, "map-unknown")
+
+    @pytest.mark.field
+    async def test_change_tells_who_confirmed_it(self, client: httpx.AsyncClient) -> None:
+        """Field 10: who let this change stand, and when."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        waiting = (await client.get("/changes/1")).json()
+        assert (waiting["confirmed_by"], waiting["confirmed_at"]) == (None, None)
+        confirmed = (await client.post("/changes/1/confirm")).json()
+        assert confirmed["confirmed_by"] == confirmed["actor"]
+        assert confirmed["at"] <= confirmed["confirmed_at"] <= confirmed["confirm_by"]
+        assert (await client.get("/changes/1")).json() == confirmed
 
 
 class TestLargeChanges:

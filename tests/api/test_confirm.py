@@ -605,7 +605,7 @@ class TestRestart:
             assert changes.get(1).state == ("unconfirmed" if unconfirmed else "expired")
             assert held.unconfirmed == ({0: 1} if unconfirmed else None)
             if unconfirmed:
-                await changes.confirmations.confirm(changes.get(1))
+                await changes.confirmations.confirm(changes.get(1), "unix")
                 assert held.unconfirmed is None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from structlog.testing import capture_logs
 
 from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
@@ -270,6 +271,21 @@ class TestStart:
                 assert await drift_of(client, "/maps/table") == {0: ("one", "two"), 1: ("two", None)}
         registry.close()
 
+    @pytest.mark.field
+    async def test_restore_has_a_line_in_the_audit(self, kernel: Kernel, pinned_objects: Path, tmp_path: Path) -> None:
+        """Field 11: a log that tells little: what the service does by itself is in the audit."""
+        file = tmp_path / "journal.db"
+        await first_run(kernel, pinned_objects, file)
+        registry = service_on(kernel, pinned_objects, restore=True)
+        Outside(registry, "table").set(0, "two")
+        with capture_logs() as told:
+            async with started(registry, journal=Journal(file, "process")):
+                pass
+        (line,) = [each for each in told if each["event"] == "restore"]
+        assert (line["actor"], line["map"], line["change"]) == ("jumptable", "table", 2)
+        assert [(each["before"]["name"], each["after"]["name"]) for each in line["entries"]] == [("two", "one")]
+        registry.close()
+
     async def test_reloaded_programs_with_the_same_code_are_no_drift(
         self, kernel: Kernel, pinned_objects: Path, tmp_path: Path
     ) -> None:
@@ -409,3 +425,23 @@ class TestReboot:
             assert [each["program"]["name"] for each in await entries_of(client)] == ["one", "two"]
             assert (await client.get("/changes/2")).json()["state"] == "expired"
         registry.close()
+
+
+@pytest.mark.field
+async def test_trouble_is_logged_when_it_begins_and_when_it_ends(registry: Registry) -> None:
+    """Field 11: a log that says the same at each retry: a journal that cannot be written is said once."""
+    async with started(registry) as app:
+        service, table = app.state.service, registry.maps.get("jump_table").opened()
+        writer = service.journal._database.writer
+        writer.execute("PRAGMA query_only = 1")
+        table.set(3, registry.programs.get("drop").opened())
+        with capture_logs() as told:
+            for _ in range(5):
+                await service.drift.check_all()
+                await service._settle()
+            writer.execute("PRAGMA query_only = 0")
+            for _ in range(5):
+                await service.drift.check_all()
+        events = [each["event"] for each in told]
+        assert events == ["drift", "drift cannot be journalled yet", "over"]
+        assert told[0]["first"]["kernel"]["name"] == "drop"

@@ -11,7 +11,7 @@ import pytest
 from app.config import Settings
 from app.keeper.messages import KeeperConfig
 from app.server import startup
-from app.server.systemd import Notifier, passed_sockets
+from app.server.systemd import Notifier, is_restarted, passed_sockets
 from tests.running import running, write_config
 
 # As systemd passes sockets: fds 3 and up, and the environment says for which process.
@@ -112,3 +112,19 @@ def test_the_keeper_leaves_a_passed_socket_alone(monkeypatch: pytest.MonkeyPatch
     settings = Settings()
     startup.start_keeper(settings, None, has_passed_socket=has_passed_socket)
     assert [config.socket for config in configs] == [None if has_passed_socket else str(settings.server.socket)]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("environment", "is_one"),
+    [
+        ({"NOTIFY_SOCKET": "/run/systemd/notify"}, True),
+        ({"INVOCATION_ID": "1"}, True),
+        ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": str(os.getpid())}, True),
+        ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_service_of_systemd_is_told_from_what_such_a_service_starts(environment: dict[str, str], is_one: bool) -> None:
+    """Field 21: only a service of systemd may end in the hope of being started again."""
+    assert is_restarted(environment) is is_one

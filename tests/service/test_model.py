@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         id_ = self.id_of(number)
 
         async def confirm() -> Change:
-            return await self.changes.confirmations.confirm(self.changes.get(id_))
+            return await self.changes.confirmations.confirm(self.changes.get(id_), "unix")
 
         assert self.outcome(confirm()) == (self.model.confirm(id_) or id_)
 

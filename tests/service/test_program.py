@@ -17,7 +17,7 @@ PACKET = bytes(14)
 class TestInit:
     def test_map_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8)
-        with pytest.raises(NotAProgram, match="the object is not a program; it is a map"):
+        with pytest.raises(NotAProgram, match="the object is not a program, it is a map;"):
             Program(kernel, fd)
 
     def test_summary_has_the_facts_of_the_kernel(self, kernel: Kernel) -> None:

@@ -52,12 +52,12 @@ class TestInit:
     @pytest.mark.parametrize("type_", [MapType.HASH, MapType.ARRAY])
     def test_other_map_type_is_refused_and_named(self, kernel: Kernel, type_: MapType) -> None:
         fd = kernel.map_create(type_, 4, 4, 8)
-        with pytest.raises(WrongMapType, match=f"the map is of type {type_.name.lower()}, not prog_array"):
+        with pytest.raises(WrongMapType, match=f"the map is of type {type_.name.lower()}; give one of type prog_array"):
             ProgramArray(kernel, fd)
 
     def test_program_is_refused(self, kernel: Kernel) -> None:
         fd = kernel.prog_load(ProgType.XDP, asm.returns(2))
-        with pytest.raises(NotAMap, match="the object is not a map; it is a prog"):
+        with pytest.raises(NotAMap, match="the object is not a map, it is a prog;"):
             ProgramArray(kernel, fd)
 
     @pytest.mark.parametrize(("key_size", "value_size", "expected"), [(8, 4, WrongKeySize), (4, 8, WrongValueSize)])
@@ -71,7 +71,7 @@ class TestInit:
                 return dataclasses.replace(super().map_info(fd), key_size=key_size, value_size=value_size)
 
         kernel = Lying()
-        with pytest.raises(expected, match="8 bytes, not 4"):
+        with pytest.raises(expected, match="8 bytes; give a program array"):
             ProgramArray(kernel, kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8))
 
     def test_refused_descriptor_is_closed(self, kernel: Kernel) -> None:

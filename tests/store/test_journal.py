@@ -9,16 +9,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from app.store import history
+from app.store import database, history
 from app.store import journal as journal_module
 from app.store.journal import Journal, JournalDamaged, JournalFailed, check
-from app.store.records import Array, Change, EntryChange, EntryChanges, Event, PendingConfirmation, ProgramRecord
+from app.store.records import (
+    Array,
+    Change,
+    ChangeFilter,
+    EntryChange,
+    EntryChanges,
+    Event,
+    PendingConfirmation,
+    ProgramRecord,
+)
+from app.store.schema import VERSIONS
+from tests.outside import journal_reader
 from tests.store.tables import entries_of, table_of
 
 DROP = ProgramRecord("drop", 812, "46728abc63e3a679", "/sys/fs/bpf/drop")
@@ -90,12 +102,73 @@ class TestChanges:
         for number in range(6):
             asyncio.run(journal.append(change("a" if number % 2 else "b", request_id=str(number))))
         assert [each.id for each in journal.changes()[0]] == [1, 2, 3, 4, 5, 6]
-        assert [each.id for each in journal.changes(maps=["a"])[0]] == [2, 4, 6]
-        assert [each.id for each in journal.changes(maps=["a"], after=2, before=6)[0]] == [4]
-        assert [each.id for each in journal.changes(request_id="4")[0]] == [5]
+        assert [each.id for each in journal.changes(ChangeFilter(maps=["a"]))[0]] == [2, 4, 6]
+        assert [each.id for each in journal.changes(ChangeFilter(maps=["a"]), after=2, before=6)[0]] == [4]
+        assert [each.id for each in journal.changes(ChangeFilter(request_id="4"))[0]] == [5]
         assert [each.id for each in journal.changes(limit=2)[0]] == [1, 2]
-        assert journal.changes(after=6) == ([], False)
-        assert journal.changes(limit=5)[1] is True
+        assert journal.changes(after=6) == ([], None)
+        assert journal.changes(limit=5)[1] == 5
+
+    @pytest.mark.field
+    def test_search_of_a_long_journal_goes_on_where_it_stopped(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Field 10: who changed this entry: a search looks at few changes at a time, whatever the order."""
+        monkeypatch.setattr(history, "_MAX_SCANNED_CHANGES", 4)
+        for number in range(20):
+            asyncio.run(journal.append(change(request_id="r" if number % 7 == 0 else "other")))
+        wanted = ChangeFilter(request_id="r")
+        assert (journal.changes(wanted, limit=2)[1], journal.changes(wanted, limit=2, newest_first=True)[1]) == (4, 17)
+        for newest_first, found in ((False, [1, 8, 15]), (True, [15, 8, 1])):
+            ids, after, before = [], 0, None
+            while True:
+                page, last = journal.changes(wanted, after=after, before=before, newest_first=newest_first, limit=2)
+                ids += [each.id for each in page]
+                if last is None:
+                    break
+                after, before = (0, last) if newest_first else (last, None)
+            assert ids == found
+
+    @pytest.mark.field
+    def test_rare_states_are_found_by_an_index(self, journal: Journal) -> None:
+        """Field 10: who changed this entry: changes in a rare state are found without reading all others."""
+        query = "SELECT * FROM changes WHERE id BETWEEN ? AND ? AND state <> 'applied' AND state = ? ORDER BY id DESC"
+        plan = journal._database.read(f"EXPLAIN QUERY PLAN {query}", [1, 9, "reverted"]).fetchall()
+        assert ["changes_by_rare_state" in row["detail"] for row in plan] == [True]
+
+
+@pytest.mark.field
+def test_journal_of_version_1_opens(tmp_path: Path, durability: Literal["power", "process"]) -> None:
+    """Field 10: who changed this entry: an upgrade keeps the history, and what waits for its confirmation."""
+    file, old = tmp_path / "old.db", change()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(f"{VERSIONS[0]}; PRAGMA application_id = {0x6A74626C}; PRAGMA user_version = 1;")
+        row = (old.map, 41, "boot", "update", "unix", "r1", None, old.entries.packed())
+        for id_, state in ((1, "confirmed"), (2, "unconfirmed")):
+            query = "INSERT INTO changes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,NULL,1800000060.0)"
+            connection.execute(query, (id_, id_, old.at, *row, state))
+        told = {"map": old.map, "map_id": 41, "boot_id": "boot", "kind": "update", "at": old.at, "actor": "unix",
+                "request_id": "r1", "note": None, "state": "unconfirmed", "reverts": None, "confirm_by": 1800000060.0,
+                "id": 0}  # fmt: skip
+        waiting = ("token", 2, 1, json.dumps(told), old.entries.packed(), 5.0, "[]")
+        connection.execute("INSERT INTO waiting VALUES (?,?,?,?,?,?,?)", waiting)
+        connection.commit()
+    assert check(file) == []
+    journal = Journal(file, durability)
+    with closing(journal):
+        assert [(each.id, each.state, each.confirmed_by, each.confirmed_at) for each in journal.changes()[0]] == [
+            (1, "confirmed", None, None),
+            (2, "unconfirmed", None, None),
+        ]
+        assert [each.change.id for each in journal.pending()] == [2]
+        asyncio.run(journal.confirm(journal.changes()[0][1], "token:deploy", 1_800_000_030.0))
+        assert asyncio.run(journal.append(change())).id == 3
+    again = Journal(file, durability)
+    with closing(again):
+        confirmed = again.change(2)
+        assert confirmed is not None
+        assert (confirmed.state, confirmed.confirmed_by) == ("confirmed", "token:deploy")
+        assert confirmed.confirmed_at == 1_800_000_030.0
 
 
 class TestFaults:
@@ -145,7 +218,7 @@ class TestFaults:
 
         assert all(isinstance(each, JournalFailed) for each in asyncio.run(all_at_once()))
         other.close()
-        assert journal.changes() == ([], False)
+        assert journal.changes() == ([], None)
         journal.close()
 
     @pytest.mark.parametrize("content", [b"nonsense" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -173,6 +246,133 @@ class TestFaults:
     def test_a_missing_folder_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(JournalFailed, match="cannot be opened"):
             Journal(tmp_path / "none" / "journal.db")
+
+
+@pytest.mark.field
+class TestLostFiles:
+    """Field 20: a journal that was removed or replaced while it is open."""
+
+    @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+    def test_a_removed_file_fails_writes_until_it_is_put_back(self, journal: Journal, file: Path, suffix: str) -> None:
+        """Field 20: one of the three files was moved away."""
+        name = file.with_name(file.name + suffix)
+        for _ in range(2):
+            asyncio.run(journal.append(change()))
+        name.rename(file.with_name("elsewhere"))
+        with pytest.raises(JournalFailed, match=f"{name} was removed or replaced"):
+            asyncio.run(journal.append(change()))
+        assert "was removed or replaced" in str(journal.failing)
+        file.with_name("elsewhere").rename(name)
+        assert journal.failing is None
+        assert asyncio.run(journal.append(change())).id == 3
+
+    def test_a_replaced_file_fails_writes(self, journal: Journal, file: Path) -> None:
+        """Field 20: an operator puts a copy in its place while the service runs."""
+        asyncio.run(journal.append(change()))
+        other = file.with_name("copy")
+        other.write_bytes(file.read_bytes())
+        other.rename(file)
+        with pytest.raises(JournalFailed, match="was removed or replaced"):
+            asyncio.run(journal.append(change()))
+
+    def test_a_replaced_folder_fails_writes(self, tmp_path: Path, durability: Literal["power", "process"]) -> None:
+        """Field 20: the whole state folder was moved away, and another one is in its place."""
+        folder = tmp_path / "state"
+        folder.mkdir()
+        journal = Journal(folder / "journal.db", durability)
+        folder.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(JournalFailed, match="was removed or replaced"):
+                asyncio.run(journal.append(change()))
+            folder.mkdir(exist_ok=True)
+        journal.close()
+
+    def test_a_removal_is_noticed_however_long_the_folder_was_quiet(self, journal: Journal, file: Path) -> None:
+        """Field 20: the quick look at the folder must not miss what comes after it."""
+        files = journal._database._files
+        assert files is not None
+        deadline = time.monotonic() + 10
+        while files._settled is None:
+            asyncio.run(journal.append(change()))
+            assert time.monotonic() < deadline
+        asyncio.run(journal.append(change()))
+        file.unlink()
+        with pytest.raises(JournalFailed, match="was removed or replaced"):
+            asyncio.run(journal.append(change()))
+
+    def test_other_files_in_the_folder_do_not_matter(self, journal: Journal, file: Path) -> None:
+        """Field 20: the token file is written anew."""
+        for number in range(3):
+            file.with_name(f"tokens{number}").touch()
+            assert asyncio.run(journal.append(change())).id == number + 1
+
+
+@pytest.mark.field
+class TestOutsideReader:
+    """Field 24: another process reads the journal for long, so that the -wal file grows and grows."""
+
+    @pytest.fixture(autouse=True)
+    def small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
+        for name, value in (
+            ("_CHECKPOINTED_WAL_BYTES", 1 << 18),
+            ("_LARGE_WAL_BYTES", 1 << 20),
+            ("_MAX_BYTES", 4 << 20),
+            ("_RESERVED_BYTES", 1 << 19),
+            ("_MIN_WAL_BYTES", 1 << 19),
+        ):
+            monkeypatch.setattr(database, name, value)
+
+    def total_bytes(self, file: Path) -> int:
+        return sum(each.stat().st_size for each in (file, file.with_name("journal.db-wal")))
+
+    def test_the_files_stay_below_their_maximum_and_recover(self, journal: Journal, file: Path) -> None:
+        """Field 24: it is told in time, changes fail before the disk is full, and go on once the reader ends."""
+        large, sizes = replace(change(), note="x" * 8000), []
+
+        def append_until_it_fails() -> None:
+            for _ in range(2000):
+                asyncio.run(journal.append(replace(large)))
+                assert self.total_bytes(file) < 4 << 20
+                if journal.wal_warning is not None:
+                    sizes.append(journal.wal_bytes)
+
+        with journal_reader(file):
+            with pytest.raises(JournalFailed, match=r"-wal would exceed 4 MiB, .* end that process"):
+                append_until_it_fails()
+            assert 1 << 20 < sizes[0] < 2 << 20
+            assert "would exceed" in str(journal.failing)
+            count = len(journal.changes(limit=10_000)[0])
+            assert count > 100
+            asyncio.run(journal.make_room())
+            assert "would exceed" in str(journal.failing)
+        asyncio.run(journal.make_room())
+        assert journal.failing is None
+        assert journal.wal_warning is None
+        asyncio.run(journal.append(replace(large)))
+        assert journal.change(count + 1) is not None
+
+    def test_a_reader_that_comes_and_goes_costs_nothing(self, journal: Journal, file: Path) -> None:
+        """Field 24: a backup reads the journal now and then."""
+        large = replace(change(), note="x" * 1000)
+        for _ in range(3):
+            with journal_reader(file):
+                for _ in range(80):
+                    asyncio.run(journal.append(replace(large)))
+        for _ in range(400):
+            asyncio.run(journal.append(change()))
+        assert journal.wal_bytes <= 2 << 20
+        assert journal.failing is None
+
+    def test_the_wal_is_cut_off_after_a_checkpoint(self, journal: Journal, file: Path) -> None:
+        """Field 24: what a long reader has made grow does not stay so large for ever."""
+        with journal_reader(file):
+            for _ in range(100):
+                asyncio.run(journal.append(replace(change(), note="x" * 8000)))
+            assert journal.wal_bytes > 1 << 20
+        journal._database.writer.execute("PRAGMA wal_checkpoint(RESTART)")
+        asyncio.run(journal.append(change()))
+        assert journal.wal_bytes <= 1 << 18
 
 
 class TestCheck:
@@ -271,12 +471,6 @@ class TestPruning:
         assert [each.change.id for each in journal.pending()] == [1]
         assert journal.change(1) is not None
 
-    def test_only_old_changes_are_pruned_by_age(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
-        monkeypatch.setattr(history, "_MAX_PAGES", 10_000)
-        for at in (0.0, 1.0, *[time.time()] * 20):
-            asyncio.run(journal.append(replace(change(), at=at)))
-        assert [each.id for each in journal.changes()[0]] == list(range(3, 23))
-
     def test_ids_go_on_after_changes_of_a_clock_that_was_never_set(self, file: Path) -> None:
         for _ in range(3):
             journal = Journal(file, "process")
@@ -286,6 +480,88 @@ class TestPruning:
         journal = Journal(file, "process")
         assert asyncio.run(journal.append(change())).id == 61
         journal.close()
+
+
+@pytest.mark.field
+class TestAge:
+    """Field 34: a clock that is wrong for a moment must not erase the history."""
+
+    DAY = 86_400.0
+
+    @pytest.fixture(autouse=True)
+    def clocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The two clocks of the journal: the time of day, and the time since boot."""
+        self.now, self.uptime = 1_800_000_000.0, 1000.0
+        monkeypatch.setattr(time, "time", lambda: self.now)
+        monkeypatch.setattr(time, "clock_gettime", lambda _: self.uptime)
+        monkeypatch.setattr(history, "_MIN_KEPT_CHANGES", 20)
+        monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 8)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.uptime += seconds
+
+    def append(self, journal: Journal, count: int) -> None:
+        for _ in range(count):
+            asyncio.run(journal.append(replace(change(), at=self.now)))
+
+    def ids(self, journal: Journal) -> list[int]:
+        return [each.id for each in journal.changes(limit=1000)[0]]
+
+    @pytest.fixture
+    def old(self, journal: Journal) -> Journal:
+        """A journal with 40 changes that are 399 days old, and 30 of now."""
+        self.append(journal, 40)
+        self.pass_time(399 * self.DAY)
+        self.append(journal, 30)
+        return journal
+
+    def test_old_changes_are_pruned_once_the_newest_ones_are_far_enough_away(self, old: Journal) -> None:
+        """Field 34: with a clock that is right, the history still ends after 400 days."""
+        self.pass_time(2 * self.DAY)
+        self.append(old, 40)
+        assert self.ids(old) == list(range(41, 111))
+
+    @pytest.mark.parametrize("changes", [1, 8, 16])
+    def test_a_clock_that_is_ahead_for_a_few_changes_prunes_nothing(self, old: Journal, changes: int) -> None:
+        """Field 34: the clock jumps to another year, and comes back a moment later."""
+        self.now += 3650 * self.DAY
+        self.append(old, changes)
+        self.now -= 3650 * self.DAY
+        self.append(old, 16)
+        assert self.ids(old) == list(range(1, 71 + changes + 16))
+
+    def test_a_clock_that_is_ahead_for_many_changes_prunes_nothing_on_that_day(self, old: Journal) -> None:
+        """Field 34: the clock is wrong for hours, while many changes are made."""
+        self.now += 3650 * self.DAY
+        for _ in range(6):
+            self.append(old, 16)
+            self.pass_time(3600)
+        assert self.ids(old) == list(range(1, 71 + 6 * 16))
+
+    def test_a_service_that_starts_with_a_wrong_clock_prunes_nothing(self, old: Journal, file: Path) -> None:
+        """Field 34: the machine boots before it knows the time."""
+        self.now += 3650 * self.DAY
+        journal = Journal(file, "process")
+        self.append(journal, 60)
+        journal.close()
+        assert self.ids(old) == list(range(1, 131))
+
+    def test_the_newest_changes_are_kept_whatever_their_age(self, old: Journal) -> None:
+        """Field 34: a table that nobody has changed for years keeps its last changes."""
+        self.pass_time(3650 * self.DAY)
+        self.append(old, 16)
+        assert self.ids(old)[0] <= 67, "20 of them"
+        assert len(self.ids(old)) >= 20
+
+    def test_a_clock_that_was_behind_prunes_nothing(self, old: Journal) -> None:
+        """Field 34: some changes were made in 1970."""
+        self.now -= 1_800_000_000
+        self.append(old, 8)
+        self.now += 1_800_000_000
+        self.pass_time(2 * self.DAY)
+        self.append(old, 8)
+        assert self.ids(old) == list(range(1, 87))
 
 
 class TestMaintenance:

@@ -171,9 +171,9 @@ def _lay(fuse: Fuse, later: float) -> None:
         fuse.light(origin.note, kind)
         return prepare(changes, held, kind, steps, origin, *more)
 
-    def lit_confirm(confirmations: Confirmations, change: Any) -> Any:
+    def lit_confirm(confirmations: Confirmations, change: Any, actor: str) -> Any:
         fuse.light(change.note, "confirm")
-        return confirm(confirmations, change)
+        return confirm(confirmations, change, actor)
 
     def later_init(confirmations: Confirmations, *args: Any) -> None:
         init(confirmations, *args)

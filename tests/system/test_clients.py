@@ -175,3 +175,35 @@ def test_generated_client_returns_typed_objects(over_loopback: Service, generate
     page = importlib.import_module("jumptable_client.api.entries.list_entries").sync("jump_table", client=client.client)
     assert [entry.index for entry in page.entries] == [5]
     client.close()
+
+
+@pytest.mark.field
+def test_generated_client_goes_a_whole_round(over_loopback: Service, generated: Path) -> None:
+    """Field 14: a generated client that compiles, and of which nobody has tried more than one entry."""
+    models: Any = importlib.import_module("jumptable_client.models")
+    generated_client: Any = Generated(over_loopback, generated)
+
+    def ask(operation: str, *path: Any, **more: Any) -> Any:
+        module = importlib.import_module(f"jumptable_client.api.{operation}")
+        return module.sync(*path, client=generated_client.client, **more)
+
+    ask("entries.replace_entries", "jump_table", body=models.ReplaceEntries(programs=[]))
+    [held] = ask("maps.list_maps").maps
+    assert isinstance(held, models.HeldMap)
+    assert (held.name, held.max_entries) == ("jump_table", 16)
+    body = models.SetEntry(program=models.ProgramObject(name="drop"))
+    assert ask("entries.set_entry", held.name, 3, body=body).program.name == "drop"
+    replaced = ask("entries.replace_entries", held.name, body=models.ReplaceEntries(programs=["pass", None, "drop"]))
+    assert (replaced.set_, replaced.cleared) == (2, 1)
+    table = ask("entries.list_entries", held.name)
+    assert [(each.index, each.program.name) for each in table.entries] == [(0, "pass"), (2, "drop")]
+    back = models.ReplaceEntries.from_dict(table.to_dict())
+    assert ask("entries.replace_entries", held.name, body=back).unchanged == 2, "what GET answers can be PUT back"
+    dry = ask("entries.set_entry", held.name, 5, body=models.SetEntry(program="tx"), dry_run=True)
+    assert isinstance(dry, models.DryEntry), "the answer to a dry run has its own type"
+    assert ask("changes.list_changes", map_=held.name).changes[-1].id == replaced.change.id
+    problem = ask("entries.get_entry", held.name, 9)
+    assert isinstance(problem, models.Problem)
+    assert (problem.status, problem.code, problem["index"]) == (404, "entry-empty", 9)
+    ask("entries.replace_entries", held.name, body=models.ReplaceEntries(programs=[]))
+    generated_client.close()

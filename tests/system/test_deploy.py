@@ -74,7 +74,7 @@ def test_liveness_probe_equals_the_health_check_of_the_image() -> None:
     assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
 
 
-@pytest.mark.parametrize("name", ["try-containers", "try-kubernetes"])
+@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes"])
 def test_try_scripts_are_executable_and_parse(name: str) -> None:
     assert os.access(DEPLOY / name, os.X_OK)
     assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import assert_problem
+from tests.outside import journal_reader
 from tests.running import running, serve
 from tests.system.conftest import (
     AFTER,
@@ -58,12 +59,16 @@ class Fault:
             fill(self._inside.disk)
         elif self._kind == "read-only":
             self._inside.journal._database.writer.execute("PRAGMA query_only = 1")
+        elif self._kind == "moved":
+            (self._inside.disk / "journal.db").rename(self._inside.disk / "elsewhere")
         else:
             self._other = sqlite3.connect(self._inside.disk / "journal.db", isolation_level=None)
             self._other.execute("BEGIN IMMEDIATE")
 
     def mend(self) -> None:
         (self._inside.disk / "filler").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (self._inside.disk / "elsewhere").rename(self._inside.disk / "journal.db")
         with suppress(sqlite3.ProgrammingError):  # it was closed, and opened anew
             self._inside.journal._database.writer.execute("PRAGMA query_only = 0")
         if self._other is not None:
@@ -71,7 +76,7 @@ class Fault:
             self._other = None
 
 
-@pytest.fixture(params=["full", "read-only", "locked"])
+@pytest.fixture(params=["full", "read-only", "locked", "moved"])
 def fault(request: pytest.FixtureRequest, inside: Inside) -> Iterator[Fault]:
     fault = Fault(request.param, inside)
     yield fault
@@ -203,6 +208,61 @@ class TestProcess:
                 assert client.get("/readyz").status_code in {200, 503}
             assert client.patch(TABLE, json=body).headers["change-id"] == "1"
             assert client.get(TABLE).json()["entries"] == []
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("durability", ["power", "process"])
+    def test_a_removed_journal_is_noticed_before_a_change_is_answered(
+        self, config: Path, disk: Path, tmp_path: Path, durability: str
+    ) -> None:
+        """Field 20: a journal that was removed while the service runs. SQLite goes on in the unlinked file."""
+        config.write_text(config.read_text().replace("[maps", f'durability = "{durability}"\n[maps'))
+        with serve(config, tmp_path / "api.sock") as service, service.client() as client:
+            assert client.delete(f"{TABLE}/1").status_code == 204
+            before = client.get(TABLE).content
+            assert client.get("/readyz").is_success
+            for file in (disk / "state").glob("journal.db*"):
+                file.unlink()
+            for answer in (
+                client.delete(f"{TABLE}/0"),
+                client.patch(TABLE, json={"entries": [{"index": 0, "program": None}]}),
+            ):
+                assert_problem(answer, 503, "journal-unavailable")
+                assert answer.json()["put_back"] is True
+                assert "journal.db was removed or replaced" in answer.json()["detail"]
+            assert client.get(TABLE).content == before
+            assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+            service.wait_for("the journal cannot be written: changes are put back")
+
+    @pytest.mark.field
+    def test_a_long_reader_is_told_of_before_changes_fail(
+        self, config: Path, bpffs: Path, disk: Path, tmp_path: Path
+    ) -> None:
+        """Field 24: somebody left sqlite3 open in a transaction. The bounds are small here, as the disk is."""
+        first = """
+from app.store import database, journal
+database._LARGE_WAL_BYTES, database._MIN_WAL_BYTES = 50_000, 100_000
+database._MAX_BYTES, database._RESERVED_BYTES = 400_000, 100_000
+journal._EVENTS_PER_MAINTENANCE = 8
+"""
+        drop = str(bpffs / "drop")
+        with serve(config, tmp_path / "api.sock", first=first) as service, service.client() as client:
+            with journal_reader(disk / "state/journal.db"):
+                note, answer = {"note": "x" * 200}, client.delete(f"{TABLE}/1")
+                while (disk / "state/journal.db-wal").stat().st_size <= 60_000:
+                    assert client.put(f"{TABLE}/1", json={"program": {"pinned": drop}}, params=note).is_success
+                    answer = client.delete(f"{TABLE}/1", params=note)
+                    assert answer.is_success
+                service.wait_for("the journal grows")
+                while answer.is_success:
+                    answer = client.put(f"{TABLE}/1", json={"program": {"pinned": drop}}, params=note)
+                    if answer.is_success:
+                        answer = client.delete(f"{TABLE}/1", params=note)
+                assert_problem(answer, 503, "journal-unavailable")
+                assert "end that process" in answer.json()["detail"]
+                assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+                service.wait_for("the journal cannot be written: changes are put back")
+            service.wait_for("the journal can be written again")
+            assert client.get("/readyz").is_success
 
     def test_start_with_a_read_only_state_dir_fails_with_advice(self, config: Path, disk: Path, tmp_path: Path) -> None:
         """Once the folder is writable, the service starts."""

@@ -33,7 +33,7 @@ def examples(file: str) -> list[tuple[str, str]]:
 def masked(text: str) -> str:
     """Without what differs from run to run."""
     text = re.sub(r'"(id|duration_ns)":\d+', r'"\1":0', text)
-    text = re.sub(r'"(request_id|loaded_at|at|confirm_by)":"[^"]*"', r'"\1":""', text)
+    text = re.sub(r'"(request_id|loaded_at|at|confirm_by|confirmed_at)":"[^"]*"', r'"\1":""', text)
     text = re.sub(r'"tag":"[0-9a-f]{16}"', '"tag":""', text)
     return re.sub(r'\\"[0-9a-f]{8}(-[0-9a-f]+)+\\"', "", text)
 

@@ -58,6 +58,16 @@ class TestLeastPrivilege:
             assert client.put("/maps/fresh/entries/0", json={"program": {"id": drop}}).status_code == 201
             assert client.get("/maps/fresh").json()["owner"] == {"program_type": "xdp", "jited": True}
 
+    @pytest.mark.field
+    def test_processes_are_shown_by_their_names(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:
+        """Field 25: `ps` and `top` tell the processes from any other Python, and from each other."""
+        _, config = prepared
+        with serve(config, tmp_path / "run/api.sock") as service:
+            keeper = int(service.wait_for(r'"keeper":(\d+)')[1])
+            for pid, name in ((service.process.pid, "jumptable: listener"), (keeper, "jumptable: keeper")):
+                assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode() == name
+                assert Path(f"/proc/{pid}/comm").read_text() == f"{name[:15]}\n"
+
     def test_nothing_is_imported_after_the_rights_are_given_up(
         self, prepared: tuple[Path, Path], tmp_path: Path
     ) -> None:

@@ -1,15 +1,16 @@
 """What was changed: /changes."""
 
 from collections.abc import Iterator
-from typing import Annotated, Final
+from dataclasses import replace
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.authorization import grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
+from app.api.authorization import ASK, forbidden, grant_of
+from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, check_held, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
@@ -18,33 +19,49 @@ from app.api.routes.entries import CHANGE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.api.visibility import visible_change
 from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change
 from app.service.drift.reconcile import reconcile_to_journal, reconcile_to_kernel
-from app.service.errors import ChangeUnknown, JournalUnreadable
+from app.service.errors import ChangeUnknown
 from app.service.objects.source import Made
 from app.service.registry.held import HeldMap
-from app.store.journal import JournalFailed
-from app.store.records import Change
+from app.store.records import Change, ChangeFilter, ChangeKind, ChangeState
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
 _PART: Final = 1 << 18  # bytes of an answer that are made at a stretch
+# For a caller with bounds, who may not see every change, several pages of the journal make one answer: until it has so
+# many entries, or so many pages were read.
+_MAX_ENTRIES: Final = 4096
+_MAX_PAGES: Final = 16
 
 
 def _maps(request: Request, wanted: str | None) -> list[str] | None:
-    """The maps of which changes are told; None: of all."""
+    """Return the maps whose changes the caller may see. None: all."""
     grant = grant_of(request.scope)
     if wanted is not None:
+        check_held(request, wanted)
         return [wanted] if grant.has_map(wanted) else []
     return None if grant.maps is None else sorted(grant.maps)
 
 
 def _change(request: Request, id_: int) -> Change:
-    """The change, of a map that whoever asks may see."""
-    change = service_of(request).changes.get(id_)
-    if not grant_of(request.scope).has_map(change.map):
+    """Return a change, as far as the caller may see it."""
+    change = visible_change(grant_of(request.scope), service_of(request).changes.get(id_))
+    if change is None:
         raise ChangeUnknown(id_)
+    return change
+
+
+def _whole_change(request: Request, id_: int) -> Change:
+    """The change. Whoever asks has to be allowed to see all of it."""
+    change = service_of(request).changes.get(id_)
+    visible = _change(request, id_)
+    if len(visible.entries) < len(change.entries):
+        raise forbidden(
+            request.scope, f"change {id_} also has entries that are not among the entries of this caller; {ASK}"
+        )
     return change
 
 
@@ -56,37 +73,54 @@ ChangeId = Annotated[fields.Decimal, Path(description="As the Change-Id header t
     operation_id="list_changes",
     summary="List the changes",
     response_model=responses.Changes,
-    responses=answers(responses.Changes, "By rising id.") | problems("journal-unavailable"),
+    responses=answers(responses.Changes, "By rising id, or by falling id.")
+    | problems("map-unknown", "journal-unavailable"),
 )
-async def list_changes(
+async def list_changes(  # noqa: PLR0913, PLR0917 - each is a query parameter
     request: Request,
     map: Annotated[fields.Name | None, Query(description="Of this map only.")] = None,  # noqa: A002
     after: Annotated[fields.Decimal, Query(description="With a higher id only.")] = 0,
     before: Annotated[fields.Decimal | None, Query(description="With a lower id only.")] = None,
     request_id: Annotated[str | None, Query(description="Of this request only.")] = None,
+    index: Annotated[fields.Decimal | None, Query(description="That wrote this entry only.")] = None,
+    state: Annotated[ChangeState | None, Query(description="In this state only.")] = None,
+    actor: Annotated[str | None, Query(description="By this actor only, as `actor` of a change names it.")] = None,
+    kind: Annotated[ChangeKind | None, Query(description="Of this kind only.")] = None,
+    since: Annotated[fields.Time | None, Query(description="Made at this time or later: RFC 3339.")] = None,
+    until: Annotated[fields.Time | None, Query(description="Made before this time: RFC 3339.")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first; desc: newest first.")] = "asc",
     limit: Annotated[
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
     ] = 100,
 ) -> Response:
-    """Who changed what, when, by which request and why. Of the oldest some may have been pruned."""
-    journal = service_of(request).journal
-    try:
-        page, more = journal.changes(
-            maps=_maps(request, map),
-            after=after,
-            before=before,
-            request_id=request_id,
-            limit=limit,
+    """List who changed what, when, by which request and why. The oldest changes may have been deleted.
+
+    A page ends with `next` if there are more: send it as `after`, or with `order=desc` as `before`. A caller with
+    bounds gets the entries within them. A page may then be empty, and be followed by others.
+    """
+    service, grant, newest_first = service_of(request), grant_of(request.scope), order == "desc"
+    wanted = ChangeFilter(_maps(request, map), index, state, actor, kind, request_id, since, until)
+    if index is not None and not grant.has_entry(index):
+        wanted = replace(wanted, maps=[])
+    shown: list[Change] = []
+    pages, entries = 0, 0
+    while True:
+        page, following = await service.changes.find(
+            wanted, after=after, before=before, newest_first=newest_first, limit=limit - len(shown)
         )
-    except JournalFailed as error:
-        raise JournalUnreadable(str(error)) from error
-    told = responses.Changes(changes=[], next=page[-1].id if more else None).model_dump_json().encode()
-    return long_json(_joined(told, page))
+        found = [change for each in page if (change := visible_change(grant, each)) is not None]
+        shown, entries, pages = shown + found, entries + sum(len(each.entries) for each in found), pages + 1
+        is_enough = len(shown) >= limit or entries >= _MAX_ENTRIES or pages >= _MAX_PAGES
+        if following is None or grant.entries is None or is_enough:
+            break
+        after, before = (after, following) if newest_first else (following, before)
+    envelope = responses.Changes(changes=[], next=following).model_dump_json().encode()
+    return long_json(_joined(envelope, shown))
 
 
-def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
-    """The list, in parts: of a large change some, of small changes several in one. `told`: without any of them."""
-    text, _, last = told.partition(b"]")
+def _joined(envelope: bytes, page: list[Change]) -> Iterator[bytes]:
+    """Put changes into an empty list, in chunks: several small changes make one, a large one makes several."""
+    text, _, last = envelope.partition(b"]")
     for number, change in enumerate(page):
         text += b"," if number else b""
         for part in change_chunks(change):
@@ -105,7 +139,7 @@ def _joined(told: bytes, page: list[Change]) -> Iterator[bytes]:
     responses=answers(responses.Change, "The change.") | problems("change-unknown", "journal-unavailable"),
 )
 async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
-    """What each of its entries held before, and after."""
+    """Return a change, with what each of its entries held before and after."""
     return long_json(change_chunks(_change(request, id)))
 
 
@@ -118,12 +152,12 @@ async def get_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
     | problems("change-unknown", "already-confirmed", *CHANGE, "map-unknown"),
 )
 async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A002
-    """It was made with `confirm_within`, and is undone no more."""
+    """Confirm a change that was made with `confirm_within`, so that it is not undone."""
     service = service_of(request)
-    change = _change(request, id)
+    change = _whole_change(request, id)
     held = service.registry.maps.find(change.map) or HeldMap(change.map, Made())
     check_confirmation(service.registry.programs, held, change, context_of(request.scope))
-    confirmed = await service.changes.confirmations.confirm(change)
+    confirmed = await service.changes.confirmations.confirm(change, context_of(request.scope).actor)
     add_audit_facts(request.scope, change=id, map=confirmed.map)
     return long_json(change_chunks(confirmed))
 
@@ -154,14 +188,15 @@ async def revert_change_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Each entry gets back what it held before, if all of them still hold what the change put there, and no later
-    change that stands has written them; else 409.
+    """Give each entry of a change back what it held before.
 
-    The service keeps the programs that the last 10,000 changes replaced (4,096 at the most); after a restart those that
-    live by other means are found again, by id, name or pin. Not beyond a reboot, nor on another array of that name. A
-    revert is itself a change, and can be reverted.
+    It is refused with 409, unless all entries still hold what the change put there, and no later change that stands has
+    written them. The service keeps the programs that
+    the last 10,000 changes replaced (at most 4,096 programs). After a restart it finds a program again by its id, name
+    or pin, if the program still exists. A change cannot be reverted after a reboot, or if the map's name stands for
+    another array now. A revert is itself a change, and can be reverted.
     """
-    _change(request, id)
+    _whole_change(request, id)
     context = context_of(request.scope, note, confirm_within)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
@@ -196,8 +231,11 @@ async def reconcile_map(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """To the journal: every entry that has drifted gets back what is recorded, or none does. To the kernel: what it has
-    is recorded, and nothing is written; `unchanged` counts these entries."""
+    """End the drift of a map.
+
+    `journal`: every entry that has drifted gets back what the journal expects, or none does. `kernel`: the journal
+    takes over what the kernel holds. Nothing is written to the kernel then, and `unchanged` counts these entries.
+    """
     service = service_of(request)
     changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
     context = context_of(request.scope, note, confirm_within)
@@ -206,5 +244,7 @@ async def reconcile_map(
     elif confirm_within is None:
         result = await reconcile_to_kernel(changes, drift, held, context, dry_run=dry_run)
     else:
-        raise HttpProblem("validation", "query.confirm_within: nothing is written, so there is nothing to be undone")
+        raise HttpProblem(
+            "validation", "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
+        )
     return answer(request, result, dry_run=dry_run, to=body.to)

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.api import openapi
-from app.api.audit import FACTS
+from app.api.audit import FACTS, program_fact
+from app.api.authorization import check_entry, grant_of
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
 from app.api.encoding.changes import entries_chunks
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
@@ -20,12 +21,13 @@ from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.api.visibility import visible_entries
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS
+from app.store.records import EMPTY, NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -65,7 +67,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
             current = entry_of(registry, held.name, held.opened().id, index, summary, waiting_of(held, index))
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
-            detail = f"{header} does not hold: the entry is {'empty' if current is None else 'as current tells'}"
+            holds = "empty" if current is None else "the one in current"
+            detail = f"{header} does not hold: the entry is {holds}; if you still want the change, send it for that"
             facts = {"current": None if current is None else current.model_dump(mode="json")}
             raise HttpProblem("precondition-failed", detail, facts=facts)
 
@@ -94,10 +97,11 @@ async def set_entry_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """One overwrite: a packet sees the old program or the new one, and never an empty entry.
+    """Point an entry to a program, by one overwrite.
 
-    If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write by somebody else's
-    tool between the check and the write goes unseen. Setting what is there already is 200, with no write.
+    A packet sees the old program or the new one, and never an empty entry. To set what is there already is 200, with no
+    write. If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write of another
+    tool between the check and the write is not noticed.
     """
     service = service_of(request)
     held = service.registry.maps.get(name)
@@ -126,8 +130,8 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
             "change": result.change.id,
             "map": held.name,
             "index": index,
-            "before": result.before,
-            "after": result.after.id,
+            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
+            "after": {"name": result.after.name, "id": result.after.id},
         }
     if result.fit is not None:
         headers["Dry-Run"] = "true"
@@ -148,25 +152,30 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     openapi_extra=READ_PARAMETERS,
 )
 async def get_entry(request: Request, name: fields.MapName, index: fields.Index) -> Response:
-    """The kernel is asked anew each time, so this also shows what somebody else's tool has put there."""
+    """Return the program that an entry points to.
+
+    Every request asks the kernel, so it also shows what other tools write.
+    """
     service = service_of(request)
     held = service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
-    answer = read_answer(service, held, index)
+    answer = read_answer(request.scope, service, held, index)
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)
     return responses.Json(answer.body, answer.status, answer.headers)
 
 
-def read_answer(service: Service, held: HeldMap, index: int) -> responses.Answer:
+def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> responses.Answer:
     """Return the answer to a request that reads an entry. Both ways of a request give it.
 
     Raises:
+        HttpProblem: forbidden: the entry is beyond the bounds of the caller.
         EntryEmpty: It points to no program.
         IndexOutOfRange: It is not below max_entries.
         MapUnavailable: The map could not be opened.
         KernelError: The kernel refuses.
     """
+    check_entry(scope, index)
     array = held.opened()
     program_id = array.get(index)
     service.drift.note_read_of_entry(held, index, program_id)
@@ -194,7 +203,7 @@ async def clear_entry_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """From now on a tail call to this index falls through. It may take the kernel 8 ms and more."""
+    """Clear an entry. A tail call to it falls through from then on. The kernel may take 8 ms and more."""
     service = service_of(request)
     held = service.registry.maps.get(name)
     change = await clear_entry(
@@ -207,7 +216,7 @@ async def clear_entry_route(
         dry_run=dry_run,
     )
     if change is not None:
-        before = change.entries.before[0]
+        before = program_fact(next(iter(change.entries)).before)
         add_audit_facts(request.scope, change=change.id, map=name, index=index, before=before, after=None)
     return Response(status_code=204, headers=change_headers(dry_run=dry_run, change=change))
 
@@ -231,9 +240,11 @@ async def list_entries(
         Query(description="The most entries a page has; all, if left out."),
     ] = None,
 ) -> Response:
-    """All entries that point to a program, by rising index; empty ones are left out.
+    """List all entries that point to a program, by rising index. Empty entries are left out.
 
-    Each entry is asked of the kernel by itself: in a table that changes meanwhile, some may be from before.
+    The kernel is asked for each entry, one after another. If the table changes meanwhile, some entries may be from
+    before.
+    A caller with bounds gets the entries within them. The ETag is that of the whole table all the same.
     """
     service = service_of(request)
     registry, held = service.registry, service.registry.maps.get(name)
@@ -244,7 +255,8 @@ async def list_entries(
     etag = table_etag(registry.kernel.boot_id, array_.id, found)
     if conditions.not_modified(etag):
         return Response(status_code=304, headers={"ETag": etag})
-    wanted = compress(range(start, len(found)), found[start:])
+    shown = visible_entries(grant_of(request.scope), found)
+    wanted = compress(range(start, len(shown)), shown[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
     return long_json(table_chunks(registry, held, table, array_.id, page, found), {"ETag": etag})

@@ -15,13 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import ACTOR, grant_of, may_still
-from app.api.dependencies import service_of
+from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
 from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
+from app.api.visibility import event_data, event_view
 from app.service.event_feed import Encoded, EventFeed
 from app.store.records import Event
 
@@ -59,12 +60,15 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """A stream that ends with the service, also where its reader does not read on."""
+    """A stream that ends with the service, even if its reader does not read."""
 
     media_type = "text/event-stream"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until there is no more, or nobody reads; of a service that ends, half a second longer at the most."""
+        """Write until there is no more, or nobody reads.
+
+        When the service ends, it goes on for half a second at most.
+        """
         with scope["app"].state.limits.reading(scope[ACTOR].name):
             await self._write(scope, receive, send)
 
@@ -97,16 +101,21 @@ async def _over(feed: EventFeed) -> None:
     operation_id="watch_events",
     summary="Follow what happens",
     response_class=EventStream,
-    responses=_RESPONSES | problems("malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
+    responses=_RESPONSES
+    | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
     openapi_extra=_LAST_EVENT_ID,
 )
 async def watch_events(
     request: Request,
     map: Annotated[fields.Name | None, Query(description="Of this map only; then none of programs.")] = None,  # noqa: A002
 ) -> Response:
-    """`curl -N` is enough to follow it. It ends with the service; with Last-Event-ID it goes on where it was, without a
-    gap and without a repeat."""
+    """Follow events; `curl -N` is enough. The stream ends with the service.
+
+    Last-Event-ID continues it with no gap and no repeat.
+    """
     feed = service_of(request).feed
+    if map is not None:
+        check_held(request, map)
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
@@ -135,7 +144,7 @@ def _last_event_id(request: Request) -> int | None:
 async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:
     yield b": after event %d\n\n" % after
     clock, asked = asyncio.get_running_loop().time, -math.inf
-    async with aclosing(feed.read(after, wanted, _encoded)) as batches:
+    async with aclosing(feed.read(after, wanted, _encoded, event_view(grant_of(scope)))) as batches:
         async for batch in batches:
             if clock() >= asked + _ASK_SECONDS:
                 if not may_still(scope, "watch_events"):
@@ -150,7 +159,7 @@ async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], 
 
 
 def _slices(batch: list[Encoded]) -> Iterator[bytes]:
-    """The parts of these events, small ones together: what a reader has not taken yet waits in memory, for each."""
+    """Join the parts of small events. What a reader has not taken yet waits in memory, once for each reader."""
     parts: list[bytes] = []
     size = 0
     for part in chain.from_iterable(batch):
@@ -164,12 +173,12 @@ def _slices(batch: list[Encoded]) -> Iterator[bytes]:
 
 
 def _encoded(event: Event) -> Iterator[bytes]:
-    """The event as its readers get it, in parts that are no larger than a slice."""
+    """Encode an event, in parts that are no larger than a slice."""
     yield f"id: {event.id}\nevent: {event.type}\ndata: ".encode()
     if event.change is not None:
         for part in change_chunks(event.change):
             for start in range(0, len(part), _SLICE):
                 yield part[start : start + _SLICE]
     else:
-        yield json.dumps(event.data, separators=(",", ":")).encode()
+        yield json.dumps(event_data(event), separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     yield b"\n\n"

@@ -23,20 +23,20 @@ router = APIRouter(route_class=StrictRoute, tags=["service"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process answers requests."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """All that is configured could be opened."""
+    """Everything that is configured could be opened."""
 
     status: Literal["ready"] = "ready"
     reasons: list[str]
 
 
 class Version(BaseModel):
-    """What runs."""
+    """What is running."""
 
     name: str = "jumptable"
     version: str = Field(examples=["0.1.0"])
@@ -45,7 +45,7 @@ class Version(BaseModel):
 
 
 class Explanation(BaseModel):
-    """What a problem's code means."""
+    """What the code of a problem means."""
 
     code: str = Field(examples=["entry-empty"])
     status: int = Field(examples=[404])
@@ -61,7 +61,7 @@ class Explanation(BaseModel):
     responses=answers(Health, "It does.") | problems(),
 )
 async def get_health() -> Response:
-    """For a liveness probe. Tells nothing of maps and programs."""
+    """Answer a liveness probe. It says nothing about maps and programs."""
     return responses.Json(Health())
 
 
@@ -74,10 +74,12 @@ async def get_health() -> Response:
     | problems("map-unavailable", "program-unavailable", "journal-unavailable"),
 )
 async def get_readiness(request: Request) -> Response:
-    """503 with `reasons` while a map or program could not be opened, a map's pin leads to another array by now, the
-    keeper has ended, the journal could not be written the last time, or the service stops.
+    """Say whether the service is ready.
 
-    Whoever may not read all gets no reasons."""
+    It is 503 with `reasons` while a map or program could not be opened, the pin of a map leads to another array, the
+    keeper has ended, tokens cannot be checked, the journal is lost or its last write failed, or the service stops.
+    Callers who may not read everything get no reasons.
+    """
     service = service_of(request)
     if service.is_stopping:
         reasons = ["the service is stopping"]
@@ -121,7 +123,7 @@ async def get_readiness(request: Request) -> Response:
     responses=answers(Version, "The versions.") | problems(),
 )
 async def get_version(request: Request) -> Response:
-    """The service's version, and the kernel that it works on."""
+    """Return the version of the service, and the kernel that it works on."""
     kernel = service_of(request).registry.kernel.name
     return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
 
@@ -134,8 +136,8 @@ async def get_version(request: Request) -> Response:
     responses=answers(Explanation, "What it means, and what to do.") | problems("not-found"),
 )
 async def explain_problem(code: str) -> Response:
-    """The page that the `type` of a problem leads to."""
+    """Explain a problem. The `type` of a problem leads here."""
     if code not in PROBLEMS:
-        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}")
+        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
     kind = PROBLEMS[code]
     return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

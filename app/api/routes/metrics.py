@@ -31,13 +31,13 @@ _RESPONSES: Final[Responses] = {
 
 
 class Collector:
-    """All metrics, as of when they are asked for. Labels: names of held maps, and fixed sets."""
+    """Collects the metrics when somebody asks. Labels are the names of held maps, and fixed sets."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for."""
+        """Return the metrics. prometheus_client calls it."""
         registry, counters = self._service.registry, self._service.counters
         info = {"version": __version__, "kernel": registry.kernel.name}
         yield InfoMetricFamily("jumptable", "The service and what it works on.", value=info)
@@ -54,6 +54,8 @@ class Collector:
         yield _histogram(
             "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): counters.journal}
         )
+        wal_bytes = {(): self._service.journal.wal_bytes}
+        yield _gauge("jumptable_journal_wal_bytes", "Size of the journal's -wal file.", (), wal_bytes)
         yield _histogram(
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
@@ -85,7 +87,7 @@ class Collector:
 
 
 def collectors(service: Service) -> CollectorRegistry:
-    """All that /metrics tells: the service's, and the process's."""
+    """Return what /metrics reports: about the service, and about the process."""
     registry = CollectorRegistry()
     registry.register(Collector(service))
     ProcessCollector(registry=registry)
@@ -122,6 +124,6 @@ def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mappin
     responses=_RESPONSES | problems(),
 )
 async def get_metrics(request: Request) -> Response:
-    """Drift and used entries are those of the last look, which comes every `drift_interval` seconds."""
+    """Return the metrics. Drift and used entries are those of the last check, every `drift_interval` seconds."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(request.app.state.metrics), media_type=media_type)

@@ -13,9 +13,9 @@ from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
 from app.service.objects.program import loaded_at
+from app.service.program_runs import run_program as run_held_program
 from app.service.registry.held import HeldProgram
 from app.service.registry.programs import Uses
-from app.service.test_runs import run_program as run_held_program
 
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
@@ -41,7 +41,11 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[responses.Use(map=name, index=index) for name, index in uses.get(info.id, []) if grant.has_map(name)],
+        used_by=[
+            responses.Use(map=name, index=index)
+            for name, index in uses.get(info.id, [])
+            if grant.has_map(name) and grant.has_entry(index)
+        ],
     )
 
 
@@ -53,7 +57,7 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
     responses=answers(responses.Programs, "All of them, by name.") | problems(*KERNEL),
 )
 async def list_programs(request: Request) -> Response:
-    """Also those that could not be opened yet."""
+    """List the held programs, by name. Programs that could not be opened yet are among them."""
     registry = service_of(request).registry
     uses = await registry.maps.uses()
     grant = grant_of(request.scope)
@@ -69,7 +73,7 @@ async def list_programs(request: Request) -> Response:
     responses=answers(responses.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
 async def get_program(request: Request, name: fields.ProgramName) -> Response:
-    """Its type, its maps, and which entries point to it."""
+    """Return a program: its type, its maps, and the entries that point to it."""
     registry = service_of(request).registry
     registry.programs.get(name)
     uses = await registry.maps.uses()
@@ -103,7 +107,7 @@ async def hold_program(
     body: requests.HoldProgram,
     dry_run: DryRun = False,
 ) -> Response:
-    """Open a loaded program by its pin or its id, so that entries can be pointed to it by name."""
+    """Open a loaded program by its pin or its id, and hold it, so that entries can be set to its name."""
     check_holdable(request, body.source(), service_of(request).registry.programs.find(name))
     service, context = service_of(request), context_of(request.scope)
     held, is_new = await service.holds.hold_program(name, body.source(), context, dry_run=dry_run)
@@ -131,7 +135,7 @@ async def release_program(
     name: fields.ProgramName,
     dry_run: DryRun = False,
 ) -> Response:
-    """Close it. Entries that point to it go on pointing to it: the kernel keeps it alive for them."""
+    """Release a program. Entries that point to it still do: the kernel keeps it alive for them."""
     await service_of(request).holds.release_program(name, context_of(request.scope), dry_run=dry_run)
     if not dry_run:
         add_audit_facts(request.scope, program=name)
@@ -147,15 +151,16 @@ async def release_program(
     | problems("program-unknown", "program-unavailable", "program-not-runnable", "read-only", *KERNEL, *BODY),
 )
 async def run_program(request: Request, name: fields.ProgramName, body: requests.RunProgram) -> Response:
-    """BPF_PROG_TEST_RUN: the real program runs, with its real tail calls and its real side effects on maps.
+    """Run a program on a packet, with BPF_PROG_TEST_RUN.
 
-    So a jump can be seen, and a program be tried before it is put in. No packet leaves or enters the machine.
+    The real program runs, with its real tail calls and its real effects on maps. So a jump can be seen, or a program
+    tried before it is put in. No packet leaves or enters the machine.
     """
     held = service_of(request).registry.programs.get(name)
     service = service_of(request)
     result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: service.is_stopping)
     if result is None:
-        raise HttpProblem("draining", "the service is stopping")
+        raise HttpProblem("draining", "the service is stopping; send the request again when it is back")
     return responses.Json(
         responses.Run(
             returned=result.returned,

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import openapi
+from app.api.audit import entries_facts
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
 from app.api.encoding.entries import table_etag
@@ -46,7 +47,7 @@ _RESPONSES = (
 
 
 def _requested(indexes: Sequence[int], given: Sequence[table_requests.ListedProgram]) -> RequestedEntries:
-    """What the entries of a body are to hold."""
+    """Return what a body wants entries to hold."""
     try:
         # Objects cannot be told apart by their hash, so these are names.
         names = cast("Sequence[str | None]", given)
@@ -69,14 +70,16 @@ def _precondition(request: Request) -> TablePrecondition:
         etag = table_etag(boot_id, map_id, ids)
         header = conditions.failed(etag)
         if header is not None:
-            detail = f"{header} does not hold: the table's tag is {etag}"
+            detail = (
+                f"{header} does not hold: the table's tag is {etag}; if you still want the change, send it with that"
+            )
             raise HttpProblem("precondition-failed", detail, facts={"current": {"etag": etag}})
 
     return check
 
 
 def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
-    """The answer to a change of several entries, in parts."""
+    """Encode the answer to a change of several entries, in chunks."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
         dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[]).model_dump_json()
@@ -99,9 +102,10 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
 def answer(
     request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
-    """The whole answer, with `facts` for the audit's line where something was changed."""
+    """Return the answer. `facts` go to the audit, if something was changed."""
     if result.change is not None:
-        add_audit_facts(request.scope, change=result.change.id, map=result.change.map, **facts)
+        change = result.change
+        add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
     return long_json(
         _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
     )
@@ -140,11 +144,11 @@ async def replace_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Entries that are not listed are cleared. What GET answers can be PUT back.
+    """Replace the whole table. Entries that are not listed are cleared. What GET answers can be PUT back.
 
-    Everything that can be known is checked first, then the sets are written in the order listed, then the clears by
-    falling index; if the kernel refuses one midway, what was written is put back. Each entry changes at once, the
-    table does not: list callees before the entries that lead to them.
+    Everything that can be known is checked first. Then the sets are written in the order listed, and the clears by
+    falling index. If the kernel refuses one, what was written is put back. Each entry changes at once, the table does
+    not: list callees before the entries that lead to them.
     """
     if body.entries is not None:
         requested = _requested(body.entries.indexes, body.entries.programs)
@@ -171,7 +175,7 @@ async def update_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """The entries listed, in that order; `"program": null` clears one. Checked and put back as a whole table is."""
+    """Change the entries listed, in that order. `"program": null` clears one. Checks and undo are those of PUT."""
     requested = _requested(body.entries.indexes, body.entries.programs)
     context = context_of(request.scope, note, confirm_within)
     return await _change(request, name, requested, context, replace=False, dry_run=dry_run)

@@ -1,7 +1,7 @@
 """The bodies of requests, except those of whole tables."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -9,16 +9,22 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic_core import CoreSchema
+from typing_extensions import TypeAliasType
 
 from app.api.schemas.fields import MAX_ENTRIES, U32, Name, PinPath
 from app.api.schemas.responses import EntryProgram
 from app.bpf.uapi import MIN_PACKET
 from app.service.objects.source import ById, Pinned
 from app.service.registry.programs import ByName, ProgramRef
+
+MAX_MEMBERS: Final = 16  # of one object
 
 
 def _validated_packet(text: str) -> str:
@@ -33,7 +39,8 @@ def _validated_packet(text: str) -> str:
 
 def schema_without(*names: str) -> dict[str, Any]:
     """Return a JSON schema of objects in which all of these members are absent or null."""
-    return {"properties": {name: {"type": "null"} for name in names}}
+    # With additionalProperties, linters that look for unknown members take this part of a schema for complete.
+    return {"properties": {name: {"type": "null"} for name in names}, "additionalProperties": True}
 
 
 def schema_with(name: str) -> dict[str, Any]:
@@ -46,11 +53,28 @@ class Input(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Leave defaults out: with one, openapi-typescript takes a member for required. Descriptions say them."""
+        schema = handler(core_schema)
+        for member in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            member.pop("default", None)
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_members(cls, value: Any) -> Any:
+        # Before pydantic makes an error of each unknown member, which takes 10 us and 1 KB.
+        if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+            message = f"has {len(value)} members, and may have {MAX_MEMBERS}"
+            raise ValueError(message)
+        return value
+
 
 class ProgramObject(Input):
     """A reference to a program, by `name`, `id` or `pinned`. If `name` is not null, `id` is ignored.
 
-    The other members of a program in a response are accepted and ignored.
+    A program as responses show it, with its other members, is accepted as well; see `EntryProgram`.
     """
 
     model_config = ConfigDict(
@@ -64,10 +88,11 @@ class ProgramObject(Input):
     name: Name | None = None
     id: U32 | None = None
     pinned: PinPath | None = None
-    type: Any = Field(None, description="Ignored.")
-    tag: Any = Field(None, description="Ignored.")
-    kernel_name: Any = Field(None, description="Ignored.")
-    loaded_at: Any = Field(None, description="Ignored.")
+    # Ignored. They are not in the schema, as generated clients refuse what fits two schemas of a oneOf.
+    type: SkipJsonSchema[Any] = None
+    tag: SkipJsonSchema[Any] = None
+    kernel_name: SkipJsonSchema[Any] = None
+    loaded_at: SkipJsonSchema[Any] = None
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
@@ -88,18 +113,22 @@ def _reference_form(value: Any) -> str | None:
 
 # The discriminator makes an error speak of the form that was meant, and not of every form. EntryProgram is one of them
 # only for the OpenAPI document, so that a typed client can send back what it received; it validates as a ProgramObject.
-ProgramReference = Annotated[
-    Annotated[Name, Tag("<name>")]
-    | Annotated[ProgramObject, Tag("<object>")]
-    | Annotated[EntryProgram, Tag("<entry>")],
-    Discriminator(
-        _reference_form,
-        custom_error_type="program_reference",
-        custom_error_message=(
-            'a program is the name of a held one, or an object: {"name": …}, {"id": …} or {"pinned": …}'
+# It has a name of its own in the OpenAPI document, so that generators make one type of it.
+ProgramReference = TypeAliasType(
+    "ProgramReference",
+    Annotated[
+        Annotated[Name, Tag("<name>")]
+        | Annotated[ProgramObject, Tag("<object>")]
+        | Annotated[EntryProgram, Tag("<entry>")],
+        Discriminator(
+            _reference_form,
+            custom_error_type="program_reference",
+            custom_error_message=(
+                'a program is the name of a held one, or an object: {"name": …}, {"id": …} or {"pinned": …}'
+            ),
         ),
-    ),
-]
+    ],
+)
 
 
 class SetEntry(Input):
@@ -107,7 +136,10 @@ class SetEntry(Input):
 
     program: ProgramReference = Field(examples=["drop", {"id": 812}, {"pinned": "/sys/fs/bpf/drop"}])
     flags: int = Field(
-        0, ge=0, le=(1 << 53) - 1, description="Only 0 (BPF_ANY): the kernel supports no other flags here."
+        0,
+        ge=0,
+        le=(1 << 53) - 1,
+        description="Only 0 (BPF_ANY), as if it were left out: the kernel supports no other flags here.",
     )
     map: Any = Field(None, description="Ignored.")
     index: Any = Field(None, description="Ignored.")
@@ -187,7 +219,7 @@ class RunProgram(Input):
             }
         ),
     ]
-    repeat: int = Field(1, ge=1, le=1_000_000)
+    repeat: int = Field(1, ge=1, le=1_000_000, description="How often to run it; once, if left out.")
 
 
 def program_ref(program: "str | ProgramObject | EntryProgram") -> ProgramRef:

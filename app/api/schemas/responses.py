@@ -163,15 +163,20 @@ class Change(BaseModel):
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )
+    confirmed_by: str | None = Field(description="Who confirmed it, named as `actor` is; null: nobody.")
+    confirmed_at: datetime | None = Field(description="When it was confirmed; null: it was not.")
     state: ChangeState
     reverts: int | None = Field(description="The id of the change that this one undoes.")
 
 
 class Changes(BaseModel):
-    """Changes, by rising id."""
+    """Changes, by rising id; with `order=desc` by falling id."""
 
     changes: list[Change]
-    next: int | None = Field(description="The value of `after` for the next page; null: this is the last one.")
+    next: int | None = Field(
+        description="The value of `after` for the next page, or of `before` with `order=desc`; null: this is the last "
+        "one."
+    )
 
 
 class Applied(BaseModel):
@@ -207,7 +212,7 @@ class Drift(BaseModel):
     kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
-class Map(BaseModel):
+class HeldMap(BaseModel):
     """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
@@ -234,7 +239,7 @@ class Map(BaseModel):
 class Maps(BaseModel):
     """All held maps."""
 
-    maps: list[Map]
+    maps: list[HeldMap]
 
 
 class Use(BaseModel):

@@ -4,6 +4,7 @@ A table may have 65,536 entries and more, but few programs. So all entries are v
 program once. If anything is wrong, pydantic validates the entries one by one and reports the place of the error.
 """
 
+import contextlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    TypeAdapter,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
@@ -28,6 +31,13 @@ from app.store.records import NUMBERS
 
 # The program of one entry; None: the entry is to be empty.
 ListedProgram = str | ProgramObject | EntryProgram | None
+
+# The type null alone is unknown to generators of clients. This schema allows null alone as well.
+NoNextPage = Annotated[
+    None,
+    Field(description="Must be null, because a page is not the whole table."),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "null"}], "not": {"type": "integer"}}),
+]
 
 _EMPTY: Final = object()  # stands for null in the place of a program's name
 
@@ -64,6 +74,8 @@ class ListedEntries:
 
     @classmethod
     def _validate(cls, value: Any, one_by_one: ValidatorFunctionWrapHandler) -> "ListedEntries":
+        if isinstance(value, cls):
+            return value
         together = _validate_entries_together(value) if isinstance(value, list) else None
         if together is not None:
             return together
@@ -71,8 +83,14 @@ class ListedEntries:
         return cls(array(NUMBERS, [each.index for each in entries]), [each.program for each in entries])
 
 
+class ListedPrograms(list[ListedProgram]):
+    """The programs of a table in the short form, validated before."""
+
+
 def _validate_programs(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
     """Validate the short form of a table, in which the place of a program is its index."""
+    if isinstance(value, ListedPrograms):
+        return value
     try:
         return (isinstance(value, list) and _validate_programs_together(value)) or one_by_one(value)
     except (TypeError, ValueError):
@@ -86,7 +104,7 @@ class UpdateEntries(Input):
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="Must be null, because a page is not the whole table.")
+    next: NoNextPage = None
 
 
 class ReplaceEntries(Input):
@@ -107,7 +125,7 @@ class ReplaceEntries(Input):
     map: Any = Field(None, description="Ignored.")
     max_entries: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
-    next: None = Field(None, description="Must be null, because a page is not the whole table.")
+    next: NoNextPage = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -117,26 +135,79 @@ class ReplaceEntries(Input):
         return self
 
 
-def _validate_entries_together(entries: list[Any]) -> ListedEntries | None:
-    """Validate a list of entries. None: something is wrong, and validating them one by one says what."""
+class PieceValidator:
+    """Validates a table that comes in pieces. Equal programs in different pieces become the same object."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    @property
+    def distinct(self) -> int:
+        """How many different programs there are so far."""
+        return len(self._known)
+
+    def entries(self, piece: list[Any]) -> ListedEntries:
+        """Return some of the entries.
+
+        Raises:
+            ValidationError: One is wrong; `loc` begins with its place in the piece.
+        """
+        together = _validate_entries_together(piece, self._known)
+        if together is not None:
+            return together
+        entries = _ENTRIES.validate_python(piece)
+        return ListedEntries(array(NUMBERS, [each.index for each in entries]), [each.program for each in entries])
+
+    def programs(self, piece: list[Any]) -> Sequence[ListedProgram]:
+        """Return some of the programs of the short form.
+
+        Raises:
+            ValidationError: One is wrong; `loc` begins with its place in the piece.
+        """
+        with contextlib.suppress(TypeError, ValueError):
+            together = _validate_programs_together(piece, self._known)
+            if together is not None:
+                return together
+        return _PROGRAMS.validate_python(piece)
+
+
+_ENTRIES: Final = TypeAdapter(Annotated[list[ListedEntry], Field(fail_fast=True)])
+_PROGRAMS: Final = TypeAdapter(Annotated[list[ProgramReference | None], Field(fail_fast=True)])
+
+
+def _validate_entries_together(entries: list[Any], known: dict[Any, Any] | None = None) -> ListedEntries | None:
+    """Validate a list of entries. None: something is wrong, and validating them one by one says what.
+
+    Args:
+        entries: The entries.
+        known: The programs of entries before these, which this adds to.
+    """
     try:
         indexes = list(map(itemgetter("index"), entries))
         references = list(map(itemgetter("program"), entries))
         if set().union(*entries) - ListedEntry.model_fields.keys() or set(map(type, indexes)) - {int}:
             return None
-        programs = _validate_programs_together(references)
+        programs = _validate_programs_together(references, known)
         return None if programs is None else ListedEntries(array(NUMBERS, indexes), programs)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
-def _validate_programs_together(programs: list[Any]) -> Sequence[ListedProgram] | None:
-    """Validate a list of programs, each distinct one once. None, ValueError or TypeError: something is wrong."""
+def _validate_programs_together(
+    programs: list[Any], known: dict[Any, Any] | None = None
+) -> Sequence[ListedProgram] | None:
+    """Validate a list of programs, each distinct one once. None, ValueError or TypeError: something is wrong.
+
+    Args:
+        programs: The programs.
+        known: Those that were validated before, which this adds to.
+    """
+    known = {} if known is None else known
     types = set(map(type, programs))
     if types <= {str, type(None)}:
-        for name in set(programs) - {None}:
-            checked_name(name)
-        return programs
+        for name in set(programs) - known.keys():
+            known[name] = None if name is None else checked_name(name)
+        return list(map(known.__getitem__, programs))
     objects = programs if types == {dict} else [_as_object(each) for each in programs]
     if set().union(*objects) - ProgramObject.model_fields.keys():
         return None
@@ -146,8 +217,10 @@ def _validate_programs_together(programs: list[Any]) -> Sequence[ListedProgram] 
         if set(map(type, column)) - {type_, type(None), object}:
             return None
     keys = list(zip(*columns, strict=True))
-    validated = {key: _program(*key) for key in dict.fromkeys(keys)}
-    return list(map(validated.__getitem__, keys))
+    for key in dict.fromkeys(keys):
+        if key not in known:
+            known[key] = _program(*key)
+    return list(map(known.__getitem__, keys))
 
 
 def _as_object(program: Any) -> Any:

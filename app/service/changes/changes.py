@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -29,8 +30,18 @@ from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
-from app.store.journal import Journal, JournalFailed
-from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, PendingConfirmation, ProgramRecord
+from app.store.journal import MAX_ENTRIES_PER_PAGE, Journal, JournalFailed
+from app.store.records import (
+    EMPTY,
+    Change,
+    ChangeFilter,
+    ChangeKind,
+    EntryChanges,
+    PendingConfirmation,
+    ProgramRecord,
+)
+
+_AUTOMATIC: Final = {"expire", "restore"}  # the kinds of changes that no request makes
 
 log = structlog.get_logger()
 
@@ -85,6 +96,7 @@ class Changes:
         self._counters = counters or Counters()
         self._clock = clock
         self._running: set[asyncio.Task[Change]] = set()
+        self.on_automatic: Callable[[Change], None] = lambda _: None  # called with what the service undoes or restores
         self.stopping = threading.Event()  # asked by threads that write tables, too
 
     def get(self, id_: int) -> Change:
@@ -101,6 +113,41 @@ class Changes:
         if change is None:
             raise ChangeUnknown(id_)
         return change
+
+    async def find(
+        self, wanted: ChangeFilter, *, after: int = 0, before: int | None = None, newest_first: bool = False, limit: int
+    ) -> tuple[list[Change], int | None]:
+        """Return a page of changes, and the id of its last change if there may be more.
+
+        Others have their turn while it searches a long journal.
+
+        Args:
+            wanted: Which changes.
+            after: Only changes with a higher id.
+            before: Only changes with a lower id.
+            newest_first: By falling id, and not by rising id.
+            limit: The maximum number of changes. There may be fewer if they have many entries.
+
+        Raises:
+            JournalUnreadable: The journal cannot be read.
+        """
+        found: list[Change] = []
+        while True:
+            try:
+                some, last = self.journal.changes(
+                    wanted, after=after, before=before, newest_first=newest_first, limit=limit + 1 - len(found)
+                )
+            except JournalFailed as error:
+                raise JournalUnreadable(str(error)) from error
+            found += some
+            if len(found) > limit:
+                return found[:limit], found[limit - 1].id
+            if last is None:
+                return found, None
+            if sum(len(change.entries) for change in found) > MAX_ENTRIES_PER_PAGE:
+                return found, found[-1].id
+            after, before = (after, last) if newest_first else (last, before)
+            await asyncio.sleep(0)
 
     async def apply(
         self,
@@ -230,6 +277,8 @@ class Changes:
             if held.expected is not None:
                 held.expected.apply(each.expects or change.entries)
             self._counters.changes[change.kind, "applied"] += 1
+            if change.kind in _AUTOMATIC:
+                self.on_automatic(change)
             self.replaced_programs.keep(change.id, each.replaced)
 
     async def _carry_out(
@@ -275,7 +324,7 @@ class Changes:
         Call it under the map's lock.
 
         Raises:
-            Forbidden: An entry is beyond the bounds of whoever asks.
+            Forbidden: An entry is beyond the bounds of the caller.
             JournalUnreadable: It cannot be journalled.
         """
         check_entries(held, entries.indexes, context)
@@ -309,6 +358,7 @@ class Changes:
         else:
             await self.journal.remove_pending(pending.token)
             self.replaced_programs.release(undone.replaced)
+            self.on_automatic(undone.change)
         held.undone.pop(pending.token, None)
 
     async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
@@ -352,11 +402,37 @@ class Changes:
         with ExitStack() as stack:
             programs = dict[int, Program]()
             for id_, record in programs_before(pending.change).items():
-                program = self.undo_pins.open(pending, id_) or self.replaced_programs.find(record)
+                program = self._program_before(pending, record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
             left, foreign = await put_back(array, written, programs)
         return left + foreign
+
+    def _program_before(self, pending: PendingConfirmation, record: ProgramRecord) -> Program | None:
+        """Open a program that an undo puts back. What this process keeps open comes first: it needs no keeper.
+
+        Returns:
+            The program, which the caller closes. None: it is gone.
+
+        Raises:
+            ServiceError: One place cannot be asked now, and no other has it.
+        """
+        failure: ServiceError | None = None
+        places: Sequence[Callable[[], Program | None]] = (
+            lambda: self.replaced_programs.find(record),
+            lambda: self.undo_pins.open(pending, record.id),
+        )
+        for place in places:
+            try:
+                program = place()
+            except ServiceError as error:
+                failure = failure or error
+            else:
+                if program is not None:
+                    return program
+        if failure is not None:
+            raise failure
+        return None
 
     async def finish(self) -> None:
         """Wait for the changes that are under way. Tables put back what they have written, and end."""

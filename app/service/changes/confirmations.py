@@ -202,8 +202,12 @@ class Confirmations:
         if pending.undo_pins:
             self._undo_pins.unpin(pending)
 
-    async def confirm(self, change: Change) -> Change:
+    async def confirm(self, change: Change, actor: str) -> Change:
         """Let a change stand, and return it as it is now.
+
+        Args:
+            change: The change.
+            actor: Who confirms it, as the journal names them.
 
         Raises:
             AlreadyConfirmed: It does not wait.
@@ -212,10 +216,10 @@ class Confirmations:
         """
         with suppress(MapUnknown):
             async with self._registry.maps.get(change.map).lock:
-                return await self._confirm(change)
-        return await self._confirm(change)  # its map was taken out of the configuration
+                return await self._confirm(change, actor)
+        return await self._confirm(change, actor)  # its map was taken out of the configuration
 
-    async def _confirm(self, change: Change) -> Change:
+    async def _confirm(self, change: Change, actor: str) -> Change:
         pending = self._pending.get(change.id)
         if pending is None:
             if change.state in {"expired", "reverted"}:
@@ -226,7 +230,7 @@ class Confirmations:
         if pending.deadline <= self.uptime():
             raise AlreadyUndone(change.id, "overdue")
         try:
-            confirmed = await self._journal.confirm(change)
+            confirmed = await self._journal.confirm(change, actor, time.time())
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
         self.end(change.id)

@@ -8,7 +8,13 @@ from app.bpf.uapi import BPF_ANY
 from app.service.changes.changes import Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_confirmed, check_entries, check_reference, check_writes
+from app.service.changes.permissions import (
+    check_confirmed,
+    check_entries,
+    check_program,
+    check_reference,
+    check_writes,
+)
 from app.service.changes.plan import PreparedChange, WritePlan
 from app.service.errors import EntryEmpty, UnsupportedFlags
 from app.service.objects.program import ProgramSummary
@@ -78,6 +84,8 @@ async def set_entry(
         array = held.opened()
         check_entries(held, [index], context)
         array.check_index(index)
+        if context.grant.programs is not None:
+            check_program(programs, index, ref, array.get(index), context)
         is_free = context.grant.role == "admin" or isinstance(ref, ByName)
         in_table = set() if is_free else set(await held.read()) - {EMPTY}
         if not is_free:
@@ -138,6 +146,8 @@ def write_entry(
     if not context.grant.is_unbounded:
         check_entries(held, (index,), context)
     before = array.get(index)
+    if context.grant.programs is not None:
+        check_program(programs, index, ByName(name), before, context)
     program, summary = programs.named(name)
     if precondition is not None:
         precondition(before)

@@ -13,7 +13,7 @@ from app.service.registry.held import HeldMap
 R = TypeVar("R")
 # Checks and writes, and returns the result and what is to be journalled. None: nothing had to be written.
 Write = Callable[[], tuple[R, PreparedChange | None]]
-# Is told the result, or the error. It must not raise.
+# Takes the result, or the error.
 Done = Callable[[R | None, BaseException | None], None]
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class GroupCommit:
         return await future
 
     def submit(self, held: HeldMap, write: Write[R], done: Done[R]) -> None:
-        """Run one change in the next group, and tell `done` what became of it."""
+        """Run one change in the next group, and pass its outcome to `done`."""
         self._queue.append(_Queued(held, write, done))
         if self._runner is None:
             self._runner = self._start(self._run_groups())
@@ -94,6 +94,8 @@ class GroupCommit:
             while self._queue:
                 group, self._queue = self._queue, []
                 await self._run_free(group)
+                if self._queue:
+                    await asyncio.sleep(0)  # whoever waits for a lock that was just released takes it first
         finally:
             self._runner = None
 
@@ -126,8 +128,8 @@ class GroupCommit:
         for each in group:
             try:
                 result, one = each.write()
-            except Exception as error:  # noqa: BLE001 - it is told to whoever asked
-                each.done(None, error)
+            except Exception as error:  # noqa: BLE001 - the caller gets it
+                _finish(each, None, error)
                 continue
             written.append((each, result))
             if one is not None:
@@ -136,8 +138,16 @@ class GroupCommit:
         if prepared:
             try:
                 await self._commit(prepared)
-            except Exception as error:  # noqa: BLE001 - it is told to all of them
+            except Exception as error:  # noqa: BLE001 - all callers get it
                 failure = error
         with self._delivery():
             for each, result in written:
-                each.done(None if failure is not None else result, failure)
+                _finish(each, None if failure is not None else result, failure)
+
+
+def _finish(each: _Queued[Any], result: Any, error: BaseException | None) -> None:
+    """Pass the outcome on. A caller that fails keeps no other from its answer."""
+    try:
+        each.done(result, error)
+    except Exception:
+        log.exception("internal error in an answer to a change", map=each.held.name)

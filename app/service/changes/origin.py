@@ -15,7 +15,7 @@ class RequestContext:
     Attributes:
         actor: Who asks, as the journal names them: `token:deploy`, `unix:root`, `jumptable`.
         request_id: The request's X-Request-ID.
-        note: Why, in the words of whoever asks.
+        note: Why, in the words of the caller.
         confirm_within: Seconds after which the change is undone unless somebody confirms it. None: it stands.
         grant: What the actor may do. The service itself may do everything.
     """

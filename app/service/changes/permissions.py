@@ -1,14 +1,18 @@
 """Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked."""
 
 from collections.abc import Collection
+from typing import Final
 
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
 from app.service.errors import EntryProtected, EntryWaits, Forbidden
-from app.service.objects.source import ById
+from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import Change
+
+_ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
+_NOT_AMONG: Final = f"the program is not among its programs; {_ASK}"
 
 
 def check_plan(
@@ -28,7 +32,7 @@ def check_plan(
         reverts: The id of the change that the plan undoes: its entries may wait for a confirmation.
 
     Raises:
-        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        Forbidden: The map, an entry or a program is beyond the bounds of the caller.
         EntryProtected: An entry is for the role admin only.
         EntryWaits: An entry waits for the confirmation of another change.
     """
@@ -44,7 +48,7 @@ def check_writes(
     It takes the arguments of `check_plan`.
 
     Raises:
-        Forbidden: A program is beyond the bounds of whoever asks.
+        Forbidden: A program is beyond the bounds of the caller.
         EntryWaits: An entry waits for the confirmation of another change.
     """
     if context.grant.programs is not None:
@@ -54,10 +58,10 @@ def check_writes(
 
 
 def check_confirmation(programs: Programs, held: HeldMap, change: Change, context: RequestContext) -> None:
-    """Check that whoever asks may let a change stand: that takes the same rights as making it.
+    """Check that the caller may let a change stand: that takes the same rights as making it.
 
     Raises:
-        Forbidden: The map, an entry or a program is beyond the bounds of whoever asks.
+        Forbidden: The map, an entry or a program is beyond the bounds of the caller.
         EntryProtected: An entry is for the role admin only.
     """
     if not context.grant.is_unbounded:
@@ -66,7 +70,7 @@ def check_confirmation(programs: Programs, held: HeldMap, change: Change, contex
 
 
 def check_entries(held: HeldMap, indexes: Collection[int], context: RequestContext) -> None:
-    """Check that whoever asks may change these entries.
+    """Check that the caller may change these entries.
 
     Raises:
         Forbidden: The map or an entry is beyond their bounds.
@@ -76,12 +80,12 @@ def check_entries(held: HeldMap, indexes: Collection[int], context: RequestConte
     if grant.is_unbounded:
         return
     if indexes and not grant.has_map(held.name):
-        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps")
+        raise Forbidden(context.actor, next(iter(indexes)), f"map {held.name!r} is not among its maps; {_ASK}")
     if grant.entries is None and (grant.role == "admin" or not held.protected.parts):
         return
     for index in indexes:
         if not grant.has_entry(index):
-            raise Forbidden(context.actor, index, "it is not among its entries")
+            raise Forbidden(context.actor, index, f"it is not among its entries; {_ASK}")
         if grant.role != "admin" and index in held.protected:
             raise EntryProtected(index)
 
@@ -98,6 +102,38 @@ def check_confirmed(held: HeldMap, indexes: Collection[int], reverts: int | None
                 raise EntryWaits(index, held.unconfirmed[index])
 
 
+def check_program(
+    programs: Programs, index: int, ref: ProgramRef, program_id: int | None, context: RequestContext
+) -> None:
+    """Check that a program is within the bounds of whoever asks, or is in the entry already, before it is looked for.
+
+    A program beyond the bounds and one that does not exist are refused alike.
+
+    Args:
+        programs: What the service holds.
+        index: The entry that is to point to the program.
+        ref: The reference.
+        program_id: The id of the program that is in the entry. None or 0: none.
+        context: Who asks.
+
+    Raises:
+        Forbidden: The program is beyond the bounds.
+    """
+    allowed = context.grant.programs
+    if allowed is None or (isinstance(ref, ByName) and ref.name in allowed):
+        return
+    if isinstance(ref, Pinned) and context.grant.role == "admin":
+        return  # what the pin leads to is checked with the plan
+    if program_id and ref == ById(program_id):
+        return
+    for held in programs:
+        if held.object is None or ref not in (ByName(held.name), ById(held.object.id), held.source):
+            continue
+        if held.name in allowed or held.object.id == program_id:
+            return
+    raise Forbidden(context.actor, index, _NOT_AMONG)
+
+
 def check_reference(
     programs: Programs,
     index: int,
@@ -106,7 +142,7 @@ def check_reference(
     in_table: Collection[int],
     context: RequestContext,
 ) -> None:
-    """Check that whoever asks may refer to a program in this way.
+    """Check that the caller may refer to a program in this way.
 
     Others than admins name programs by their held names. By id or pin they name only what the service holds, or what is
     in the table already.
@@ -131,7 +167,10 @@ def check_reference(
     else:
         known = _is_known(programs, program_id, in_table)
     if not known:
-        reason = "to name a program by id or pin that is not held takes the role admin"
+        reason = (
+            "to name a program by id or pin that is not held takes the role admin; name a held program, or ask an "
+            "admin of the service to hold this one"
+        )
         raise Forbidden(context.actor, index, reason)
 
 
@@ -145,7 +184,7 @@ def _check_programs(
     named = {each.object.id for each in programs if each.object is not None and each.name in allowed}
     for index, program_id in zip(indexes, ids, strict=True) if set(ids) - named - {0} else ():
         if program_id and program_id not in named:
-            raise Forbidden(context.actor, index, f"program {program_id} is not among its programs")
+            raise Forbidden(context.actor, index, _NOT_AMONG)
 
 
 def _is_known(programs: Programs, program_id: int, in_table: Collection[int]) -> bool:

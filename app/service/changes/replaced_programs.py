@@ -70,7 +70,7 @@ class ReplacedPrograms:
             The program, which the caller closes. None: it is gone.
 
         Raises:
-            KernelError: It cannot be opened now.
+            KernelError: It cannot be opened now: one way fails, and no other leads to it.
         """
         if not record.id:
             return self._pinned(record)
@@ -80,12 +80,19 @@ class ReplacedPrograms:
         refs: list[ProgramRef] = [ById(record.id)]
         refs += [] if record.name is None else [ByName(record.name)]
         refs += [] if record.pinned is None else [Pinned(record.pinned)]
+        failure: KernelError | None = None
         for ref in refs:
-            program = self._opened(ref)
+            try:
+                program = self._opened(ref)
+            except KernelError as error:
+                failure = failure or error
+                continue
             if program is not None and program.id == record.id and program.summary().tag == record.tag:
                 return program
             if program is not None:
                 program.close()
+        if failure is not None:
+            raise failure
         return None
 
     def _pinned(self, record: ProgramRecord) -> Program | None:

@@ -55,11 +55,13 @@ async def revert_change(
             if again.reverts == id_ and await _in_place(held, again) == again.entries.after:
                 return TableResult(None, 0, 0, 0, "tried") if dry_run else TableResult.of_repeated(again)
         if change.state in {"reverted", "expired"}:
-            raise ChangeNotRevertible(id_, f"it is {change.state} already")
+            raise ChangeNotRevertible(id_, f"it is {change.state} already, so there is nothing left to undo")
         if change.state == "unconfirmed" and context.confirm_within is not None:
-            raise ChangeNotRevertible(id_, "it waits to be confirmed, so its revert cannot wait as well")
+            raise ChangeNotRevertible(
+                id_, "it waits to be confirmed, so its revert cannot wait as well; leave out confirm_within"
+            )
         if (change.map_id, change.boot_id) != (table.id, registry.kernel.boot_id):
-            raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now")
+            raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now; set its entries yourself")
         if not change.entries.indexes:
             raise ChangeNotRevertible(id_, "it has written nothing")
         await _check_in_place(changes, held, change, force=force)
@@ -83,7 +85,9 @@ def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
         record = entries.programs[number]
         program = changes.replaced_programs.find(record)
         if program is None:
-            raise ChangeNotRevertible(change.id, f"program {record.name or record.id!r} is gone")
+            raise ChangeNotRevertible(
+                change.id, f"program {record.name or record.id!r} is gone; load it again, and set the entries yourself"
+            )
         programs[program.id] = stack.enter_context(program)
         ids[number] = program.id
         if record.pinned is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Final, TypeVar
 
+from app.access.rights import Grant
 from app.service.changes.changes import Applied, BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_confirmed, check_entries, check_reference
+from app.service.changes.permissions import check_confirmed, check_entries, check_program, check_reference
 from app.service.changes.plan import WritePlan
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex, ProgramBusy, ProgramIncompatible, ServiceError
 from app.service.objects.program import Program
@@ -108,7 +109,8 @@ async def change_table(
         held: The map.
         requested: The entries, and what they are to hold.
         context: Who asks.
-        replace: Then clear all entries that are not listed, by falling index.
+        replace: Then clear all entries that are not listed, by falling index; those beyond the bounds of whoever asks
+            stay.
         precondition: Forbids the change by what the table holds.
         dry_run: Only check.
         background_steps: See Changes.apply.
@@ -132,7 +134,7 @@ async def change_table(
             unchanged = len(listed) - len(plan)
             await asyncio.sleep(0)
             if replace:
-                plan = plan.then_clear(_not_listed(requested.indexes, found), found)
+                plan = plan.then_clear(_to_clear(requested.indexes, found, context.grant), found)
             kind: ChangeKind = "replace" if replace else "update"
             repeated = None if plan else _repeated(changes, held, kind, requested.indexes, found, context)
             if repeated is not None and not dry_run:
@@ -142,7 +144,7 @@ async def change_table(
                 precondition(table.id, found)
                 if held.unconfirmed is not None:
                     check_entries(held, plan.indexes, context)
-                    check_confirmed(held, held.unconfirmed if replace else requested.indexes)
+                    check_confirmed(held, _concerned(held, requested.indexes, context.grant, replace=replace))
             if not plan:
                 return TableResult.of(Applied(), plan, unchanged=unchanged, fit="tried" if dry_run else None)
             # What is in the table already fits.
@@ -193,6 +195,18 @@ def _opened_copy(programs: Programs, index: int, ref: ProgramRef) -> Program:
         raise
 
 
+def _concerned(held: HeldMap, listed: Indexes, grant: Grant, *, replace: bool) -> Collection[int]:
+    """Return the entries that a request speaks of, of those that wait: a new table speaks also of what it leaves out.
+
+    Entries beyond the bounds of whoever asks stay as they are, as in `_to_clear`.
+    """
+    if not replace:
+        return listed
+    waiting = held.unconfirmed or ()
+    is_all = grant.entries is None or isinstance(listed, range)
+    return waiting if is_all else [index for index in waiting if index in listed or grant.has_entry(index)]
+
+
 def _repeated(
     changes: Changes,
     held: HeldMap,
@@ -207,8 +221,7 @@ def _repeated(
     """
     for change in changes.confirmations.repeatable(held, kind, context):
         concerned = set(held.unconfirmed or ())
-        if kind == "update":
-            concerned.intersection_update(listed)
+        concerned.intersection_update(_concerned(held, listed, context.grant, replace=kind == "replace"))
         entries = change.entries
         if concerned == set(entries.indexes) and _held_by(entries.indexes, found) == entries.after:
             return change
@@ -241,6 +254,8 @@ def _open(
     """Open the programs that are referred to, for as long as the stack. By the place of the reference."""
     programs = changes.registry.programs
     needed = [(index, place, ref) for index, place, ref in _needed(requested, found) if ref is not None]
+    for index, _, ref in needed:
+        check_program(programs, index, ref, found[index], context)
     if context.grant.role == "admin":
         return {place: stack.enter_context(_opened_copy(programs, index, ref)) for index, place, ref in needed}
     for index, _, ref in needed:
@@ -286,6 +301,18 @@ def _held_by(indexes: Indexes, found: "array[int]") -> "array[int]":
     if isinstance(indexes, range):
         return found[indexes.start : indexes.stop]
     return array(NUMBERS, map(found.__getitem__, indexes))
+
+
+def _to_clear(listed: Indexes, found: "array[int]", grant: Grant) -> "array[int]":
+    """Return the entries that a new table clears, by falling index: those that hold a program and are not listed.
+
+    A caller with bounds does not see the entries beyond them, so it does not have to list them, and they stay. A range
+    lists the whole table by place, so it counts for all of it.
+    """
+    indexes = _not_listed(listed, found)
+    if grant.entries is None or isinstance(listed, range):
+        return indexes
+    return array(NUMBERS, compress(indexes, grant.entries.mask(indexes)))
 
 
 def _not_listed(listed: Indexes, found: "array[int]") -> "array[int]":

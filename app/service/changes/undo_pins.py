@@ -8,7 +8,7 @@ import structlog
 
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.kernel import Kernel
-from app.service.errors import NotRestorable, PinUnusable, ServiceError
+from app.service.errors import KeeperGone, NotRestorable, PinUnusable, ServiceError
 from app.service.objects.opening import check_pinnable, open_program, pin_failure
 from app.service.objects.program import Program
 from app.service.objects.source import Made, Pinned
@@ -42,6 +42,7 @@ class UndoPins:
 
         Raises:
             NotRestorable: One would not be there.
+            KeeperGone: That cannot be found out, or made sure, without the keeper.
         """
         needed = programs_before(change)
         wrong = [
@@ -49,17 +50,21 @@ class UndoPins:
             for record in needed.values()
             if (reason := self._why_not(held, record, replaced)) is not None
         ]
+        if wrong and self._kernel.degraded_reason is not None:
+            raise KeeperGone("PROG_GET_FD_BY_ID", "EPIPE")
         if wrong:
             raise NotRestorable(held.name, f"program {wrong[0]['program']!r}: {wrong[0]['reason']}", wrong)
         if needed and self._folder is not None and not isinstance(held.source, Made):
             try:
                 check_keep_dir(self._kernel, self._folder)
+            except KeeperGone:
+                raise
             except ServiceError as error:
                 raise NotRestorable(held.name, f"keep_dir cannot be used: {error}", []) from error
 
     def _why_not(self, held: HeldMap, record: ProgramRecord, replaced: Mapping[int, Program]) -> str | None:
         if record.id not in replaced:
-            return "the service can open it neither by id nor by name, so it could not be put back"
+            return "the service can open it neither by id nor by name, so it could not be put back; hold it first"
         # An array that the service has made, and pinned nowhere, ends with it: then there is nothing to undo.
         if self._folder is not None or isinstance(held.source, Made) or self._is_pinned(record):
             return None

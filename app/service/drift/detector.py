@@ -13,12 +13,19 @@ from app.service.errors import MapUnavailable, MapUnknown, ServiceError
 from app.service.registry.expected import ExpectedTable
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
+from app.service.troubles import Troubles
 from app.store.expected import Table
 from app.store.journal import Journal, JournalFailed
 from app.store.records import EMPTY, NUMBERS, Array, ProgramRecord, numbered
 
 _ENTRIES_PER_SLICE: Final = 256  # entries that are looked at closely, about 2 ms, before others have their turn
 _MAX_ENTRIES_TOLD: Final = 100  # entries in one drift event
+_MAX_RUNS: Final = 4096  # of consecutive entries in one drift event
+
+# Troubles that are met at each check.
+_NOT_KNOWN: Final = "what its entries are to hold is not known yet"
+_NOT_JOURNALLED: Final = "drift cannot be journalled yet"
+_NOT_READ: Final = "a map could not be read"
 
 log = structlog.get_logger()
 
@@ -53,6 +60,8 @@ class DriftDetector:
         self._journal = journal
         self._replaced_programs = replaced_programs
         self._checks: set[asyncio.Task[object]] = set()
+        self.troubles = Troubles()
+        self._logged: dict[str, dict[int, int | None]] = {}  # drift that is logged but not journalled, by map
 
     async def begin(self, held: HeldMap, *, anew: bool = False) -> bool:
         """Learn what the entries of a map that was just opened are expected to hold.
@@ -80,8 +89,9 @@ class DriftDetector:
                 if stored is None or stored != (identity, table):
                     await self._journal.save_expected_table(held.name, identity, table)
             except (JournalFailed, ServiceError) as error:
-                log.warning("what its entries are to hold is not known yet", map=held.name, reason=str(error))
+                self.troubles.begin(_NOT_KNOWN, held.name, str(error))
                 return False
+            self.troubles.end(_NOT_KNOWN, held.name)
             held.expected = ExpectedTable(identity, table, used=len(found) - found.count(EMPTY))
             if held.restore:
                 held.expected.to_restore = set(held.expected.differing_indexes(found))
@@ -176,7 +186,10 @@ class DriftDetector:
         if now == before:
             return
         expected.drift = now
-        log.warning("drift", map=held.name, entries=len(now), first=next(iter(now), None))
+        if self._logged.get(held.name) != now:
+            self._logged[held.name] = now
+            first = asdict(drifted[0]) if drifted else None
+            log.warning("drift", map=held.name, entries=len(now), first=first)
         event: dict[str, Any] = {
             "map": held.name,
             "count": len(now),
@@ -185,11 +198,16 @@ class DriftDetector:
                 for each in drifted[:_MAX_ENTRIES_TOLD]
             ],
         }
+        if len(drifted) > _MAX_ENTRIES_TOLD:
+            event["runs"] = _runs([each.index for each in drifted])
         try:
             await self._journal.append_drift_event(held.name, event)
         except JournalFailed as error:
-            log.warning("drift cannot be journalled yet", map=held.name, reason=str(error))
+            self.troubles.begin(_NOT_JOURNALLED, held.name, str(error))
             expected.drift = before  # so that the next check tells of it
+        else:
+            self.troubles.end(_NOT_JOURNALLED, held.name)
+            self._logged.pop(held.name, None)
 
     def note_read(self, held: HeldMap, found: "array[int]") -> None:
         """Check a table soon, if it was just read with entries that are not known to have drifted."""
@@ -218,7 +236,9 @@ class DriftDetector:
         except (MapUnknown, MapUnavailable):
             pass  # released meanwhile
         except ServiceError as error:
-            log.warning("a map could not be read", map=held.name, reason=str(error))
+            self.troubles.begin(_NOT_READ, held.name, str(error))
+        else:
+            self.troubles.end(_NOT_READ, held.name)
 
     async def check_all(self) -> None:
         """Check every map."""
@@ -229,6 +249,24 @@ class DriftDetector:
         """Wait for checks that are under way."""
         if self._checks:
             await asyncio.wait(self._checks)
+
+
+def _runs(indexes: Sequence[int]) -> list[list[int]]:
+    """Return the first and the last index of each run of consecutive indexes.
+
+    Readers with bounds are told how many of the entries are within these. If there are too many runs, the last one
+    takes in all that follows.
+
+    Args:
+        indexes: Rising.
+    """
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and (index == runs[-1][1] + 1 or len(runs) == _MAX_RUNS):
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return runs
 
 
 def _json(record: ProgramRecord | None) -> dict[str, Any] | None:

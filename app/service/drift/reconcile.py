@@ -31,6 +31,8 @@ from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, Program
 _MAX_REASONS: Final = 20  # entries for which an error says why they cannot be restored
 _RESTORE_RETRY_SECONDS: Final = 30.0  # after the journal could not be written
 
+_NOT_RESTORED: Final = "not restored yet"
+
 log = structlog.get_logger()
 
 
@@ -45,6 +47,7 @@ async def reconcile_to_journal(
     """
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
+        check_entries(held, [each.index for each in drifted], context)
         with ExitStack() as stack:
             programs, lost = _find_programs(changes, drifted, stack)
             if lost:
@@ -67,7 +70,7 @@ async def reconcile_to_kernel(
 
     Raises:
         EntryWaits: An entry waits for a confirmation.
-        Forbidden: An entry is beyond the bounds of whoever asks.
+        Forbidden: An entry is beyond the bounds of the caller.
         JournalUnreadable: It cannot be journalled.
     """
     async with held.lock:
@@ -100,7 +103,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                 except (JournalUnavailable, Stopping) as error:
                     # Each attempt writes everything and puts it back, so not too often.
                     expected.not_before = time.monotonic() + _RESTORE_RETRY_SECONDS
-                    log.warning("not restored yet", map=held.name, reason=str(error))
+                    drift.troubles.begin(_NOT_RESTORED, held.name, str(error))
                     break
                 except ServiceError as error:
                     if isinstance(getattr(error, "cause", error), MapFrozen | Stopping):
@@ -112,6 +115,7 @@ async def restore(changes: Changes, drift: DriftDetector, held: HeldMap) -> None
                     plan = plan.without(refused)
                 else:
                     assert applied.change is not None
+                    drift.troubles.end(_NOT_RESTORED, held.name)
                     log.info("restored", map=held.name, change=applied.change.id, entries=len(plan))
                     break
 
@@ -143,8 +147,12 @@ def _find_programs(
 def _why_lost(record: ProgramRecord) -> str:
     name = record.name or record.pinned or record.id or record.tag
     if record.pinned is None:
-        return f"program {name!r} is gone, and the service knows no pin of it"
-    return f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one"
+        return (
+            f"program {name!r} is gone, and the service knows no pin of it; load it again, and set the entry yourself"
+        )
+    return (
+        f"program {name!r} is gone, and {record.pinned} leads to no program, or to another one; load and pin it again"
+    )
 
 
 def _plan(drifted: Sequence[DriftedEntry], programs: Mapping[ProgramRecord, Program]) -> WritePlan:

@@ -228,4 +228,4 @@ def pin_failure(kernel: Kernel, path: str, command: str, error: OSError) -> Serv
 
 
 def _unusable(path: str, number: int) -> PinUnusable:
-    return PinUnusable(path, errno_name(number), _REMEDIES.get(number, "see errno(3)"))
+    return PinUnusable(path, errno_name(number), _REMEDIES.get(number, "name the path of a pin in bpffs"))

@@ -31,6 +31,7 @@ class Held(Generic[T]):
         object: The open object. None: it is unavailable.
         reason: Why it is unavailable.
         released: It is held no longer, and will not be again.
+        is_pinned: Its pin led to it when that was last looked at.
         lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
 
@@ -39,6 +40,7 @@ class Held(Generic[T]):
     object: T | None = None
     reason: str = "not opened yet"
     released: bool = False
+    is_pinned: bool = field(default=False, init=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def take(self, object_: T) -> Self:
@@ -46,6 +48,7 @@ class Held(Generic[T]):
         if self.object is not None:
             self.object.close()
         self.object = object_
+        self.is_pinned = isinstance(self.source, Pinned)  # from where it was opened just now
         return self
 
     def release(self) -> None:

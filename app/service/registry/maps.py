@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from app.bpf.kernel import Kernel
-from app.service.errors import LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
+from app.service.errors import KernelError, LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
 from app.service.objects.opening import allowed_source, open_array, open_or_make_array
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Made, Pinned, Source
@@ -67,7 +67,7 @@ class Maps:
         for other in self._held.values():
             if other.object is not None and other.object.id == array.id and other.name != held.name:
                 array.close()
-                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}")
+                raise NameTaken(held.name, f"the same array is held under the name {other.name!r}; use that name")
         held.take(array)
 
     async def hold(
@@ -163,6 +163,7 @@ class Maps:
         Raises:
             MapUnknown: Nothing is held under this name.
             LastReference: It may be emptied for good.
+            KernelError: Whether it is pinned cannot be found out now.
         """
         async with self._holding, self.get(name).lock:
             held = self.get(name)
@@ -174,12 +175,18 @@ class Maps:
                 held.release()
 
     def pinned_id(self, held: HeldMap) -> int | None:
-        """Return the id of the array that the map's pin leads to now. None: there is no pin, or it leads nowhere."""
+        """Return the id of the array that the map's pin leads to now. None: there is no pin, or it leads nowhere.
+
+        Raises:
+            KernelError: That cannot be found out now.
+        """
         if not isinstance(held.source, Pinned):
             return None
         try:
             with open_array(self._kernel, held.source) as found:
                 return found.id
+        except KernelError:
+            raise
         except ServiceError:
             return None
 
@@ -196,7 +203,10 @@ class Maps:
             return ["made by the service and pinned nowhere: gone when the service ends"]
         if held.object is None:
             return []
-        found = held.object.id if just_opened else self.pinned_id(held)
+        try:
+            found = held.object.id if just_opened else self.pinned_id(held)
+        except KernelError:
+            return []
         if found not in {None, held.object.id}:
             return [_moved_pin(held, found)]
         warnings = []
@@ -210,7 +220,10 @@ class Maps:
 
     def moved_pin_warning(self, held: HeldMap) -> str | None:
         """Return a sentence where the map's pin leads to another array by now, as when its loader ran anew."""
-        found = self.pinned_id(held)
+        try:
+            found = self.pinned_id(held)
+        except KernelError:
+            return None
         return None if held.object is None or found in {None, held.object.id} else _moved_pin(held, found)
 
     async def uses(self) -> Uses:

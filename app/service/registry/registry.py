@@ -1,11 +1,14 @@
 """All that the service holds."""
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.counters import TIMED_CALLS, Timing, timed_kernel
-from app.service.errors import ServiceError
-from app.service.objects.source import ById
+from app.service.errors import KernelError, MapUnavailable, MapUnknown, ServiceError
+from app.service.objects.opening import open_array, open_program
+from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.maps import Maps
 from app.service.registry.programs import ByName, ProgramRef, Programs
@@ -51,6 +54,34 @@ class Registry:
             else:
                 opened.append(held)
         return opened
+
+    async def check_pins(self) -> None:
+        """Look which of the held objects their pins still lead to. Where that cannot be seen now, nothing changes."""
+        for held in (*self.maps, *self.programs):
+            if isinstance(held.source, Pinned) and held.object is not None:
+                open_ = open_array if isinstance(held, HeldMap) else open_program
+                try:
+                    with open_(self.kernel, held.source) as found:
+                        held.is_pinned = found.id == held.object.id
+                except KernelError:
+                    pass
+                except ServiceError:
+                    held.is_pinned = False
+            await asyncio.sleep(0)
+
+    async def held_here_alone(self) -> list[str]:
+        """Return what may be lost for good when this process ends, like `map 'a'`: as far as it knows, nothing pins it.
+
+        A program is not lost if it is in a pinned array.
+        """
+        lost = [f"map {held.name!r}" for held in self.maps if held.object is not None and not held.is_pinned]
+        programs = [held for held in self.programs if held.object is not None and not held.is_pinned]
+        used: set[int] = set()
+        for held in self.maps if programs else ():
+            if held.is_pinned:
+                with contextlib.suppress(MapUnavailable, MapUnknown):  # or released while others had their turn
+                    used.update(await held.read())
+        return lost + [f"program {each.name!r}" for each in programs if each.object and each.object.id not in used]
 
     async def seeds_for(self, held: HeldMap) -> list[ProgramRef]:
         """Return programs that are known to fit a map's array: one that it holds, and one that calls into it."""

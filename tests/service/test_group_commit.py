@@ -1,0 +1,86 @@
+"""Changes of one entry that come in one turn of the event loop share a transaction of the journal."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from app.bpf.uapi import MapType
+from app.service.changes.entries import set_entry, write_entry
+from app.service.changes.origin import RequestContext
+from app.service.errors import ProgramNotFound
+from app.service.lifecycle import Service
+from app.service.objects.program_array import ProgramArray
+from app.service.registry.programs import ByName
+from app.service.registry.registry import Registry
+from app.store.journal import Journal
+
+pytestmark = pytest.mark.anyio
+
+CONTEXT = RequestContext("unix:root", "one")
+
+
+@pytest.fixture
+async def service(registry: Registry, anyio_backend: str) -> AsyncIterator[Service]:
+    kernel = registry.kernel
+    registry.maps.adopt("other", ProgramArray(kernel, kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "other")))
+    service = Service(registry, Journal(Path(":memory:"), "process"))
+    await service.start()
+    yield service
+    await service.finish()
+    service.close()
+
+
+def commits(service: Service) -> int:
+    return sum(service.counters.journal.counts)
+
+
+async def put(service: Service, map_: str, index: int, program: str) -> int | None:
+    held = service.registry.maps.get(map_)
+    result = await set_entry(service.changes, held, index, ByName(program), CONTEXT)
+    return None if result.change is None else result.change.id
+
+
+async def test_changes_of_several_maps_in_one_turn_share_a_commit(service: Service) -> None:
+    before = commits(service)
+    ids = await asyncio.gather(
+        put(service, "jump_table", 1, "drop"), put(service, "other", 1, "pass"), put(service, "jump_table", 2, "tx")
+    )
+    assert list(ids) == [1, 2, 3]
+    assert commits(service) == before + 1
+
+
+async def test_one_that_is_refused_leaves_the_others_alone(service: Service) -> None:
+    first, second, third = await asyncio.gather(
+        put(service, "jump_table", 1, "drop"),
+        put(service, "jump_table", 2, "no_such_program"),
+        put(service, "jump_table", 3, "tx"),
+        return_exceptions=True,
+    )
+    assert (first, third) == (1, 2)
+    assert isinstance(second, ProgramNotFound)
+
+
+async def test_one_whose_map_is_being_written_keeps_no_other_map_waiting(service: Service) -> None:
+    async with service.registry.maps.get("jump_table").lock:
+        waiting = asyncio.create_task(put(service, "jump_table", 1, "drop"))
+        assert await put(service, "other", 1, "pass") == 1
+        assert not waiting.done()
+    assert await waiting == 2
+
+
+async def test_a_caller_that_fails_keeps_no_other_from_its_answer(service: Service) -> None:
+    held, answered = service.registry.maps.get("jump_table"), asyncio.Event()
+
+    def fail(*_: object) -> None:
+        message = "the connection is gone"
+        raise RuntimeError(message)
+
+    changes = service.changes
+    changes.group.submit(held, partial(write_entry, changes, held, 1, "drop", CONTEXT), fail)
+    changes.group.submit(held, partial(write_entry, changes, held, 2, "pass", CONTEXT), lambda *_: answered.set())
+    async with asyncio.timeout(10):
+        await answered.wait()
+    assert await put(service, "jump_table", 3, "tx") == 3
