@@ -22,11 +22,20 @@ from app.service.objects.source import ById, Pinned, checked_name
 # JUMPTABLE_SERVER__PORT=9000 sets server.port. Other variables that begin with JUMPTABLE_ do not count: Kubernetes
 # makes variables like JUMPTABLE_PORT for a service named jumptable.
 _VARIABLE_PREFIX: Final = "JUMPTABLE_SERVER__"
+_MAX_MISTAKES: Final = 20  # that are told at once
 _MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), without the closing NUL
 
 
 class ConfigurationError(Exception):
-    """A mistake in the configuration. The text is one line: where it is, what it is, and the remedy."""
+    """Mistakes in the configuration.
+
+    Attributes:
+        messages: One line for each mistake: where it is, what it is, and the remedy. The text has all of these lines.
+    """
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
 
 
 def _absolute(path: Path) -> Path:
@@ -110,11 +119,15 @@ class _Held(_Section):
     pinned: AbsolutePath | None = None
     # its id. An id is valid only as long as the object exists.
     id: Id | None = None
+    # True: when another object is pinned there, the service opens that one by itself.
+    follow: bool = False
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.pinned is None) == (self.id is None):
             raise ValueError('needs exactly one of pinned = "/sys/fs/bpf/…" and id = …')
+        if self.follow and self.pinned is None:
+            raise ValueError("follow goes with pinned: it is the pin that is followed")
         return self
 
     def source(self) -> Pinned | ById:
@@ -172,6 +185,7 @@ class Peer(_Grant):
     def _is_a_user_or_a_group(self) -> Self:
         if (self.user is None) == (self.group is None):
             raise ValueError("needs exactly one of user and group")
+        self.rule("")  # there is such a user or group
         return self
 
     def rule(self, name: str) -> PeerRule:
@@ -271,69 +285,88 @@ class Settings(_Section):
         return given or self.server.state_dir / "tokens.json"
 
 
-def load(file: Path) -> Settings:
+def load(file: Path, text: str | None = None) -> Settings:
     """Read the configuration: the file, then the environment, which overrides keys of [server].
 
+    Args:
+        file: The file.
+        text: Its content; None: it is read here.
+
     Raises:
-        ConfigurationError: The file cannot be read, or something in it or in the environment is wrong.
+        ConfigurationError: The file cannot be read, or something in it or in the environment is wrong. It has all
+            mistakes that can be found at once.
     """
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8") if text is None else text)
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror}; name another with --config FILE"
         raise ConfigurationError(message) from error
     except ValueError as error:
         message = f"{file}: is not TOML: {error}"
         raise ConfigurationError(message) from error
-    server = content.setdefault("server", {})
-    if isinstance(server, dict):
-        server.update(_server_environment())
+    server, messages = content.setdefault("server", {}), list[str]()
+    for key, given in _server_environment().items():
+        try:
+            value = json.loads(given) if key == "pin_dirs" else given
+        except ValueError:
+            messages.append(f"{_where(file, ('server', key))}: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'")
+        else:
+            if isinstance(server, dict):
+                server[key] = value
+    errors: list[ErrorDetails] = []
+    settings: Settings | None = None
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        raise ConfigurationError(_message(file, error.errors())) from error
-    _check_sections_together(file, settings)
+        errors = _own_mistakes(error.errors())
+        messages += [_message(file, each) for each in errors]
+    if not any(error["loc"][0] in {"server", "tokens", "tls"} or len(error["loc"]) == 1 for error in errors):
+        messages += _mistakes_across_sections(file, content)
+    if messages:
+        more = len(messages) - _MAX_MISTAKES
+        raise ConfigurationError(*messages[:_MAX_MISTAKES], *([f"{file}: and {more} more"] if more > 0 else []))
+    assert settings is not None  # else there is a message
     return settings
 
 
-def _server_environment() -> dict[str, Any]:
-    """The keys of [server] that the environment sets. Lists are in JSON."""
-    found: dict[str, Any] = {}
-    for variable, text in os.environ.items():
-        if not variable.upper().startswith(_VARIABLE_PREFIX):
-            continue
-        key = variable[len(_VARIABLE_PREFIX) :].lower()
-        try:
-            found[key] = json.loads(text) if key == "pin_dirs" else text
-        except ValueError as error:
-            message = f"environment {variable.upper()}: must be a list in JSON, as in '[\"/sys/fs/bpf\"]'"
-            raise ConfigurationError(message) from error
-    return found
+def _server_environment() -> dict[str, str]:
+    """The keys of [server] that the environment sets, and their texts. Lists are in JSON."""
+    return {
+        variable[len(_VARIABLE_PREFIX) :].lower(): text
+        for variable, text in os.environ.items()
+        if variable.upper().startswith(_VARIABLE_PREFIX)
+    }
 
 
-def _check_sections_together(file: Path, settings: Settings) -> None:
-    """Check what one section alone does not show."""
-    if settings.server.address is not None and not settings.authenticates():
-        key = "host" if settings.server.host is not None else "port"
-        message = (
+def _mistakes_across_sections(file: Path, content: dict[str, Any]) -> list[str]:
+    """Return what is wrong that one section alone does not show.
+
+    Args:
+        file: The configuration file.
+        content: What it has. The sections [server], [tokens] and [tls] have no mistake of their own.
+    """
+    server, messages = Server.model_validate(content["server"]), list[str]()
+    tls = content.get("tls")
+    authenticates = content.get("tokens") is not None or (tls is not None and tls.get("client_ca") is not None)
+    if server.address is not None and not authenticates:
+        key = "host" if server.host is not None else "port"
+        messages.append(
             f"{_where(file, ('server', key))}: serving on TCP needs authentication: add a section [tokens] and make a "
             "token with jumptable token new, or set tls.client_ca; or remove host and port to serve on the unix socket"
         )
-        raise ConfigurationError(message)
-    if settings.tls is not None and settings.server.address is None:
-        message = f"{_where(file, ('tls',))}: TLS is for TCP: set server.host and server.port"
-        raise ConfigurationError(message)
-    for name, peer in settings.peers.items():
-        try:
-            peer.rule(name)
-        except ValueError as error:
-            message = f"{_where(file, ('peers', name))}: {error}"
-            raise ConfigurationError(message) from error
+    if tls is not None and server.address is None:
+        messages.append(f"{_where(file, ('tls',))}: TLS is for TCP: set server.host and server.port")
+    return messages
 
 
-def _message(file: Path, errors: list[ErrorDetails]) -> str:
-    """One line for all of them: it tells one, and how many more there are."""
-    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")  # a mistyped key often causes the others
+def _own_mistakes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out the keys that are missing because they are mistyped: their section has an unknown key."""
+    mistyped = {error["loc"][:-1] for error in errors if error["type"] == "extra_forbidden"}
+    return [error for error in errors if error["type"] != "missing" or error["loc"][:-1] not in mistyped]
+
+
+def _message(file: Path, error: ErrorDetails) -> str:
+    """The line for one mistake."""
     location = error["loc"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "list_type":
@@ -342,8 +375,7 @@ def _message(file: Path, errors: list[ErrorDetails]) -> str:
         message = "must be a TOML table"
     if error["type"] == "extra_forbidden":
         message = f"there is no such key; there are: {', '.join(_known_keys(location))}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{_where(file, location)}: {message[:1].lower() + message[1:]}{more}"
+    return f"{_where(file, location)}: {message[:1].lower() + message[1:]}"
 
 
 def _where(file: Path, location: tuple[int | str, ...]) -> str:

@@ -47,6 +47,7 @@ class TestLoad:
 
             [programs.parse_v2]
             pinned = "/sys/fs/bpf/parse_v2"
+            follow = true
 
             [peers.netops]
             group = 0
@@ -63,6 +64,7 @@ class TestLoad:
         assert settings.maps["jump_table"].source() == Pinned("/sys/fs/bpf/jump_table")
         assert settings.maps["jump_table"].create is not None
         assert settings.maps["by.id"].source() == ById(12)
+        assert (settings.maps["jump_table"].follow, settings.programs["parse_v2"].follow) == (False, True)
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
         assert settings.maps["jump_table"].protected == ["0-3", "60"]
         assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
@@ -76,6 +78,7 @@ class TestLoad:
             ("[peers.a]\nrole = 'writer'", "peers.a: needs exactly one of user and group"),
             ("[peers.a]\nuser = 'nobody-here'\nrole = 'writer'", "peers.a: there is no user 'nobody-here'"),
             ("[peers.a]\nuser = 0\nrole = 'king'", "peers.a.role: input should be 'reader', 'writer'"),
+            ("[programs.a]\nid = 3\nfollow = true", "programs.a: follow goes with pinned"),
             ("[limits]\nconnections = 0", "limits.connections: input should be greater"),
             ("[server]\nprot = 1", "server.prot: there is no such key; there are: socket, "),
             ("[server]\nkernel = 'windows'", "server.kernel: input should be 'linux' or 'memory'"),
@@ -110,6 +113,50 @@ class TestLoad:
         assert message.startswith(str(tmp_path / "jumptable.toml"))
         assert expected.lower() in message.lower()
         assert "\n" not in message
+
+    @pytest.mark.field
+    def test_all_mistakes_are_told_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Field 23: whoever has made five mistakes does not start the service five times to find them."""
+        monkeypatch.setenv("JUMPTABLE_SERVER__PIN_DIRS", "/run/bpf")
+        with pytest.raises(ConfigurationError) as caught:
+            read(
+                tmp_path,
+                """
+                [server]
+                port = 8080
+                [maps.a]
+                pin = "/x"
+                [maps.b]
+                pinned = "/x"
+                create = { entries = 3 }
+                [peers.c]
+                user = "nobody-here"
+                role = "king"
+                [peers.d]
+                user = "nobody-here"
+                role = "writer"
+                [limits]
+                burst = 0
+                """,
+            )
+        file = tmp_path / "jumptable.toml"
+        assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in str(caught.value).split("\n")] == [
+            "environment JUMPTABLE_SERVER__PIN_DIRS",
+            "maps.a.pin",
+            "maps.b.create.entries",
+            "peers.c.role",
+            "peers.d",
+            "limits.burst",
+            "server.port",
+        ]
+
+    @pytest.mark.field
+    def test_no_more_than_twenty_mistakes_are_told(self, tmp_path: Path) -> None:
+        """Field 23: a file that is wrong throughout does not fill the screen."""
+        with pytest.raises(ConfigurationError) as caught:
+            read(tmp_path, "".join(f"[maps.m{number}]\n" for number in range(25)))
+        assert len(caught.value.messages) == 21
+        assert caught.value.messages[-1] == f"{tmp_path / 'jumptable.toml'}: and 5 more"
 
     def test_a_missing_file_is_a_configuration_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="cannot be read: No such file"):

@@ -199,6 +199,8 @@ class Tokens:
         """
         try:
             actor = self._find(_hash(secret))
+        except KeeperUnavailable:
+            raise  # the keeper's own state tells it, and when it is over
         except TokensUnusable as error:
             self.degraded_reason = str(error)
             raise
@@ -214,8 +216,8 @@ class Tokens:
             message = f"{self._file.path} has to be a file of root's that others cannot write: chown root, chmod 600"
             raise TokensUnusable(message) from error
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", 0) == errno.EPIPE:
-                message = f"{self._file.path}: the keeper has ended: restart the service"
+            if getattr(error, "errno", 0) in {errno.EPIPE, errno.ETIMEDOUT}:
+                message = f"{self._file.path}: the keeper has ended or does not answer"
                 raise KeeperUnavailable(message) from error
             raise TokensUnusable(_no_token_file(self._file.path)) from error
         # The time that a look-up by hash takes tells nothing about stored secrets: nobody can choose the hash.

@@ -117,6 +117,9 @@ class Authentication:
         logged_reason = None if self.tokens is None else self.tokens.degraded_reason
         try:
             actor = None if self.tokens is None else self.tokens.actor(secret.strip())
+        except KeeperUnavailable as error:
+            detail = "tokens cannot be checked now, as the keeper cannot be asked; the log and /readyz say why"
+            raise HttpProblem("keeper-unavailable", detail) from error
         except TokensUnusable as error:
             if str(error) != logged_reason:
                 log.warning("tokens cannot be checked", reason=str(error))

@@ -26,6 +26,13 @@ ConfirmWithin = Annotated[
         "/changes/{id}/confirm comes before.",
     ),
 ]
+Force = Annotated[
+    bool,
+    Query(
+        description="Also where the pin of the map, or of a program that is named, leads to another object by now than "
+        "the one that is held."
+    ),
+]
 Note = Annotated[str | None, Query(max_length=1000, description="Kept with the change: why it was made.")]
 
 
@@ -34,17 +41,20 @@ def service_of(request: Request) -> Service:
     return cast("Service", request.app.state.service)
 
 
-def context_of(scope: Scope, note: str | None = None, confirm_within: int | None = None) -> RequestContext:
+def context_of(
+    scope: Scope, note: str | None = None, confirm_within: int | None = None, *, force: bool = False
+) -> RequestContext:
     """Return what a change knows of its request.
 
     Args:
         scope: Of a request that was let in.
         note: Why, in the words of the caller.
         confirm_within: Seconds until it is undone unless somebody confirms it.
+        force: Use what is held also where its pin leads to another object by now.
     """
     actor: Actor = scope[ACTOR]
     assert actor.grant is not None  # else it was not let in
-    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, actor.grant)
+    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, actor.grant, force)
 
 
 def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram | None, *, force: bool = False) -> None:

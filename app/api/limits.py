@@ -52,11 +52,15 @@ class Limits:
         requests_per_second: float | None = None,
         burst: int = 100,
     ) -> None:
-        self.event_readers, self.held = event_readers, held
-        self.requests_per_second, self._burst = requests_per_second, burst
+        self.change(event_readers, held, requests_per_second, burst)
         self._readers: Counter[str] = Counter()  # by actor
         # By actor: how many requests were left, and when that was.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def change(self, event_readers: int, held: int, requests_per_second: float | None, burst: int) -> None:
+        """Set other limits. What is in use now stays counted."""
+        self.event_readers, self.held = event_readers, held
+        self.requests_per_second, self._burst = requests_per_second, burst
 
     def check_rate(self, actor: str) -> None:
         """Count one request of an actor, with a token bucket.

@@ -53,7 +53,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "entry-protected": ProblemType(403, "The entry is protected", "Only a caller with the role admin may change it."),
     "read-only": ProblemType(
-        403, "The service is read-only", "Remove read_only from the configuration and restart the service."
+        403, "The service is read-only", "Remove read_only from the configuration and reload the service."
     ),
     "pin-not-allowed": ProblemType(
         403,
@@ -112,6 +112,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         409,
         "Releasing the array would empty it for good",
         "Pin the array first. If it may be emptied, send ?force=true.",
+    ),
+    "pin-moved": ProblemType(
+        409,
+        "The pin leads to another object now",
+        "PUT the map or program that the detail names with the same pin, which opens the new object. To use the one "
+        "that is held, send ?force=true.",
     ),
     "program-busy": ProblemType(409, "A freplace program extends the program", "Detach the freplace program first."),
     "map-frozen": ProblemType(

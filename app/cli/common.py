@@ -14,11 +14,13 @@ CONFIG = click.option(
 
 
 def load_or_fail(file: Path) -> Settings:
-    """Read the configuration. On a mistake in it, print the mistake and exit with status 2."""
+    """Read the configuration. On mistakes in it, print a line for each and exit with status 2."""
     try:
         return load(file)
     except ConfigurationError as error:
-        fail(str(error), 2)
+        for message in error.messages[:-1]:
+            click.echo(f"jumptable: {message}", err=True)
+        fail(error.messages[-1], 2)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -14,6 +14,7 @@ from app.sandbox.process_name import set_process_name
 from app.server import assemble, logging, startup
 from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
+from app.server.reload import Reload
 from app.server.run import preload, raise_open_files, serve
 from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
@@ -36,12 +37,12 @@ def serve_command(file: Path, show_config: bool) -> None:
     set_process_name("jumptable: listener")
     raise_open_files()
     try:
-        _serve(settings)
+        _serve(settings, file.absolute())
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, file: Path) -> None:
     """Start, serve until the process is told to stop, and clear up in the reverse order."""
     server = settings.server
     with contextlib.ExitStack() as at_exit:
@@ -54,7 +55,7 @@ def _serve(settings: Settings) -> None:
         at_exit.callback(os.close, lock)
 
         # Start the keeper, which keeps the privileges of this process.
-        keeper = startup.start_keeper(settings, user, has_passed_socket=passed is not None)
+        keeper = startup.start_keeper(settings, user, has_passed_socket=passed is not None, config_file=file)
         notifier = Notifier()
         at_exit.callback(notifier.close)
         if keeper is not None:
@@ -89,7 +90,8 @@ def _serve(settings: Settings) -> None:
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
         watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
-        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier, watch)
+        reload = Reload(file, settings, app, keeper)
+        serve(app, listener.socket, assemble.connection_bounds(settings), tls, notifier, watch, reload)
     log.info("ended")
     if watch is not None and watch.has_ended_service:
         sys.exit(1)  # with 0, systemd would not start it again

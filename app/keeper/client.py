@@ -4,6 +4,7 @@ Nothing here is a security check, because an attacker in the listener can send t
 checks every question by itself.
 """
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,13 +22,20 @@ from typing import Final
 from app.bpf.bulk.programs import TablePrograms
 from app.bpf.kernel import MapInfo
 from app.bpf.linux import LinuxKernel
-from app.keeper.messages import MAX_REPLY, REPLY, REQUEST, KeeperConfig, Op
+from app.keeper.messages import MAX_REPLY, MAX_SEQUENCE, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.channel import receive, send
 
-_TIMEOUT_SECONDS: Final = 10.0  # for the start, and for each answer
+_TIMEOUT_SECONDS: Final = 10.0  # for the start, and for an answer to a thread that may wait
+_LOOP_TIMEOUT_SECONDS: Final = 0.2  # for an answer to a thread that runs an event loop, which stands still meanwhile
+_SLOW_SECONDS: Final = 1.0  # a keeper that needs longer for an answer is told to be hanging
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
-UNAVAILABLE: Final = frozenset({errno.EPIPE})  # the errnos of a keeper that cannot be asked
-_KEEPER_ENDED: Final = "the keeper has ended or does not answer, so it opens and creates nothing: restart the service"
+# The errnos of a keeper that cannot be asked: it has ended, or does not answer.
+UNAVAILABLE: Final = frozenset({errno.EPIPE, errno.ETIMEDOUT})
+_KEEPER_ENDED: Final = "the keeper has ended, so it opens and creates nothing: restart the service"
+_KEEPER_HANGS: Final = (
+    "the keeper does not answer, so it opens and creates nothing: it is asked again when it has answered; "
+    "if it is not stopped or busy (ps), restart the service"
+)
 
 
 class KeeperClient:
@@ -42,6 +51,12 @@ class KeeperClient:
             OSError: It does not start, or does not answer within 10 s.
         """
         self._lock = threading.Lock()
+        self._sequence = 0
+        # The question that has no answer yet: its sequence number, operation and text, and when it was sent. There is
+        # never more than one.
+        self._open_question: tuple[int, Op, str] | None = None
+        self._asked_at: float | None = None
+        self._is_late = False  # whether somebody has given up waiting for its answer
         self._fds_lock = threading.Lock()
         self._programs: TablePrograms | None = None
         self._keep_dir: int | None = None
@@ -72,6 +87,9 @@ class KeeperClient:
     def ask(self, op: Op, number: int = 0, text: str = "", fd: int | None = None) -> tuple[bytes, int | None]:
         """Ask one question, and wait for the answer.
 
+        A thread that runs an event loop waits at most 0.2 s, and any other at most 10 s. Whatever asks while an older
+        question has had no answer for that long fails at once, so a keeper that hangs costs that time only once.
+
         Args:
             op: The operation.
             number: See `Op`.
@@ -82,22 +100,67 @@ class KeeperClient:
             (the bytes of the answer, the fd that came with it or None). The caller owns the fd.
 
         Raises:
-            OSError: The errno with which the keeper refuses; EPIPE if it has ended or did not answer within 10 s.
+            OSError: The errno with which the keeper refuses; EPIPE if it has ended; ETIMEDOUT if it does not answer in
+                time. It may then still do what it was asked, but a pin that it makes too late is removed again.
         """
-        question = REQUEST.pack(op, number) + os.fsencode(text)
-        with self._lock:
-            try:
-                if self._channel.fileno() < 0:
-                    raise BrokenPipeError
-                send(self._channel, question, fd)
-                content, passed = self._receive()
-            except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
-                self._channel.close()  # or a late answer would be taken for that to the next question
-                raise OSError(errno.EPIPE, _KEEPER_ENDED) from error
-        number = REPLY.unpack_from(content)[0]
-        if number:
-            raise OSError(number, f"{text if op == Op.READ else op.name}: {os.strerror(number)}")
-        return content[REPLY.size :], passed
+        patience, now = _LOOP_TIMEOUT_SECONDS if _is_in_event_loop() else _TIMEOUT_SECONDS, time.monotonic()
+        asked_at = self._asked_at  # of this or any other thread
+        turn = now + patience if asked_at is None else max(now, asked_at + patience)
+        if not self._lock.acquire(timeout=turn - now):
+            raise OSError(errno.ETIMEDOUT, _KEEPER_HANGS)
+        try:
+            self._drop_late_answer(turn)
+            error, content, passed = self._exchange(op, number, text, fd, now + patience)
+        except (BrokenPipeError, ConnectionResetError) as failure:
+            self._channel.close()
+            self._open_question = self._asked_at = None
+            raise OSError(errno.EPIPE, _KEEPER_ENDED) from failure
+        except (TimeoutError, BlockingIOError) as failure:
+            self._is_late = True
+            raise OSError(errno.ETIMEDOUT, _KEEPER_HANGS) from failure
+        finally:
+            self._lock.release()
+        if error:
+            raise OSError(error, f"{text if op == Op.READ else op.name}: {os.strerror(error)}")
+        return content, passed
+
+    def _exchange(
+        self, op: Op, number: int, text: str, fd: int | None, deadline: float
+    ) -> tuple[int, bytes, int | None]:
+        """Send a question and return its answer: (errno or 0, the bytes, an fd or None). Call it under the lock."""
+        if self._channel.fileno() < 0:
+            raise BrokenPipeError
+        self._sequence = self._sequence % MAX_SEQUENCE + 1
+        send(self._channel, REQUEST.pack(op, number, self._sequence) + os.fsencode(text), fd)
+        self._open_question, self._asked_at = (self._sequence, op, text), time.monotonic()
+        return self._receive_answer(self._sequence, deadline)
+
+    def _receive_answer(self, sequence: int, deadline: float) -> tuple[int, bytes, int | None]:
+        """Receive the answer to the open question, which has this sequence number. Any other answer is dropped."""
+        while True:
+            self._channel.settimeout(max(0.0, deadline - time.monotonic()))
+            content, passed = self._receive()
+            error, answered = REPLY.unpack_from(content)
+            if answered == sequence:
+                self._open_question, self._asked_at, self._is_late = None, None, False
+                return error, content[REPLY.size :], passed
+            if passed is not None:
+                os.close(passed)
+
+    def _drop_late_answer(self, deadline: float) -> None:
+        """Receive and drop the answer to a question that nobody waits for any more. Call it under the lock.
+
+        Raises:
+            TimeoutError, BlockingIOError: It has not come by the deadline.
+        """
+        if self._open_question is None:
+            return
+        sequence, op, text = self._open_question
+        error, _, passed = self._receive_answer(sequence, deadline)
+        if passed is not None:
+            os.close(passed)
+        if op == Op.PIN_ARRAY and not error:  # whoever asked for the pin was told that there is none
+            self._exchange(Op.UNPIN, 0, text, None, max(deadline, time.monotonic() + _LOOP_TIMEOUT_SECONDS))
 
     def _receive(self) -> tuple[bytes, int | None]:
         content, fd = receive(self._channel, REPLY.size + MAX_REPLY)
@@ -163,10 +226,26 @@ class KeeperClient:
     @property
     def degraded_reason(self) -> str | None:
         """The reason why the keeper cannot be asked, with a remedy; None while it can."""
-        return None if self._process.poll() is None and self._channel.fileno() >= 0 else _KEEPER_ENDED
+        if self.has_ended or self._channel.fileno() < 0:
+            return _KEEPER_ENDED
+        asked_at = self._asked_at
+        if asked_at is None:
+            return None
+        if not self._lock.acquire(blocking=False):  # a thread waits for the answer
+            return _KEEPER_HANGS if self._is_late or time.monotonic() - asked_at > _SLOW_SECONDS else None
+        try:
+            self._drop_late_answer(0.0)
+        except (BrokenPipeError, ConnectionResetError):
+            return _KEEPER_ENDED
+        except (TimeoutError, BlockingIOError):
+            return _KEEPER_HANGS
+        finally:
+            self._lock.release()
+        return None
 
     def close(self) -> None:
-        """Close the channel, upon which the keeper ends, and wait up to 10 s for its end."""
+        """Close the channel, upon which the keeper ends, and wait for its end: up to 10 s, or 0.2 s if it hangs."""
+        seconds = _TIMEOUT_SECONDS if self.degraded_reason is None else _LOOP_TIMEOUT_SECONDS
         self._channel.close()
         with self._fds_lock:
             fds, self._programs, self._keep_dir = (*(self._programs or ()), self._keep_dir), TablePrograms(), None
@@ -174,7 +253,15 @@ class KeeperClient:
             if fd is not None:
                 os.close(fd)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it also ends when this process does
-            self._process.wait(_TIMEOUT_SECONDS)
+            self._process.wait(seconds)
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _ignore_signals() -> None:

@@ -2,7 +2,8 @@
 
 The channel is a socketpair of type SOCK_SEQPACKET. A question is REQUEST, then a text in UTF-8; an answer is REPLY,
 then the bytes that the operation returns. Either may carry one fd (SCM_RIGHTS, unix(7)). The keeper answers each
-question with exactly one datagram, in order.
+question with exactly one datagram, in order. The answer has the sequence number of its question, so that one that comes
+late is not taken for the answer to a later question.
 """
 
 import json
@@ -34,8 +35,9 @@ class Op(IntEnum):
     TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
 
 
-REQUEST: Final = struct.Struct("<II")  # operation, number
-REPLY: Final = struct.Struct("<i")  # errno; 0: success
+REQUEST: Final = struct.Struct("<III")  # operation, number, sequence number
+REPLY: Final = struct.Struct("<iI")  # errno (0: success), sequence number (0: of a question too short to have one)
+MAX_SEQUENCE: Final = (1 << 32) - 1  # 1 comes after it
 MAX_TEXT: Final = 4095  # bytes; PATH_MAX without the closing NUL
 MAX_REPLY: Final = 1 << 16  # bytes behind REPLY
 

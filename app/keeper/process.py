@@ -53,7 +53,7 @@ def main(channel_fd: str, config_fd: str) -> None:
     # Otherwise a listener that sends its own end as an fd and never reads the answer would block this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent_pidfd()  # before the first reply, after which the listener may end and another process get its pid
-    send(channel, REPLY.pack(0))
+    send(channel, REPLY.pack(0, 0))
     keeper.serve(channel, parent)
     keeper.remove_stale_socket()
 
@@ -86,7 +86,8 @@ class Keeper:
                 question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
                 if not question and _is_peer_closed(channel):
                     return
-                self._reply(channel, *self._answer(question, fd))
+                sequence = REQUEST.unpack_from(question)[2] if len(question) >= REQUEST.size else 0
+                self._reply(channel, sequence, *self._answer(question, fd))
             except (BrokenPipeError, ConnectionResetError, BlockingIOError):
                 return
 
@@ -95,7 +96,7 @@ class Keeper:
         try:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
-            number, argument = REQUEST.unpack_from(question)
+            number, argument, _ = REQUEST.unpack_from(question)
             if given is not None and number != Op.PIN_ARRAY:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
@@ -111,16 +112,16 @@ class Keeper:
             if given is not None:
                 os.close(given)
 
-    def _reply(self, channel: socket.socket, number: int, content: bytes, fd: int | None) -> None:
+    def _reply(self, channel: socket.socket, sequence: int, number: int, content: bytes, fd: int | None) -> None:
         """Send an answer, and close the fd that goes with it."""
         try:
             if len(content) > MAX_REPLY:
                 number, content = errno.EMSGSIZE, b""
-            send(channel, REPLY.pack(number) + content, fd)
+            send(channel, REPLY.pack(number, sequence) + content, fd)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:  # too many fds that nobody has received yet: unix(7)
                 raise
-            send(channel, REPLY.pack(errno.ETOOMANYREFS))
+            send(channel, REPLY.pack(errno.ETOOMANYREFS, sequence))
         finally:
             if fd is not None:
                 os.close(fd)

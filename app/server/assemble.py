@@ -15,7 +15,7 @@ from app.api.limits import Bounds, Limits
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
-from app.config import Settings
+from app.config import Map, Settings
 from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
@@ -47,18 +47,22 @@ def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | 
 def hold_configured(registry: Registry, settings: Settings) -> None:
     """Hold the maps and programs of the configuration. What cannot be opened is held as unavailable."""
     for name, section in settings.maps.items():
-        registry.maps.add(
-            HeldMap(
-                name,
-                section.source(),
-                create_entries=None if section.create is None else section.create.max_entries,
-                restore=section.on_start == "restore",
-                protected=Ranges.of(section.protected),
-            )
-        )
+        registry.maps.add(held_map(name, section))
     for name, program in settings.programs.items():
-        registry.programs.add(HeldProgram(name, program.source()))
+        registry.programs.add(HeldProgram(name, program.source(), follow=program.follow))
     registry.open_unavailable()
+
+
+def held_map(name: str, section: Map) -> HeldMap:
+    """A map as the configuration describes it, not opened yet."""
+    return HeldMap(
+        name,
+        section.source(),
+        follow=section.follow,
+        create_entries=None if section.create is None else section.create.max_entries,
+        restore=section.on_start == "restore",
+        protected=Ranges.of(section.protected),
+    )
 
 
 def make_tls(settings: Settings, keeper: KeeperClient | None = None) -> Tls | None:
@@ -97,7 +101,7 @@ def make_app(settings: Settings, registry: Registry, journal: Journal, keeper: K
         authentication=Authentication(
             peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
             tokens=None if settings.tokens is None else _make_tokens(settings, keeper),
-            certificates={} if settings.tls is None else _certificates(settings.tls),
+            certificates={} if settings.tls is None else certificates(settings.tls),
             read_only=settings.server.read_only,
         ),
         audit=_make_audit(settings, keeper),
@@ -142,6 +146,6 @@ def _make_tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
     return tokens
 
 
-def _certificates(section: TlsSection) -> dict[str, Actor]:
+def certificates(section: TlsSection) -> dict[str, Actor]:
     """Who shows a certificate, by its subject alternative name."""
     return {client.san: Actor(f"certificate:{name}", client.grant()) for name, client in section.clients.items()}

@@ -35,10 +35,17 @@ class KeeperWatch:
         Args:
             stop: Begins the end of the service.
         """
-        polls = 0
+        polls, is_hanging = 0, False
         while not self._keeper.has_ended:
             if polls % _POLLS_PER_PIN_CHECK == 0:
                 await self._registry.check_pins()
+            reason = self._keeper.degraded_reason
+            if (reason is not None) != is_hanging and not self._keeper.has_ended:
+                is_hanging = reason is not None
+                if is_hanging:
+                    log.warning("the keeper does not answer", reason=reason)
+                else:
+                    log.info("the keeper answers again")
             polls += 1
             await asyncio.sleep(_POLL_SECONDS)
         if not self._is_restarted:

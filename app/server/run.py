@@ -21,6 +21,7 @@ from app.server.connection import Connection
 from app.server.fast_path import FastPath
 from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError
+from app.server.reload import Reload
 from app.server.systemd import Notifier
 from app.server.tls import Tls
 
@@ -51,6 +52,7 @@ def serve(
     tls: Tls | None = None,
     manager: Notifier | None = None,
     watch: KeeperWatch | None = None,
+    reload: Reload | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `watch` ends the service. Requests being answered then get 10 s to end.
 
@@ -61,6 +63,7 @@ def serve(
         tls: The TLS context; None: without TLS.
         manager: Receives READY, WATCHDOG and STOPPING; None: nobody does.
         watch: Ends the service after its keeper; None: there is no keeper.
+        reload: Reads the configuration anew on SIGHUP; None: there is none.
 
     Raises:
         ListenError: The service could not start.
@@ -86,19 +89,28 @@ def serve(
     sys.setswitchinterval(0.0005)
     config.load()
     config.ssl = None if tls is None else tls.context
-    server = _Server(config, app, manager or Notifier({}), watch)
+    server = _Server(config, app, manager or Notifier({}), watch, reload)
     server.run(sockets=[listener])
     if not server.started:
         raise ListenError("the service could not start; the log tells why")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, manager: Notifier, watch: KeeperWatch | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        manager: Notifier,
+        watch: KeeperWatch | None,
+        reload: Reload | None,
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._manager = manager
         self._watch = watch
         self._watching: asyncio.Task[None] | None = None
+        self._reload = reload
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -120,8 +132,15 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen_audit)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         yield
+
+    def _hang_up(self) -> None:
+        self._reopen_audit()
+        if self._reload is not None and not self.should_exit:
+            task = asyncio.create_task(self._reload.run())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
 
     def _reopen_audit(self) -> None:
         try:

@@ -86,7 +86,11 @@ def lock_state(folder: Path) -> int:
 
 
 def start_keeper(
-    settings: Settings, user: pwd.struct_passwd | None, *, has_passed_socket: bool = False
+    settings: Settings,
+    user: pwd.struct_passwd | None,
+    *,
+    has_passed_socket: bool = False,
+    config_file: Path | None = None,
 ) -> KeeperClient | None:
     """Start the process that keeps the privileges. None: this process has none to keep.
 
@@ -95,6 +99,7 @@ def start_keeper(
         user: Who gets `keep_dir`; None: nobody but who makes it.
         has_passed_socket: systemd listens on the socket. The keeper must leave it alone: it would connect to see
             whether it is stale, and systemd would start the service again.
+        config_file: The configuration file, absolute, which the keeper opens when it is read anew.
 
     Raises:
         StartError: It does not start.
@@ -109,7 +114,7 @@ def start_keeper(
         pins=tuple(str(each.pinned) for each in held if each.pinned is not None),
         keep_dir=None if server.keep_dir is None else str(server.keep_dir),
         owner=(-1, -1) if user is None else (user.pw_uid, user.pw_gid),
-        reads=tuple(str(file) for file in tls_files),
+        reads=tuple(str(file) for file in (*tls_files, config_file) if file is not None),
         audit=None if settings.audit.file is None else str(settings.audit.file),
         tokens=None if settings.tokens is None else str(settings.token_file()),
         socket=str(server.socket) if not has_passed_socket and server.address is None else None,

@@ -13,6 +13,7 @@ ServiceError
 ├── UnsupportedFlags, MapFrozen             writing an entry
 ├── PinUnusable, PinNotAllowed              paths in bpffs
 ├── LastReference, NameTaken                holding and releasing
+├── PinMoved                                the pin of what is held leads to another object now
 ├── DuplicateIndex, WriteRefused            changing several entries
 ├── ChangeUnknown, ChangeConflict, ChangeNotRevertible, NotRestorable      looking up and undoing changes
 ├── EntryWaits, AlreadyConfirmed, AlreadyUndone, InUse                     confirmations
@@ -283,6 +284,42 @@ class LastReference(ServiceError):
     )
     map: str
     id: int
+
+
+@dataclass(eq=False)
+class SupersededArrayFilled(LastReference):
+    """The pin leads to another array now, and holding that one would empty the array held so far for good."""
+
+    sentence = (
+        "the pin of map {map!r} leads to another array now, but the array that is held so far (id {id}) has entries, "
+        "which the kernel clears if nobody else holds it; send ?force=true to hold the new one: what the entries are "
+        "to hold stays recorded, and POST /maps/{map}/reconcile to the journal writes it into the new one; to keep the "
+        "old one, pin it elsewhere first (bpftool map pin id {id} PATH)"
+    )
+
+
+@dataclass(eq=False)
+class PinMoved(ServiceError):
+    """The pin of a held map or program leads to another object now, so a change would use the superseded one.
+
+    Attributes:
+        kind: `map` or `program`.
+        name: The name under which it is held.
+        pinned: The pin.
+        id: The id of the object that is held.
+        leads_to: The id of the object that the pin leads to; None: it is of another kind.
+    """
+
+    code = "pin-moved"
+    sentence = (
+        "the pin {pinned!r} of {kind} {name!r} leads to another object now, while id {id} is held; PUT /{kind}s/{name} "
+        "with the same pin opens the new one, or send ?force=true to use the one that is held"
+    )
+    kind: str
+    name: str
+    pinned: str
+    id: int
+    leads_to: int | None
 
 
 @dataclass(eq=False)
@@ -581,6 +618,15 @@ class KeeperGone(KernelError):
     sentence = "the keeper, which opens and creates kernel objects for the service, has ended; restart the service"
 
 
+class KeeperSilent(KeeperGone):
+    """The keeper does not answer in time."""
+
+    sentence = (
+        "the keeper, which opens and creates kernel objects for the service, does not answer; "
+        "it is asked again when it has answered"
+    )
+
+
 # What each command of bpf(2) needs. Kernel: kernel/bpf/syscall.c, Linux 6.18.
 _CAPABILITIES: Final = {
     "MAP_CREATE": "CAP_BPF",
@@ -602,6 +648,8 @@ def kernel_failure(command: str, error: OSError) -> ServiceError:
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)
+    if error.errno == errno.ETIMEDOUT:
+        return KeeperSilent(command, name)
     return KeeperGone(command, name) if error.errno == errno.EPIPE else KernelError(command, name)
 
 

@@ -15,12 +15,14 @@ from app.service.errors import ServiceError
 from app.service.event_feed import EventFeed
 from app.service.holds import Holds
 from app.service.objects.source import ById, Pinned, Source
+from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import Hold
 
 RETRY_SECONDS: Final = 2.0  # between two attempts to open what could not be opened
+PIN_SECONDS: Final = 2.0  # between two looks at where the pins of what is held lead
 _PAUSE_RATIO: Final = 20  # a check of all tables is followed by a pause of at least this many times its own time
 
 _NOT_SETTLED: Final = "a map cannot be compared with the journal yet"
@@ -36,6 +38,7 @@ class Service:
         journal: What has happened.
         changes: The one way to change entries.
         drift: Finds what others have changed.
+        pins: Notices pins that lead to other objects by now.
         holds: Holds and releases maps and programs for requests.
         feed: The stream of events.
         counters: What is counted and timed.
@@ -65,7 +68,8 @@ class Service:
         self.counters = Counters()
         self.changes = Changes(registry, journal, self.counters, keep_dir=keep_dir, delivery=delivery)
         self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
-        self.holds = Holds(registry, journal, self.changes.confirmations, self.drift)
+        self.pins = PinWatch(registry, journal)
+        self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
         self.feed = EventFeed(journal)
         self.is_stopping = False
         journal.on_commit = self.counters.journal.add
@@ -73,6 +77,7 @@ class Service:
         self._journal_failing: str | None = None  # as it was logged
         self._is_wal_large = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._not_followed: dict[tuple[str, str], str] = {}  # why, by kind and name
 
     async def start(self) -> None:
         """Do what comes before the first request.
@@ -93,7 +98,8 @@ class Service:
     def run(self) -> None:
         """Keep things up to date beside the requests, until `finish`."""
         self._tasks = [
-            asyncio.create_task(self._forever(self._open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self.open_unavailable, RETRY_SECONDS)),
+            asyncio.create_task(self._forever(self._follow_pins, PIN_SECONDS)),
             asyncio.create_task(self._forever(self._watch_journal, RETRY_SECONDS)),
             asyncio.create_task(self._forever(self.drift.check_all, self._drift_interval)),
         ]
@@ -127,7 +133,8 @@ class Service:
         if hold.kind == "program" and registry.programs.find(hold.name) is None:
             registry.programs.add(HeldProgram(hold.name, source))
 
-    async def _open_unavailable(self) -> None:
+    async def open_unavailable(self) -> None:
+        """Try to open what could not be opened. Learn what the entries of what now is open are expected to hold."""
         for held in self.registry.open_unavailable():
             log.info("opened", name=held.name)
             kind: Literal["map", "program"] = held.kind
@@ -136,6 +143,21 @@ class Service:
             except JournalFailed as error:
                 log.warning("an event is lost", reason=str(error))
         await self._settle()
+
+    async def _follow_pins(self) -> None:
+        """Look where the pins lead, and open what they lead to now where the configuration says so."""
+        await self.pins.check_all()
+        for held in (*self.registry.maps, *self.registry.programs):
+            if not held.follow or held.moved is None:
+                continue
+            try:
+                await self.holds.follow(held)
+            except ServiceError as error:
+                if self._not_followed.get((held.kind, held.name)) != str(error):  # once, as it is tried every 2 s
+                    self._not_followed[held.kind, held.name] = str(error)
+                    log.warning("not followed yet", kind=held.kind, name=held.name, reason=str(error))
+            else:
+                self._not_followed.pop((held.kind, held.name), None)
 
     async def _watch_journal(self) -> None:
         """Log when the journal cannot be written, and when it can be again, also where nobody changes anything."""

@@ -322,7 +322,7 @@ class TestStart:
         monkeypatch.setattr(Journal, "append_all", raise_journal_failed)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
-                await app.state.service._open_unavailable()
+                await app.state.service.open_unavailable()
             assert writes == 2
         registry.close()
 
@@ -376,7 +376,7 @@ class TestReboot:
                 kernel.obj_pin(array.fd, f"{pins}/table")
                 with load(kernel, 1, name="one") as program:
                     kernel.obj_pin(program.fd, f"{pins}/one")
-                await app.state.service._open_unavailable()
+                await app.state.service.open_unavailable()
                 assert [each["index"] for each in await entries_of(client)] == [0]
                 told = (await client.get("/maps/table")).json()
                 assert [each["index"] for each in told["drift"]] == [1]
@@ -386,7 +386,7 @@ class TestReboot:
                 assert any("entry 1 is not restored: program 'two'" in each for each in told["warnings"])
                 with load(kernel, 2, name="two") as program:
                     kernel.obj_pin(program.fd, f"{pins}/two")
-                await app.state.service._open_unavailable()
+                await app.state.service.open_unavailable()
                 assert [each["program"]["name"] for each in await entries_of(client)] == ["one", "two"]
                 told = (await client.get("/maps/table")).json()
                 assert (told["drift"], told["warnings"]) == ([], [])

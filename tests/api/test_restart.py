@@ -94,7 +94,7 @@ async def test_missing_program_is_unavailable_until_its_pin_is_back(
         assert (await client.get("/readyz")).status_code == 503
         with load(kernel, 1) as program:
             kernel.obj_pin(program.fd, f"{pins}/program")
-        await app.state.service._open_unavailable()
+        await app.state.service.open_unavailable()
         assert (await names(client))["pinned"] == "held"
         assert [event.type for event in app.state.service.journal.events(0, 100)][-1] == "program"
     registry.close()

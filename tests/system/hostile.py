@@ -131,10 +131,11 @@ def _in_a_user_namespace() -> None:
 def _garbage(keeper: KeeperClient) -> str:
     """Send the keeper thousands of random requests, some with file descriptors."""
     chance = random.Random(1)
+    keeper._channel.settimeout(10)
     for _ in range(3000):
         said = chance.randbytes(chance.randrange(0, 64))
         if chance.random() < 0.5:
-            said = REQUEST.pack(chance.randrange(0, 16), chance.randrange(0, 1 << 32)) + said
+            said = REQUEST.pack(chance.randrange(0, 16), chance.randrange(0, 1 << 32), 0) + said
         beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * chance.randrange(0, 9)))]
         keeper._channel.sendmsg([said], beside)
         fds = array.array("i")

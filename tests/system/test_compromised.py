@@ -10,6 +10,7 @@ from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from tests.running import serve
+from tests.system.test_keeper_gone import until
 
 pytestmark = pytest.mark.kernel
 
@@ -60,8 +61,9 @@ def test_compromised_listener_gains_nothing_and_the_keeper_lives(folder: Path, b
         assert {name: number for name, number in outcome.items() if number not in {"EPERM", "EACCES", "EXDEV"}} == {
             "read from the keeper's files": "EINVAL"
         }
-        # The keeper lives, and has no more open files than before.
-        assert len(list(Path(f"/proc/{keeper}/fd").iterdir())) == files
+        # The keeper lives, and has no more open files than before, as soon as it has opened the configuration anew.
+        service.wait_for("the configuration was read anew")
+        until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == files)
         assert client.put("/maps/table/entries/1", json={"program": "drop"}).status_code == 201
         body = {"pinned": f"{bpffs}/ours/fresh", "create": {"max_entries": 2}}
         assert client.put("/maps/fresh", json=body).status_code == 201

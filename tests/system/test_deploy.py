@@ -111,6 +111,7 @@ def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
     assert _values("jumptable.service", "WatchdogSec") == ["30"]
     assert _values("jumptable.service", "KillMode") == ["mixed"]
     assert _values("jumptable.service", "RestartPreventExitStatus") == ["2"]
+    assert _values("jumptable.service", "ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
 def test_systemd_script_is_executable() -> None:

@@ -173,7 +173,7 @@ class TestUnpinnedMap:
         assert_problem(await inside.client.patch(TABLE, json=PATCH), 503, "map-unavailable")
         kernel.obj_pin(fd, str(pin))
         kernel.close(fd)
-        await inside.service._open_unavailable()
+        await inside.service.open_unavailable()
         await until(lambda: inside.table() == BEFORE)
         await until(lambda: not inside.kept())
         assert await inside.states() == ([] if is_cut_off else [("update", "expired"), ("expire", "applied")])

@@ -1,6 +1,7 @@
 """The keeper, used as an attacker who controls the listening process would use it."""
 
 import array
+import asyncio
 import hashlib
 import json
 import os
@@ -8,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, EXDEV
+from errno import EACCES, EBADF, EEXIST, EINVAL, EMSGSIZE, ENOENT, ENOTEMPTY, EPERM, EPIPE, ETIMEDOUT, EXDEV
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.channel import receive, send
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
 
 NOBODY = 65534
 
@@ -177,6 +179,7 @@ class TestTablePrograms:
         code = f"""
 import errno
 from array import array
+import asyncio
 from app.bpf import asm
 from app.bpf.bulk import programs as in_kernel
 from app.sandbox.seccomp import install_filter
@@ -225,6 +228,7 @@ keeper.close()
         """A keeper that has only CAP_BPF, which suffices where everything is pinned."""
         code = f"""
 from array import array
+import asyncio
 from app.sandbox.capabilities import drop_capabilities
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import KeeperConfig
@@ -342,8 +346,8 @@ class TestLifetime:
     @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.binary(max_size=200)
-        | st.builds(REQUEST.pack, st.integers(0, 14), st.integers(0, 2**32 - 1))
-        | st.builds(lambda op, text: REQUEST.pack(op, 0) + text, st.integers(0, 14), st.binary(max_size=100)),
+        | st.builds(REQUEST.pack, st.integers(0, 14), *[st.integers(0, 2**32 - 1)] * 2)
+        | st.builds(lambda op, text: REQUEST.pack(op, 0, 1) + text, st.integers(0, 14), st.binary(max_size=100)),
         st.sampled_from([None, "file", "socket", "many"]),
     )
     def test_every_message_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
@@ -369,6 +373,73 @@ class TestLifetime:
 
     def test_too_long_message_is_refused(self, keeper: KeeperClient) -> None:
         for size in (MAX_TEXT + 1, 1 << 16):
-            send(keeper._channel, REQUEST.pack(Op.OPEN_PIN, 0) + b"/" * size)
+            send(keeper._channel, REQUEST.pack(Op.OPEN_PIN, 0, 1) + b"/" * size)
             assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
         assert errno_of(lambda: keeper.ask(Op.OPEN_PIN, text="/" * MAX_TEXT)) == EINVAL
+
+
+@pytest.fixture
+def stopped(keeper: KeeperClient) -> Iterator[KeeperClient]:
+    """A keeper that is stopped, until the test or its end sends SIGCONT."""
+    os.kill(keeper.pid, signal.SIGSTOP)
+    yield keeper
+    os.kill(keeper.pid, signal.SIGCONT)
+
+
+def _answers(keeper: KeeperClient) -> bool:
+    deadline = time.monotonic() + 20
+    while keeper.degraded_reason is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return keeper.degraded_reason is None
+
+
+@pytest.mark.field
+class TestHanging:
+    async def test_event_loop_waits_once_and_shortly(self, stopped: KeeperClient, anyio_backend: str) -> None:
+        """Field 30: a keeper that hangs costs the event loop 0.2 s in all, however often it is asked."""
+        began = time.monotonic()
+        for _ in range(20):
+            assert errno_of(stopped.ask, Op.TOKEN, 0, "0" * 64) == ETIMEDOUT
+        assert 0.15 < time.monotonic() - began < 2
+        assert "does not answer" in str(stopped.degraded_reason)
+
+    async def test_event_loop_does_not_wait_for_a_thread_that_waits(
+        self, stopped: KeeperClient, anyio_backend: str
+    ) -> None:
+        """Field 30: whoever may wait for the keeper in a thread keeps nobody else waiting."""
+        task = asyncio.ensure_future(asyncio.to_thread(errno_of, stopped.ask, Op.TOKEN, 0, ""))
+        async with asyncio.timeout(10):
+            while stopped._asked_at is None:
+                await asyncio.sleep(0.001)
+        began = time.monotonic()
+        for _ in range(20):
+            assert errno_of(stopped.ask, Op.TOKEN, 0, "0" * 64) == ETIMEDOUT
+        assert time.monotonic() - began < 2
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert await task == EINVAL, "the thread has its answer"
+
+    async def test_keeper_is_asked_again_once_it_answers(
+        self, stopped: KeeperClient, kernel: KeeperKernel, pins: Path, anyio_backend: str
+    ) -> None:
+        """Field 30: a late answer is not taken for that to another question, and its fd is closed."""
+        assert errno_of(kernel.obj_get, f"{pins}/table") == ETIMEDOUT
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert _answers(stopped)
+        fds = _fds(os.getpid())
+        fd = kernel.obj_get(f"{pins}/drop")
+        assert kernel.obj_kind(fd) == "prog"
+        kernel.close(fd)
+        assert _fds(os.getpid()) == fds
+
+    async def test_pin_that_is_made_too_late_is_removed(
+        self, keeper: KeeperClient, kernel: KeeperKernel, pins: Path, anyio_backend: str
+    ) -> None:
+        """Field 30: whoever was told that a pin was not made finds none."""
+        fd = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 4, "made")
+        os.kill(keeper.pid, signal.SIGSTOP)
+        assert errno_of(kernel.obj_pin, fd, f"{pins}/made") == ETIMEDOUT
+        os.kill(keeper.pid, signal.SIGCONT)
+        assert _answers(keeper)
+        assert not (pins / "made").exists()
+        kernel.obj_pin(fd, f"{pins}/made")
+        kernel.close(fd)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -161,4 +162,35 @@ class TestEnd:
             assert client.get("/maps/table").json()["warnings"] == []
             assert client.get("/healthz", headers=fresh).status_code == 200
             assert client.delete("/maps/table?force=true").status_code == 204
+            assert service.stop() == 0
+
+
+@pytest.mark.field
+class TestHanging:
+    def test_service_answers_while_its_keeper_is_stopped_and_uses_it_when_it_goes_on(
+        self, ours: Path, tmp_path: Path
+    ) -> None:
+        """Field 30: a keeper that hangs stops nobody who does not need it, and is not lost."""
+        with serving(ours, tmp_path) as (service, client, keeper):
+            os.kill(keeper, signal.SIGSTOP)
+            try:
+                refused = client.get("/maps", headers={"Authorization": "Bearer jt_nonsense"})
+                assert (refused.status_code, refused.json()["code"]) == (503, "keeper-unavailable")
+                with ThreadPoolExecutor() as pool, service.client() as other:
+                    held = pool.submit(other.put, "/maps/other", json={"pinned": f"{ours}/other"})
+                    began = time.monotonic()
+                    for name in ("drop", "pass") * 10:
+                        assert client.put(ENTRY, json={"program": name}).is_success
+                        assert client.get("/maps").is_success
+                    assert time.monotonic() - began < 5
+                    assert "does not answer" in client.get("/readyz").json()["detail"]
+                    assert not held.done(), "it waits for the keeper, and nobody waits for it"
+                    os.kill(keeper, signal.SIGCONT)
+                    assert held.result().json()["code"] == "pin-unusable", "there is no such pin"
+            finally:
+                os.kill(keeper, signal.SIGCONT)
+            until(lambda: client.get("/readyz").status_code == 200)
+            denied = client.get("/maps", headers={"Authorization": "Bearer jt_nonsense"})
+            assert denied.status_code == 401
+            assert client.put("/maps/made", json={"pinned": f"{ours}/made", "create": {"max_entries": 2}}).is_success
             assert service.stop() == 0

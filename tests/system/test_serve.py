@@ -13,7 +13,7 @@ import pytest
 
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
-from app.bpf.uapi import ProgType
+from app.bpf.uapi import MapType, ProgType
 from app.cli.demo import entry
 from tests.conftest import tool
 from tests.outside import Bpftool, Script
@@ -103,6 +103,32 @@ class TestBesideAnotherTool:
             assert [client.get(url).text for url in urls] == before
             assert _run(client) == "XDP_DROP"
 
+    @pytest.mark.field
+    @pytest.mark.slow
+    def test_running_service_notices_pins_that_moved_and_follows_those_that_it_is_to_follow(
+        self, prepared: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """Field 8: a program pinned anew is stale in silence; field 9: so is an array."""
+        pins, config = prepared
+        lines = config.read_text().replace('/drop"\n', '/drop"\nfollow = true\n')
+        config.write_text(lines.replace("[maps.made]", "follow = true\n[maps.made]"))
+        with serve(config, tmp_path / "run/api.sock") as service, service.client() as client:
+            assert client.put("/maps/jump_table/entries/3", json={"program": "drop"}).status_code == 201
+            new_drop, new_pass = (_pin_over(pins / name, load_program) for name in ("drop", "pass"))
+            new_array = _pin_over(pins / "jump_table", make_array)
+            service.wait_for(f'"id":{new_array},"event":"followed its pin"')
+            service.wait_for(f'"id":{new_drop},"event":"followed its pin"')
+            service.wait_for(f'"leads_to":{new_pass},"event":"the pin leads to another object now"')
+            told = client.get("/maps/jump_table").json()
+            assert (told["id"], [each["index"] for each in told["drift"]]) == (new_array, [3])
+            assert client.get("/programs/drop").json()["id"] == new_drop
+            assert [f"(id {new_pass})" in reason for reason in client.get("/readyz").json()["reasons"]] == [True]
+            refused = client.put("/maps/jump_table/entries/4", json={"program": "pass"})
+            assert (refused.status_code, refused.json()["code"]) == (409, "pin-moved")
+            assert client.post("/maps/jump_table/reconcile", json={"to": "journal"}).status_code == 200
+            assert client.get("/maps/jump_table/entries/3").json()["program"]["name"] == "drop"
+            assert service.stop() == 0
+
 
 class TestKill:
     @pytest.mark.slow
@@ -170,7 +196,10 @@ class TestDemo:
 
     def test_demo_without_privileges_refuses_the_linux_kernel(self) -> None:
         with running("demo", "--port", "0", "--kernel", "linux", first=WITHOUT_CAPABILITIES) as service:
-            assert "CAP_BPF; run as root with all capabilities, or with --kernel memory" in service.output()
+            assert (
+                "CAP_BPF; give it that, and restart it; run as root with all capabilities, or with --kernel memory"
+                in service.output()
+            )
             assert service.process.wait(20) == 1
 
 
@@ -207,3 +236,22 @@ def run_at(client: httpx.Client, index: int) -> str:
 def test_tests_run_in_a_mount_namespace_of_their_own(bpffs: Path) -> None:
     """Other processes do not see the mounts of a test, so none can be left behind."""
     assert Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{os.getppid()}/ns/mnt").readlink()
+
+
+def make_array(kernel: LinuxKernel) -> int:
+    return kernel.map_create(MapType.PROG_ARRAY, 4, 4, 16, "jump_table")
+
+
+def load_program(kernel: LinuxKernel) -> int:
+    return kernel.prog_load(ProgType.XDP, asm.returns(3), "anew")
+
+
+def _pin_over(pin: Path, make: Callable[[LinuxKernel], int]) -> int:
+    """Make a map or a program, pin it over the pin in one step, and return its id."""
+    kernel = LinuxKernel()
+    fd = make(kernel)
+    kernel.obj_pin(fd, f"{pin}_new")
+    Path(f"{pin}_new").rename(pin)
+    id_ = kernel.map_info(fd).id if kernel.obj_kind(fd) == "map" else kernel.prog_info(fd).id
+    kernel.close(fd)
+    return id_

@@ -10,12 +10,21 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.authorization import ASK, forbidden, grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, check_held, context_of, service_of
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    check_held,
+    context_of,
+    service_of,
+)
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.problems import HttpProblem
-from app.api.routes.entries import CHANGE
+from app.api.routes.entries import CHANGE, WRITE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
@@ -172,7 +181,7 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
     )
     | problems(
         "change-unknown",
-        *CHANGE,
+        *WRITE,
         "map-unknown",
         "map-unavailable",
         "program-incompatible",
@@ -183,7 +192,13 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
 async def revert_change_route(
     request: Request,
     id: ChangeId,  # noqa: A002
-    force: Annotated[bool, Query(description="Also where a later change has written one of its entries.")] = False,
+    force: Annotated[
+        bool,
+        Query(
+            description="Also where a later change has written one of its entries, or where the pin of the map "
+            "leads to another object by now."
+        ),
+    ] = False,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
@@ -197,7 +212,7 @@ async def revert_change_route(
     another array now. A revert is itself a change, and can be reverted.
     """
     _whole_change(request, id)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
         service_of(request).changes, id, context, force=force, dry_run=dry_run, background_steps=prebuilt.build
@@ -216,7 +231,7 @@ async def revert_change_route(
     | problems(
         "map-unknown",
         "map-unavailable",
-        *CHANGE,
+        *WRITE,
         "program-incompatible",
         "program-busy",
         *BODY,
@@ -230,6 +245,7 @@ async def reconcile_map(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """End the drift of a map.
 
@@ -238,7 +254,7 @@ async def reconcile_map(
     """
     service = service_of(request)
     changes, drift, held = service.changes, service.drift, service.registry.maps.get(name)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     if body.to == "journal":
         result = await reconcile_to_journal(changes, drift, held, context, dry_run=dry_run)
     elif confirm_within is None:

@@ -12,7 +12,16 @@ from starlette.types import Scope
 from app.api import openapi
 from app.api.audit import FACTS, program_fact
 from app.api.authorization import check_entry, grant_of
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    change_headers,
+    context_of,
+    service_of,
+)
 from app.api.encoding.changes import entries_chunks
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
 from app.api.encoding.responses import long_json
@@ -41,7 +50,8 @@ CHANGE = (
     "change-not-revertible",
     "journal-unavailable",
 )
-_CHANGE = (*_ENTRY, *CHANGE, "malformed-header", "precondition-failed")
+WRITE = (*CHANGE, "pin-moved")
+_CHANGE = (*_ENTRY, *WRITE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
     "program-incompatible",
@@ -96,12 +106,16 @@ async def set_entry_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Point an entry to a program, by one overwrite.
 
     A packet sees the old program or the new one, and never an empty entry. To set what is there already is 200, with no
     write. If-Match holds among the callers of this service: the kernel has no compare-and-set, so a write of another
     tool between the check and the write is not noticed.
+
+    It is refused with 409 `pin-moved` if the pin of the map, or of a program that is given by its name, was seen to
+    lead to another object: a loader ran again.
     """
     service = service_of(request)
     held = service.registry.maps.get(name)
@@ -110,7 +124,7 @@ async def set_entry_route(
         held,
         index,
         requests.program_ref(body.program),
-        context_of(request.scope, note, confirm_within),
+        context_of(request.scope, note, confirm_within, force=force),
         flags=body.flags,
         precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
@@ -202,6 +216,7 @@ async def clear_entry_route(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Clear an entry. A tail call to it falls through from then on. The kernel may take 8 ms and more."""
     service = service_of(request)
@@ -210,7 +225,7 @@ async def clear_entry_route(
         service.changes,
         held,
         index,
-        context_of(request.scope, note, confirm_within),
+        context_of(request.scope, note, confirm_within, force=force),
         precondition=_precondition(request, service.registry, held, index),
         allow_missing=allow_missing,
         dry_run=dry_run,

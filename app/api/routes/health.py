@@ -18,6 +18,7 @@ from app.api.problems import PROBLEMS, HttpProblem, problem
 from app.api.routing import StrictRoute
 from app.api.schemas import responses
 from app.service.registry.held import HeldMap, HeldProgram
+from app.service.registry.pins import moved_warning
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -76,7 +77,7 @@ async def get_health() -> Response:
 async def get_readiness(request: Request) -> Response:
     """Say whether the service is ready.
 
-    It is 503 with `reasons` while a map or program could not be opened, the pin of a map leads to another array, the
+    It is 503 with `reasons` while a map or program could not be opened, a pin leads to another object, the
     keeper has ended, tokens cannot be checked, the journal is lost or its last write failed, or the service stops.
     Callers who may not read everything get no reasons.
     """
@@ -89,11 +90,9 @@ async def get_readiness(request: Request) -> Response:
     reasons = [
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
-    reasons += [
-        moved_pin_warning
-        for held in registry.maps
-        if (moved_pin_warning := registry.maps.moved_pin_warning(held)) is not None
-    ]
+    await service.pins.check_all()
+    moved = [held for held in (*registry.maps, *registry.programs) if held.moved is not None]
+    reasons += [warning for warning in map(moved_warning, moved) if warning is not None]
     if registry.kernel.degraded_reason is not None:
         reasons.append(registry.kernel.degraded_reason)
     tokens = request.app.state.authentication.tokens
@@ -103,7 +102,8 @@ async def get_readiness(request: Request) -> Response:
     if failing is not None:
         reasons.append(failing)
     if reasons:
-        only_programs = unavailable and all(isinstance(held, HeldProgram) for held in unavailable)
+        concerned = [*unavailable, *moved]
+        only_programs = concerned and all(isinstance(held, HeldProgram) for held in concerned)
         code = "program-unavailable" if only_programs else "map-unavailable"
         if len(reasons) == 1 and failing is not None:
             code = "journal-unavailable"

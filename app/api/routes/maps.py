@@ -33,10 +33,12 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         grant: Of the caller, who is told only of entries within its bounds.
         just_opened: The pin of the map was followed a moment ago, and is not followed again.
     """
+    if not just_opened:
+        await service.pins.check(held)
     if held.released:
         raise MapUnknown(held.name)
     array = held.object
-    warnings = service.registry.maps.warnings(held, just_opened=just_opened)
+    warnings = service.registry.maps.warnings(held)
     if held.expected is not None:
         lost = held.expected.lost.items()
         warnings += [f"entry {index} is not restored: {why}" for index, why in lost if grant.has_entry(index)]
@@ -155,7 +157,7 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, grant_of(request.scope), just_opened=not dry_run)
+        answer = await _map(service, held, grant_of(request.scope), just_opened=True)
     finally:
         if dry_run:
             held.release()

@@ -1,6 +1,6 @@
 """What is counted and timed, for Prometheus: /metrics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from app.api.openapi import Responses, problems
 from app.api.routing import StrictRoute
 from app.service.counters import BOUNDS, Timing
 from app.service.lifecycle import Service
+from app.service.registry.held import HeldMap, HeldProgram
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -64,6 +65,8 @@ class Collector:
         unavailable = [held.object is None for held in registry.programs]
         yield _gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
         yield _gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
+        moved = {("map",): _moved(registry.maps), ("program",): _moved(registry.programs)}
+        yield _gauge("jumptable_pins_moved", "Held objects whose pin led elsewhere at the last look.", ("kind",), moved)
         yield _gauge(
             "jumptable_unconfirmed_changes",
             "Changes that wait to be confirmed.",
@@ -84,6 +87,10 @@ class Collector:
         yield _gauge("jumptable_entries_used", "Entries that point to a program, at the last look.", ("map",), used)
         sizes = {(held.name,): held.object.max_entries for held in maps if held.object is not None}
         yield _gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
+
+
+def _moved(held: Iterable[HeldMap | HeldProgram]) -> int:
+    return sum(each.moved is not None for each in held)
 
 
 def collectors(service: Service) -> CollectorRegistry:

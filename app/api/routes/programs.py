@@ -12,6 +12,7 @@ from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, requests, responses
+from app.service.lifecycle import Service
 from app.service.objects.program import loaded_at
 from app.service.program_runs import run_program as run_held_program
 from app.service.registry.held import HeldProgram
@@ -20,11 +21,13 @@ from app.service.registry.programs import Uses
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
-def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
+def _program(service: Service, held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
+    warnings = service.registry.programs.warnings(held)
     if held.object is None:
         return responses.Program(
             name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
             gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
+            pins=held.pins, warnings=warnings,
         )  # fmt: skip
     info = held.object.info()
     return responses.Program(
@@ -46,6 +49,8 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
             for name, index in uses.get(info.id, [])
             if grant.has_map(name) and grant.has_entry(index)
         ],
+        pins=held.pins,
+        warnings=warnings,
     )
 
 
@@ -58,11 +63,13 @@ def _program(held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
 )
 async def list_programs(request: Request) -> Response:
     """List the held programs, by name. Programs that could not be opened yet are among them."""
-    registry = service_of(request).registry
-    uses = await registry.maps.uses()
-    grant = grant_of(request.scope)
-    held = sorted((each for each in registry.programs if grant.has_program(each.name)), key=lambda each: each.name)
-    return responses.Json(responses.Programs(programs=[_program(each, uses, grant) for each in held]))
+    service, grant = service_of(request), grant_of(request.scope)
+    for each in service.registry.programs:
+        await service.pins.check(each)
+    uses = await service.registry.maps.uses()
+    held = [each for each in service.registry.programs if grant.has_program(each.name)]
+    told = [_program(service, each, uses, grant) for each in sorted(held, key=lambda each: each.name)]
+    return responses.Json(responses.Programs(programs=told))
 
 
 @router.get(
@@ -73,11 +80,11 @@ async def list_programs(request: Request) -> Response:
     responses=answers(responses.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
 async def get_program(request: Request, name: fields.ProgramName) -> Response:
-    """Return a program: its type, its maps, and the entries that point to it."""
-    registry = service_of(request).registry
-    registry.programs.get(name)
-    uses = await registry.maps.uses()
-    return responses.Json(_program(registry.programs.get(name), uses, grant_of(request.scope)))
+    """Return a program: its type, its maps, the entries that point to it, and whether its pin leads to another one."""
+    service = service_of(request)
+    await service.pins.check(service.registry.programs.get(name))
+    uses = await service.registry.maps.uses()
+    return responses.Json(_program(service, service.registry.programs.get(name), uses, grant_of(request.scope)))
 
 
 @router.put(
@@ -107,12 +114,15 @@ async def hold_program(
     body: requests.HoldProgram,
     dry_run: DryRun = False,
 ) -> Response:
-    """Open a loaded program by its pin or its id, and hold it, so that entries can be set to its name."""
+    """Open a loaded program by its pin or its id, and hold it, so that entries can be set to its name.
+
+    With the pin of a held program, what the pin leads to now is opened. Entries that hold the old program keep it.
+    """
     check_holdable(request, body.source(), service_of(request).registry.programs.find(name))
     service, context = service_of(request), context_of(request.scope)
     held, is_new = await service.holds.hold_program(name, body.source(), context, dry_run=dry_run)
     try:
-        answer = _program(held, await service.registry.maps.uses(), grant_of(request.scope))
+        answer = _program(service, held, await service.registry.maps.uses(), grant_of(request.scope))
     finally:
         if dry_run:
             held.release()

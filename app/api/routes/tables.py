@@ -10,14 +10,23 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.audit import entries_facts
-from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, change_headers, context_of, service_of
+from app.api.dependencies import (
+    ConfirmWithin,
+    DryRun,
+    Force,
+    Note,
+    add_audit_facts,
+    change_headers,
+    context_of,
+    service_of,
+)
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
 from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
-from app.api.routes.entries import CHANGE, REFERENCE
+from app.api.routes.entries import REFERENCE, WRITE
 from app.api.routing import TableRoute
 from app.api.schemas import fields, requests, responses, table_requests
 from app.service.changes.origin import RequestContext
@@ -33,7 +42,7 @@ _RESPONSES = (
     | problems(
         "map-unknown",
         "map-unavailable",
-        *CHANGE,
+        *WRITE,
         "malformed-header",
         "precondition-failed",
         "duplicate-index",
@@ -143,6 +152,7 @@ async def replace_entries(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Replace the whole table. Entries that are not listed are cleared. What GET answers can be PUT back.
 
@@ -155,7 +165,7 @@ async def replace_entries(
     else:
         programs = body.programs or ()
         requested = _requested(range(len(programs)), programs)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     return await _change(request, name, requested, context, replace=True, dry_run=dry_run)
 
 
@@ -174,8 +184,9 @@ async def update_entries(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> Response:
     """Change the entries listed, in that order. `"program": null` clears one. Checks and undo are those of PUT."""
     requested = _requested(body.entries.indexes, body.entries.programs)
-    context = context_of(request.scope, note, confirm_within)
+    context = context_of(request.scope, note, confirm_within, force=force)
     return await _change(request, name, requested, context, replace=False, dry_run=dry_run)

@@ -266,6 +266,8 @@ class Program(BaseModel):
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=_REASON)
     used_by: list[Use]
+    pins: list[str] = Field(description="The path at which the service opened the program.")
+    warnings: list[str]
 
 
 class Programs(BaseModel):

@@ -11,6 +11,8 @@ from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import (
     check_confirmed,
     check_entries,
+    check_names_not_moved,
+    check_not_moved,
     check_program,
     check_reference,
     check_writes,
@@ -96,6 +98,8 @@ async def set_entry(
         with programs.opened_copy(ref) as program:
             if not is_free:
                 check_reference(programs, index, ref, program.id, in_table, context)
+            check_not_moved(held, context)
+            check_names_not_moved(programs, (ref,), context)
             before = array.get(index)
             result = SetResult(array.id, before, programs.describe(program.id, program))
             if before == program.id:
@@ -149,6 +153,9 @@ def write_entry(
     if context.grant.programs is not None:
         check_program(programs, index, ByName(name), before, context)
     program, summary = programs.named(name)
+    if held.moved is not None:
+        check_not_moved(held, context)
+    check_not_moved(programs.get(name), context)
     if precondition is not None:
         precondition(before)
     result = SetResult(array.id, before, summary)
@@ -199,6 +206,7 @@ async def clear_entry(
     async with held.lock:
         check_entries(held, [index], context)
         before = held.opened().get(index)
+        check_not_moved(held, context)
         if before is None:
             repeated = _repeated(changes, held, "clear", index, EMPTY, context)
             if repeated is not None:

@@ -18,6 +18,7 @@ class RequestContext:
         note: Why, in the words of the caller.
         confirm_within: Seconds after which the change is undone unless somebody confirms it. None: it stands.
         grant: What the actor may do. The service itself may do everything.
+        force: Use the held map and the held programs also where their pins lead to other objects by now.
     """
 
     actor: str
@@ -25,3 +26,4 @@ class RequestContext:
     note: str | None = None
     confirm_within: int | None = None
     grant: Grant = EVERYTHING
+    force: bool = False

@@ -1,13 +1,16 @@
-"""Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked."""
+"""Whether a change may be made: the one place where rights, protected entries and waiting confirmations are checked.
 
-from collections.abc import Collection
+Also whether it would use a map or a program whose pin leads to another object by now.
+"""
+
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from app.service.changes.origin import RequestContext
 from app.service.changes.plan import WritePlan
-from app.service.errors import EntryProtected, EntryWaits, Forbidden
+from app.service.errors import EntryProtected, EntryWaits, Forbidden, PinMoved
 from app.service.objects.source import ById, Pinned
-from app.service.registry.held import HeldMap
+from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.programs import ByName, ProgramRef, Programs
 from app.store.records import Change
 
@@ -100,6 +103,31 @@ def check_confirmed(held: HeldMap, indexes: Collection[int], reverts: int | None
         for index in indexes:
             if held.unconfirmed.get(index, reverts) != reverts:
                 raise EntryWaits(index, held.unconfirmed[index])
+
+
+def check_not_moved(held: HeldMap | HeldProgram, context: RequestContext) -> None:
+    """Check that the pin of a map or program led to what is held at the last look, unless the request has force.
+
+    This holds also for a change that would write nothing: otherwise it would say that all is as it is to be.
+
+    Raises:
+        PinMoved: The pin leads to another object now.
+    """
+    if held.moved is not None and not context.force:
+        raise PinMoved(held.kind, held.name, held.moved.path, held.opened().id, held.moved.id)
+
+
+def check_names_not_moved(programs: Programs, refs: Iterable[ProgramRef | None], context: RequestContext) -> None:
+    """Check the programs that a request names by their held names.
+
+    Raises:
+        PinMoved: The pin of one of them leads to another object now.
+    """
+    for ref in refs:
+        if isinstance(ref, ByName):
+            held = programs.find(ref.name)
+            if held is not None:
+                check_not_moved(held, context)
 
 
 def check_program(

@@ -60,6 +60,27 @@ class ReplacedPrograms:
         while len(self._by_change) > _MAX_CHANGES:
             self._release_oldest_change()
 
+    def keep_entries_of(self, array_id: int, ids: Iterable[int]) -> None:
+        """Keep the programs of an array that another one replaces, as those of a change are kept."""
+        acquired = self.acquire(ids)
+        self.release(self._by_change.pop(-array_id, ()))
+        self.keep(-array_id, acquired)
+
+    def find_for_new_array(self, record: ProgramRecord) -> Program | None:
+        """Open a recorded program for an array that replaces the one of the record.
+
+        That is the one that has the recorded pin now; without a pin, it is what `find` finds. A loader that pins a new
+        array usually pins new programs, too, which use the new maps.
+
+        Returns:
+            The program, which the caller closes. None: it is gone.
+
+        Raises:
+            KernelError: It cannot be opened now.
+        """
+        pinned = None if record.pinned is None else self._opened(Pinned(record.pinned))
+        return self.find(record) if pinned is None else pinned
+
     def find(self, record: ProgramRecord) -> Program | None:
         """Open a recorded program anew: as it was kept, or by its id, name or pin.
 
@@ -100,7 +121,7 @@ class ReplacedPrograms:
             return None
         source = Pinned(record.pinned)
         for held in self._programs:
-            if held.source == source and held.object is not None:
+            if held.source == source and held.object is not None and held.moved is None:
                 return self._opened(ByName(held.name))
         return self._opened(source)
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from app.service.changes.changes import BackgroundSteps, Changes
 from app.service.changes.origin import RequestContext
+from app.service.changes.permissions import check_not_moved
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.errors import ChangeConflict, ChangeNotRevertible, JournalUnreadable
@@ -62,6 +63,7 @@ async def revert_change(
             )
         if (change.map_id, change.boot_id) != (table.id, registry.kernel.boot_id):
             raise ChangeNotRevertible(id_, f"map {held.name!r} is another array now; set its entries yourself")
+        check_not_moved(held, context)
         if not change.entries.indexes:
             raise ChangeNotRevertible(id_, "it has written nothing")
         await _check_in_place(changes, held, change, force=force)

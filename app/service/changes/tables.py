@@ -12,7 +12,14 @@ from app.access.rights import Grant
 from app.service.changes.changes import Applied, BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_confirmed, check_entries, check_program, check_reference
+from app.service.changes.permissions import (
+    check_confirmed,
+    check_entries,
+    check_names_not_moved,
+    check_not_moved,
+    check_program,
+    check_reference,
+)
 from app.service.changes.plan import WritePlan
 from app.service.errors import BodyIndexOutOfRange, DuplicateIndex, ProgramBusy, ProgramIncompatible, ServiceError
 from app.service.objects.program import Program
@@ -128,6 +135,8 @@ async def change_table(
         in_table = found if len(requested.refs) <= _SMALL else set(found)
         with _naming_entries(requested), ExitStack() as stack:
             programs = _open(changes, requested, found, in_table, context, stack)
+            check_not_moved(held, context)
+            check_names_not_moved(changes.registry.programs, requested.refs, context)
             await asyncio.sleep(0)
             listed = _listed(requested, programs, found)
             plan = listed.changing()

@@ -63,6 +63,11 @@ class DriftDetector:
         self.troubles = Troubles()
         self._logged: dict[str, dict[int, int | None]] = {}  # drift that is logged but not journalled, by map
 
+    async def keep_programs(self, held: HeldMap) -> None:
+        """Keep the programs of a map's entries, before another array takes its place. Call it under the map's lock."""
+        if held.object is not None:
+            self._replaced_programs.keep_entries_of(held.object.id, set(await held.read()) - {EMPTY})
+
     async def begin(self, held: HeldMap, *, anew: bool = False) -> bool:
         """Learn what the entries of a map that was just opened are expected to hold.
 
@@ -105,14 +110,16 @@ class DriftDetector:
 
         Nothing changes where it is the same array, in the same boot. Otherwise programs have other ids: a program with
         the same code in the same place is taken for the stored one; else it is looked for; else its id becomes 0, as it
-        may still come.
+        may still come. In another array, what is pinned now where the stored one was pinned takes its place.
         """
         if was == identity and all(record.id for record in table.programs.values()):
             return table
+        programs = self._replaced_programs
+        find = programs.find if was == identity else programs.find_for_new_array
         again: dict[int, ProgramRecord] = {}
         for number in set(table.numbers) - {EMPTY}:
             record = table.programs[number]
-            program = self._replaced_programs.find(record)
+            program = find(record)
             again[number] = replace(record, id=0)
             if program is not None:
                 with program:
@@ -124,10 +131,12 @@ class DriftDetector:
             for number, id_ in pairs
             if number != EMPTY
         }
-        programs = numbered(dict.fromkeys(taken.values()))
-        number_of = {record: number for number, record in programs} | {None: EMPTY}
+        again_numbered = numbered(dict.fromkeys(taken.values()))
+        number_of = {record: number for number, record in again_numbered} | {None: EMPTY}
         numbers = {pair: number_of[taken.get(pair)] for pair in pairs}
-        return Table(array(NUMBERS, map(numbers.__getitem__, zip(table.numbers, found, strict=True))), dict(programs))
+        return Table(
+            array(NUMBERS, map(numbers.__getitem__, zip(table.numbers, found, strict=True))), dict(again_numbered)
+        )
 
     def _same_code(self, record: ProgramRecord, program_id: int | None) -> ProgramRecord | None:
         """Return the program with this id, if it has the code of the recorded one."""

@@ -11,7 +11,7 @@ import structlog
 
 from app.service.changes.changes import Applied, Changes
 from app.service.changes.origin import SERVICE_ACTOR, RequestContext
-from app.service.changes.permissions import check_confirmed, check_entries
+from app.service.changes.permissions import check_confirmed, check_entries, check_not_moved
 from app.service.changes.plan import WritePlan
 from app.service.changes.tables import TableResult
 from app.service.drift.detector import DriftDetector, DriftedEntry
@@ -48,6 +48,7 @@ async def reconcile_to_journal(
     async with held.lock:
         drifted = await _drifted(drift, held, quietly=dry_run)
         check_entries(held, [each.index for each in drifted], context)
+        check_not_moved(held, context)
         with ExitStack() as stack:
             programs, lost = _find_programs(changes, drifted, stack)
             if lost:
@@ -70,6 +71,7 @@ async def reconcile_to_kernel(
 
     Raises:
         EntryWaits: An entry waits for a confirmation.
+        PinMoved: The pin of the map leads to another array now.
         Forbidden: An entry is beyond the bounds of the caller.
         JournalUnreadable: It cannot be journalled.
     """
@@ -77,6 +79,7 @@ async def reconcile_to_kernel(
         drifted = await _drifted(drift, held, quietly=dry_run)
         indexes = [each.index for each in drifted]
         check_entries(held, indexes, context)
+        check_not_moved(held, context)
         check_confirmed(held, indexes)
         entries = EntryChanges.of(EntryChange(each.index, each.journal, each.kernel) for each in drifted)
         if dry_run or not drifted:

@@ -4,12 +4,13 @@ This module also decides which paths a request may name (`resolve_pin`), and tur
 remedy.
 """
 
+import asyncio
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, errno_name
@@ -22,9 +23,25 @@ from app.service.errors import (
     ServiceError,
     kernel_failure,
 )
-from app.service.objects.program import Program
+from app.service.objects.program import OwnedFd, Program
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Pinned, Source
+
+T = TypeVar("T", bound=OwnedFd)
+
+
+async def open_in_thread(open_: Callable[[], T]) -> T:
+    """Open something in a thread, as the keeper may take its time, and return it.
+
+    Args:
+        open_: Returns something with a method `close`, which is called if this is cancelled meanwhile.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(open_))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())
+        raise
 
 
 def open_array(kernel: Kernel, source: Source) -> ProgramArray:

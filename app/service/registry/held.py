@@ -21,6 +21,19 @@ T = TypeVar("T", ProgramArray, Program)
 H = TypeVar("H")
 
 
+@dataclass(frozen=True, slots=True)
+class MovedPin:
+    """Where the pin of a held object leads, if that is another object by now, as when its loader ran again.
+
+    Attributes:
+        path: The pin.
+        id: The id of that object. None: it is of another kind.
+    """
+
+    path: str
+    id: int | None
+
+
 @dataclass(eq=False)
 class Held(Generic[T]):
     """Something under a name.
@@ -30,7 +43,10 @@ class Held(Generic[T]):
         source: Where it is opened from.
         object: The open object. None: it is unavailable.
         reason: Why it is unavailable.
+        follow: When its pin leads to another object, that one is opened without a request.
         released: It is held no longer, and will not be again.
+        moved: Its pin led to another object at the last look. Writers look at this mark, and never at the pin.
+        announced: The mark that an event has told of.
         is_pinned: Its pin led to it when that was last looked at.
         lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
@@ -39,7 +55,10 @@ class Held(Generic[T]):
     source: Source
     object: T | None = None
     reason: str = "not opened yet"
+    follow: bool = False
     released: bool = False
+    moved: MovedPin | None = None
+    announced: MovedPin | None = None
     is_pinned: bool = field(default=False, init=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -48,8 +67,14 @@ class Held(Generic[T]):
         if self.object is not None:
             self.object.close()
         self.object = object_
+        self.moved = None
         self.is_pinned = isinstance(self.source, Pinned)  # from where it was opened just now
         return self
+
+    @property
+    def pins(self) -> list[str]:
+        """The paths by which the service knows it."""
+        return [self.source.path] if isinstance(self.source, Pinned) else []
 
     def release(self) -> None:
         """Close it for good."""
@@ -93,11 +118,6 @@ class HeldMap(Held[ProgramArray]):
     unconfirmed: UnconfirmedEntries | None = None
     _scan: "asyncio.Task[array[int]] | None" = None  # the one that runs
     _next_scan: "asyncio.Task[array[int]] | None" = None  # the one that begins when that has ended
-
-    @property
-    def pins(self) -> list[str]:
-        """The paths by which the service knows it."""
-        return [self.source.path] if isinstance(self.source, Pinned) else []
 
     def opened(self) -> ProgramArray:
         """Return the array.

@@ -3,13 +3,23 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from app.bpf.kernel import Kernel
-from app.service.errors import KernelError, LastReference, MapUnavailable, MapUnknown, NameTaken, ServiceError
-from app.service.objects.opening import allowed_source, open_array, open_or_make_array
+from app.service.errors import (
+    KernelError,
+    LastReference,
+    MapUnavailable,
+    MapUnknown,
+    NameTaken,
+    ServiceError,
+    SupersededArrayFilled,
+)
+from app.service.objects.opening import allowed_source, open_array, open_in_thread, open_or_make_array
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldMap, Veto, no_veto
+from app.service.registry.pins import moved_warning
 from app.service.registry.programs import Uses
 
 
@@ -63,6 +73,19 @@ class Maps:
         self._take(held, array)
         held.created_here = created
 
+    async def _open_in_thread(self, held: HeldMap, *, pin: bool) -> None:
+        """Open, or make, what is held, as `open` does."""
+        created = False
+
+        def open_() -> ProgramArray:
+            nonlocal created
+            array, created = open_or_make_array(self._kernel, held.name, held.source, held.create_entries, pin=pin)
+            return array
+
+        array = await open_in_thread(open_)
+        self._take(held, array)
+        held.created_here = created
+
     def _take(self, held: HeldMap, array: ProgramArray) -> None:
         for other in self._held.values():
             if other.object is not None and other.object.id == array.id and other.name != held.name:
@@ -102,11 +125,13 @@ class Maps:
             KernelPermission: A capability is missing.
             KernelError: The kernel refuses.
         """
-        fresh = HeldMap(name, allowed_source(source, self._pin_dirs), create_entries=create_entries)
         async with self._holding:
             held = self._held.get(name)
+            if held is None or source != held.source:  # the configuration may name a pin that requests may not
+                source = allowed_source(source, self._pin_dirs)
+            fresh = HeldMap(name, source, create_entries=create_entries)
             if held is None:
-                self.open(fresh, pin=not dry_run)
+                await self._open_in_thread(fresh, pin=not dry_run)
                 await self._run_veto(fresh, veto)
                 return (fresh if dry_run else self.add(fresh)), True
             async with held.lock:
@@ -120,6 +145,23 @@ class Maps:
                     held.expected = None
                 held.take(fresh.object)
                 return held, False
+
+    async def reopen(self, held: HeldMap, veto: Veto[HeldMap]) -> None:
+        """Hold the array that the map's pin leads to now, also where the one held so far has entries.
+
+        Args:
+            held: The map.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            ServiceError: As `hold` does.
+        """
+        async with self._holding, held.lock:
+            old = held.opened()
+            await veto(held)
+            self._take(held, open_array(self._kernel, held.source))
+            if held.opened().id != old.id:
+                held.expected, held.created_here = None, False
 
     async def _run_veto(self, fresh: HeldMap, veto: Veto[HeldMap]) -> None:
         """Let go of what was just opened, and unpin what was just made, where the veto raises."""
@@ -135,16 +177,16 @@ class Maps:
         """Open `fresh`, which is to take the place of `held`, unless that would lose entries."""
         old = held.object
         if old is None or await held.first() is None:
-            self.open(fresh, pin=pin)
+            await self._open_in_thread(fresh, pin=pin)
         else:
-            array = open_array(self._kernel, fresh.source)  # and never make one
+            array = await open_in_thread(partial(open_array, self._kernel, fresh.source))  # and never make one
             if array.id != old.id and fresh.source != held.source:
                 array.close()
                 raise NameTaken(held.name, "the name has another map with entries in it; release that one first")
             if array.id != old.id and not force:
                 # Another array was pinned over the path of ours. Only this service may hold ours by now.
                 array.close()
-                raise LastReference(held.name, old.id)
+                raise SupersededArrayFilled(held.name, old.id)
             self._take(fresh, array)
         if old is not None and fresh.object is not None and fresh.object.id == old.id:
             fresh.created_here = held.created_here
@@ -190,41 +232,26 @@ class Maps:
         except ServiceError:
             return None
 
-    def warnings(self, held: HeldMap, *, just_opened: bool = False) -> list[str]:
-        """Return what may cost the map its entries, or sends changes elsewhere than expected.
-
-        Args:
-            held: The map.
-            just_opened: Its pin was followed a moment ago, and is not followed again.
-        """
+    @staticmethod
+    def warnings(held: HeldMap) -> list[str]:
+        """Return what may cost the map its entries, or sends changes elsewhere than expected, as of the last look."""
         if isinstance(held.source, ById):
             return ["held by id: not pinned, so emptied when the last holder goes, and gone with the boot"]
         if isinstance(held.source, Made):
             return ["made by the service and pinned nowhere: gone when the service ends"]
         if held.object is None:
             return []
-        try:
-            found = held.object.id if just_opened else self.pinned_id(held)
-        except KernelError:
-            return []
-        if found not in {None, held.object.id}:
-            return [_moved_pin(held, found)]
+        moved = moved_warning(held)
+        if moved is not None:
+            return [moved]
         warnings = []
-        if found is None:
+        if not held.is_pinned:
             warnings.append(f"the pin {held.source.path} is gone: the array is emptied when its last holder goes")
         if held.create_entries not in {None, held.object.max_entries}:
             warnings.append(
                 f"create asks for {held.create_entries} entries, but the array was there, with another number"
             )
         return warnings
-
-    def moved_pin_warning(self, held: HeldMap) -> str | None:
-        """Return a sentence where the map's pin leads to another array by now, as when its loader ran anew."""
-        try:
-            found = self.pinned_id(held)
-        except KernelError:
-            return None
-        return None if held.object is None or found in {None, held.object.id} else _moved_pin(held, found)
 
     async def uses(self) -> Uses:
         """Return which entries of held maps point to which program."""
@@ -241,10 +268,3 @@ class Maps:
         for held in self._held.values():
             held.release()
         self._held.clear()
-
-
-def _moved_pin(held: HeldMap, found: int | None) -> str:
-    return (
-        f"the pin of map {held.name!r} leads to another array now (id {found}), while id {held.opened().id} is held;"
-        " PUT /maps/NAME with the same pin opens the new one, with ?force=true where the old one has entries"
-    )

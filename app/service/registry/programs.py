@@ -5,15 +5,17 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Final
 
 from app.bpf.kernel import Kernel
 from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, ServiceError
-from app.service.objects.opening import allowed_source, open_program
+from app.service.objects.opening import allowed_source, open_in_thread, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
 from app.service.registry.held import HeldProgram, Veto, no_veto
+from app.service.registry.pins import moved_warning
 from app.store.records import ProgramRecord
 
 _MAX_SUMMARIES: Final = 4096  # of programs that are not held, kept as they were looked up
@@ -114,10 +116,12 @@ class Programs:
             KernelPermission: A capability is missing.
             KernelError: The kernel refuses.
         """
-        fresh = HeldProgram(name, allowed_source(source, self._pin_dirs))
         async with self._holding:
             held = self._held.get(name)
-            fresh.take(open_program(self._kernel, fresh.source))
+            if held is None or source != held.source:  # the configuration may name a pin that requests may not
+                source = allowed_source(source, self._pin_dirs)
+            fresh = HeldProgram(name, source)
+            fresh.take(await open_in_thread(partial(open_program, self._kernel, fresh.source)))
             try:
                 self._check_replaceable(held, fresh, uses)
                 await veto(fresh)
@@ -132,6 +136,21 @@ class Programs:
                 held.source = fresh.source
                 self._take(held, fresh.object)
                 return held, False
+
+    async def reopen(self, held: HeldProgram, veto: Veto[HeldProgram]) -> None:
+        """Hold the program that the pin leads to now. Entries that hold the old one keep it.
+
+        Args:
+            held: The program.
+            veto: Is called with what is held, as the last that can forbid it.
+
+        Raises:
+            ServiceError: As `hold` does.
+        """
+        async with self._holding, held.lock:
+            held.opened()
+            await veto(held)
+            self.open(held)
 
     @staticmethod
     def _check_replaceable(held: HeldProgram | None, fresh: HeldProgram, uses: Uses) -> None:
@@ -158,6 +177,20 @@ class Programs:
                 self._leave(held)
                 del self._held[name], self._order[name]
                 held.release()
+
+    @staticmethod
+    def warnings(held: HeldProgram) -> list[str]:
+        """Return what may end the hold, or puts another program into entries than expected, as of the last look."""
+        if isinstance(held.source, ById):
+            return ["held by id: not held any more after the next boot"]
+        if isinstance(held.source, Made):
+            return ["loaded by the service and pinned nowhere: gone when the service and all entries let go of it"]
+        moved = moved_warning(held)
+        if moved is not None:
+            return [moved]
+        if held.object is not None and not held.is_pinned:
+            return [f"the pin {held.source.path} is gone: the program cannot be opened again after a restart"]
+        return []
 
     def named(self, name: str) -> tuple[Program, ProgramSummary]:
         """Return the program that a request's body names, and what an entry tells of it.

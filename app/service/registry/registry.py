@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from app.bpf.kernel import Kernel
 from app.service.counters import TIMED_CALLS, Timing, timed_kernel
-from app.service.errors import KernelError, MapUnavailable, MapUnknown, ServiceError
-from app.service.objects.opening import open_array, open_program
-from app.service.objects.source import ById, Pinned
+from app.service.errors import MapUnavailable, MapUnknown, ServiceError
+from app.service.objects.source import ById
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.maps import Maps
+from app.service.registry.pins import follow_pin
 from app.service.registry.programs import ByName, ProgramRef, Programs
 
 
@@ -58,15 +58,7 @@ class Registry:
     async def check_pins(self) -> None:
         """Look which of the held objects their pins still lead to. Where that cannot be seen now, nothing changes."""
         for held in (*self.maps, *self.programs):
-            if isinstance(held.source, Pinned) and held.object is not None:
-                open_ = open_array if isinstance(held, HeldMap) else open_program
-                try:
-                    with open_(self.kernel, held.source) as found:
-                        held.is_pinned = found.id == held.object.id
-                except KernelError:
-                    pass
-                except ServiceError:
-                    held.is_pinned = False
+            follow_pin(self.kernel, held)
             await asyncio.sleep(0)
 
     async def held_here_alone(self) -> list[str]:
