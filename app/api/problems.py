@@ -260,7 +260,7 @@ def service_problem(error: ServiceError, request_id: str) -> Response:
     """Return the response for an error of the service."""
     in_body = isinstance(error, BodyIndexOutOfRange)
     code = error.cause.code if isinstance(error, WriteRefused) else error.code
-    return problem(code, str(error), request_id, facts=error.facts(), in_body=in_body)
+    return problem(code, str(error), request_id, facts=error.facts() | (error.entry or {}), in_body=in_body)
 
 
 def problem(

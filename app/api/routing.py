@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
+from app.api.json_members import RepeatedMembers, check_members
 from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
 from app.api.table_parser import InvalidTable, MalformedTable, parse_table
@@ -120,7 +121,7 @@ class StrictRoute(APIRoute):
             if body_field is not None:
                 try:
                     parsed.field(body_field, await self.read_body(request), "body")
-                except InvalidTable as error:
+                except (InvalidTable, RepeatedMembers) as error:
                     parsed.add_errors(error.errors, "body")
             parsed.raise_errors()
             if parsed.values.get("dry_run"):
@@ -207,9 +208,11 @@ async def _read_json(request: Request, max_body: int) -> bytearray:
 
 def _parsed(body: bytearray) -> Any:
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
+    check_members(body, value)
+    return value
 
 
 async def _read_body(request: Request, max_body: int) -> bytearray:

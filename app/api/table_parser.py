@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from app.api.json_members import MESSAGE, RepeatedMembers, check_members
 from app.api.schemas.requests import MAX_MEMBERS
 from app.api.schemas.table_requests import ListedEntries, ListedProgram, ListedPrograms, PieceValidator
 from app.store.records import NUMBERS
@@ -71,6 +72,8 @@ async def parse_table(body: bytearray, max_entries: int) -> dict[str, Any]:
         parser.skip(b":")
         if not isinstance(name, str):
             raise parser.malformed("key must be a string")
+        if name in members:
+            raise InvalidTable([{"loc": (name,), "msg": MESSAGE}])
         if name not in {"entries", "programs"} or parser.next() != b"[":
             members[name] = parser.value(b",}", name)
         else:
@@ -147,6 +150,7 @@ class _Parser:
                 break
             if not depth and text in ends:
                 value = self._parsed(piece[: token.start()])
+                _check_members(piece[: token.start()], value, *place)
                 self.at += token.start()
                 return value
             depth += _DEPTH.get(text, 0)
@@ -172,6 +176,7 @@ class _Parser:
                 if cut < 0:
                     raise self._no_end(piece, name, count)
                 elements = self._parsed(b"[%b]" % piece[:cut])
+            _check_members(piece[:cut], elements, name, first=count)
             if not elements and (count or not is_done):
                 raise self.malformed("expected a value")
             count += len(elements)
@@ -196,6 +201,35 @@ class _Parser:
         except ValueError as error:
             return self.malformed(f"{error}, counted from a place")
         return InvalidTable([{"loc": place, "msg": f"has more than {_PIECE_BYTES} bytes"}])
+
+
+def _check_members(piece: bytes, value: Any, *place: str, first: int | None = None) -> None:
+    """Check that no object gives a member more than once.
+
+    Args:
+        piece: JSON, or elements of a list without its brackets.
+        value: What it was parsed to.
+        place: Its place in the body.
+        first: For elements of a list, the place of the first of them in the list.
+
+    Raises:
+        InvalidTable: One does.
+    """
+    try:
+        check_members(piece if first is None else b"[%b]" % piece, value)
+    except RepeatedMembers as error:
+        errors = [
+            {
+                **each,
+                "loc": (
+                    *place,
+                    *([] if first is None else [first + each["loc"][0]]),
+                    *each["loc"][first is not None :],
+                ),
+            }
+            for each in error.errors
+        ]
+        raise InvalidTable(errors) from error
 
 
 def _last_cut(piece: bytes) -> tuple[int, bool]:

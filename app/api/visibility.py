@@ -63,8 +63,8 @@ def event_view(grant: Grant) -> Callable[[Event], Event | None] | None:
             change = visible_change(grant, event.change)
             return event if change is event.change else None if change is None else replace(event, change=change)
         if event.type != "drift":
-            # The confirmation of a change that was pruned does not tell its entries.
-            return None if event.type == "confirmed" else event
+            # The confirmation or expiry of a change that was pruned does not tell its entries.
+            return None if event.type in {"confirmed", "expired"} else event
         event = _visible_drift_event(grant, event)
         name, count = event.map or "", (event.data or {})["count"]
         if not count and name in quiet:

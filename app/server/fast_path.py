@@ -19,6 +19,7 @@ from starlette.types import Scope
 from app.api.audit import Audit
 from app.api.authorization import AUTHORIZATION, Authentication, check_access
 from app.api.dependencies import context_of
+from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
 from app.api.middleware import FAILED, REQUEST_ID, request_id_of
 from app.api.problems import HttpProblem
@@ -195,8 +196,10 @@ class FastPath:
 def _parse(body: bytes) -> str | None:
     """Return the held name of a program, if a body says nothing else."""
     try:
-        given = requests.SetEntry.model_validate(from_json(body, allow_inf_nan=False))
-    except ValueError:
+        value = from_json(body, allow_inf_nan=False)
+        check_members(body, value)
+        given = requests.SetEntry.model_validate(value)
+    except (ValueError, RepeatedMembers):
         return None
     ref = requests.program_ref(given.program)
     return ref.name if isinstance(ref, ByName) and given.flags == 0 else None

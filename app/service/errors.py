@@ -27,7 +27,7 @@ ServiceError
 
 import errno
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from app.bpf.uapi import errno_name
 
@@ -43,6 +43,8 @@ class ServiceError(Exception):
 
     code: ClassVar[str] = "internal"
     sentence: ClassVar[str] = "something went wrong"
+    # Of a table: the index of the entry that it is about, and the program as the request names it there.
+    entry = cast("dict[str, Any] | None", None)
 
     def __str__(self) -> str:
         return self.sentence.format(**self.facts())
@@ -171,6 +173,7 @@ class ProgramIncompatible(ServiceError):
         remedy: What the caller can do.
         owner_program_type: The type that the array takes; None if the kernel does not report it.
         program_type: The type of the program.
+        program_id: The kernel's id of the program.
     """
 
     code = "program-incompatible"
@@ -179,6 +182,7 @@ class ProgramIncompatible(ServiceError):
     remedy: str
     owner_program_type: str | None
     program_type: str
+    program_id: int
 
 
 @dataclass(eq=False)
@@ -350,7 +354,13 @@ class ChangeUnknown(ServiceError):
 
 @dataclass(eq=False)
 class ChangeConflict(ServiceError):
-    """Entries no longer hold what the change put there. `entries`: these entries, and what they hold now."""
+    """Entries were written since, so the change cannot be undone.
+
+    Attributes:
+        id: The id of the change.
+        entries: The entries that no longer hold what it put there, and what they hold now.
+        change: The id of the last change that has written one of its entries since. None: another tool has.
+    """
 
     code = "change-conflict"
     sentence = (
@@ -359,6 +369,15 @@ class ChangeConflict(ServiceError):
     )
     id: int
     entries: list[dict[str, Any]]
+    change: int | None
+
+    def __str__(self) -> str:
+        if self.entries or self.change is None:
+            return super().__str__()
+        return (
+            f"change {self.id} cannot be undone because change {self.change} has written one of its entries since; "
+            "revert that change first, or send ?force=true"
+        )
 
 
 @dataclass(eq=False)

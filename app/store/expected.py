@@ -11,7 +11,9 @@ from app.store.database import Database
 from app.store.records import EMPTY, NUMBERS, Array, EntryChanges, Indexes, ProgramRecord, Programs, numbered
 
 _UNAPPLIED_CHANGES: Final = """
-    SELECT id, map, boot_id, entries FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
+    SELECT id, map, boot_id, entries,
+        CASE kind WHEN 'expire' THEN (SELECT entries FROM changes AS undone WHERE undone.id = changes.reverts) END
+    FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
 """
 
 
@@ -161,8 +163,9 @@ class ExpectedTables:
         """
         execute, tables, applied = self._database.writer.execute, dict[str, PackedTable](), 0
         with closing(execute(_UNAPPLIED_CHANGES, (max_changes,))) as rows:
-            for id_, map_, boot_id, packed in rows:
-                entries = EntryChanges.unpacked(packed)
+            for id_, map_, boot_id, packed, expired in rows:
+                # A change that has expired counts for nothing, also where another tool's write was left in its place.
+                entries = EntryChanges.unpacked(packed) if expired is None else EntryChanges.unpacked(expired).undone()
                 if map_ not in tables:
                     stored = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
                     tables[map_] = PackedTable(*stored or ())

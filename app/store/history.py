@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from app.store.database import Database
-from app.store.records import EVERY_CHANGE, Change, ChangeFilter, EntryChanges, Event
+from app.store.records import EVERY_CHANGE, Change, ChangeFilter, EntryChanges, Event, Indexes
 
 MAX_ENTRIES_PER_PAGE: Final = 4096  # a page ends with the change that exceeds this
 # What one read of changes looks at, about 10 ms, before others have their turn.
 _MAX_SCANNED_CHANGES: Final = 4096
 _MAX_SCANNED_BYTES: Final = 1 << 20  # of packed entries
+_MAX_CHANGES_PER_PAGE: Final = 256  # of those that came after a change
 _CLOCK_STEP_SECONDS: Final = 1e-6  # answers tell the time of a change so exactly
 _MAX_EVENTS: Final = 100_000  # kept; more are pruned
 _MAX_AGE_SECONDS: Final = 400 * 86_400.0  # of changes that are kept
@@ -42,8 +43,8 @@ _PRUNABLE_CHANGES: Final = """
 class History:
     """Changes and events. Each of the two has ids that rise by one.
 
-    A change is also an event, and uses up an id of that sequence. Other events are confirmations, drift, and what
-    happens to maps and programs.
+    A change is also an event, and uses up an id of that sequence. Other events are confirmations, expiries, drift, and
+    what happens to maps and programs.
 
     The methods that write (`insert`, `insert_event`, `confirm`, `prune`) must run inside a transaction of the database.
     Events of a transaction become visible in three steps, which the owner triggers: `transaction_committed` or
@@ -88,27 +89,32 @@ class History:
         for change in changes:
             change_id, event_id = change_id + 1, event_id + 1
             change.id = change_id
+            self._written_events.append(Event(event_id, "change", change.map, change))
+            self.written_entries += len(change.entries.indexes)
             rows.append(
                 (change_id, event_id, change.at, change.map, change.map_id, change.boot_id, change.kind, change.actor,
                  change.request_id, change.note, change.entries.packed(), change.state,
                  change.reverts, change.confirm_by)
             )  # fmt: skip
         self._database.writer.executemany(_INSERT_CHANGE, rows)
-        for number, change in enumerate(changes, self.written_event + 1):
-            shown = change if change.reverts is None else self._mark_undone(change)
-            self._written_events.append(Event(number, "change" if shown is change else "expired", change.map, shown))
-            self.written_entries += len(change.entries.indexes)
         self._written_change, self.written_event = change_id, event_id
+        for change in changes:
+            if change.reverts is not None:
+                self._mark_undone(change)
         if token is not None:
             query = "UPDATE waiting SET change_id = ? WHERE token = ?"
             self._database.writer.execute(query, (changes[0].id, token))
 
-    def _mark_undone(self, change: Change) -> Change:
-        """Set the state of the change that `change` undoes. Returns the change that the event shows."""
+    def _mark_undone(self, change: Change) -> None:
+        """Set the state of the change that `change` undoes. Its expiry is an event of its own."""
+        execute = self._database.writer.execute
         state = "expired" if change.kind == "expire" else "reverted"
-        self._database.writer.execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
-        self._database.writer.execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
-        return _expired_by(change, self._database.writer.execute) if change.kind == "expire" else change
+        execute("UPDATE changes SET state = ? WHERE id = ?", (state, change.reverts))
+        execute("DELETE FROM waiting WHERE change_id = ?", (change.reverts,))
+        if change.kind == "expire":
+            row = execute("SELECT * FROM changes WHERE id = ?", (change.reverts,)).fetchone()
+            if row is not None:
+                self.insert_event("expired", change.map, change=_change(row)[0])
 
     def confirm(self, change: Change, actor: str, at: float) -> Change:
         """Give a change the state `confirmed`, and write an event. Returns the change with that state.
@@ -128,7 +134,7 @@ class History:
 
     def insert_event(
         self,
-        type_: Literal["confirmed", "drift", "map", "program"],
+        type_: Literal["confirmed", "expired", "drift", "map", "program"],
         map_: str | None,
         *,
         change: Change | None = None,
@@ -282,6 +288,26 @@ class History:
             self._database.read_failed(error)
         return found, None
 
+    def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
+        """Read a page of the changes of the same array that came after a change, by falling id.
+
+        Args:
+            change: The change.
+            before: Only changes with a lower id.
+
+        Returns:
+            The id of each, the id of the change that it undoes, and the indexes of its entries. Empty: no more.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        query = (
+            "SELECT * FROM changes WHERE id > ? AND id < ? AND map = ? AND map_id = ? AND boot_id = ?"
+            " ORDER BY id DESC LIMIT ?"
+        )
+        values: list[int | str] = [change.id, before, change.map, change.map_id, change.boot_id, _MAX_CHANGES_PER_PAGE]
+        return [(each.id, each.reverts, each.entries.indexes) for each, _ in self._read_changes(query, values)]
+
     def _read_changes(self, query: str, values: Sequence[int | str]) -> list[tuple[Change, int]]:
         """The changes that the query finds, with the ids of their events. Stops when the page is full."""
         found, entries = [], 0
@@ -324,25 +350,17 @@ class History:
         changes = self._read_changes(query, [first, after, limit])
         is_cut_off = len(changes) == limit or _is_full_page([change for change, _ in changes])
         until = changes[-1][1] if is_cut_off else self._published_event
-        found = [self._event_of(change, event_id) for change, event_id in changes]
+        found = [_event_of(change, event_id) for change, event_id in changes]
         others = "SELECT * FROM events WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
         for row in self._database.read(others, [after, until, limit]).fetchall():
             data = None if row["data"] is None else json.loads(row["data"])
             change = None if row["change_id"] is None else self.change(row["change_id"])
             if change is not None:
-                change = replace(change, state="confirmed")
+                change = replace(change, state=row["type"])
             elif data is None:  # the change was pruned before this event
-                data = {"id": row["change_id"], "map": row["map"], "state": "confirmed"}
+                data = {"id": row["change_id"], "map": row["map"], "state": row["type"]}
             found.append(Event(row["id"], row["type"], row["map"], change, data))
         return sorted(found, key=lambda event: event.id)[:limit]
-
-    def _event_of(self, change: Change, event_id: int) -> Event:
-        """The event of a change, with the state that the change had when it happened."""
-        if change.kind == "expire":
-            return Event(event_id, "expired", change.map, _expired_by(change, self._database.read))
-        state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
-        then = replace(change, state=state, confirmed_by=None, confirmed_at=None)
-        return Event(event_id, "change", change.map, then)
 
 
 def _conditions(wanted: ChangeFilter) -> tuple[list[str], list[int | float | str]]:
@@ -389,10 +407,11 @@ class _SteadyClock:
         return now if uptime - self._steady_since >= _STEADY_CLOCK_SECONDS else None
 
 
-def _expired_by(expire: Change, execute: Callable[[str, Sequence[int | None]], sqlite3.Cursor]) -> Change:
-    """The change that `expire` has undone; `expire` itself if that one is pruned."""
-    row = execute("SELECT * FROM changes WHERE id = ?", [expire.reverts]).fetchone()
-    return expire if row is None else replace(_change(row)[0], state="expired")
+def _event_of(change: Change, event_id: int) -> Event:
+    """The event of a change, with the state that the change had when it happened."""
+    state: Literal["unconfirmed", "applied"] = "unconfirmed" if change.confirm_by else "applied"
+    then = replace(change, state=state, confirmed_by=None, confirmed_at=None)
+    return Event(event_id, "change", change.map, then)
 
 
 def _change(row: sqlite3.Row) -> tuple[Change, int]:

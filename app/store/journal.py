@@ -23,6 +23,7 @@ from app.store.records import (
     EntryChanges,
     Event,
     Hold,
+    Indexes,
     PendingConfirmation,
 )
 
@@ -201,6 +202,14 @@ class Journal:
             JournalFailed: The file cannot be read.
         """
         return self._history.changes(wanted, after=after, before=before, newest_first=newest_first, limit=limit)
+
+    def written_after(self, change: Change, before: int) -> list[tuple[int, int | None, Indexes]]:
+        """Read a page of the changes of the same array that came after a change. See `History.written_after`.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._history.written_after(change, before)
 
     async def append_object_event(self, kind: Literal["map", "program"], name: str, data: dict[str, Any]) -> None:
         """Write an event of a map or a program.

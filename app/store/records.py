@@ -269,7 +269,7 @@ class Event:
         type: What happened.
         map: The name of the map that it concerns. None for an event of a program.
         change: The change, for the types change, confirmed and expired.
-        data: The facts, for other types, and for the confirmation of a change that was pruned.
+        data: The facts, for other types, and for the confirmation or expiry of a change that was pruned.
     """
 
     id: int

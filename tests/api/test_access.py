@@ -421,7 +421,7 @@ class TestBoundsOfReading:
                 headers = bounded | {"Content-Type": "application/json", "X-Request-ID": "same"}
                 answer = await asker.request(method, path.replace("NAME", name), content=text, headers=headers)
                 assert_problem(answer, 403, "forbidden")
-                answers.append(answer.text.replace(name, "NAME"))
+                answers.append(answer.text.replace(name, "NAME").replace(f'{{"id":{id_}}}', "ID"))
             assert answers[0] == answers[1], (method, path)
 
     @pytest.mark.parametrize("form", ["entries", "entry"])

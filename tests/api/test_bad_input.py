@@ -19,6 +19,7 @@ from tests.api.conftest import ENTRY, assert_problem, client_on_registry
 
 pytestmark = pytest.mark.anyio
 
+TABLE = "/maps/jump_table/entries"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -39,6 +40,37 @@ class TestBody:
     )  # fmt: skip
     async def test_invalid_json_is_malformed(self, client: httpx.AsyncClient, content: bytes) -> None:
         assert_problem(await client.put(ENTRY, content=content, headers=JSON), 400, "malformed-json")
+
+    @pytest.mark.field
+    @pytest.mark.parametrize(
+        ("method", "path", "content", "place"),
+        [
+            ("PUT", ENTRY, b'{"program": "drop", "program": "pass"}', "body.program"),
+            ("PUT", ENTRY, b'{"program" :"drop","etag":"\\":","\\u0070rogram" : "pass"}', "body.program"),
+            ("PUT", ENTRY, b'{"program": {"name": "drop", "name": "pass"}}', "body.program.name"),
+            ("PUT", ENTRY, b'{"program": "drop", "etag": [{"a": 1, "a": 1}]}', "body.etag.0.a"),
+            ("PUT", TABLE, b'{"entries": [{"index": 1, "program": "drop"}], "entries": []}', "body.entries"),
+            ("PATCH", TABLE, b'{"entries": [{"index": 1, "index": 2, "program": "drop"}]}', "body.entries.0.index"),
+            ("POST", "/maps/jump_table/reconcile", b'{"to": "kernel", "to": "journal"}', "body.to"),
+        ],
+    )
+    async def test_member_given_twice_is_a_validation_error(
+        self, client: httpx.AsyncClient, method: str, path: str, content: bytes, place: str
+    ) -> None:
+        """Field 7: of a member that is given twice the last one wins, in silence."""
+        refused = await client.request(method, path, content=content, headers=JSON)
+        assert_problem(refused, 422, "validation")
+        assert refused.json()["errors"] == [{"loc": place, "message": "given more than once; send it once"}]
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("etag", ['":', "a:b", '" :', '\\":{"etag":', {"etag": {"etag": [{"etag": ":"}]}}])
+    async def test_colons_in_strings_are_no_members(self, client: httpx.AsyncClient, etag: object) -> None:
+        """Field 7: of a member that is given twice the last one wins; but none is given twice here."""
+        for separators in ((",", ":"), (", ", ": "), (" , ", " : ")):
+            body = json.dumps({"program": "drop", "etag": etag}, separators=separators)
+            answer = await client.put(ENTRY, content=body, headers=JSON)
+            assert answer.status_code in {200, 201}, answer.text
+        await client.delete(ENTRY)
 
     async def test_missing_body_is_malformed(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.put(ENTRY), 400, "malformed-json")

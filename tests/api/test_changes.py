@@ -241,6 +241,32 @@ class TestRevert:
         assert_problem(await client.post("/changes/1/revert"), 409, "change-not-revertible")
         assert_problem(await client.post("/changes/9/revert"), 404, "change-unknown")
 
+    @pytest.mark.field
+    async def test_superseded_change_is_reverted_only_by_force(self, client: httpx.AsyncClient) -> None:
+        """Field 3: a revert undoes what later changes have written, as it is the same again."""
+        for program in ("drop", "pass", "drop"):
+            await client.put(ENTRY, json={"program": program})
+        await client.put("/maps/jump_table/entries/4", json={"program": "drop"})
+        for query in ("?dry_run=true", ""):
+            refused = await client.post(f"/changes/1/revert{query}")
+            assert_problem(refused, 409, "change-conflict")
+            assert (refused.json()["change"], refused.json()["entries"]) == (3, [])
+        assert_problem(await client.post("/changes/2/revert?force=true"), 409, "change-conflict")
+        assert (await client.post("/changes/1/revert?force=true")).json()["cleared"] == 1
+        assert (await client.get(ENTRY)).status_code == 404
+
+    @pytest.mark.field
+    async def test_changes_that_were_undone_do_not_supersede(self, client: httpx.AsyncClient) -> None:
+        """Field 3: a revert undoes what later changes have written; but of these nothing is left."""
+        for program in ("drop", "pass", "tx"):
+            await client.put(ENTRY, json={"program": program})
+        for id_ in (3, 2):
+            assert (await client.post(f"/changes/{id_}/revert")).status_code == 200
+        await client.post("/changes/5/revert")  # so change 2 stands again
+        assert_problem(await client.post("/changes/1/revert"), 409, "change-conflict")
+        await client.post("/changes/6/revert")
+        assert (await client.post("/changes/1/revert")).json()["cleared"] == 1
+
     async def test_dry_run_reverts_nothing(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         dry = await client.post("/changes/1/revert?dry_run=true")

@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from structlog.testing import capture_logs
 
+from app.access.tokens import Token, TokenFile, Tokens
+from app.api.authorization import Authentication
 from app.bpf.kernel import Kernel
 from app.service.changes import confirmations, replaced_programs
 from app.service.changes.changes import Changes
@@ -61,6 +64,9 @@ class TestConfirmWithin:
         ("method", "path", "body"),
         [
             ("PUT", ENTRY, {"program": "tx"}),
+            ("PUT", ENTRY, {"program": "pass"}),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": "pass"}]}),
+            ("PUT", TABLE, {"programs": [None, None, None, "pass"]}),
             ("DELETE", ENTRY, None),
             ("PATCH", TABLE, {"entries": [{"index": 9, "program": "drop"}, {"index": 3, "program": None}]}),
             ("PUT", TABLE, {"programs": ["drop"]}),
@@ -82,13 +88,107 @@ class TestConfirmWithin:
             assert (refused.json()["index"], refused.json()["change"]) == (3, 2)
         assert (await client.get(TABLE)).json() == before
         assert (await client.put(f"{TABLE}/4", json={"program": "tx"})).status_code == 201
-        assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 200, "it is there already"
+
+    @pytest.mark.field
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PUT", ENTRY, {"program": "pass"}),
+            ("PUT", f"{TABLE}/4", {"program": "pass"}),
+            ("DELETE", ENTRY, None),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": None}, {"index": 5, "program": "drop"}]}),
+            ("PATCH", TABLE, {"entries": [{"index": 0, "program": "drop"}, {"index": 5, "program": "drop"}]}),
+            ("PUT", TABLE, {"programs": ["drop", "pass", None, None]}),
+            ("POST", "/changes/1/revert", None),
+        ],
+    )
+    async def test_repeated_request_names_the_change_that_waits(
+        self, app: FastAPI, client: httpx.AsyncClient, method: str, path: str, body: Any
+    ) -> None:
+        """Field 1: a retry hides a waiting change, as nothing is left to write."""
+        await client.put(TABLE, json={"programs": ["drop", None, None, "drop"]})
+        before = (await client.get(TABLE)).json()
+        first, second = [await client.request(method, f"{path}?confirm_within=60", json=body) for _ in range(2)]
+        assert first.headers["change-id"] == "2"
+        assert (second.status_code, second.headers["change-id"]) == (first.status_code, "2")
+        assert second.content == first.content
+        dry = await client.request(method, f"{path}?confirm_within=60&dry_run=true", json=body)
+        assert (dry.status_code, "change-id" in dry.headers) == (first.status_code, False)
+        assert len((await client.get("/changes")).json()["changes"]) == 2
+        await pass_time(app, 61)
+        assert (await client.get(TABLE)).json() == before
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("query", ["", "?confirm_within=5", "?dry_run=true"])
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("DELETE", ENTRY, None),
+            ("DELETE", f"{ENTRY}?allow_missing=true", None),
+            ("PATCH", TABLE, {"entries": [{"index": 3, "program": None}]}),
+            ("PUT", TABLE, {"entries": []}),
+        ],
+    )
+    async def test_entry_that_waits_to_stay_empty_refuses_other_changes(
+        self, client: httpx.AsyncClient, method: str, path: str, body: Any, query: str
+    ) -> None:
+        """Field 1: a retry hides a waiting change; what is cleared for now is not cleared for good."""
+        await client.put(ENTRY, json={"program": "drop"})
+        await client.delete(f"{ENTRY}?confirm_within=60")
+        query = query.replace("?", "&") if "?" in path else query
+        refused = await client.request(method, f"{path}{query}", json=body)
+        assert_problem(refused, 409, "change-conflict")
+        assert (refused.json()["index"], refused.json()["change"]) == (3, 2)
 
     async def test_dry_run_leaves_no_unconfirmed_change(self, client: httpx.AsyncClient) -> None:
         dry = await client.put(f"{ENTRY}?confirm_within=60&dry_run=true", json={"program": "drop"})
         assert dry.status_code == 201
         assert (await client.get("/changes")).json()["changes"] == []
         assert (await client.put(ENTRY, json={"program": "pass"})).status_code == 201
+
+
+@pytest.mark.usefixtures("both_ways")
+class TestWaiting:
+    @pytest.mark.field
+    async def test_entry_tells_the_change_that_waits(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+        """Field 2: waiting is invisible in what is read."""
+        changed = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        waiting = {"change": 1, "confirm_by": (await client.get("/changes/1")).json()["confirm_by"]}
+        assert changed.json()["waiting"] == waiting
+        assert (await client.get(ENTRY)).content == changed.content
+        assert (await client.get(TABLE)).json()["entries"] == [changed.json()]
+        refused = await client.put(ENTRY, json={"program": "pass"}, headers={"If-None-Match": "*"})
+        assert refused.json()["current"] == changed.json()
+        for path in ("/maps", "/maps/jump_table"):
+            found = (await client.get(path)).json()
+            assert (found["maps"][0] if path == "/maps" else found)["waiting"] == [{**waiting, "entries": [3]}]
+        await client.post("/changes/1/confirm")
+        assert (await client.get(ENTRY)).json() == {**changed.json(), "waiting": None}
+        assert (await client.get("/maps/jump_table")).json()["waiting"] == []
+
+    @pytest.mark.field
+    async def test_table_tells_which_entries_wait(self, client: httpx.AsyncClient) -> None:
+        """Field 2: waiting is invisible in what is read, among entries of which some wait and some do not."""
+        await client.put(TABLE, json={"programs": ["drop"] * 6})
+        for index in (2, 5):
+            await client.put(f"{TABLE}/{index}?confirm_within=60", json={"program": "pass"})
+        await client.delete(f"{TABLE}/4?confirm_within=60")
+        for query in ("", "?start=1&limit=3"):
+            for entry in (await client.get(f"{TABLE}{query}")).json()["entries"]:
+                assert entry == (await client.get(f"{TABLE}/{entry['index']}")).json()
+                assert (entry["waiting"] or {}).get("change") == {2: 2, 5: 3}.get(entry["index"])
+        told = (await client.get("/maps/jump_table")).json()["waiting"]
+        assert [(each["change"], each["entries"]) for each in told] == [(2, [2]), (3, [5]), (4, [4])]
+
+    @pytest.mark.field
+    async def test_what_get_answers_can_be_put_back(self, client: httpx.AsyncClient) -> None:
+        """Field 2: what a read tells of waiting is ignored in a body."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        entry, table = (await client.get(ENTRY)).json(), (await client.get(TABLE)).json()
+        await client.post("/changes/1/confirm")
+        assert (await client.put(ENTRY, json=entry)).status_code == 200
+        for method in ("PUT", "PATCH"):
+            assert (await client.request(method, TABLE, json=table)).json()["unchanged"] == 1
 
 
 class TestConfirm:
@@ -113,6 +213,23 @@ class TestConfirm:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         await pass_time(app, 61)
         assert_problem(await client.post("/changes/1/confirm"), 409, "change-conflict")
+
+
+@pytest.mark.field
+@pytest.mark.anyio
+async def test_repeat_by_somebody_else_is_refused(registry: Registry, tmp_path: Path) -> None:
+    """Field 1: a retry hides a waiting change, also from whoever sets the same by chance."""
+    tokens = TokenFile(tmp_path / "tokens.json")
+    mine, other = ({"Authorization": f"Bearer {tokens.add(Token(each, '', 'admin', 0.0))}"} for each in ("me", "other"))
+    authentication = Authentication(tokens=Tokens(tokens))
+    listed = {"entries": [{"index": 3, "program": "drop"}]}
+    async with started(registry, authentication=authentication) as app, client_of(app) as client:
+        await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=mine)
+        refused = await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=other)
+        assert_problem(refused, 409, "change-conflict")
+        again = await client.patch(f"{TABLE}?confirm_within=60", json=listed, headers=mine)
+        assert (again.json()["change"]["id"], again.json()["set"], again.json()["unchanged"]) == (1, 1, 0)
+        assert again.json()["change"]["confirm_by"] is not None
 
 
 class TestExpiry:
@@ -150,6 +267,51 @@ class TestExpiry:
         assert names_of(await client.get(TABLE)) == {0: "drop", 1: "tx"}
         (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
         assert (drift["index"], drift["journal"]["name"], drift["kernel"]["name"]) == (1, "drop", "tx")
+
+    @pytest.mark.field
+    async def test_expiry_records_only_what_it_wrote_back(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: an expiry that tells what it did not do; another tool has overwritten one of the entries."""
+        both = {"entries": [{"index": 0, "program": "pass"}, {"index": 1, "program": "pass"}]}
+        await client.put(TABLE, json={"programs": ["drop", "drop"]})
+        await client.patch(f"{TABLE}?confirm_within=60", json=both)
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 1, tx.fd)
+        with capture_logs() as logs:
+            await pass_time(app, 61)
+        assert [each["left"] for each in logs if each["event"] == "undone, as nobody confirmed it"] == [[1]]
+        expire = (await client.get("/changes/3")).json()
+        assert [(each["index"], each["after"]["name"]) for each in expire["entries"]] == [(0, "drop")]
+        (drift,) = (await client.get("/maps/jump_table")).json()["drift"]
+        assert (drift["index"], drift["kernel"]["name"]) == (1, "tx")
+        assert (await client.post("/changes/3/revert?dry_run=true")).json()["set"] == 1
+
+    @pytest.mark.field
+    async def test_expiry_that_could_write_nothing_back_has_no_entries(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: an expiry that tells what it did not do, of which nothing is left to revert."""
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 3, tx.fd)
+        await pass_time(app, 61)
+        assert [each["state"] for each in (await client.get("/changes")).json()["changes"]] == ["expired", "applied"]
+        assert (await client.get("/changes/2")).json()["entries"] == []
+        assert_problem(await client.post("/changes/2/revert"), 409, "change-not-revertible")
+
+    @pytest.mark.field
+    async def test_expired_change_is_not_expected_after_a_restart(
+        self, app: FastAPI, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 4: what another tool wrote is drift from what was before, so that a restore never puts it in again."""
+        await client.put(ENTRY, json={"program": "pass"})
+        await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        registry.kernel.map_update(array.fd, 3, tx.fd)
+        await pass_time(app, 61)
+        stored = await app.state.service.journal.expected_table("jump_table", registry.kernel.boot_id)
+        assert stored[1].get(3).name == "pass"
 
     async def test_revert_removes_the_deadline(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})

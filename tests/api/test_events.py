@@ -94,9 +94,34 @@ class TestEvents:
             ("change", 1, "unconfirmed"),
             ("confirmed", 1, "confirmed"),
             ("change", 2, "unconfirmed"),
+            ("change", 3, "applied"),
             ("expired", 2, "expired"),
             ("change", 4, "applied"),
         ]
+
+    @pytest.mark.field
+    @pytest.mark.parametrize("recent", [16_384, 1])
+    async def test_mirror_that_applies_events_is_right_after_an_expiry(
+        self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, recent: int
+    ) -> None:
+        """Field 4: a change of the kernel without an event. Also for readers who get the events from the journal."""
+        monkeypatch.setattr(feed, "_RECENT_WEIGHT", recent)
+        await client.put(TABLE, json={"programs": ["drop", "drop"]})
+        await client.put(f"{TABLE}?confirm_within=60", json={"programs": ["pass", None, "tx"]})
+        (waiting,) = app.state.service.changes.confirmations._pending.values()
+        await app.state.service.changes.confirmations.undo(waiting)
+        await client.put(f"{TABLE}/9", json={"program": "drop"})
+        told = await stream(app)
+        assert [each.id for each in told] == [1, 2, 3, 4, 5]
+        mirror: dict[int, int] = {}
+        for event in told:
+            for entry in event.data["entries"] if event.type == "change" else ():
+                mirror.pop(entry["index"], None)
+                if entry["after"] is not None:
+                    mirror[entry["index"]] = entry["after"]["id"]
+        found = (await client.get(TABLE)).json()["entries"]
+        assert mirror == {each["index"]: each["program"]["id"] for each in found}
+        assert [(each.type, each.data["id"]) for each in told[2:4]] == [("change", 3), ("expired", 2)]
 
     async def test_holds_and_releases_are_events(
         self, app: FastAPI, client: httpx.AsyncClient, registry: Registry, kernel: Kernel, pins: Path

@@ -37,6 +37,7 @@ class TestGetMap:
             "state": "held",
             "reason": None,
             "drift": [],
+            "waiting": [],
             "warnings": ["made by the service and pinned nowhere: gone when the service ends"],
         }
         assert (await client.get("/maps")).json() == {"maps": [told]}

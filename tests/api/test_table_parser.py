@@ -52,6 +52,10 @@ BODIES = [
     b'{"entries":null}', b'{"entries":{}}', b'{"entries":"x"}', b"{}", b"[]", b"7", b'"x"', b"null",
     b'{"entries":[%b],"next":3}' % LISTED,
     b'{"entries":[%b],"more":3}' % LISTED,
+    b'{"entries":[%b],"entries":[]}' % LISTED,
+    b'{"entries":[%b],"etag":{"a":[1,{"b":1,"b":1}]}}' % LISTED,
+    b'{"entries":[%b,{"index":2,"program":{"name":"tx","name":"drop"}}]}' % LISTED,
+    b'{"entries":[%b,{"index":2, "index" : 3,"program":null}]}' % LISTED,
     *(
         each.replace(b"L", LISTED)
         for each in (

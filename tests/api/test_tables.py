@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -176,12 +177,73 @@ class TestChecks:
         assert late.json()["current"]["etag"] == (await client.get(TABLE)).headers["etag"]
         assert await names(client) == {1: "drop"}
 
+    @pytest.mark.field
+    @pytest.mark.parametrize("query", ["", "?dry_run=true"])
+    @pytest.mark.parametrize("others", [[], [{"index": 7, "program": "drop"}]])
+    async def test_problem_of_one_entry_names_entry_and_program(
+        self, registry: Registry, pins: Path, client: httpx.AsyncClient, others: list[Any], query: str
+    ) -> None:
+        """Field 6: a misfit among many entries that names neither the entry nor the program."""
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        misfit = registry.programs.get("misfit").opened().id
+        gone, not_pinned = (1 << 31) - 1, f"{pins}/nothing"
+        for program, code in [
+            ("misfit", "program-incompatible"), ({"id": misfit}, "program-incompatible"), ("none", "program-not-found"),
+            ({"id": gone}, "program-not-found"), ({"pinned": not_pinned}, "pin-unusable"),
+            ({"pinned": "/elsewhere"}, "pin-not-allowed"),
+        ]:  # fmt: skip
+            bad = {"entries": [*others, {"index": 5, "program": program}]}
+            for method in ("PUT", "PATCH"):
+                refused = await client.request(method, f"{TABLE}{query}", json=bad)
+                assert refused.json()["code"] == code, refused.text
+                assert (refused.json()["index"], refused.json()["program"]) == (5, program)
+        beyond = {"entries": [*others, {"index": 16, "program": "drop"}]}
+        refused = await client.patch(f"{TABLE}{query}", json=beyond)
+        assert (refused.json()["code"], refused.json()["program"]) == ("index-out-of-range", "drop")
+
     async def test_dry_run_tells_the_counts_and_writes_nothing(self, client: httpx.AsyncClient) -> None:
         await client.put(ENTRY, json={"program": "drop"})
         dry = await client.put(f"{TABLE}?dry_run=true", json=listed(_1="pass"))
-        assert dry.json() == {"change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried"}
+        told = {each["index"]: (each["before"], each["after"]) for each in dry.json().pop("entries")}
+        assert dry.json() | {"entries": []} == {
+            "change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried", "entries": [],
+        }  # fmt: skip
+        assert (told[1][0], told[1][1]["name"], told[3][0]["name"], told[3][1]) == (None, "pass", "drop", None)
         assert (dry.headers["dry-run"], "change-id" in dry.headers) == ("true", False)
         assert await names(client) == {3: "drop"}
+
+    @pytest.mark.field
+    async def test_dry_run_tells_the_entries_that_the_change_then_has(
+        self, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        """Field 5: a dry run tells how many entries it would change, and not which."""
+        pass_id = registry.programs.get("pass").opened().id
+        array, tx = registry.maps.get("jump_table").opened(), registry.programs.get("tx").opened()
+        await client.put(TABLE, json={"programs": ["drop", "drop", None, "tx"]})
+        for method, path, body in [
+            ("PUT", TABLE, {"programs": ["pass", {"id": pass_id}, None, None, "drop"]}),
+            ("PATCH", TABLE, {"entries": [{"index": 9, "program": "drop"}, {"index": 0, "program": None}]}),
+            ("POST", "/changes/3/revert", None),
+            ("PUT", ENTRY, {"program": "count"}),
+            ("PUT", ENTRY, {"program": {"id": pass_id}}),
+            ("POST", "/maps/jump_table/reconcile", {"to": "journal"}),
+            ("POST", "/maps/jump_table/reconcile", {"to": "kernel"}),
+        ]:
+            if "reconcile" in path:
+                registry.kernel.map_update(array.fd, 1, tx.fd)
+            dry = await client.request(method, f"{path}?dry_run=true", json=body)
+            assert (dry.headers["dry-run"], "change-id" in dry.headers) == ("true", False)
+            if body != {"to": "kernel"}:
+                waiting = await client.request(method, f"{path}?dry_run=true&confirm_within=60", json=body)
+                assert waiting.content == dry.content
+            made = await client.request(method, path, json=body)
+            change = (await client.get(f"/changes/{made.headers['change-id']}")).json()
+            assert dry.json()["entries"] == change["entries"] != []
+            if "revert" not in path and "reconcile" not in path:
+                again = await client.request(method, f"{path}?dry_run=true", json=body)
+                assert again.json()["entries"] == []
+        gone = await client.delete(f"{ENTRY}?dry_run=true")
+        assert (gone.status_code, gone.content) == (204, b"")
 
     async def test_frozen_map_refuses_writes(self, registry: Registry, client: httpx.AsyncClient) -> None:
         registry.kernel.map_freeze(registry.maps.get("jump_table").opened().fd)

@@ -178,7 +178,10 @@ class Machine(RuleBasedStateMachine):
     def set(self, index: int, number: int, way: int, within: int | None, dry: bool) -> None:
         program, before = self.program(number), self.model.kernel.get(index)
         steps: WritePlan = {} if before == program else {index: (before, program)}
-        told = self.model.change("set", steps, within, dry)
+        told = self.model.change("set", steps, within, dry, touched=[index])
+        again = None if steps or within is None else self.model.repeated("set", within, [index], None)
+        if again:
+            before = self.model.changes[again - 1].steps[index][0]
         call = set_entry(
             self.changes, self.table, index, self.ref(program, way), by(within), precondition=anything, dry_run=dry
         )
@@ -187,11 +190,15 @@ class Machine(RuleBasedStateMachine):
     @rule(index=INDEX, allow_missing=st.booleans(), within=WITHIN, dry=st.booleans())
     def clear(self, index: int, allow_missing: bool, within: int | None, dry: bool) -> None:
         before = self.model.kernel.get(index)
-        told = self.model.change("clear", {} if before is None else {index: (before, None)}, within, dry)
+        steps: WritePlan = {} if before is None else {index: (before, None)}
+        told = self.model.change("clear", steps, within, dry, touched=[index])
+        again = within is not None and self.model.repeated("clear", within, [index], None)
+        if told is None and before is None and not allow_missing and not again:
+            told = errors.EntryEmpty
         call = clear_entry(
             self.changes, self.table, index, by(within), precondition=anything, allow_missing=allow_missing, dry_run=dry
         )
-        assert self.outcome(call) == (errors.EntryEmpty if before is None and not allow_missing else told)
+        assert self.outcome(call) == told
 
     @rule(
         wanted=st.dictionaries(INDEX, st.none() | PROGRAM),
@@ -209,7 +216,11 @@ class Machine(RuleBasedStateMachine):
         unchanged = [index for index, (before, after) in steps.items() if before == after]
         for index in unchanged:
             del steps[index]
-        told = self.model.change("replace" if replace else "update", steps, within, dry)
+        kind, touched = ("replace", range(ENTRIES)) if replace else ("update", [*wanted])
+        told = self.model.change(kind, steps, within, dry, touched=touched)
+        if not steps and isinstance(told, int):
+            steps = self.model.changes[told - 1].steps
+            unchanged = [index for index in unchanged if index not in steps]
         refs = [None if program is None else self.ref(program, way) for program in programs.values()]
         listed = RequestedEntries.of(list(programs), refs, lambda ref: ref)
         call = change_table(
@@ -217,11 +228,11 @@ class Machine(RuleBasedStateMachine):
         )
         assert self.outcome(call) == self.table_result(told, steps, len(unchanged))
 
-    @rule(number=ID, within=WITHIN, dry=st.booleans())
-    def revert(self, number: int, within: int | None, dry: bool) -> None:
+    @rule(number=ID, within=WITHIN, dry=st.booleans(), force=st.booleans())
+    def revert(self, number: int, within: int | None, dry: bool, force: bool) -> None:
         id_ = self.id_of(number)
-        steps, told = self.model.revert(id_, within, dry)
-        call = revert_change(self.changes, id_, by(within), dry_run=dry)
+        steps, told = self.model.revert(id_, within, dry, force)
+        call = revert_change(self.changes, id_, by(within), force=force, dry_run=dry)
         assert self.outcome(call) == self.table_result(told, steps)
 
     @rule(number=ID)
@@ -254,6 +265,8 @@ class Machine(RuleBasedStateMachine):
         steps = self.model.to_journal(self.model.differing() if dry else self.model.look())
         is_lost = any(self.model.lost(after) for _, after in steps.values())
         told = errors.NotRestorable if is_lost else self.model.change("reconcile", steps, within, dry)
+        if not steps and isinstance(told, int):
+            steps = self.model.changes[told - 1].steps
         call = reconcile_to_journal(self.changes, self.service.drift, self.table, by(within), dry_run=dry)
         assert self.outcome(call) == self.table_result(told, steps)
 
@@ -284,11 +297,15 @@ class Machine(RuleBasedStateMachine):
     def set_without_journal(self, index: int, number: int, within: int | None) -> None:
         program, before = self.program(number), self.model.kernel.get(index)
         steps: WritePlan = {} if before == program else {index: (before, program)}
-        refused = self.model.refusal(steps, within, None)
+        refused = self.model.refusal(steps, within, None, [index])
+        again = 0 if steps or within is None else self.model.repeated("set", within, [index], None)
         call = set_entry(self.changes, self.table, index, ById(program), by(within), precondition=anything)
         with self.no_journal():
             told = self.outcome(call)
-        assert told == (refused or (errors.JournalUnavailable if steps else (before, program, None)))
+        if again:
+            assert told == (self.model.changes[again - 1].steps[index][0], program, again)
+        else:
+            assert told == (refused or (errors.JournalUnavailable if steps else (before, program, None)))
 
     @rule(seconds=TIME, restore=st.booleans(), keep=st.booleans())
     def restart(self, seconds: int, restore: bool, keep: bool) -> None:

@@ -25,7 +25,7 @@ class TestUnconfirmedEntries:
         for change in range(1, 50):
             free = [index for index in range(200) if index not in told]
             indexes = array("I", chosen.sample(free, min(len(free), 10)))
-            unconfirmed.add(indexes, change)
+            unconfirmed.add(indexes, change, 5.0)
             told |= dict.fromkeys(indexes, change)
             if change % 3 == 0:
                 over = change - chosen.randrange(3)

@@ -57,9 +57,26 @@ def change_chunks(record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None)
     """
     values = {name: getattr(record, name) for name in _FIELDS_WITHOUT_ENTRIES}
     text = Change.model_validate(values | {"entries": []}).model_dump_json()
+    return entries_chunks(text, record.entries, prebuilt)
+
+
+def entries_chunks(text: str, entries: EntryChanges | None, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:
+    """Encode an object that has entries of a change.
+
+    Args:
+        text: The JSON of the object, with no entries in it.
+        entries: The entries to put in. None: there are none.
+        prebuilt: The entries, some of which may be encoded already.
+
+    Returns:
+        Chunks of one JSON object, as `change_chunks` does.
+    """
+    if entries is None:
+        yield text.encode()
+        return
     # This text cannot occur within a string, where its quotes would be escaped.
     before, _, after = text.partition('"entries":[]')
-    chunks = _entry_chunks(record.entries) if prebuilt is None else prebuilt.take(record.entries)
+    chunks = _entry_chunks(entries) if prebuilt is None else prebuilt.take(entries)
     # Each chunk is held back until the next one exists, so that the last one can carry the end of the object.
     text = f'{before}"entries":[{next(chunks, "")}'
     for following in chunks:

@@ -7,6 +7,7 @@ from typing import Final
 
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
+from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 
 ENTRIES_PER_CHUNK: Final = 4096  # about 2 ms to encode
@@ -43,7 +44,22 @@ def table_etag(boot_id: str, map_id: int, ids: "array[int]") -> str:
     return f'"{boot_id[:8]}-{map_id:x}-{hashlib.blake2b(ids, digest_size=8).hexdigest()}"'
 
 
-def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> responses.Entry:
+def waiting_of(held: HeldMap, index: int) -> responses.Waiting | None:
+    """Return the change of an entry that waits for its confirmation. None: there is none."""
+    change_id = None if held.unconfirmed is None else held.unconfirmed.get(index)
+    if held.unconfirmed is None or change_id is None:
+        return None
+    return responses.Waiting.model_validate({"change": change_id, "confirm_by": held.unconfirmed.waiting[change_id][0]})
+
+
+def entry_of(
+    registry: Registry,
+    map_: str,
+    map_id: int,
+    index: int,
+    summary: ProgramSummary,
+    waiting: responses.Waiting | None = None,
+) -> responses.Entry:
     """Return an entry that points to a program.
 
     Args:
@@ -52,16 +68,25 @@ def entry_of(registry: Registry, map_: str, map_id: int, index: int, summary: Pr
         map_id: The kernel's id of the map, u32.
         index: The index of the entry, u32.
         summary: The program.
+        waiting: The change of the entry that waits for its confirmation. None: there is none.
     """
     return responses.Entry(
         map=map_,
         index=index,
         etag=entry_etag(registry.kernel.boot_id, map_id, index, summary.id),
         program=responses.EntryProgram.of(summary),
+        waiting=waiting,
     )
 
 
-def entry_json(registry: Registry, map_: str, map_id: int, index: int, summary: ProgramSummary) -> tuple[str, bytes]:
+def entry_json(
+    registry: Registry,
+    map_: str,
+    map_id: int,
+    index: int,
+    summary: ProgramSummary,
+    waiting: responses.Waiting | None = None,
+) -> tuple[str, bytes]:
     """Return the entity tag and the JSON of an entry that points to a program. The arguments are as for `entry_of`."""
     template = _templates.get((map_, id(summary)))
     etag = entry_etag(registry.kernel.boot_id, map_id, index, summary.id)
@@ -70,7 +95,10 @@ def entry_json(registry: Registry, map_: str, map_id: int, index: int, summary: 
             _templates.clear()
         entry = entry_of(registry, map_, map_id, index, summary).model_dump_json().encode()
         template = _templates[map_, id(summary)] = summary, *_split(entry, index, etag)
-    return etag, b"%b%b%b" % (template[1], _index_and_etag(index, etag), template[2])
+    after = template[2]
+    if waiting is not None:
+        after = b"%b%b}" % (after.removesuffix(b"null}"), waiting.model_dump_json().encode())
+    return etag, b"%b%b%b" % (template[1], _index_and_etag(index, etag), after)
 
 
 def _index_and_etag(index: int, etag: str) -> bytes:
@@ -85,12 +113,13 @@ def _split(entry: bytes, index: int, etag: str) -> tuple[bytes, bytes]:
 
 
 def table_chunks(
-    registry: Registry, table: responses.Entries, map_id: int, indexes: "array[int]", ids: "array[int]"
+    registry: Registry, held: HeldMap, table: responses.Entries, map_id: int, indexes: "array[int]", ids: "array[int]"
 ) -> Iterator[bytes]:
     """Encode a table of entries as JSON.
 
     Args:
         registry: The registry, which describes the programs.
+        held: The map, which knows the entries that wait for a confirmation.
         table: The table, with no entries in it.
         map_id: The kernel's id of the map, u32.
         indexes: The indexes of the entries to put in. None of these entries is empty.
@@ -100,7 +129,7 @@ def table_chunks(
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 2 ms.
     """
     before, _, after = table.model_dump_json().partition('"entries":[]')
-    encoder = _EntryEncoder(registry, table.map, map_id)
+    encoder = _EntryEncoder(registry, held, map_id)
     text = f'{before}"entries":['
     for start in range(0, len(indexes), ENTRIES_PER_CHUNK):
         if start:
@@ -118,12 +147,12 @@ class _EntryEncoder(dict[int, str]):
     so that four strings for each entry are joined and not six. As a dict, the encoder maps a program id to that rest.
     """
 
-    def __init__(self, registry: Registry, map_: str, map_id: int) -> None:
-        self._registry, self._map, self._map_id = registry, map_, map_id
+    def __init__(self, registry: Registry, held: HeldMap, map_id: int) -> None:
+        self._registry, self._held, self._map_id = registry, held, map_id
         self._start_of_entry = self._start_of_etag = ""
 
     def __missing__(self, program_id: int) -> str:
-        entry = entry_of(self._registry, self._map, self._map_id, 0, self._registry.programs.describe(program_id))
+        entry = entry_of(self._registry, self._held.name, self._map_id, 0, self._registry.programs.describe(program_id))
         # The index occurs twice, the second time in hex within the tag: "index":0,"etag":"\"5b0e61d2-8a1-0-d68\"".
         before_index, _, after_index = entry.model_dump_json().partition('"index":0,')
         etag_before_index, _, etag_after_index = entry.etag.strip('"').rpartition("-0-")
@@ -141,5 +170,16 @@ class _EntryEncoder(dict[int, str]):
         texts[0::4] = map(str, indexes)
         texts[1::4] = [self._start_of_etag] * len(indexes)
         texts[2::4] = map("%x".__mod__, indexes)
+        if self._held.unconfirmed is not None:
+            self._tell_waiting(texts, indexes)
         texts[-1] = texts[-1].removesuffix("," + self._start_of_entry)
         return self._start_of_entry + "".join(texts)
+
+    def _tell_waiting(self, texts: list[str], indexes: "array[int]") -> None:
+        """Put the changes that wait for their confirmation in the place of null, at the end of their entries."""
+        after = "}," + self._start_of_entry
+        for place, index in enumerate(indexes):
+            waiting = waiting_of(self._held, index)
+            if waiting is not None:
+                before = texts[4 * place + 3].removesuffix("null" + after)
+                texts[4 * place + 3] = before + waiting.model_dump_json() + after

@@ -192,14 +192,21 @@ async def confirm_change(request: Request, id: ChangeId) -> Response:  # noqa: A
 async def revert_change_route(
     request: Request,
     id: ChangeId,  # noqa: A002
+    force: Annotated[
+        bool,
+        Query(
+            description="Also where a later change has written one of its entries, or where the pin of the map "
+            "leads to another object by now."
+        ),
+    ] = False,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
-    force: Force = False,
 ) -> Response:
     """Give each entry of a change back what it held before.
 
-    It is refused with 409, unless all entries still hold what the change put there. The service keeps the programs that
+    It is refused with 409, unless all entries still hold what the change put there, and no later change that stands has
+    written them. The service keeps the programs that
     the last 10,000 changes replaced (at most 4,096 programs). After a restart it finds a program again by its id, name
     or pin, if the program still exists. A change cannot be reverted after a reboot, or if the map's name stands for
     another array now. A revert is itself a change, and can be reverted.
@@ -208,7 +215,7 @@ async def revert_change_route(
     context = context_of(request.scope, note, confirm_within, force=force)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
-        service_of(request).changes, id, context, dry_run=dry_run, background_steps=prebuilt.build
+        service_of(request).changes, id, context, force=force, dry_run=dry_run, background_steps=prebuilt.build
     )
     return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
 

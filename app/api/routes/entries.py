@@ -22,7 +22,8 @@ from app.api.dependencies import (
     context_of,
     service_of,
 )
-from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag
+from app.api.encoding.changes import entries_chunks
+from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
@@ -73,7 +74,7 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
         current = None
         if program_id is not None:
             summary = registry.programs.describe(program_id)
-            current = entry_of(registry, held.name, held.opened().id, index, summary)
+            current = entry_of(registry, held.name, held.opened().id, index, summary, waiting_of(held, index))
         header = conditions.failed(None if current is None else current.etag)
         if header is not None:
             holds = "empty" if current is None else "the one in current"
@@ -134,7 +135,8 @@ async def set_entry_route(
 
 def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
     """Return the answer to a request that has set an entry. Both ways of a request give it."""
-    etag, body = entry_json(registry, held.name, result.map_id, index, result.after)
+    waiting = waiting_of(held, index)
+    etag, body = entry_json(registry, held.name, result.map_id, index, result.after, waiting)
     headers = {"ETag": etag}
     if result.change is not None:
         headers["Change-Id"] = str(result.change.id)
@@ -147,8 +149,9 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
         }
     if result.fit is not None:
         headers["Dry-Run"] = "true"
-        entry = entry_of(registry, held.name, result.map_id, index, result.after)
-        body = responses.DryEntry(**dict(entry), fit=result.fit).model_dump_json().encode()
+        entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting)
+        dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[]).model_dump_json()
+        body = b"".join(entries_chunks(dry, result.entries))
     return responses.Answer(201 if result.before is None else 200, headers, body)
 
 
@@ -193,7 +196,7 @@ def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> re
     if program_id is None:
         raise EntryEmpty(index)
     summary = service.registry.programs.describe(program_id)
-    etag, body = entry_json(service.registry, held.name, array.id, index, summary)
+    etag, body = entry_json(service.registry, held.name, array.id, index, summary, waiting_of(held, index))
     return responses.Answer(200, {"ETag": etag}, body)
 
 
@@ -271,4 +274,4 @@ async def list_entries(
     wanted = compress(range(start, len(shown)), shown[start:])
     page, following = array(NUMBERS, islice(wanted, limit)), next(wanted, None)
     table = responses.Entries(map=name, max_entries=array_.max_entries, etag=etag, entries=[], next=following)
-    return long_json(table_chunks(registry, table, array_.id, page, found), {"ETag": etag})
+    return long_json(table_chunks(registry, held, table, array_.id, page, found), {"ETag": etag})

@@ -46,7 +46,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
             frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], warnings=warnings,
+            reason=held.reason, drift=[], waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - visible_entries(grant, found).count(EMPTY)
@@ -64,6 +64,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         max_entries=array.max_entries,
         used=used,
         drift=[responses.Drift.model_validate(each, from_attributes=True) for each in visible_drift(grant, drift)],
+        waiting=_waiting(held, grant),
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
@@ -74,6 +75,19 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         reason=None,
         warnings=warnings,
     )
+
+
+def _waiting(held: HeldMap, grant: Grant) -> list[responses.WaitingEntries]:
+    """Return the changes of a map that wait for their confirmation, with the entries that the caller may see."""
+    waiting = {} if held.unconfirmed is None else held.unconfirmed.waiting
+    visible = {
+        id_: (confirm_by, sorted(filter(grant.has_entry, indexes))) for id_, (confirm_by, indexes) in waiting.items()
+    }
+    return [
+        responses.WaitingEntries.model_validate({"change": id_, "confirm_by": confirm_by, "entries": indexes})
+        for id_, (confirm_by, indexes) in sorted(visible.items())
+        if indexes
+    ]
 
 
 @router.get(

@@ -20,7 +20,7 @@ from app.api.dependencies import (
     context_of,
     service_of,
 )
-from app.api.encoding.changes import EntriesPrebuilt, change_chunks
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
 from app.api.encoding.entries import table_etag
 from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
@@ -91,7 +91,8 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     """Encode the answer to a change of several entries, in chunks."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        yield responses.DryApplied(change=None, **counts, fit=result.fit).model_dump_json().encode()
+        dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[]).model_dump_json()
+        yield from entries_chunks(dry, result.entries)
         return
     applied = responses.Applied(change=None, **counts).model_dump_json().encode()
     if result.change is None:

@@ -144,6 +144,7 @@ class SetEntry(Input):
     map: Any = Field(None, description="Ignored.")
     index: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
+    waiting: Any = Field(None, description="Ignored.")
 
 
 class CreateMap(Input):

@@ -17,6 +17,7 @@ _FIT: Final = (
     "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
+_WOULD_CHANGE: Final = "The entries that would be changed, in this order."
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
 _REASON: Final = "Why it is unavailable; null: it is held."
 
@@ -69,6 +70,19 @@ class EntryProgram(BaseModel):
         )
 
 
+class Waiting(BaseModel):
+    """A change that is undone unless it is confirmed in time."""
+
+    change: int = Field(description="The id of the change.", examples=[17])
+    confirm_by: datetime = Field(description="When the change is undone unless it is confirmed before.")
+
+
+class WaitingEntries(Waiting):
+    """A change of this map that is undone unless it is confirmed in time."""
+
+    entries: list[int] = Field(description="The indexes of the entries that it has changed, rising.", examples=[[3]])
+
+
 class Entry(BaseModel):
     """An entry that points to a program."""
 
@@ -76,12 +90,9 @@ class Entry(BaseModel):
     index: int = Field(examples=[3])
     etag: str = Field(examples=['"0f1e2d3c4b5a6978"'])
     program: EntryProgram
-
-
-class DryEntry(Entry):
-    """The entry as it would be after the change, from a dry run."""
-
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    waiting: Waiting | None = Field(
+        description="The change of this entry that waits for its confirmation; null: the program stays."
+    )
 
 
 class Entries(BaseModel):
@@ -119,6 +130,13 @@ class ChangedEntry(BaseModel):
     index: int = Field(examples=[3])
     before: ChangedProgram | None
     after: ChangedProgram | None
+
+
+class DryEntry(Entry):
+    """The entry as it would be after the change, from a dry run."""
+
+    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
 class Change(BaseModel):
@@ -174,6 +192,7 @@ class DryApplied(Applied):
     """The result that a change of entries would have, from a dry run."""
 
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
 class Owner(BaseModel):
@@ -213,6 +232,7 @@ class HeldMap(BaseModel):
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=_REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
+    waiting: list[WaitingEntries] = Field(description="The changes that wait for their confirmation, by rising id.")
     warnings: list[str]
 
 

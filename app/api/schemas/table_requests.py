@@ -52,6 +52,7 @@ class ListedEntry(Input):
     )
     map: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
+    waiting: Any = Field(None, description="Ignored.")
 
 
 @dataclass(frozen=True, slots=True)

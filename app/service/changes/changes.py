@@ -56,10 +56,12 @@ class Applied:
     Attributes:
         change: The journalled change. None after a dry run.
         fit: How surely a dry run knows that the programs fit.
+        entries: What a dry run would change.
     """
 
     change: Change | None = None
     fit: Fit | None = None
+    entries: EntryChanges | None = None
 
 
 class Changes:
@@ -188,7 +190,7 @@ class Changes:
             programs = list(plan.programs.values()) if try_first is None else try_first
             fit = await check_fit(self.registry, held, programs)
         if dry_run and context.confirm_within is None:
-            return Applied(fit=fit)
+            return Applied(fit=fit, entries=self._entries(held, plan))
         prepared = self.prepare(held, kind, plan, context, reverts)
         if context.confirm_within is not None:
             try:
@@ -198,7 +200,7 @@ class Changes:
                 raise
         if dry_run:
             self._release(prepared)
-            return Applied(fit=fit)
+            return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
             return Applied(await self._carry_out(prepared, context, None))
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
@@ -217,15 +219,22 @@ class Changes:
         """
         registry, array = self.registry, held.object
         assert array is not None  # the plan was made for it
-        replaced_ids = set(plan.before) - {EMPTY}
-        known = {} if held.expected is None else held.expected.table.programs
-        records = registry.programs.records((*replaced_ids, *plan.programs), plan.pinned, known)
+        records = self._records(held, plan)
         where = held.name, array.id, registry.kernel.boot_id
         change = plan.to_change(where, kind, records, context, self._clock(), reverts)
-        replaced = self.replaced_programs.acquire(replaced_ids)
+        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
         indexes = plan.indexes
         held.writing = {*held.writing, *indexes} if len(indexes) == 1 else IndexSet(indexes)
         return PreparedChange(held, plan, change, replaced)
+
+    def _records(self, held: HeldMap, plan: WritePlan) -> dict[int, ProgramRecord]:
+        """Return what is known of the programs that a plan replaces and puts in, by id."""
+        known = {} if held.expected is None else held.expected.table.programs
+        ids = (*(set(plan.before) - {EMPTY}), *plan.programs)
+        return self.registry.programs.records(ids, plan.pinned, known)
+
+    def _entries(self, held: HeldMap, plan: WritePlan) -> EntryChanges:
+        return EntryChanges(plan.indexes, plan.before, plan.after, self._records(held, plan))
 
     async def commit(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
         """Journal what was written, in this order and in one transaction, and publish it.
@@ -242,7 +251,7 @@ class Changes:
         except JournalFailed as error:
             left = []
             for each in reversed(prepared):
-                left += await put_back(each.held.opened(), each.plan, each.replaced)
+                left += (await put_back(each.held.opened(), each.plan, each.replaced)).left
             failure = JournalUnavailable(str(error), not left, left)
             for each in prepared:
                 self.abandon(each, failure)
@@ -266,7 +275,7 @@ class Changes:
             held, change = each.held, each.change
             held.writing = ()
             if held.expected is not None:
-                held.expected.apply(change)
+                held.expected.apply(each.expects or change.entries)
             self._counters.changes[change.kind, "applied"] += 1
             if change.kind in _AUTOMATIC:
                 self.on_automatic(change)
@@ -327,7 +336,7 @@ class Changes:
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
         if held.expected is not None:
-            held.expected.apply(change)
+            held.expected.apply(change.entries)
         return change
 
     async def _undo(self, held: HeldMap, pending: PendingConfirmation) -> None:
@@ -353,30 +362,37 @@ class Changes:
         held.undone.pop(pending.token, None)
 
     async def _write_undo(self, held: HeldMap, pending: PendingConfirmation) -> PreparedChange:
-        """Write back what a change has replaced, where the entries still hold what it put there."""
-        change, entries = pending.change, pending.change.entries
-        plan = WritePlan(entries.indexes, entries.after, entries.before, {}, {})
-        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
-        record = plan.to_change(where, "expire", entries.programs, context, self._clock(), change.id)
+        """Write back what a change has replaced, where the entries still hold what it put there.
+
+        The record lists what is back as it was. All entries of the change are expected to be.
+        """
+        change, undone = pending.change, pending.change.entries.undone()
+        left, replaced = set(undone.indexes), dict[int, Program]()
         if change.boot_id != self.registry.kernel.boot_id:
             held.expected = None  # the array is gone, and so is what the ids mean
-            return PreparedChange(held, plan, record, {})
-        array = held.opened()
-        held.writing = writing = IndexSet(entries.indexes)
-        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
-        try:
-            left = await self._write_back(array, pending) if array.id == change.map_id else []
-        except BaseException:
-            self.replaced_programs.release(replaced)
-            raise
-        finally:
-            held.writing = ()
-        held.undone[pending.token] = writing
-        log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=left)
-        return PreparedChange(held, plan, record, replaced)
+        else:
+            array = held.opened()
+            held.writing = writing = IndexSet(undone.indexes)
+            replaced = self.replaced_programs.acquire(set(undone.before) - {EMPTY})
+            try:
+                if array.id == change.map_id:
+                    left = set(await self._write_back(array, pending))
+            except BaseException:
+                self.replaced_programs.release(replaced)
+                raise
+            finally:
+                held.writing = ()
+            held.undone[pending.token] = writing
+            log.info("undone, as nobody confirmed it", change=change.id, map=change.map, left=sorted(left))
+        plan = WritePlan(undone.indexes, undone.before, undone.after, {}, {})
+        if left:
+            plan = plan.chosen(bytes(index not in left for index in plan.indexes))
+        where, context = (change.map, change.map_id, change.boot_id), RequestContext(SERVICE_ACTOR, change.request_id)
+        record = plan.to_change(where, "expire", undone.programs, context, self._clock(), change.id)
+        return PreparedChange(held, plan, record, replaced, undone)
 
     async def _write_back(self, array: ProgramArray, pending: PendingConfirmation) -> list[int]:
-        """Return the indexes that could not be put back."""
+        """Return the indexes that are not put back: they cannot be, or another tool has written there."""
         entries = pending.change.entries
         written = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
         if not pending.change.id:
@@ -389,7 +405,8 @@ class Changes:
                 program = self._program_before(pending, record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
-            return await put_back(array, written, programs)
+            left, foreign = await put_back(array, written, programs)
+        return left + foreign
 
     def _program_before(self, pending: PendingConfirmation, record: ProgramRecord) -> Program | None:
         """Open a program that an undo puts back. What this process keeps open comes first: it needs no keeper.

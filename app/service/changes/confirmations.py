@@ -3,13 +3,14 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
+from app.service.changes.origin import RequestContext
 from app.service.changes.plan import PreparedChange
 from app.service.changes.replaced_programs import ReplacedPrograms
 from app.service.changes.undo_pins import UndoPins, programs_before
@@ -28,7 +29,7 @@ from app.service.registry.held import Held, HeldMap
 from app.service.registry.index_sets import UnconfirmedEntries
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, PendingConfirmation
+from app.store.records import Change, ChangeKind, PendingConfirmation
 
 _RETRY_SECONDS: Final = 2.0  # between two attempts to undo what could not be undone
 
@@ -87,6 +88,24 @@ class Confirmations:
                 needed = held.object is not None and held.object.id in programs_before(pending.change)
             if needed:
                 raise InUse(held.name, pending.change.id)
+
+    def repeatable(self, held: HeldMap, kind: ChangeKind, context: RequestContext) -> Iterator[Change]:
+        """Return the changes that wait, and that a request like this has made: so it may be the same, sent again.
+
+        Args:
+            held: The map.
+            kind: What sort of change it is.
+            context: Who asks, and for how long the change is to wait.
+        """
+        if held.unconfirmed is None or context.confirm_within is None:
+            return
+        for pending in self._pending.values():
+            change = pending.change
+            if (change.map, change.kind, change.actor) != (held.name, kind, context.actor):
+                continue
+            is_over = pending.token in self.written or pending.deadline <= self.uptime()
+            if not is_over and round((change.confirm_by or 0.0) - change.at) == context.confirm_within:
+                yield change
 
     # Before the first write
 
@@ -273,7 +292,8 @@ class Confirmations:
 def _mark(held: HeldMap, pending: PendingConfirmation) -> None:
     if held.unconfirmed is None:
         held.unconfirmed = UnconfirmedEntries()
-    held.unconfirmed.add(pending.change.entries.indexes, pending.change.id)
+    change = pending.change
+    held.unconfirmed.add(change.entries.indexes, change.id, change.confirm_by or 0.0)
 
 
 def _unmark(held: HeldMap, pending: PendingConfirmation) -> None:

@@ -9,6 +9,7 @@ from app.service.changes.changes import Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import (
+    check_confirmed,
     check_entries,
     check_names_not_moved,
     check_not_moved,
@@ -22,7 +23,7 @@ from app.service.objects.program import ProgramSummary
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef
-from app.store.records import EMPTY, Change
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges
 
 # Is called under the map's lock with the id of the entry's program (None: empty), and raises what forbids the change.
 Precondition = Callable[[int | None], None]
@@ -37,7 +38,9 @@ class SetResult:
         before: The id of the program that was there. None: it was empty.
         after: The program that is there.
         fit: How surely a dry run knows that the program fits.
-        change: The journalled change. None: the program was there already, or it was a dry run.
+        change: The journalled change; where the request repeats one that waits for its confirmation, that one. None:
+            the program was there already, or it was a dry run.
+        entries: What a dry run would change. None: nothing.
     """
 
     map_id: int
@@ -45,6 +48,7 @@ class SetResult:
     after: ProgramSummary
     fit: Fit | None = None
     change: Change | None = None
+    entries: EntryChanges | None = None
 
 
 async def set_entry(
@@ -97,15 +101,22 @@ async def set_entry(
             check_not_moved(held, context)
             check_names_not_moved(programs, (ref,), context)
             before = array.get(index)
-            if precondition is not None:
-                precondition(before)
             result = SetResult(array.id, before, programs.describe(program.id, program))
             if before == program.id:
                 result.fit = "tried" if dry_run else None
+                repeated = _repeated(changes, held, "set", index, program.id, context)
+                if repeated is not None:
+                    result.before = repeated.entries.before[0] or None
+                    result.change = None if dry_run else repeated
+                    return result
+            if precondition is not None:
+                precondition(before)
+            if before == program.id:
+                check_confirmed(held, (index,))
                 return result
             plan = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
             applied = await changes.apply(held, "set", plan, context, dry_run=dry_run)
-    result.fit, result.change = applied.fit, applied.change
+    result.fit, result.change, result.entries = applied.fit, applied.change, applied.entries
     return result
 
 
@@ -149,6 +160,7 @@ def write_entry(
         precondition(before)
     result = SetResult(array.id, before, summary)
     if before == program.id:
+        check_confirmed(held, (index,))
         return result, None
     plan = WritePlan.one(index, before, program)
     check_writes(programs, held, plan, context)
@@ -184,7 +196,8 @@ async def clear_entry(
         dry_run: Only check.
 
     Returns:
-        The change. None: the entry was empty, or it was a dry run.
+        The change; where the request repeats one that waits for its confirmation, that one. None: the entry was empty,
+        or it was a dry run.
 
     Raises:
         EntryEmpty: It is empty already.
@@ -194,6 +207,11 @@ async def clear_entry(
         check_entries(held, [index], context)
         before = held.opened().get(index)
         check_not_moved(held, context)
+        if before is None:
+            repeated = _repeated(changes, held, "clear", index, EMPTY, context)
+            if repeated is not None:
+                return None if dry_run else repeated
+            check_confirmed(held, (index,))
         if before is None and not allow_missing:
             raise EntryEmpty(index)
         if precondition is not None:
@@ -202,3 +220,13 @@ async def clear_entry(
             return None
         applied = await changes.apply(held, "clear", WritePlan.one(index, before, None), context, dry_run=dry_run)
     return applied.change
+
+
+def _repeated(
+    changes: Changes, held: HeldMap, kind: ChangeKind, index: int, after: int, context: RequestContext
+) -> Change | None:
+    """Return the change that waits for its confirmation, where the request is the one that made it, sent again."""
+    for change in changes.confirmations.repeatable(held, kind, context):
+        if (change.entries.indexes[0], change.entries.after[0]) == (index, after):
+            return change
+    return None

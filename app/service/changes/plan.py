@@ -141,9 +141,11 @@ class PreparedChange:
         plan: What is written.
         change: The record for the journal. Its id is 0 until it is journalled.
         replaced: The programs that it replaces, kept open, by id.
+        expects: What is expected of entries from now on, where that is more than the change writes. None: it is not.
     """
 
     held: HeldMap
     plan: WritePlan
     change: Change
     replaced: dict[int, Program]
+    expects: EntryChanges | None = None

@@ -2,24 +2,31 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import compress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from app.access.rights import Grant
-from app.service.changes.changes import BackgroundSteps, Changes
+from app.service.changes.changes import Applied, BackgroundSteps, Changes
 from app.service.changes.fit import Fit
 from app.service.changes.origin import RequestContext
-from app.service.changes.permissions import check_names_not_moved, check_not_moved, check_program, check_reference
+from app.service.changes.permissions import (
+    check_confirmed,
+    check_entries,
+    check_names_not_moved,
+    check_not_moved,
+    check_program,
+    check_reference,
+)
 from app.service.changes.plan import WritePlan
-from app.service.errors import BodyIndexOutOfRange, DuplicateIndex
+from app.service.errors import BodyIndexOutOfRange, DuplicateIndex, ProgramBusy, ProgramIncompatible, ServiceError
 from app.service.objects.program import Program
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
-from app.service.registry.programs import ProgramRef
-from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, Indexes
+from app.service.registry.programs import ByName, ProgramRef, Programs
+from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, EntryChanges, Indexes
 
 _NO_ID: Final = -1
 _SMALL: Final = 8  # references: for so few, a search through the table is faster than making a set of it
@@ -61,11 +68,13 @@ class TableResult:
     """What became of a change of several entries.
 
     Attributes:
-        change: The journalled change. None: nothing had to be written, or it was a dry run.
+        change: The journalled change; where the request repeats one that waits for its confirmation, that one. None:
+            nothing had to be written, or it was a dry run.
         set: How many entries were pointed to another program.
         cleared: How many were emptied.
         unchanged: How many are listed, and were so already.
         fit: How surely a dry run knows that the programs fit.
+        entries: What a dry run would change. None: nothing.
     """
 
     change: Change | None
@@ -73,11 +82,18 @@ class TableResult:
     cleared: int
     unchanged: int
     fit: Fit | None = None
+    entries: EntryChanges | None = None
 
     @classmethod
-    def of(cls, change: Change | None, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
-        """Make it from the plan that was written, or would be."""
-        return cls(change, len(plan) - plan.cleared, plan.cleared, unchanged, fit)
+    def of(cls, applied: Applied, plan: WritePlan, *, unchanged: int = 0, fit: Fit | None = None) -> "TableResult":
+        """Make it from the plan that was written, or would be, and what became of it."""
+        return cls(applied.change, len(plan) - plan.cleared, plan.cleared, unchanged, fit, applied.entries)
+
+    @classmethod
+    def of_repeated(cls, change: Change, *, unchanged: int = 0) -> "TableResult":
+        """Make it from a change that waits for its confirmation, for the same request sent again."""
+        cleared = change.entries.after.count(EMPTY)
+        return cls(change, len(change.entries) - cleared, cleared, unchanged)
 
 
 async def change_table(
@@ -113,10 +129,11 @@ async def change_table(
     """
     async with held.lock:
         table = held.opened()
-        _check_indexes(requested.indexes, table.max_entries)
+        with _naming_entries(requested):
+            _check_indexes(requested.indexes, table.max_entries)
         found = await held.read()
         in_table = found if len(requested.refs) <= _SMALL else set(found)
-        with ExitStack() as stack:
+        with _naming_entries(requested), ExitStack() as stack:
             programs = _open(changes, requested, found, in_table, context, stack)
             check_not_moved(held, context)
             check_names_not_moved(changes.registry.programs, requested.refs, context)
@@ -127,16 +144,97 @@ async def change_table(
             await asyncio.sleep(0)
             if replace:
                 plan = plan.then_clear(_to_clear(requested.indexes, found, context.grant), found)
-            precondition(table.id, found)
-            if not plan:
-                return TableResult.of(None, plan, unchanged=unchanged, fit="tried" if dry_run else None)
             kind: ChangeKind = "replace" if replace else "update"
+            repeated = None if plan else _repeated(changes, held, kind, requested.indexes, found, context)
+            if repeated is not None and not dry_run:
+                was = len(set(repeated.entries.indexes).intersection(requested.indexes))
+                return TableResult.of_repeated(repeated, unchanged=len(listed) - was)
+            if repeated is None:
+                precondition(table.id, found)
+                if held.unconfirmed is not None:
+                    check_entries(held, plan.indexes, context)
+                    check_confirmed(held, _concerned(held, requested.indexes, context.grant, replace=replace))
+            if not plan:
+                return TableResult.of(Applied(), plan, unchanged=unchanged, fit="tried" if dry_run else None)
             # What is in the table already fits.
             new = [program for program in plan.programs.values() if program.id not in in_table]
-            applied = await changes.apply(
-                held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
-            )
-    return TableResult.of(applied.change, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+            try:
+                applied = await changes.apply(
+                    held, kind, plan, context, dry_run=dry_run, try_first=new, background_steps=background_steps
+                )
+            except (ProgramBusy, ProgramIncompatible) as error:
+                error.entry = _entry(requested, plan.indexes[plan.after.index(error.program_id)])
+                raise
+    return TableResult.of(applied, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+
+
+@contextmanager
+def _naming_entries(requested: RequestedEntries) -> Iterator[None]:
+    """Let an error that is about an entry tell also the program that the request names there."""
+    try:
+        yield
+    except ServiceError as error:
+        index = getattr(error, "index", None)
+        if error.entry is None and index is not None:
+            error.entry = _entry(requested, index)
+        raise
+
+
+def _entry(requested: RequestedEntries, index: int) -> dict[str, Any]:
+    """Return what an error tells of an entry: its index, and the program that the request names there."""
+    is_listed = index in requested.indexes
+    ref = requested.refs[requested.places[requested.indexes.index(index)]] if is_listed else None
+    return {"index": index, "program": _as_named(ref)}
+
+
+def _as_named(ref: ProgramRef | None) -> str | dict[str, int | str] | None:
+    """Return a reference as a request has it."""
+    if isinstance(ref, ByName):
+        return ref.name
+    if isinstance(ref, ById):
+        return {"id": ref.id}
+    return None if ref is None else {"pinned": ref.path}
+
+
+def _opened_copy(programs: Programs, index: int, ref: ProgramRef) -> Program:
+    try:
+        return programs.opened_copy(ref)
+    except ServiceError as error:
+        error.entry = {"index": index, "program": _as_named(ref)}
+        raise
+
+
+def _concerned(held: HeldMap, listed: Indexes, grant: Grant, *, replace: bool) -> Collection[int]:
+    """Return the entries that a request speaks of, of those that wait: a new table speaks also of what it leaves out.
+
+    Entries beyond the bounds of whoever asks stay as they are, as in `_to_clear`.
+    """
+    if not replace:
+        return listed
+    waiting = held.unconfirmed or ()
+    is_all = grant.entries is None or isinstance(listed, range)
+    return waiting if is_all else [index for index in waiting if index in listed or grant.has_entry(index)]
+
+
+def _repeated(
+    changes: Changes,
+    held: HeldMap,
+    kind: ChangeKind,
+    listed: Indexes,
+    found: "array[int]",
+    context: RequestContext,
+) -> Change | None:
+    """Return the change that waits for its confirmation, where the request is the one that made it, sent again.
+
+    Nothing is left to write, so the entries hold what the request lists.
+    """
+    for change in changes.confirmations.repeatable(held, kind, context):
+        concerned = set(held.unconfirmed or ())
+        concerned.intersection_update(_concerned(held, listed, context.grant, replace=kind == "replace"))
+        entries = change.entries
+        if concerned == set(entries.indexes) and _held_by(entries.indexes, found) == entries.after:
+            return change
+    return None
 
 
 def _check_indexes(indexes: Indexes, max_entries: int) -> None:
@@ -168,10 +266,10 @@ def _open(
     for index, _, ref in needed:
         check_program(programs, index, ref, found[index], context)
     if context.grant.role == "admin":
-        return {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
+        return {place: stack.enter_context(_opened_copy(programs, index, ref)) for index, place, ref in needed}
     for index, _, ref in needed:
         check_reference(programs, index, ref, None, in_table, context)
-    opened = {place: stack.enter_context(programs.opened_copy(ref)) for _, place, ref in needed}
+    opened = {place: stack.enter_context(_opened_copy(programs, index, ref)) for index, place, ref in needed}
     for index, place, ref in needed:
         check_reference(programs, index, ref, opened[place].id, in_table, context)
     return opened

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from app.service.changes.plan import WritePlan
 from app.service.errors import EntryEmpty, ServiceError, Stopping
@@ -42,6 +42,19 @@ class WriteFailed(Exception):
         self.index, self.cause, self.left = index, cause, left
 
 
+class PutBack(NamedTuple):
+    """What became of undoing a plan.
+
+    Attributes:
+        left: The indexes that could not be put back.
+        foreign: The indexes that hold neither what the plan put there nor what was there before: another tool has
+            written since.
+    """
+
+    left: list[int]
+    foreign: list[int]
+
+
 async def write(
     table: ProgramArray,
     plan: WritePlan,
@@ -65,20 +78,17 @@ async def write(
     writing = _inline_or_in_thread(plan.after, partial(do, table, plan, is_stopping))
     done, error = await (writing if len(plan.indexes) < _BACKGROUND_FROM else _beside(writing, background_steps))
     if error is not None:
-        left = await put_back(table, plan.part(0, done), replaced)
+        left, _ = await put_back(table, plan.part(0, done), replaced)
         raise WriteFailed(plan.indexes[done], error, left) from error
 
 
-async def put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
+async def put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> PutBack:
     """Undo a plan in reverse order, where the entries still hold what it has put there.
 
     Args:
         table: The array.
         plan: What was written.
         replaced: The programs that it has replaced, by id.
-
-    Returns:
-        The indexes that could not be put back.
     """
     return await _inline_or_in_thread(plan.before, partial(_put_back, table, plan, replaced))
 
@@ -135,8 +145,8 @@ def _write_in_slices(
     return done, None
 
 
-def _put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> list[int]:
-    fds, left = _fds(replaced), list[int]()
+def _put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Program]) -> PutBack:
+    fds, left, foreign = _fds(replaced), list[int](), list[int]()
     for stop in range(len(plan), 0, -_MAX_SLICE):
         part = plan.part(max(0, stop - _MAX_SLICE), stop)
         try:
@@ -145,12 +155,17 @@ def _put_back(table: ProgramArray, plan: WritePlan, replaced: Mapping[int, Progr
             left += reversed(part.indexes)
             continue
         # Where somebody else's tool has written since, it is theirs to keep.
+        foreign += [
+            index
+            for index, holds, before, after in zip(part.indexes, now, part.before, part.after, strict=True)
+            if holds not in {before, after}
+        ]
         ours = part.chosen(bytes(map(int.__eq__, now, part.after)))
         known = ours.chosen(bytes(map(fds.__contains__, ours.before)))
         left += ours.chosen(bytes(id_ not in fds for id_ in ours.before)).indexes[::-1]
         indexes = array(NUMBERS, known.indexes[::-1])
         left += _write_all_possible(table, indexes, _values(known.before[::-1], 0, len(known), fds))
-    return left
+    return PutBack(left, foreign)
 
 
 def _write_all_possible(table: ProgramArray, indexes: "array[int]", values: "array[int]") -> list[int]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from app.service.changes.changes import Changes
+from app.service.changes.changes import Applied, Changes
 from app.service.changes.origin import SERVICE_ACTOR, RequestContext
 from app.service.changes.permissions import check_confirmed, check_entries, check_not_moved
 from app.service.changes.plan import WritePlan
@@ -57,9 +57,11 @@ async def reconcile_to_journal(
                 raise NotRestorable(held.name, f"entry {first}: {lost[first]}", reasons)
             plan = _plan(drifted, programs)
             if not plan and not dry_run:
-                return TableResult.of(None, plan)
+                for again in reversed([*changes.confirmations.repeatable(held, "reconcile", context)]):
+                    return TableResult.of_repeated(again)
+                return TableResult.of(Applied(), plan)
             applied = await changes.apply(held, "reconcile", plan, context, dry_run=dry_run)
-            return TableResult.of(applied.change, plan, fit=applied.fit)
+            return TableResult.of(applied, plan, fit=applied.fit)
 
 
 async def reconcile_to_kernel(
@@ -79,9 +81,9 @@ async def reconcile_to_kernel(
         check_entries(held, indexes, context)
         check_not_moved(held, context)
         check_confirmed(held, indexes)
-        if dry_run or not drifted:
-            return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None)
         entries = EntryChanges.of(EntryChange(each.index, each.journal, each.kernel) for each in drifted)
+        if dry_run or not drifted:
+            return TableResult(None, 0, 0, len(drifted), "tried" if dry_run else None, entries)
         return TableResult(await changes.adopt(held, entries, context), 0, 0, len(drifted))
 
 

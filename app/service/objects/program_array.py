@@ -281,6 +281,7 @@ def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
             remedy=f"use a program of type {owner}, or a new array: the first program fixes the type for good",
             owner_program_type=owner,
             program_type=program.type,
+            program_id=program.id,
         )
     properties = "expected_attach_type, XDP frags, attach prototype, cgroup storage or JIT"
     return ProgramIncompatible(
@@ -291,4 +292,5 @@ def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
         "clearing every entry does not reset which programs the array takes",
         owner_program_type=owner,
         program_type=program.type,
+        program_id=program.id,
     )

@@ -7,7 +7,7 @@ from operator import ne
 from typing import Final
 
 from app.store.expected import Table
-from app.store.records import Array, Change, Indexes, ProgramRecord, Programs
+from app.store.records import Array, EntryChanges, Indexes, ProgramRecord, Programs
 
 _ENTRIES_PER_COMPARISON: Final = 256  # entries that are compared at once; where they differ, one by one
 _MIN_PROGRAMS: Final = 1024  # programs that stay known, also where no entry is expected to hold them any more
@@ -36,9 +36,9 @@ class ExpectedTable:
     used: int = 0
     _max_programs: int = _MIN_PROGRAMS
 
-    def apply(self, change: Change) -> None:
+    def apply(self, entries: EntryChanges) -> None:
         """Expect what a change has put into its entries. That ends their drift."""
-        entries, numbers = change.entries, self.table.numbers
+        numbers = self.table.numbers
         self._add_programs(entries.programs)
         if isinstance(entries.indexes, range):
             numbers[entries.indexes.start : entries.indexes.stop] = entries.after

@@ -28,14 +28,20 @@ class IndexSet(Collection[int]):
 
 
 class UnconfirmedEntries(Mapping[int, int]):
-    """The entries that wait for a confirmation: by index, the id of the change. 8 bytes for each up to the highest."""
+    """The entries that wait for a confirmation: by index, the id of the change. 8 bytes for each up to the highest.
+
+    Attributes:
+        waiting: By the id of the change, its deadline in seconds since 1970 and its entries.
+    """
 
     def __init__(self) -> None:
         self._changes = array("Q")
         self._count = 0
+        self.waiting: dict[int, tuple[float, Collection[int]]] = {}
 
-    def add(self, indexes: Collection[int], change_id: int) -> None:
+    def add(self, indexes: Collection[int], change_id: int, confirm_by: float) -> None:
         """Let these entries, none of which waits yet, wait for this change."""
+        self.waiting[change_id] = confirm_by, indexes
         changes = self._changes
         changes.frombytes(bytes(8 * max(0, max(indexes, default=-1) + 1 - len(changes))))
         for index in indexes:
@@ -45,6 +51,7 @@ class UnconfirmedEntries(Mapping[int, int]):
     def remove(self, indexes: Collection[int], change_id: int) -> int:
         """Let those of these entries that wait for this change wait no longer. Return how many still wait."""
         changes = self._changes
+        self.waiting.pop(change_id, None)
         for index in indexes:
             if index < len(changes) and changes[index] == change_id:
                 changes[index] = 0
