@@ -21,7 +21,7 @@ from app.cli import demo
 from app.service.objects.program import Program
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
-from tests import private_mounts
+from tests import field_report, private_mounts
 
 REQUIRED = os.environ.get("KERNEL_TESTS") == "required"
 
@@ -37,6 +37,11 @@ def _kernel_refuses() -> str | None:
     except OSError as error:
         return f"this kernel refuses: {error}; run on Linux 5.2 or later with CAP_BPF and CAP_SYS_ADMIN"
     return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Report what people ran into, a line for each."""
+    config.pluginmanager.register(field_report)
 
 
 def pytest_report_header() -> str:

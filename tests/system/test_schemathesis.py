@@ -35,7 +35,7 @@ _CONFIG: dict[str, Any] = {
 }
 
 # JSON Schema cannot express this relation between a query parameter and the body.
-BETWEEN_QUERY_AND_BODY = "query.confirm_within: nothing is written, so there is nothing to be undone"
+BETWEEN_QUERY_AND_BODY = "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
 
 
 class Served:
