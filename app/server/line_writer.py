@@ -14,7 +14,7 @@ from typing import Final
 
 _MAX_WAITING_BYTES: Final = 4 << 20
 _PIECE_BYTES: Final = 4096  # PIPE_BUF: a pipe that poll(2) reports as writable takes as much without blocking
-_GATHER_SECONDS: Final = 0.002  # the thread waits as long for more lines, so that it wakes up seldom under load
+_GATHER_SECONDS: Final = 0.02  # the thread waits as long for more lines, so that it wakes up seldom under load
 _RETRY_SECONDS: Final = 0.05  # between two tries to write to a file that is set to O_NONBLOCK
 
 
