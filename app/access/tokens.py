@@ -235,9 +235,10 @@ class Tokens:
 
     def _remember(self, hashed: str, stored: bytes, fd: int | None) -> None:
         """Keep an answer of `look_up`, as long as the file stays the same."""
-        if fd is None or self._fd is None or _stamp_of(os.fstat(fd)) != self._loaded_stamp:
+        stamp = None if fd is None else _stamp_of(os.fstat(fd))
+        if fd is None or self._fd is None or stamp != self._loaded_stamp:
             self._forget()
-            self._fd, self._loaded_stamp = fd, None if fd is None else _stamp_of(os.fstat(fd))
+            self._fd, self._loaded_stamp = fd, stamp
         else:
             os.close(fd)
         if stored:

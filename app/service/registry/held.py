@@ -2,11 +2,12 @@
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Literal, Self, TypeVar
 
 from app.access.rights import NONE, Ranges
+from app.bpf.kernel import Kernel
 from app.service.errors import MapUnavailable, MapUnknown, ProgramUnavailable, ProgramUnknown
 from app.service.objects.program import Program
 from app.service.objects.program_array import ProgramArray
@@ -194,3 +195,49 @@ class HeldProgram(Held[Program]):
         if self.object is None:
             raise ProgramUnavailable(self.name, self.reason)
         return self.object
+
+
+M = TypeVar("M", HeldMap, HeldProgram)
+
+
+class Holdings(Generic[M]):
+    """What is held, by name: all maps, or all programs. Thread rule: one event loop.
+
+    Attributes:
+        unknown: The error where nothing is held under a name.
+    """
+
+    unknown: type[MapUnknown | ProgramUnknown]
+
+    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
+        """Hold nothing yet. `pin_dirs`: the folders below which a request may name pins."""
+        self._kernel = kernel
+        self._pin_dirs = pin_dirs
+        self._held: dict[str, M] = {}
+        self._holding = asyncio.Lock()  # of whoever holds or releases
+
+    def __iter__(self) -> Iterator[M]:
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def find(self, name: str) -> M | None:
+        """Return what is held under a name. None: there is nothing."""
+        return self._held.get(name)
+
+    def get(self, name: str) -> M:
+        """Return what is held under the name in a path.
+
+        Raises:
+            MapUnknown: There is no such map.
+            ProgramUnknown: There is no such program.
+        """
+        if name not in self._held:
+            raise self.unknown(name)
+        return self._held[name]
+
+    def add(self, held: M) -> M:
+        """Hold it from now on. It may still be unavailable."""
+        self._held[held.name] = held
+        return held

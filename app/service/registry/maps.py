@@ -1,11 +1,8 @@
 """The program arrays that are held under names."""
 
-import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
 from functools import partial
 
-from app.bpf.kernel import Kernel
 from app.service.errors import (
     KernelError,
     LastReference,
@@ -18,45 +15,15 @@ from app.service.errors import (
 from app.service.objects.opening import allowed_source, open_array, open_in_thread, open_or_make_array
 from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import ById, Made, Pinned, Source
-from app.service.registry.held import HeldMap, Veto, no_veto
+from app.service.registry.held import HeldMap, Holdings, Veto, no_veto
 from app.service.registry.pins import moved_warning
 from app.service.registry.programs import Uses
 
 
-class Maps:
+class Maps(Holdings[HeldMap]):
     """Held program arrays by name. One array has one name. Thread rule: one event loop."""
 
-    def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
-        """Hold nothing yet. `pin_dirs`: the folders below which a request may name pins."""
-        self._kernel = kernel
-        self._pin_dirs = pin_dirs
-        self._held: dict[str, HeldMap] = {}
-        self._holding = asyncio.Lock()  # of whoever holds or releases
-
-    def __iter__(self) -> Iterator[HeldMap]:
-        return iter(list(self._held.values()))
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def find(self, name: str) -> HeldMap | None:
-        """Return the map held under a name. None: there is none."""
-        return self._held.get(name)
-
-    def get(self, name: str) -> HeldMap:
-        """Return the map held under a name.
-
-        Raises:
-            MapUnknown: There is none.
-        """
-        if name not in self._held:
-            raise MapUnknown(name)
-        return self._held[name]
-
-    def add(self, held: HeldMap) -> HeldMap:
-        """Hold it from now on. It may still be unavailable."""
-        self._held[held.name] = held
-        return held
+    unknown = MapUnknown
 
     def adopt(self, name: str, array: ProgramArray) -> HeldMap:
         """Hold an array that the caller has made."""

@@ -1,6 +1,5 @@
 """The programs that are held under names, and how a request refers to one."""
 
-import asyncio
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from app.service.errors import NameTaken, ProgramNotFound, ProgramUnknown, Servi
 from app.service.objects.opening import allowed_source, open_in_thread, open_program
 from app.service.objects.program import Program, ProgramSummary
 from app.service.objects.source import ById, Made, Pinned, Source
-from app.service.registry.held import HeldProgram, Veto, no_veto
+from app.service.registry.held import HeldProgram, Holdings, Veto, no_veto
 from app.service.registry.pins import moved_warning
 from app.store.records import ProgramRecord
 
@@ -34,15 +33,14 @@ ProgramRef = ByName | ById | Pinned
 Uses = dict[int, list[tuple[str, int]]]
 
 
-class Programs:
+class Programs(Holdings[HeldProgram]):
     """Held programs by name. One program may have several names. Thread rule: one event loop."""
+
+    unknown = ProgramUnknown
 
     def __init__(self, kernel: Kernel, pin_dirs: Sequence[str]) -> None:
         """Hold nothing yet. `pin_dirs`: the folders below which a request may name pins."""
-        self._kernel = kernel
-        self._pin_dirs = pin_dirs
-        self._held: dict[str, HeldProgram] = {}
-        self._holding = asyncio.Lock()  # of whoever holds or releases
+        super().__init__(kernel, pin_dirs)
         self._order: dict[str, int] = {}  # by name: which was held before which
         self._numbers = count()
         # By a program's id: all that hold it, in that order, and what is known of it by the first of these.
@@ -51,29 +49,9 @@ class Programs:
         self._records: dict[int, ProgramRecord] = {}
         self._summaries: dict[int, ProgramSummary] = {}  # of programs that are not held
 
-    def __iter__(self) -> Iterator[HeldProgram]:
-        return iter(list(self._held.values()))
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def find(self, name: str) -> HeldProgram | None:
-        """Return the program held under a name. None: there is none."""
-        return self._held.get(name)
-
-    def get(self, name: str) -> HeldProgram:
-        """Return the program held under the name in a path.
-
-        Raises:
-            ProgramUnknown: There is none.
-        """
-        if name not in self._held:
-            raise ProgramUnknown(name)
-        return self._held[name]
-
     def add(self, held: HeldProgram) -> HeldProgram:
         """Hold it from now on. It may still be unavailable."""
-        self._held[held.name] = held
+        super().add(held)
         self._order[held.name] = next(self._numbers)
         self._enter(held)
         return held
