@@ -22,14 +22,13 @@ from urllib.parse import unquote
 import httptools
 import structlog
 import uvicorn
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 from uvicorn.server import ServerState
 
 from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import NAMES, PEER
-from app.api.limits import Bounds
+from app.api.limits import Bounds, ClientGone
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
 from app.server.fast_path import FastPath, FastRequest
 from app.server.framing import (
@@ -111,13 +110,13 @@ class Exchange:
         """Send the head or a part of the body, once the client has read enough of what came before.
 
         Raises:
-            ClientDisconnect: The client has gone, so more of the body need not be made.
+            ClientGone: The client has gone, so more of the body need not be made.
         """
         connection = self._connection
         await connection.writable.wait()
         if connection.is_lost or connection.is_closing:
             if message.get("more_body", False):
-                raise ClientDisconnect
+                raise ClientGone
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False

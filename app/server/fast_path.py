@@ -12,21 +12,19 @@ import time
 from functools import partial
 from typing import Final, Protocol
 
-from fastapi import FastAPI
 from pydantic_core import from_json
-from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from app.api.answers import read_answer, set_answer
 from app.api.audit import Audit
 from app.api.authorization import AUTHORIZATION, Authentication, check_access
-from app.api.dependencies import context_of
 from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
-from app.api.middleware import FAILED, REQUEST_ID, request_id_of
 from app.api.problems import HttpProblem
-from app.api.routes.entries import read_answer, set_answer
 from app.api.schemas import fields, requests
 from app.api.schemas.responses import Answer
+from app.api.scope import FAILED, OPERATION, REQUEST_ID, context_of, request_id_of
+from app.api.state import State
 from app.service.changes.entries import SetResult, write_entry
 from app.service.errors import JournalUnavailable, ServiceError
 from app.service.lifecycle import Service
@@ -35,13 +33,13 @@ from app.service.registry.programs import ByName
 
 _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
-_MAX_KNOWN_PATHS: Final = 4096
 # A request with any other header may mean more than its first line and its body say.
 _ELIGIBLE_HEADERS: Final = frozenset(
     {b"host", b"authorization", b"content-type", b"content-length", b"connection", b"user-agent", b"accept",
      b"accept-encoding", b"accept-language", b"x-request-id"}
 )  # fmt: skip
 _STATUS_LINES: Final = {200: b"HTTP/1.1 200 OK\r\n", 201: b"HTTP/1.1 201 Created\r\n"}
+_ENTRIES_PATH: Final = re.compile(rb"/maps/([^/]+)/entries")  # without the index
 _MORE_THAN_A_PATH: Final = re.compile(rb"[?#%]")
 
 
@@ -99,15 +97,12 @@ class _UnusualRequest(Exception):
 class FastPath:
     """Answers requests that may go the fast way: it decides nothing, and gives only answers to what goes well."""
 
-    def __init__(self, app: FastAPI) -> None:
-        """Answer requests for this application, by its routes, policy and service."""
-        self._app = app
-        self._service: Service = app.state.service
-        self._authentication: Authentication = app.state.authentication
-        self._limits: Limits = app.state.limits
-        self._audit: Audit = app.state.audit
-        # The map's name and the route, by the method and the path without the index.
-        self._known: dict[tuple[bytes, bytes], tuple[str, BaseRoute]] = {}
+    def __init__(self, state: State) -> None:
+        """Answer requests with this service, by this policy."""
+        self._service: Service = state.service
+        self._authentication: Authentication = state.authentication
+        self._limits: Limits = state.limits
+        self._audit: Audit = state.audit
         self._reads: list[FastRequest] = []  # that arrived in this turn of the event loop
 
     def take(self, request: FastRequest) -> None:
@@ -167,33 +162,21 @@ class FastPath:
             _UnusualRequest: The regular way knows more.
         """
         folder, _, last = request.path.rpartition(b"/")
-        name, route = self._known.get((request.method, folder)) or self._find_route(request, folder)
-        scope = request.scope
-        scope["app"], scope["route"], scope["path"] = self._app, route, request.path.decode("latin-1")
+        found = _ENTRIES_PATH.fullmatch(folder)
+        if found is None:
+            raise _UnusualRequest
+        name, scope, operation = found[1].decode("latin-1"), request.scope, _OPERATIONS[request.method]
+        scope[OPERATION], scope["path"] = operation, request.path.decode("latin-1")
         scope[AUTHORIZATION] = request.headers.get(b"authorization")
         scope[REQUEST_ID] = request_id_of(request.headers)
         if self._service.is_stopping:
             raise _UnusualRequest
-        check_access(scope, _OPERATIONS[request.method], name, self._authentication, self._limits)
+        check_access(scope, operation, name, self._authentication, self._limits)
         try:
             index = fields.decimal(last.decode("latin-1"))
         except ValueError:
             raise _UnusualRequest from None
         return index, self._service.registry.maps.get(name)
-
-    def _find_route(self, request: FastRequest, folder: bytes) -> tuple[str, BaseRoute]:
-        """Ask the application's routes about a path, once. _UnusualRequest where it is another operation's."""
-        scope = {"type": "http", "method": request.method.decode(), "path": request.path.decode("latin-1")}
-        for route in self._app.routes:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                if getattr(route, "operation_id", None) != _OPERATIONS[request.method]:
-                    break
-                if len(self._known) >= _MAX_KNOWN_PATHS:
-                    self._known.clear()
-                self._known[request.method, folder] = found["path_params"]["name"], route
-                return self._known[request.method, folder]
-        raise _UnusualRequest
 
     def _answer(self, request: FastRequest, answer: Answer) -> None:
         request_id: str = request.scope[REQUEST_ID]

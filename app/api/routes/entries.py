@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from app.api import openapi
-from app.api.audit import FACTS, program_fact
-from app.api.authorization import check_entry, grant_of
+from app.api.answers import read_answer, set_answer
+from app.api.audit import program_fact
+from app.api.authorization import grant_of
 from app.api.dependencies import (
     ConfirmWithin,
     DryRun,
@@ -19,24 +19,21 @@ from app.api.dependencies import (
     Note,
     add_audit_facts,
     change_headers,
-    context_of,
     service_of,
 )
-from app.api.encoding.changes import entries_chunks
-from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
-from app.api.encoding.responses import long_json
+from app.api.encoding.entries import entry_of, table_chunks, table_etag, waiting_of
+from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import fields, parameters, requests, responses
+from app.api.scope import context_of
 from app.api.visibility import visible_entries
-from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
-from app.service.errors import EntryEmpty
-from app.service.lifecycle import Service
+from app.service.changes.entries import Precondition, clear_entry, set_entry
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import EMPTY, NUMBERS
+from app.store.records import NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -100,8 +97,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
 )
 async def set_entry_route(
     request: Request,
-    name: fields.MapName,
-    index: fields.Index,
+    name: parameters.MapName,
+    index: parameters.Index,
     body: requests.SetEntry,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -130,29 +127,7 @@ async def set_entry_route(
         dry_run=dry_run,
     )
     answer = set_answer(request.scope, service.registry, held, index, result)
-    return responses.Json(answer.body, answer.status, answer.headers)
-
-
-def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
-    """Return the answer to a request that has set an entry. Both ways of a request give it."""
-    waiting = waiting_of(held, index)
-    etag, body = entry_json(registry, held.name, result.map_id, index, result.after, waiting)
-    headers = {"ETag": etag}
-    if result.change is not None:
-        headers["Change-Id"] = str(result.change.id)
-        scope[FACTS] = {
-            "change": result.change.id,
-            "map": held.name,
-            "index": index,
-            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
-            "after": {"name": result.after.name, "id": result.after.id},
-        }
-    if result.fit is not None:
-        headers["Dry-Run"] = "true"
-        entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting)
-        dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[]).model_dump_json()
-        body = b"".join(entries_chunks(dry, result.entries))
-    return responses.Answer(201 if result.before is None else 200, headers, body)
+    return Json(answer.body, answer.status, answer.headers)
 
 
 @router.get(
@@ -165,7 +140,7 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,
 )
-async def get_entry(request: Request, name: fields.MapName, index: fields.Index) -> Response:
+async def get_entry(request: Request, name: parameters.MapName, index: parameters.Index) -> Response:
     """Return the program that an entry points to.
 
     Every request asks the kernel, so it also shows what other tools write.
@@ -176,28 +151,7 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     answer = read_answer(request.scope, service, held, index)
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)
-    return responses.Json(answer.body, answer.status, answer.headers)
-
-
-def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> responses.Answer:
-    """Return the answer to a request that reads an entry. Both ways of a request give it.
-
-    Raises:
-        HttpProblem: forbidden: the entry is beyond the bounds of the caller.
-        EntryEmpty: It points to no program.
-        IndexOutOfRange: It is not below max_entries.
-        MapUnavailable: The map could not be opened.
-        KernelError: The kernel refuses.
-    """
-    check_entry(scope, index)
-    array = held.opened()
-    program_id = array.get(index)
-    service.drift.note_read_of_entry(held, index, program_id)
-    if program_id is None:
-        raise EntryEmpty(index)
-    summary = service.registry.programs.describe(program_id)
-    etag, body = entry_json(service.registry, held.name, array.id, index, summary, waiting_of(held, index))
-    return responses.Answer(200, {"ETag": etag}, body)
+    return Json(answer.body, answer.status, answer.headers)
 
 
 @router.delete(
@@ -210,8 +164,8 @@ def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> re
 )
 async def clear_entry_route(
     request: Request,
-    name: fields.MapName,
-    index: fields.Index,
+    name: parameters.MapName,
+    index: parameters.Index,
     allow_missing: Annotated[bool, Query(description="204 also where the entry is empty already.")] = False,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -248,7 +202,7 @@ async def clear_entry_route(
 )
 async def list_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     start: Annotated[fields.Decimal, Query(description="The lowest index of the page.")] = 0,
     limit: Annotated[
         fields.Positive | None,

@@ -17,7 +17,6 @@ from app.api.dependencies import (
     Note,
     add_audit_facts,
     change_headers,
-    context_of,
     service_of,
 )
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
@@ -28,7 +27,8 @@ from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routes.entries import REFERENCE, WRITE
 from app.api.routing import TableRoute
-from app.api.schemas import fields, requests, responses, table_requests
+from app.api.schemas import parameters, requests, responses, table_requests
+from app.api.scope import context_of
 from app.service.changes.origin import RequestContext
 from app.service.changes.tables import RequestedEntries, TablePrecondition, TableResult, change_table
 from app.service.registry.programs import ByName
@@ -147,7 +147,7 @@ async def _change(
 )
 async def replace_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: table_requests.ReplaceEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -179,7 +179,7 @@ async def replace_entries(
 )
 async def update_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: table_requests.UpdateEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
