@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.state import State
 
-MODULE: Final = "app.api.app"  # what is loaded, with all that it imports
+# What is loaded, with all that it imports. FastAPI would import the second at the first request.
+MODULES: Final = ("app.api.app", "fastapi.telemetry._runtime")
 
 
 class Application:
@@ -62,5 +63,6 @@ class Application:
         return app
 
     def _make(self) -> ASGIApp:
-        app: ASGIApp = importlib.import_module(MODULE).create_app(self.state)
+        module, *_ = map(importlib.import_module, MODULES)
+        app: ASGIApp = module.create_app(self.state)
         return app

@@ -56,6 +56,7 @@ def _header(name: str, description: str) -> dict[str, Any]:
 ETAG: Final = _header("ETag", "The entity tag. It changes when the kernel holds something else.")
 DRY_RUN: Final = _header("Dry-Run", "`true` after a dry run.")
 CHANGE_ID: Final = _header("Change-Id", "The id of the change that was made.")
+PREFERENCE: Final = _header("Preference-Applied", "`return=minimal` if the entries of the change are left out.")
 LOCATION: Final = _header("Location", "The path of the new resource.")
 
 # Headers of problems, by status.

@@ -77,8 +77,8 @@ def _serve(settings: Settings, file: Path) -> None:
         at_exit.callback(listener.close)
 
         # Switch to the service's user. All that this process makes from now on is private to that user.
+        preload(os.geteuid() if user is None else user.pw_uid)
         startup.switch_to_service_user(settings, user, lock)
-        preload()
         os.umask(0o077)
 
         # Open the journal as that user, who has to own it.

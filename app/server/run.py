@@ -5,15 +5,11 @@ import codecs
 import contextlib
 import gc
 import importlib
-import importlib.util
-import os
 import resource
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -22,7 +18,7 @@ import uvicorn
 from app.api import deferred
 from app.api.limits import Bounds
 from app.api.state import State
-from app.server import logging
+from app.server import late_imports, logging
 from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
 from app.server.keeper_watch import KeeperWatch
@@ -33,8 +29,6 @@ from app.server.tls import Tls
 
 _GRACE_SECONDS: Final = 10  # for requests that are being answered when the service stops
 _STREAM_GRACE_SECONDS: Final = 1.0  # for streams of events
-# What `app.api.deferred` imports later, a module of each folder that it is read from.
-_LATER_MODULES: Final = (deferred.MODULE, "fastapi", "starlette", "anyio", "prometheus_client", "json")
 
 log = structlog.get_logger()
 
@@ -45,32 +39,17 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def preload() -> None:
+def preload(uid: int) -> None:
     """Import what is otherwise imported later, when the process may no longer be allowed to read the files.
 
-    Call it as the user that the process is to be from then on. Code that this user may read by itself can wait.
+    Args:
+        uid: Of the user that the process is then.
     """
-    modules = ["uvicorn.lifespan.on", "uvicorn.loops.uvloop"]
-    if not all(map(_is_readable, _LATER_MODULES)):
-        modules += [deferred.MODULE, "fastapi.telemetry._runtime"]
-    for module in modules:
+    for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop"):
         importlib.import_module(module)
     for encoding in ("ascii", "latin-1", "idna"):
         codecs.lookup(encoding)
-
-
-def _is_readable(module: str) -> bool:
-    """Whether this user may read the file of a module without any capability, as its owner or as everybody may."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        return False
-    file = Path(found.origin)
-    for each in (file, *file.parents):
-        status = each.stat()
-        wanted = stat.S_IROTH if each == file else stat.S_IXOTH
-        if not status.st_mode & (wanted << 6 if status.st_uid == os.geteuid() else wanted):
-            return False
-    return True
+    late_imports.prepare(uid)
 
 
 def serve(

@@ -1,7 +1,7 @@
 """What is no rate of a running server: its start, its memory, and how soon its events come."""
 
 from tests.benchmarks.bench import Bench, Server
-from tests.benchmarks.servers import go, ours, start_time
+from tests.benchmarks.servers import go, ours, start_cpu, start_time
 from tests.benchmarks.table import Row, told
 from tests.benchmarks.works import Compared, Measure, Work
 
@@ -31,6 +31,10 @@ WORKS = [
          {"ours": lambda bench: start_time(ours(bench, "fresh", ["fresh64"])),
           "Go": lambda bench: start_time(go(bench, ["go64"]))},
          (Compared("ours", "Go"),)),
+    Work("start to first answer, CPU of all processes", "s",
+         {"ours": lambda bench: start_cpu(ours(bench, "fresh", ["fresh64"])),
+          "Go": lambda bench: start_cpu(go(bench, ["go64"]))},
+         (Compared("ours", "Go", most=0.6),)),
 ]  # fmt: skip
 
 

@@ -138,8 +138,8 @@ class DryEntry(Entry):
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
-class Change(_BuiltLater):
-    """A change of entries, as the journal records it."""
+class ChangeSummary(_BuiltLater):
+    """A change of entries, as the journal records it, without the entries."""
 
     id: int = Field(examples=[17])
     at: datetime
@@ -158,7 +158,6 @@ class Change(_BuiltLater):
         "`restore`: the entries were put back to what the journal says, at the request of a caller or when the service "
         "started. `adopt`: what the kernel held was recorded, and nothing was written."
     )
-    entries: list[ChangedEntry]
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )
@@ -166,6 +165,12 @@ class Change(_BuiltLater):
     confirmed_at: datetime | None = Field(description="When it was confirmed; null: it was not.")
     state: ChangeState
     reverts: int | None = Field(description="The id of the change that this one undoes.")
+
+
+class Change(ChangeSummary):
+    """A change of entries, as the journal records it."""
+
+    entries: list[ChangedEntry]
 
 
 class Changes(_BuiltLater):
@@ -192,6 +197,15 @@ class DryApplied(Applied):
 
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
+
+
+class MinimalApplied(_BuiltLater):
+    """The result of a change of entries, without the entries: for those who prefer `return=minimal`."""
+
+    change: ChangeSummary | None = Field(description="The change; null: nothing had to be written.")
+    set: int
+    cleared: int
+    unchanged: int
 
 
 class Owner(_BuiltLater):
