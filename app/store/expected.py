@@ -155,13 +155,14 @@ class ExpectedTables:
         return self._database.read(_UNAPPLIED_CHANGES, (1,)).fetchone() is not None
 
     def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
-        """Apply changes that are not in the stored tables yet, the oldest first.
+        """Apply changes that are not in the stored tables yet, the oldest first. Compress those that are large.
 
         Args:
             max_changes: Stop after so many changes. Negative: no limit.
             max_entries: Stop after the change that reaches so many entries.
         """
         execute, tables, applied = self._database.writer.execute, dict[str, PackedTable](), 0
+        smaller: list[tuple[bytes, int]] = []
         with closing(execute(_UNAPPLIED_CHANGES, (max_changes,))) as rows:
             for id_, map_, boot_id, packed, expired in rows:
                 # A change that has expired counts for nothing, also where another tool's write was left in its place.
@@ -170,11 +171,15 @@ class ExpectedTables:
                     stored = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
                     tables[map_] = PackedTable(*stored or ())
                 tables[map_].apply(entries, boot_id)
+                compressed = EntryChanges.compressed(packed)
+                if compressed is not packed:
+                    smaller.append((compressed, id_))
                 applied, max_entries = id_, max_entries - len(entries)
                 if max_entries <= 0:
                     break
         for map_, table in tables.items():
             execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *table.packed()))
+        self._database.writer.executemany("UPDATE changes SET entries = ? WHERE id = ?", smaller)
         execute("UPDATE bookmarks SET folded = max(folded, ?)", (applied,))
 
 
