@@ -70,6 +70,7 @@ class Exchange:
         self.changed = asyncio.Event()  # set when `receive` has something to return
         self.is_started = self.is_answered = False
         self._connection = connection
+        self._unsent = b""  # the head, until the first part of the body comes, or the event loop has its turn
         self._expects_continue = dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue"
         self._is_chunked = False
 
@@ -120,20 +121,27 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
-            connection.transport.write(self._head(message["status"], message.get("headers", [])))
+            self._unsent = self._head(message["status"], message.get("headers", []))
+            connection.call_soon(self._flush)
             return
         body, is_last = message.get("body", b""), not message.get("more_body", False)
         if self._is_chunked:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            connection.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
-        elif self.scope["method"] != "HEAD":
-            connection.transport.write(body)
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"0\r\n\r\n" if is_last else b"")
+        elif self.scope["method"] == "HEAD":
+            body = b""
+        self._flush(body)
         if is_last:
             self.is_answered = True
             self.changed.set()
             if not self.keep_alive:
                 connection.close()
             connection.finish()
+
+    def _flush(self, body: bytes = b"") -> None:
+        """Send the head if it is not sent yet, and a part of the body with it: one packet, or one record of TLS."""
+        unsent, self._unsent = self._unsent + body, b""
+        if unsent and not self._connection.is_lost:
+            self._connection.transport.write(unsent)
 
     def _head(self, status: int, headers: Headers) -> bytes:
         added: Headers = []
@@ -173,12 +181,14 @@ class Connection(asyncio.Protocol):
         self.is_lost = False
         self.is_closing = False  # nothing more is answered
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
+        self.call_soon = self._loop.call_soon
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
         # What the scopes of all requests have in common.
         self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
         self._default_headers: tuple[Headers, bytes] = [], b""  # the list of uvicorn, and its lines
         # The request that is being received.
+        self._tcp: socket.socket | None = None  # None: not over TCP
         self._parser = self._make_parser()
         self._target, self._headers = b"", Headers()
         self._in_head = True  # False: in the body
@@ -207,6 +217,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self._connections.add(self)
         local: socket.socket | None = transport.get_extra_info("socket")
+        self._tcp = None if local is None or local.family == socket.AF_UNIX else local
         server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         self._scope |= {
             "type": "http",
@@ -300,6 +311,10 @@ class Connection(asyncio.Protocol):
                 self.refuse("malformed-header", "the chunks are more than what is in them; send larger ones")
         elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
+        if not self._in_head and self._tcp is not None:
+            # A client that sends the body by itself may wait until the head is acknowledged (Nagle's algorithm,
+            # RFC 9293, 3.7.4), and the kernel does that after 40 ms only: tcp(7).
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _make_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)

@@ -27,7 +27,7 @@ def _measured(bench: Bench, chosen: list[str]) -> Iterator[Row]:
     for name, size in (prefixed | _OTHERS).items():
         bench.pin_array(name, size)
     called = {f"{prefix}called{count}": count for prefix in ("ours", "go") for count in callers.COUNTS}
-    if not chosen:
+    if not chosen or any("memory" in part for part in chosen):
         yield from states.memory(bench)
     with ExitStack() as stack:
         stack.enter_context(callers.loaded(bench, called))

@@ -24,7 +24,7 @@ durability = "{durability}"
 [tokens]
 file = "{folder}/tokens.json"
 [limits]
-held = 20000
+held = 11000
 """
 
 
