@@ -138,8 +138,8 @@ class DryEntry(Entry):
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
-class ChangeSummary(_BuiltLater):
-    """A change of entries, as the journal records it, without the entries."""
+class _ChangeMade(_BuiltLater):
+    # What was done, by whom.
 
     id: int = Field(examples=[17])
     at: datetime
@@ -158,6 +158,14 @@ class ChangeSummary(_BuiltLater):
         "`restore`: the entries were put back to what the journal says, at the request of a caller or when the service "
         "started. `adopt`: what the kernel held was recorded, and nothing was written."
     )
+
+
+class _ChangedEntries(_BuiltLater):
+    entries: list[ChangedEntry]
+
+
+class _ChangeState(_BuiltLater):
+    # What became of it.
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )
@@ -167,10 +175,12 @@ class ChangeSummary(_BuiltLater):
     reverts: int | None = Field(description="The id of the change that this one undoes.")
 
 
-class Change(ChangeSummary):
+class Change(_ChangeState, _ChangedEntries, _ChangeMade):  # the fields come in the order from the last to the first
     """A change of entries, as the journal records it."""
 
-    entries: list[ChangedEntry]
+
+class ChangeSummary(_ChangeState, _ChangeMade):
+    """A change of entries, as the journal records it, without the entries."""
 
 
 class Changes(_BuiltLater):
