@@ -9,6 +9,8 @@ from starlette.types import Scope
 from app.access.rights import Actor
 from app.api.audit import FACTS
 from app.api.authorization import ACTOR, ASK, forbidden, grant_of
+from app.api.scope import REQUEST_ID
+from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
 from app.service.objects.source import Source
 from app.service.registry.held import HeldMap, HeldProgram
@@ -37,6 +39,22 @@ Note = Annotated[str | None, Query(max_length=1000, description="Kept with the c
 def service_of(request: Request) -> Service:
     """Return the service."""
     return cast("Service", request.app.state.service)
+
+
+def context_of(
+    scope: Scope, note: str | None = None, confirm_within: int | None = None, *, force: bool = False
+) -> RequestContext:
+    """Return what a change knows of its request.
+
+    Args:
+        scope: Of a request that was let in.
+        note: Why, in the words of the caller.
+        confirm_within: Seconds until it is undone unless somebody confirms it.
+        force: Use what is held also where its pin leads to another object by now.
+    """
+    actor: Actor = scope[ACTOR]
+    assert actor.grant is not None  # else it was not let in
+    return RequestContext(actor.name, scope[REQUEST_ID], note, confirm_within, actor.grant, force)
 
 
 def check_holdable(request: Request, source: Source, was: HeldMap | HeldProgram | None, *, force: bool = False) -> None:

@@ -17,6 +17,7 @@ from app.api.dependencies import (
     Note,
     add_audit_facts,
     check_held,
+    context_of,
     service_of,
 )
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks
@@ -27,7 +28,6 @@ from app.api.routes.entries import CHANGE, WRITE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, parameters, requests, responses
-from app.api.scope import context_of
 from app.api.visibility import visible_change
 from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change

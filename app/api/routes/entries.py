@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api import openapi
-from app.api.answers import read_answer, set_answer
-from app.api.audit import program_fact
-from app.api.authorization import grant_of
+from app.api.audit import FACTS, program_fact
+from app.api.authorization import check_entry, grant_of
 from app.api.dependencies import (
     ConfirmWithin,
     DryRun,
@@ -19,18 +19,21 @@ from app.api.dependencies import (
     Note,
     add_audit_facts,
     change_headers,
+    context_of,
     service_of,
 )
-from app.api.encoding.entries import entry_of, table_chunks, table_etag, waiting_of
+from app.api.encoding.changes import entries_chunks
+from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
 from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, parameters, requests, responses
-from app.api.scope import context_of
 from app.api.visibility import visible_entries
-from app.service.changes.entries import Precondition, clear_entry, set_entry
+from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
+from app.service.errors import EntryEmpty
+from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 from app.store.records import NUMBERS
@@ -130,6 +133,29 @@ async def set_entry_route(
     return Json(answer.body, answer.status, answer.headers)
 
 
+def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
+    """Return the answer to a request that has set an entry. Both ways of a request give it."""
+    waiting = waiting_of(held, index)
+    etag, body = entry_json(registry, held.name, result.map_id, index, result.after, waiting)
+    headers = {"ETag": etag}
+    if result.change_id is not None:
+        headers["Change-Id"] = str(result.change_id)
+        before = None if result.before is None else registry.programs.record(result.before)
+        scope[FACTS] = {
+            "change": result.change_id,
+            "map": held.name,
+            "index": index,
+            "before": program_fact(before),
+            "after": {"name": result.after.name, "id": result.after.id},
+        }
+    if result.fit is not None:
+        headers["Dry-Run"] = "true"
+        entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting)
+        dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[]).model_dump_json()
+        body = b"".join(entries_chunks(dry, result.entries))
+    return responses.Answer(201 if result.before is None else 200, headers, body)
+
+
 @router.get(
     "/maps/{name}/entries/{index}",
     operation_id="get_entry",
@@ -152,6 +178,27 @@ async def get_entry(request: Request, name: parameters.MapName, index: parameter
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)
     return Json(answer.body, answer.status, answer.headers)
+
+
+def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> responses.Answer:
+    """Return the answer to a request that reads an entry. Both ways of a request give it.
+
+    Raises:
+        HttpProblem: forbidden: the entry is beyond the bounds of the caller.
+        EntryEmpty: It points to no program.
+        IndexOutOfRange: It is not below max_entries.
+        MapUnavailable: The map could not be opened.
+        KernelError: The kernel refuses.
+    """
+    check_entry(scope, index)
+    array = held.opened()
+    program_id = array.get(index)
+    service.drift.note_read_of_entry(held, index, program_id)
+    if program_id is None:
+        raise EntryEmpty(index)
+    summary = service.registry.programs.describe(program_id)
+    etag, body = entry_json(service.registry, held.name, array.id, index, summary, waiting_of(held, index))
+    return responses.Answer(200, {"ETag": etag}, body)
 
 
 @router.delete(

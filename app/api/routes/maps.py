@@ -10,12 +10,11 @@ from starlette.responses import Response
 from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import ASK, forbidden, grant_of
-from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, service_of
+from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
 from app.api.schemas import parameters, requests, responses
-from app.api.scope import context_of
 from app.api.visibility import visible_drift, visible_entries
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown

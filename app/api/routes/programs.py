@@ -7,13 +7,12 @@ from starlette.responses import Response
 from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import grant_of
-from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, service_of
+from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
 from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import parameters, requests, responses
-from app.api.scope import context_of
 from app.service.lifecycle import Service
 from app.service.objects.program import loaded_at
 from app.service.program_runs import run_program as run_held_program

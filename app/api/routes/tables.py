@@ -17,6 +17,7 @@ from app.api.dependencies import (
     Note,
     add_audit_facts,
     change_headers,
+    context_of,
     service_of,
 )
 from app.api.encoding.changes import EntriesPrebuilt, change_chunks, change_summary, entries_chunks
@@ -28,7 +29,6 @@ from app.api.problems import HttpProblem
 from app.api.routes.entries import REFERENCE, WRITE
 from app.api.routing import TableRoute
 from app.api.schemas import parameters, requests, responses, table_requests
-from app.api.scope import context_of
 from app.service.changes.origin import RequestContext
 from app.service.changes.tables import RequestedEntries, TablePrecondition, TableResult, change_table
 from app.service.registry.programs import ByName
