@@ -67,6 +67,24 @@ def _facts(record: ChangeRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in ChangeSummary.model_fields}
 
 
+def change_headers(*, dry_run: bool, change: ChangeRecord | None = None, location: str | None = None) -> dict[str, str]:
+    """Return the headers of an answer to a change.
+
+    Args:
+        dry_run: Nothing was changed.
+        change: What was journalled.
+        location: The path of what is new.
+    """
+    headers = {}
+    if change is not None:
+        headers["Change-Id"] = str(change.id)
+    if location is not None and not dry_run:
+        headers["Location"] = location
+    if dry_run:
+        headers["Dry-Run"] = "true"
+    return headers
+
+
 def entries_chunks(text: str, entries: EntryChanges | None, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:
     """Encode an object that has entries of a change.
 

@@ -8,10 +8,10 @@ import asyncio
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -45,6 +45,8 @@ from app.store.records import (
 )
 
 _AUTOMATIC: Final = {"expire", "restore"}  # the kinds of changes that no request makes
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -98,7 +100,7 @@ class Changes:
         self.group = GroupCommit(self._commit_sets, delivery)
         self._counters = counters or Counters()
         self._clock = clock
-        self._running: set[asyncio.Task[Change]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self.on_automatic: Callable[[Change], None] = lambda _: None  # called with what the service undoes or restores
         self.stopping = threading.Event()  # asked by threads that write tables, too
 
@@ -206,12 +208,19 @@ class Changes:
             return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
             return Applied(await self._carry_out(prepared, context, None))
+        if asyncio.current_task() in self._running:
+            return Applied(await self._carry_out(prepared, context, background_steps))
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
-        task = asyncio.create_task(self._carry_out(prepared, context, background_steps))
-        self._running.add(task)
-        task.add_done_callback(self._forget_task)
+        task = self.start(self._carry_out(prepared, context, background_steps))
         await asyncio.wait([task])
         return Applied(task.result())
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run what makes a change in a task that nobody gives up: the end of the service waits for it."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._forget_task)
+        return task
 
     def prepare(
         self, held: HeldMap, kind: ChangeKind, plan: WritePlan, context: RequestContext, reverts: int | None = None
@@ -388,7 +397,7 @@ class Changes:
             self.confirmations.start(pending, change, held)
         return change
 
-    def _forget_task(self, task: "asyncio.Task[Change]") -> None:
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, also where nobody waits for it any more
