@@ -31,6 +31,8 @@ from app.service.lifecycle import Service
 
 MAX_ENTRIES: Final = ENTRIES_PER_CHUNK  # of a map: the answer then has one chunk
 OPERATIONS: Final = {b"PUT": "replace_entries", b"PATCH": "update_entries"}
+_MAX_BODIES: Final = 256  # of which it is kept what they ask for
+_MAX_KEPT_BYTES: Final = 4096  # of each of them
 _LINE_ENDS: Final = b"/entries HTTP/1.1"
 
 
@@ -54,13 +56,6 @@ class TableMeaning:
         """Take what was found out."""
         self.map, self.operation, self.actor, self.body_bytes = map_, operation, actor, body_bytes
         self.path, self.is_minimal = path, is_minimal
-
-    def requested(self, body: bytes) -> RequestedEntries | None:
-        """Return what a body asks for. None: the general way would refuse it."""
-        try:
-            return requested_entries(BODIES[self.operation].model_validate(parse_json(body)))
-        except (HttpProblem, RepeatedMembers, ValidationError):
-            return None
 
 
 def split_table_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:
@@ -90,6 +85,7 @@ class FastTables:
             is_outdated: Whether meanings no longer count.
         """
         self._service, self._audit, self._is_outdated = service, audit, is_outdated
+        self._bodies: dict[tuple[str, bytes], RequestedEntries] = {}  # by the operation: what is known of bodies
 
     def begin(self, request: FastRequest) -> None:
         """Begin to answer a request. Its `meaning` is a TableMeaning."""
@@ -99,7 +95,7 @@ class FastTables:
         meaning: TableMeaning = request.meaning
         held = self._service.registry.maps.find(meaning.map)
         is_usual = held is not None and held.object is not None and held.object.max_entries <= MAX_ENTRIES
-        requested = meaning.requested(request.body) if is_usual and not self._is_outdated() else None
+        requested = self._requested(meaning.operation, request.body) if is_usual and not self._is_outdated() else None
         if held is None or requested is None:
             request.connection.fall_back(request)
             return
@@ -122,6 +118,24 @@ class FastTables:
         self._service.counters.fast_requests += 1
         self._record(request, 200, answer.facts)
         request.connection.answer(request, text)
+
+    def _requested(self, operation: str, body: bytes) -> RequestedEntries | None:
+        """Return what a body asks for. None: the general way would refuse it.
+
+        Who changes tables often has a few that take turns. So what a short body asks for is found out once.
+        """
+        known = self._bodies.get((operation, body))
+        if known is not None:
+            return known
+        try:
+            requested = requested_entries(BODIES[operation].model_validate(parse_json(body)))
+        except (HttpProblem, RepeatedMembers, ValidationError):
+            return None
+        if len(body) <= _MAX_KEPT_BYTES:
+            if len(self._bodies) >= _MAX_BODIES:
+                self._bodies.clear()
+            self._bodies[operation, body] = requested
+        return requested
 
     def _record(
         self, request: FastRequest, status: int, facts: object = (), *, code: str | None = None, reason: str = ""

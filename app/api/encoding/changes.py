@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -13,6 +14,7 @@ from app.store.records import Change as ChangeRecord
 
 ENTRIES_PER_CHUNK: Final = 4096  # about 1 ms to encode
 MAX_PREBUILT_CHUNKS: Final = 16  # at most 11 MB
+_MAX_PROGRAMS: Final = 4096  # whose JSON is kept
 _PROGRAM: Final = TypeAdapter(ProgramRecord)
 
 
@@ -131,6 +133,7 @@ def _entry_chunks(entries: EntryChanges) -> Iterator[str]:
         yield ("," if start else "") + start_of_entry + "".join(texts)
 
 
+@lru_cache(_MAX_PROGRAMS)
 def _program(record: ProgramRecord) -> str:
     # The journal has 0 as the id of a program of an earlier boot; the API has null.
     return _PROGRAM.dump_json(record).decode().replace('"id":0,', '"id":null,', 1)

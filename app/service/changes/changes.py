@@ -25,7 +25,14 @@ from app.service.changes.replaced_programs import ReplacedPrograms
 from app.service.changes.undo_pins import UndoPins, programs_before
 from app.service.changes.writer import WriteFailed, put_back, write
 from app.service.counters import Counters
-from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
+from app.service.errors import (
+    ChangeUnknown,
+    JournalUnavailable,
+    JournalUnreadable,
+    MapFrozen,
+    ServiceError,
+    WriteRefused,
+)
 from app.service.objects.program import Program
 from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
@@ -189,7 +196,7 @@ class Changes:
         """
         check_plan(self.registry.programs, held, plan, context, reverts)
         fit: Fit | None = None
-        if dry_run or try_first is not None:
+        if dry_run or (try_first is not None and context.confirm_within is not None):
             check_not_frozen(held.opened())
         if dry_run or try_first:
             programs = list(plan.programs.values()) if try_first is None else try_first
@@ -382,7 +389,8 @@ class Changes:
                 await self.confirmations.drop(pending)
             if not isinstance(error, WriteFailed):
                 raise
-            if len(plan.indexes) == 1:
+            # A frozen array refuses the first entry. To ask before would read a file in /proc for each change.
+            if len(plan.indexes) == 1 or (isinstance(error.cause, MapFrozen) and error.index == plan.indexes[0]):
                 raise error.cause from error
             raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
         try:
