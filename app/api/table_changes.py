@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
+from pydantic_core import to_json
+
 from app.api.audit import entries_facts
-from app.api.encoding.changes import EntriesPrebuilt, change_chunks, change_headers, change_summary, entries_chunks
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks, change_facts, change_headers, entries_chunks
 from app.api.preferences import MINIMAL
 from app.api.schemas import requests, responses
 from app.api.schemas.table_requests import ListedProgram, ReplaceEntries, UpdateEntries
@@ -90,19 +92,22 @@ def count_facts(result: TableResult) -> dict[str, object]:
 
 
 def _minimal(result: TableResult) -> bytes:
-    change = None if result.change is None else change_summary(result.change)
-    counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
-    return responses.MinimalApplied(change=change, **counts).model_dump_json().encode()
+    change = None if result.change is None else change_facts(result.change)
+    minimal = responses.MinimalApplied.model_validate({"change": change, **_counts(result)})
+    return minimal.model_dump_json().encode()
+
+
+def _counts(result: TableResult) -> dict[str, int]:
+    return {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
 
 
 def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     """Encode the answer with the entries, in chunks."""
-    counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[]).model_dump_json()
+        dry = responses.DryApplied(change=None, **_counts(result), fit=result.fit, entries=[]).model_dump_json()
         yield from entries_chunks(dry, result.entries)
         return
-    applied = responses.Applied(change=None, **counts).model_dump_json().encode()
+    applied = to_json({"change": None, **_counts(result)})  # a responses.Applied, in a tenth of the time
     if result.change is None:
         yield applied
         return

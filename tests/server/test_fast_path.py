@@ -17,6 +17,7 @@ from app.access.tokens import Token, TokenFile, Tokens
 from app.api.audit import Audit
 from app.api.authorization import Authentication
 from app.api.limits import Limits
+from app.api.schemas.responses import Applied, MinimalApplied
 from app.bpf.uapi import ProgType
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
@@ -24,6 +25,7 @@ from tests.conftest import application, load
 from tests.over_wire import OverWire, Pipe
 
 pytestmark = pytest.mark.anyio
+END = b"\r\n\r\n"
 MINIMAL = b"Prefer: return=minimal"
 ENTRY = "/maps/jump_table/entries/3"
 HEAD = b" HTTP/1.1\r\nHost: jumptable\r\nX-Request-ID: mine\r\n"
@@ -387,6 +389,26 @@ class TestTable:
             assert status((await Line(wire).ask(request))[0]) == 200
             twice = request.replace(b"/entries", b"/entries HTTP/1.1/entries/3")
             assert status((await Line(wire).ask(twice))[0]) == 400
+
+    async def test_body_that_came_before_names_the_programs_that_are_held_now(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            line, request, array = Line(OverWire(app)), table({"programs": ["mine"]}), registry.maps.get("jump_table")
+            assert status((await line.ask(request))[0]) == 422
+            for _ in range(2):
+                program = registry.programs.adopt("mine", load(registry.kernel)).opened()
+                assert status((await line.ask(request))[0]) == 200
+                assert array.opened().get(0) == program.id
+                await registry.programs.release("mine")
+            assert status((await line.ask(request))[0]) == 422
+
+    async def test_answer_is_what_its_model_describes(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            line = Line(OverWire(app))
+            for _ in range(2):  # the second changes nothing
+                for header, model in ((b"Prefer: wait=1", Applied), (MINIMAL, MinimalApplied)):
+                    _, _, body = (await line.ask(table({"programs": ["drop", None, "tx"]}, header)))[0].partition(END)
+                    assert model.model_validate_json(body).model_dump_json().encode() + b"\n" == body
+                await line.ask(patch({0: "pass"}))
 
     async def test_end_of_the_service_waits_for_a_table(self, registry: Registry) -> None:
         with application(registry) as app:

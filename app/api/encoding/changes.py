@@ -56,16 +56,12 @@ def change_chunks(record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None)
     Returns:
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 1 ms.
     """
-    text = Change.model_validate({**_facts(record), "entries": []}).model_dump_json()
+    text = Change.model_validate({**change_facts(record), "entries": []}).model_dump_json()
     return entries_chunks(text, record.entries, prebuilt)
 
 
-def change_summary(record: ChangeRecord) -> ChangeSummary:
-    """Return a journalled change without its entries."""
-    return ChangeSummary.model_validate(_facts(record))
-
-
-def _facts(record: ChangeRecord) -> dict[str, object]:
+def change_facts(record: ChangeRecord) -> dict[str, object]:
+    """Return the members of a `ChangeSummary`: a journalled change without its entries."""
     return {name: getattr(record, name) for name in ChangeSummary.model_fields}
 
 
