@@ -15,7 +15,7 @@ import re
 import select
 import socket
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
+from app.sandbox.abilities import abilities
 from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
 from app.sandbox.process_name import set_process_name
@@ -103,7 +104,7 @@ class Keeper:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument, _ = REQUEST.unpack_from(question)
-            if given is not None and number != Op.PIN_ARRAY:
+            if given is not None and number not in {Op.PIN_ARRAY, Op.MAP_STATE}:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
@@ -155,6 +156,12 @@ class Keeper:
             case Op.TABLE_PROGRAM if not text:
                 program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
+            case Op.ABILITIES if not text:
+                content = json.dumps([astuple(each) for each in abilities(kernel)]).encode()
+            case Op.MAP_STATE if given is not None and not text:
+                if kernel.obj_kind(given) != "map" or self._describe_other(given) is not None:
+                    raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
+                content = json.dumps(asdict(kernel.map_state(given))).encode()
             case _:
                 content, fd = self._open_file(number, text)
         return content, fd

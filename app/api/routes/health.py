@@ -36,6 +36,14 @@ class Readiness(BaseModel):
     reasons: list[str]
 
 
+class Ability(BaseModel):
+    """Something that kernels differ in."""
+
+    name: str = Field(examples=["writer"])
+    can: bool | None = Field(description="null: it is not known.")
+    detail: str = Field(examples=["whole tables are written inside the kernel, in one call for many entries"])
+
+
 class Version(BaseModel):
     """What is running."""
 
@@ -43,6 +51,7 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
 
 
 class Explanation(BaseModel):
@@ -124,8 +133,10 @@ async def get_readiness(request: Request) -> Response:
 )
 async def get_version(request: Request) -> Response:
     """Return the version of the service, and the kernel that it works on."""
-    kernel = service_of(request).registry.kernel.name
-    return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    kernel = service_of(request).registry.kernel
+    abilities = [Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities]
+    told = Version(version=__version__, kernel=kernel.name, kernel_release=platform.release(), abilities=abilities)
+    return responses.Json(told)
 
 
 @router.get(

@@ -1,0 +1,1 @@
+"""The service as processes on the kernel that runs the tests: what an operator does first."""
