@@ -1,14 +1,17 @@
 """What the kernel that runs the tests can do, asked by trying it. Its version would not tell: distributions backport.
 
-Each probe returns None where the kernel can, and else a sentence that says what it cannot. A test hands that to `needs`.
-The probes ask in the shortest way, and not as the project does: a fault of the project must not look like a kernel without the
-feature.
+Each probe returns None where the kernel can, and else a sentence that says what it cannot, for `needs`.
+The probes ask in the shortest way, and not as the project does: a fault of the project must not look like a kernel
+without the feature.
 """
 
 import errno
 import functools
 import os
 import re
+import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -140,3 +143,32 @@ def skb_of_a_page() -> str | None:
     """Whether packets that become an skb have to fit into a page."""
     takes = _takes_packet(ProgType.SCHED_CLS, 8000)
     return "this kernel makes an skb of more than one page in a test run" if takes else None
+
+
+@functools.cache
+def iterators() -> str | None:
+    """Iterators over maps and programs."""
+    names = Path("/proc/kallsyms").read_text("ascii").split()
+    wanted = {"bpf_iter_bpf_map", "bpf_iter_bpf_prog", "bpf_map_seq_ops", "bpf_prog_seq_ops"}
+    lack = "this kernel has no BPF iterators over maps and programs"
+    return btf() or (None if wanted & set(names) else lack)
+
+
+@functools.cache
+def own_fdinfo() -> str | None:
+    """Whether a process may read its own fdinfo after it has changed its user."""
+    code = "import os; fd = os.open('/', 0); os.setresuid(65534, 65534, 65534); open(f'/proc/self/fdinfo/{fd}').read()"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, check=False)
+    return None if done.returncode == 0 else "this kernel lets only root read the fdinfo of a process with another user"
+
+
+@functools.cache
+def unlimited_maps() -> str | None:
+    """Whether maps can be made whatever RLIMIT_MEMLOCK is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
+    try:
+        refusal = _refusal(lambda kernel: kernel.map_create(MapType.ARRAY, 4, 4, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    return None if refusal is None else "this kernel counts maps against RLIMIT_MEMLOCK"

@@ -91,7 +91,8 @@ def choose(kernels: list[KernelPackage], wanted: list[str] | None) -> list[Kerne
         return kernels
     by_series = {each.series: each for each in kernels} | {"newest": kernels[-1]}
     if missing := [each for each in wanted if each not in by_series]:
-        raise MatrixError(f"no kernel {', '.join(missing)}: there are {', '.join(each.series for each in kernels)}")
+        message = f"no kernel {', '.join(missing)}: there are {', '.join(each.series for each in kernels)}"
+        raise MatrixError(message)
     return sorted({by_series[each] for each in wanted})
 
 

@@ -6,7 +6,6 @@ the machine off. What is printed meanwhile goes to that port as well.
 
 import ctypes
 import fcntl
-import glob
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ import struct
 import sys
 import time
 import traceback
+from pathlib import Path
 
 _MOUNTS = (
     ("proc", "/proc"),
@@ -28,7 +28,7 @@ _MOUNTS = (
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _RB_POWER_OFF = 0x4321FEDC
 _PYTEST = ("-n", "0", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "kernel", "--tb=short",
-           "--no-header", "--no-summary", "--color=no", "-q")  # fmt: skip
+           "--no-header", "--no-summary", "--color=no", "--durations=12", "-q")  # fmt: skip
 
 
 class Report:
@@ -60,18 +60,18 @@ def main() -> None:
     """Set up the machine, run the tests that the command line of the kernel names, and switch off."""
     libc = ctypes.CDLL(None, use_errno=True)
     for kind, folder in _MOUNTS:
-        os.makedirs(folder, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         libc.mount(b"none", folder.encode(), kind.encode(), 0, None)
-    if not os.path.exists("/dev/fd"):
-        os.symlink("/proc/self/fd", "/dev/fd")
+    if not Path("/dev/fd").exists():
+        Path("/dev/fd").symlink_to("/proc/self/fd")
     # On the machine `virt` of aarch64 the second port is a card in PCI.
-    port = next(each for each in ("/dev/ttyS1", "/dev/ttyS0") if os.path.exists(each))
+    port = next(each for each in ("/dev/ttyS1", "/dev/ttyS0") if Path(each).exists())
     for number in (1, 2):
         os.dup2(os.open(port, os.O_WRONLY | os.O_NOCTTY), number)
     try:
         _up("lo")
         print("RESULT " + json.dumps(_run()), flush=True)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, the host is told, and the machine is switched off
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -85,13 +85,13 @@ def _up(interface: str) -> None:
 
 
 def _run() -> dict[str, object]:
-    words = open("/proc/cmdline").read().split()
+    words = Path("/proc/cmdline").read_text().split()
     tests = next(word for word in words if word.startswith("tests=")).removeprefix("tests=").split(",")
     os.environ |= {"PATH": "/bin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "KERNEL_TESTS": "probed",
                    "PYTHONPATH": "/site:/project", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     sys.path[:0] = ["/project", "/site"]
     os.chdir("/project")
-    import pytest
+    import pytest  # noqa: PLC0415 - it is found only now
 
     report, started = Report(), time.monotonic()
     status = pytest.main([*_PYTEST, *tests], plugins=[report])

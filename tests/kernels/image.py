@@ -150,10 +150,10 @@ def _lay_out_project(root: Path, interpreter: str, *, is_compiled: bool) -> None
             target = root / PROJECT / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target)
-    installed = importlib.metadata.distribution("jumptable")
-    metadata = root / PROJECT / f"jumptable-{installed.version}.dist-info" / "METADATA"
+    version = importlib.metadata.version("jumptable")
+    metadata = root / PROJECT / f"jumptable-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
-    metadata.write_text(installed.read_text("METADATA") or "")
+    metadata.write_text(f"Metadata-Version: 2.1\nName: jumptable\nVersion: {version}\n")
     if is_compiled:
         _compile(root, root / PROJECT)
     init = root / "init"
@@ -232,5 +232,6 @@ def need(command: str, package: str) -> str:
     """
     found = shutil.which(command)
     if found is None:
-        raise MatrixError(f"{command} is not installed: apt-get install {package}")
+        message = f"{command} is not installed: apt-get install {package}"
+        raise MatrixError(message)
     return found

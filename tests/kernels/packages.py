@@ -78,7 +78,8 @@ class Archive:
         words = [command[0], *(f"-o{name}={value}" for name, value in options.items()), *command[1:]]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=self.folder)
         if check and done.returncode:
-            raise MatrixError(f"{' '.join(command[:4])}: {done.stderr.strip()[-400:]}")
+            message = f"{' '.join(command[:4])}: {done.stderr.strip()[-400:]}"
+            raise MatrixError(message)
         return done.stdout
 
     def update(self) -> None:
@@ -112,7 +113,8 @@ class Archive:
         # From 6.19 on, the kernel itself is in linux-binary-…, on which linux-image-… depends.
         names -= {name.replace("linux-binary-", "linux-image-") for name in names if name.startswith("linux-binary-")}
         if not names:
-            raise MatrixError(f"no suite of {', '.join(SUITES)} has a kernel for {self.architecture}")
+            message = f"no suite of {', '.join(SUITES)} has a kernel for {self.architecture}"
+            raise MatrixError(message)
         newest: dict[str, KernelPackage] = {}
         for line in self._run("apt-cache", "madison", *sorted(names)).splitlines():
             name, version, origin = (part.strip() for part in line.split("|"))
@@ -152,7 +154,8 @@ class Archive:
         done = self._run("apt-get", "download", "-qq", f"-oDir::Cache::archives={downloads}", what)
         found = [*self.folder.glob("*.deb"), *downloads.glob("*.deb")]
         if len(found) != 1:
-            raise MatrixError(f"apt-get download {what}: {done.strip() or 'no package came'}")
+            message = f"apt-get download {what}: {done.strip() or 'no package came'}"
+            raise MatrixError(message)
         return found[0]
 
 
@@ -186,4 +189,5 @@ def _extract_kernel(package: Path, out: IO[bytes]) -> None:
                     shutil.copyfileobj(content, out)
                     process.kill()
                     return
-    raise MatrixError(f"{package.name} has no kernel in it")
+    message = f"{package.name} has no kernel in it"
+    raise MatrixError(message)
