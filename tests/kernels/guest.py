@@ -88,6 +88,7 @@ def _run() -> dict[str, object]:
     words = Path("/proc/cmdline").read_text().split()
     tests = next(word for word in words if word.startswith("tests=")).removeprefix("tests=").split(",")
     os.environ |= {"PATH": "/bin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "KERNEL_TESTS": "probed",
+                   "TEST_WAIT_SECONDS": "300",
                    "PYTHONPATH": "/site:/project", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     sys.path[:0] = ["/project", "/site"]
     os.chdir("/project")

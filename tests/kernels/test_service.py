@@ -5,6 +5,8 @@ It also holds what the service does where a kernel lacks something: it says so, 
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -246,6 +248,17 @@ class TestMemlock:
         assert told["state"] == ("unavailable" if counts else "held")
         assert ("RLIMIT_MEMLOCK" in (told["reason"] or "")) == counts
         assert memlock["can"] is not counts
+
+    def test_a_missing_capability_is_not_taken_for_the_limit(self) -> None:
+        code = f"""{LOW_MEMLOCK}{NO_CAPABILITY}
+from app.bpf.linux import LinuxKernel
+try:
+    LinuxKernel().map_create({MapType.PROG_ARRAY:d}, 4, 4, 8)
+except PermissionError:
+    print("EPERM")
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "EPERM\n"
 
 
 class TestWithoutCapability:
