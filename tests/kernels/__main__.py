@@ -97,14 +97,14 @@ def choose(kernels: list[KernelPackage], wanted: list[str] | None) -> list[Kerne
 
 
 # The words are other than those of pytest, which has a summary of its own in the gate.
-HEADER: Final = f"{'kernel':30} {'machine':8} {'good':>5} {'bad':>4} {'cannot':>7} {'s':>5}"
+HEADER: Final = f"{'kernel':10} {'machine':8} {'good':>5} {'bad':>4} {'cannot':>7} {'s':>5}"
 
 
 def lines(verdict: Verdict) -> Iterator[str]:
     """Yield the line of a kernel, then why tests cannot run there, and what went wrong."""
     cannot = sum(verdict.skipped.values())
     yield (
-        f"{verdict.release:30} {verdict.machine:8} {verdict.passed:5} {len(verdict.failed):4} {cannot:7} "
+        f"{verdict.release:10} {verdict.machine:8} {verdict.passed:5} {len(verdict.failed):4} {cannot:7} "
         f"{verdict.seconds:5.0f}"
     )
     for reason, number in sorted(verdict.skipped.items()):

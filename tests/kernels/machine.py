@@ -59,8 +59,8 @@ class Verdict:
     """What came of a guest.
 
     Attributes:
-        release: What the guest says its kernel is; what was booted, where it says nothing.
-        machine: The same of the machine.
+        release: The version of the kernel.
+        machine: The machine.
         passed: How many tests passed.
         failed: Why, by test. Also the guest itself, where it ended without a result.
         skipped: How many tests the kernel cannot run, by reason.
@@ -90,7 +90,7 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
         kernel: The kernel.
         image: The initramfs.
         tests: What pytest is to run: paths in the project.
-        release: What kernel this is, for guests that end before they tell.
+        release: The version of the kernel.
         limit_seconds: After so long the guest is ended.
     """
     machine, started = MACHINES[name], time.monotonic()
@@ -126,7 +126,7 @@ def judge(told: str, ended: str, release: str, machine: str) -> Verdict:
     Args:
         told: Everything that it printed.
         ended: How the guest ended, for one that has told no result.
-        release: What kernel was booted.
+        release: The version of the kernel that was booted.
         machine: What machine it was.
     """
     line = next((line for line in told.splitlines() if line.startswith("RESULT ")), None)
@@ -136,5 +136,8 @@ def judge(told: str, ended: str, release: str, machine: str) -> Verdict:
     failed = result["failed"]
     if result["status"] and not failed:
         failed = {"pytest": f"it ended with status {result['status']}:\n{told[-3000:]}"}
+    series = ".".join(release.split(".")[:2])
+    if result["machine"] != machine or not result["release"].startswith(f"{series}."):
+        failed = {**failed, "guest": f"it is {result['release']} on {result['machine']}"}
     skipped = {reason: len(tests) for reason, tests in result["skipped"].items()}
-    return Verdict(result["release"], result["machine"], len(result["passed"]), failed, skipped, output=told)
+    return Verdict(release, machine, len(result["passed"]), failed, skipped, output=told)

@@ -38,6 +38,8 @@ def test_a_guest_is_well_only_if_tests_ran_and_none_failed() -> None:
         result(passed=[]),
         result(failed={"test_it": "why"}),
         result(status=2),
+        result(release="6.12.0"),
+        result(machine="aarch64"),
     ):
         assert not judge(told, "ended", "6.1.176", "x86_64").is_good, told
 
@@ -45,7 +47,7 @@ def test_a_guest_is_well_only_if_tests_ran_and_none_failed() -> None:
 def test_a_line_has_the_numbers_the_reasons_and_what_is_bad() -> None:
     told = result(skipped={"no writer": ["c", "d"]}, failed={"test_it": "it is wrong"})
     printed = list(lines(judge(told, "ended", "6.1.176", "x86_64")))
-    assert printed[0].split() == ["6.1.0", "x86_64", "2", "1", "2", "0"]
+    assert printed[0].split() == ["6.1.176", "x86_64", "2", "1", "2", "0"]
     assert printed[1:] == ["    2 cannot: no writer", "    BAD test_it\nit is wrong"]
 
 
