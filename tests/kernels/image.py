@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -48,6 +49,7 @@ _FOREIGN_PACKAGES: Final = (
     "libexpat1", "zlib1g", "libffi8", "libssl3", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libuuid1", "libcrypt1",
     "libtinfo6", "libncursesw6", "libreadline8", "media-types",
 )  # fmt: skip
+_KEPT_SECONDS: Final = 7 * 24 * 3600.0  # a base image of packages of then is removed
 _FOLDERS: Final = ("dev", "proc", "sys", "tmp", "run", "var", "root")
 
 
@@ -64,19 +66,24 @@ def build(machine: str, image: Path, archive: Archive) -> None:
     key = hashlib.sha256(versions.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
     base = cache_folder() / archive.architecture / "images" / f"base-{key}.cpio"
     if not base.exists():
-        shutil.rmtree(base.parent, ignore_errors=True)  # those of earlier packages
-        base.parent.mkdir(parents=True)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for old in base.parent.iterdir():
+            if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
+                old.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             if is_native:
                 _lay_out_base(Path(folder), packages)
             else:
                 _lay_out_foreign_base(Path(folder), packages, machine, archive)
             _lay_out_files(Path(folder))
-            pack(Path(folder), base.with_suffix(".part"))
-        base.with_suffix(".part").rename(base)
+            part = base.with_suffix(f".{os.getpid()}")  # another run may make the same one
+            pack(Path(folder), part)
+        part.rename(base)
     with tempfile.TemporaryDirectory() as folder:
         native = f"{sys.base_prefix}/bin/python{sysconfig.get_python_version()}"
-        _lay_out_project(Path(folder), native if is_native else _FOREIGN_PYTHON, is_compiled=is_native)
+        _lay_out_project(
+            Path(folder), native if is_native else _FOREIGN_PYTHON, is_compiled=is_native or _is_same_python()
+        )
         pack(Path(folder), image, base)
 
 
@@ -129,6 +136,13 @@ def _lay_out_foreign_base(
                f"--python-version={_FOREIGN_VERSION}", f"--target={root / _SITE}",
                f"--platform=manylinux2014_{machine}", *platforms]  # fmt: skip
     subprocess.run([*command, *(f"{each.name}=={each.version}" for each in packages)], check=True)
+    if _is_same_python():
+        _compile(root, root / "usr/lib" / f"python{_FOREIGN_VERSION}", root / _SITE)
+
+
+def _is_same_python() -> bool:
+    """Whether bytecode that this interpreter makes is good for the one of the other machine."""
+    return sysconfig.get_python_version() == _FOREIGN_VERSION
 
 
 def _lay_out_files(root: Path) -> None:

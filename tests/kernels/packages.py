@@ -9,7 +9,10 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -62,7 +65,7 @@ class Archive:
     def __post_init__(self) -> None:
         self.folder = cache_folder() / self.architecture / "apt"
 
-    def _run(self, *command: str, check: bool = True) -> str:
+    def _run(self, *command: str, check: bool = True, folder: Path | None = None) -> str:
         """Run a command of apt with the configuration of this archive, and return its output."""
         options = {
             "APT::Architecture": self.architecture,
@@ -76,7 +79,7 @@ class Archive:
             "Dir::Cache": str(self.folder / "cache"),
         }
         words = [command[0], *(f"-o{name}={value}" for name, value in options.items()), *command[1:]]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=self.folder)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder or self.folder)
         if check and done.returncode:
             message = f"{' '.join(command[:4])}: {done.stderr.strip()[-400:]}"
             raise MatrixError(message)
@@ -131,32 +134,29 @@ class Archive:
         """Return the path of a kernel's image, which is fetched if it is not in the cache."""
         file = cache_folder() / self.architecture / kernel.suite / kernel.name / kernel.version / "vmlinuz"
         if not file.exists():
-            package = self._fetch(f"{kernel.name}={kernel.version}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            with part.open("wb") as out:
+            part = file.with_suffix(f".{os.getpid()}")  # another run may fetch the same one
+            with self._fetched(f"{kernel.name}={kernel.version}") as package, part.open("wb") as out:
                 _extract_kernel(package, out)
             part.rename(file)
-            package.unlink()
         return file
 
     def unpack(self, names: list[str], suite: str, folder: Path) -> None:
         """Unpack packages of a suite, without those that they depend on, into a folder."""
         for name in names:
-            package = self._fetch(f"{name}/{suite}")
-            subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-            package.unlink()
+            with self._fetched(f"{name}/{suite}") as package:
+                subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
 
-    def _fetch(self, what: str) -> Path:
-        downloads = self.folder / "downloads"
-        shutil.rmtree(downloads, ignore_errors=True)
-        downloads.mkdir(parents=True)
-        done = self._run("apt-get", "download", "-qq", f"-oDir::Cache::archives={downloads}", what)
-        found = [*self.folder.glob("*.deb"), *downloads.glob("*.deb")]
-        if len(found) != 1:
-            message = f"apt-get download {what}: {done.strip() or 'no package came'}"
-            raise MatrixError(message)
-        return found[0]
+    @contextmanager
+    def _fetched(self, what: str) -> Iterator[Path]:
+        """Yield a package that is fetched, and removed afterwards."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self._run("apt-get", "download", "-qq", what, folder=Path(folder))
+            except MatrixError:
+                (self.folder / "fetched").unlink(missing_ok=True)  # the lists are of an archive that has changed since
+                raise
+            yield next(Path(folder).glob("*.deb"))
 
 
 def _archive_uri() -> str:
@@ -165,17 +165,18 @@ def _archive_uri() -> str:
     Raises:
         MatrixError: It has none.
     """
-    fields = "$(REPO_URI)|$(COMPONENT)|$(LABEL)|$(ORIGIN)"
+    fields = "$(REPO_URI)|$(COMPONENT)|$(RELEASE)|$(LABEL)"
     command = ["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]
     try:
         targets = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise MatrixError("there is no apt: the kernels are those of Debian, and run on a Debian machine") from error
     for target in targets.splitlines():
-        uri, *rest = target.split("|")
-        if rest == ["main", "Debian", "Debian"]:
+        uri, component, suite, label = target.split("|")
+        # The label is in the lists, which a new machine does not have yet.
+        if component == "main" and (label == "Debian" or (not label and suite in SUITES)):
             return uri
-    raise MatrixError("the sources of apt do not have Debian's archive, or apt-get update has never run")
+    raise MatrixError("the sources of apt do not have Debian's archive: the kernels run on a Debian machine")
 
 
 def _extract_kernel(package: Path, out: IO[bytes]) -> None:
