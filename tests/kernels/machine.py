@@ -97,6 +97,7 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
     with tempfile.TemporaryDirectory(prefix="jumptable-guest-") as folder:
         console, report = Path(folder) / "console", Path(folder) / "report"
         command = [
+            *("setpriv", "--pdeathsig", "KILL"),  # the guest ends with this process, however that ends
             need(machine.qemu, machine.package),
             *("-accel", "tcg", "-smp", "1", "-m", str(_MEMORY_MIB)),
             *("-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
