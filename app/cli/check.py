@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import click
 
+from app import native
 from app.access.peers import is_loopback
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Ability, Kernel
@@ -98,6 +99,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "kernel", f"{kernel.name}, {platform.release()} on {platform.machine()}")
     for ability in kernel.abilities:
         yield _ability(ability)
+    yield Finding("ok", "implementation", native.told())
     yield from _pin_dirs(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)
     yield from _maps_and_programs(kernel, settings, recorded_holds)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__
+from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
@@ -51,6 +51,9 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    implementation: str = Field(
+        description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
+    )
     abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
 
 
@@ -134,8 +137,13 @@ async def get_readiness(request: Request) -> Response:
 async def get_version(request: Request) -> Response:
     """Return the version of the service, and the kernel that it works on."""
     kernel = service_of(request).registry.kernel
-    abilities = [Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities]
-    told = Version(version=__version__, kernel=kernel.name, kernel_release=platform.release(), abilities=abilities)
+    told = Version(
+        version=__version__,
+        kernel=kernel.name,
+        kernel_release=platform.release(),
+        implementation=native.told(),
+        abilities=[Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities],
+    )
     return responses.Json(told)
 
 
