@@ -20,9 +20,7 @@ from typing import Any, Final, Protocol
 
 import httptools
 import structlog
-from fastapi import FastAPI
 from pydantic_core import from_json, to_json
-from starlette.routing import Match
 from starlette.types import Scope
 
 from app import native
@@ -32,9 +30,10 @@ from app.api.authorization import ACTOR, AUTHORIZATION, Authentication, check_ac
 from app.api.encoding.entries import EntryTemplate, entry_template
 from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
-from app.api.middleware import new_request_id, request_id_of
 from app.api.problems import HttpProblem
 from app.api.schemas.requests import SetEntry, program_ref
+from app.api.scope import new_request_id, request_id_of
+from app.api.state import State
 from app.server import hot_step
 from app.server.framing import Headers
 from app.server.hot_step import AnswerText, FastRequest
@@ -53,6 +52,7 @@ _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
 _MAX_MEANINGS: Final = 4096
 _MAX_BODIES: Final = 4096  # whose program is known, and programs whose text is known, of one map
+_ENTRIES_PATH: Final = re.compile("/maps/([^/]+)/entries")
 # With one of these headers, a request means more than is looked at here.
 _UNUSUAL_HEADERS: Final = frozenset(
     {b"content-encoding", b"expect", b"if-match", b"if-none-match", b"prefer", b"transfer-encoding", b"upgrade"}
@@ -162,10 +162,8 @@ class FastPath:
         sets: By map, the sets that gather for the next group commit.
     """
 
-    def __init__(self, app: FastAPI) -> None:
-        """Know nothing yet. `app`: its routes, access rights and service count."""
-        state = app.state
-        self._app = app
+    def __init__(self, state: State) -> None:
+        """Know nothing yet. `state`: its access rights and service count."""
         self.step: Any = hot_step_in_c if native.is_used and state.service.registry.kernel.name == "linux" else hot_step
         self.service: Service = state.service
         self.audit: Audit = state.audit
@@ -310,12 +308,11 @@ class FastPath:
         folder = path.rpartition("/")[0]
         scope: Scope = {**connection.scope, "headers": parsed.headers, "path": path, "method": parsed.method.decode()}
         scope[AUTHORIZATION] = fields.get(b"authorization")
-        route = next((each for each in self._app.routes if each.matches(scope)[0] is Match.FULL), None)
-        if getattr(route, "operation_id", None) != operation:
+        found = _ENTRIES_PATH.fullmatch(folder)
+        if found is None:
             return None
-        name = folder.split("/")[2]
+        name = found[1]
         with suppress(HttpProblem, ServiceError):
-            scope["app"], scope["route"] = self._app, route
             check_access(scope, operation, name, self._authentication, _UNLIMITED)
             actor: Actor = scope[ACTOR]
             held = self.service.registry.maps.get(name)

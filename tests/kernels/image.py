@@ -81,9 +81,7 @@ def build(machine: str, image: Path, archive: Archive) -> None:
         part.rename(base)
     with tempfile.TemporaryDirectory() as folder:
         native = f"{sys.base_prefix}/bin/python{sysconfig.get_python_version()}"
-        _lay_out_project(
-            Path(folder), native if is_native else _FOREIGN_PYTHON, is_compiled=is_native or _is_same_python()
-        )
+        _lay_out_project(Path(folder), native if is_native else _FOREIGN_PYTHON, is_native=is_native)
         pack(Path(folder), image, base)
 
 
@@ -153,13 +151,14 @@ def _lay_out_files(root: Path) -> None:
         (root / folder).mkdir(exist_ok=True)
 
 
-def _lay_out_project(root: Path, interpreter: str, *, is_compiled: bool) -> None:
-    """Copy the project as git knows it, and /init, which `interpreter` runs."""
+def _lay_out_project(root: Path, interpreter: str, *, is_native: bool) -> None:
+    """Copy the project as git knows it, its C extensions if they are built, and /init, which `interpreter` runs."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "app", "tests", "pyproject.toml"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
+    extensions = [str(each.relative_to(ROOT)) for each in (ROOT / "app").rglob("*.so")] if is_native else []
+    for name in (*filter(None, listed.split("\0")), *extensions):
         if (ROOT / name).is_file():  # else it is removed, and git does not know yet
             target = root / PROJECT / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +167,7 @@ def _lay_out_project(root: Path, interpreter: str, *, is_compiled: bool) -> None
     metadata = root / PROJECT / f"jumptable-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: jumptable\nVersion: {version}\n")
-    if is_compiled:
+    if is_native or _is_same_python():
         _compile(root, root / PROJECT)
     init = root / "init"
     code = (Path(__file__).parent / "guest.py").read_text()
