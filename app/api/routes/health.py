@@ -37,6 +37,14 @@ class Readiness(BaseModel):
     reasons: list[str]
 
 
+class Ability(BaseModel):
+    """Something that kernels differ in."""
+
+    name: str = Field(examples=["writer"])
+    can: bool | None = Field(description="null: it is not known.")
+    detail: str = Field(examples=["whole tables are written inside the kernel, in one call for many entries"])
+
+
 class Version(BaseModel):
     """What is running."""
 
@@ -47,6 +55,7 @@ class Version(BaseModel):
     implementation: str = Field(
         description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
     )
+    abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
 
 
 class Explanation(BaseModel):
@@ -128,9 +137,14 @@ async def get_readiness(request: Request) -> Response:
 )
 async def get_version(request: Request) -> Response:
     """Return the version of the service, and the kernel that it works on."""
-    kernel = service_of(request).registry.kernel.name
-    release, implementation = platform.release(), native.told()
-    told = Version(version=__version__, kernel=kernel, kernel_release=release, implementation=implementation)
+    kernel = service_of(request).registry.kernel
+    told = Version(
+        version=__version__,
+        kernel=kernel.name,
+        kernel_release=platform.release(),
+        implementation=native.told(),
+        abilities=[Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities],
+    )
     return Json(told)
 
 
