@@ -40,7 +40,7 @@ def read_tables(text: str, name: str) -> dict[str, Table]:
     try:
         documents = _documents(text, name.rpartition(".")[2].lower())
         tables: dict[str, Table] = {}
-        for document in documents:
+        for document in filter(None, documents):
             for map_name, table in _tables(document):
                 if map_name in tables:
                     message = f"map {map_name!r} is listed twice; list it once"

@@ -28,14 +28,22 @@ def watch_command(client: Client, map_: str | None, after: int | None, output: s
     When it is cut off it says so, comes back, and misses nothing. With -o json each event is one line.
     """
     pause, was_cut_off = _RETRY_SECONDS, False
-    client.get_version()  # a service that is not there is an error now, and not a reason to wait
+
+    def opened(start: int) -> None:
+        nonlocal after, pause, was_cut_off
+        after, pause, was_cut_off = start, _RETRY_SECONDS, False
+        if output is None:
+            say(Cell(f"following {client.url}; Ctrl-C ends it", "dim"), err=True)
+
     while True:
         reason = "the service has ended the stream"
         try:
-            for event in client.watch_events(map=map_, after=after):
+            for event in client.watch_events(map=map_, after=after, on_open=opened):
                 _show(event, output)
-                after, pause, was_cut_off = event.id, _RETRY_SECONDS, False
+                after = event.id
         except Unreachable as error:
+            if after is None:  # it was not there in the first place
+                raise
             reason = str(error)
         except KeyboardInterrupt:
             sys.exit(0)

@@ -1,7 +1,7 @@
 """The client, which has a method for each operation of the service."""
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypedDict, Unpack, cast
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from app.client.answers import (
     Written,
 )
 from app.client.errors import Refused, Unexpected, Unreachable
+from app.client.events import events_of
 
 SOCKET: Final = Path("/run/jumptable/api.sock")
 LOOPBACK: Final = "http://127.0.0.1:8080"
@@ -355,18 +356,19 @@ class Client:
         """Undo a change, if its entries still hold what it put there. `force`: also if later changes wrote them."""
         return cast("Applied", self._change("POST", _path("changes", id, "revert"), dict(options)).json())
 
-    def watch_events(self, *, map: str | None = None, after: int | None = None) -> Iterator[Event]:  # noqa: A002
+    def watch_events(
+        self, *, map: str | None = None, after: int | None = None, on_open: Callable[[int], None] | None = None  # noqa: A002
+    ) -> Generator[Event]:  # fmt: skip
         """Yield what happens, as it happens, until the service ends the stream.
 
         Args:
             map: Only events of this map.
             after: Go on after the event with this id, without a gap; 0: from the very first. None: what is next.
+            on_open: Called when the stream has begun, with the id of the event after which it goes on.
 
         Raises:
             Unreachable: The connection ended. Call it again with the id of the last event.
         """
-        from httpx_sse import EventSource  # noqa: PLC0415 - not needed by those who do not watch
-
         headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
         timeout = httpx.Timeout(_EVENTS_SECONDS, connect=_CONNECT_SECONDS)
         request = self._http.build_request(
@@ -378,8 +380,7 @@ class Client:
                 if not response.is_success:
                     response.read()
                 self._check(response)
-                for event in EventSource(response).iter_sse():
-                    yield Event(int(event.id), event.event, event.json())
+                yield from events_of(response.iter_text(), on_open)
             finally:
                 response.close()
         except httpx.TransportError as error:
