@@ -57,6 +57,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "check": Entry("check:check_command", "check a configuration"),
         "token": Entry("token:token_group", "make and revoke tokens"),
         "completion": Entry("completion:completion_command", "completion for bash, zsh and fish"),
+        "man": Entry("man:man_command", "the manual page"),
     },
 }
 _EVERY: Final = {name: entry for section in COMMANDS.values() for name, entry in section.items()}

@@ -13,6 +13,8 @@ import httpx
 import pytest
 import yaml
 
+from app.api.problems import PROBLEMS
+from app.cli import options
 from app.cli.main import COMMANDS, cli
 from app.client import Client
 from app.client.answers import Readiness
@@ -21,12 +23,6 @@ from tests.running import demo
 
 CLIENTS = [name for section in ("See", "Change", "Hold") for name in COMMANDS[section]]
 TABLE = "maps: {jump_table: {0: pass, 3: drop}}"
-
-
-def leaves(command: click.Command, name: str) -> list[tuple[str, click.Command]]:
-    if isinstance(command, click.Group):
-        return [each for sub in command.commands.values() for each in leaves(sub, f"{name} {sub.name}")]
-    return [(name, command)]
 
 
 def every() -> list[str]:
@@ -67,6 +63,19 @@ class TestHelp:
                     del arguments[arguments.index("--note") + 1 :]
                     arguments.append("a note")
                 loaded(words[1]).make_context(words[1], arguments)
+
+
+class TestMan:
+    def test_every_command_is_on_the_page(self, command: Command) -> None:
+        lines = command("man").out.splitlines()
+        described = {line.split()[2] for line in lines if line.startswith(".SS jumptable ")}
+        assert described == set(every())
+        assert ".SS jumptable token new [OPTIONS] NAME" in lines
+        assert r"\fB\-\-confirm\-within TIME\fR" in lines
+
+    def test_no_text_is_taken_for_a_request_of_roff(self, command: Command) -> None:
+        requests = {line.split()[0] for line in command("man").out.splitlines() if line.startswith((".", "'"))}
+        assert requests == {".TH", ".SH", ".SS", ".B", ".TP", ".PP"}
 
 
 class TestStart:
@@ -331,6 +340,9 @@ class TestMistakes:
         assert done.err.startswith(f"jumptable: cannot connect to {url}: ")
         assert "is it running (systemctl status jumptable" in done.err
         assert done.err.count("\n") == 1
+
+    def test_every_remedy_is_for_a_problem_that_there_is(self) -> None:
+        assert options._REMEDIES.keys() <= PROBLEMS.keys()
 
     def test_something_else_at_the_url_exits_with_3(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         transport = httpx.MockTransport(lambda _: httpx.Response(200, html="<p>nginx"))
