@@ -4,6 +4,7 @@ A command is imported when it is used. Those of the client need neither FastAPI 
 """
 
 import difflib
+import io
 import sys
 from importlib import import_module
 from typing import Final, NamedTuple, NoReturn
@@ -111,6 +112,9 @@ def cli() -> None:
 
 def run() -> NoReturn:
     """Run the command line, and exit. An error of usage is one line, and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not closed
+            stream.reconfigure(errors="backslashreplace")  # a terminal in ISO 8859-1 has no arrows
     try:
         sys.exit(cli(prog_name="jumptable", standalone_mode=False))
     except click.UsageError as error:

@@ -101,7 +101,7 @@ def _read(file: Path) -> dict[str, Table]:
     """Read the tables of a file. On a mistake, exit with 2."""
     try:
         if str(file) == "-":
-            return read_tables(sys.stdin.read(), "standard input")
+            return read_tables("" if sys.stdin is None else sys.stdin.read(), "standard input")
         return read_tables(file.read_text(), str(file))
     except OSError as error:
         fail(f"cannot read {file}: {error.strerror}", 2)

@@ -14,7 +14,7 @@ from app.client import Client, Unreachable
 from app.client.answers import Change, Event
 
 _RETRY_SECONDS: Final = 1.0
-_MAX_RETRY_SECONDS: Final = 15.0
+_MAX_RETRY_SECONDS: Final = 4.0
 
 
 @click.command("watch", epilog="Example: jumptable watch --after 0 -o json | jq 'select(.type == \"drift\")'")

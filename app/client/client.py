@@ -98,7 +98,13 @@ class ChangeFilter(TypedDict, total=False):
 
 def default_url() -> str:
     """Return where the service is unless something else is said: its unix socket if there is one, else loopback."""
-    return f"{_UNIX}{SOCKET}" if SOCKET.exists() else LOOPBACK
+    try:
+        SOCKET.stat()
+    except PermissionError:
+        pass  # it may be there, and to connect says what is missing
+    except OSError:
+        return LOOPBACK
+    return f"{_UNIX}{SOCKET}"
 
 
 class Client:

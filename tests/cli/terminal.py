@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -41,7 +40,18 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
+        """Type Ctrl-C."""
+        self.type("\x03")
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a lost ssh connection does."""
+        self.close()
+        self.process.wait(_SECONDS)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def end(self) -> int:
         """Read until it ends, and return its exit status."""
@@ -65,8 +75,10 @@ class Terminal:
 def terminal(*arguments: str, env: dict[str, str], stdin: int | None = None) -> Iterator[Terminal]:
     """Run `jumptable ARGUMENTS` on a terminal of its own. `stdin`: another standard input than the terminal."""
     ours, theirs = pty.openpty()
+    # It becomes the terminal that the process is controlled by: /dev/tty, Ctrl-C, and a signal when it is closed.
+    code = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); from app.__main__ import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", *arguments],
+        [sys.executable, "-c", code, *arguments],
         stdin=theirs if stdin is None else stdin,
         stdout=theirs,
         stderr=theirs,
@@ -74,9 +86,10 @@ def terminal(*arguments: str, env: dict[str, str], stdin: int | None = None) -> 
         start_new_session=True,
     )
     os.close(theirs)
+    person = Terminal(process, ours)
     try:
-        yield Terminal(process, ours)
+        yield person
     finally:
         process.kill()
         process.wait(_SECONDS)
-        os.close(ours)
+        person.close()

@@ -375,6 +375,14 @@ class TestMistakes:
             )  # fmt: skip
         assert (done.returncode, done.stderr) == (141, "")
 
+    def test_a_terminal_without_arrows_gets_their_numbers(self, url: str, client: Client) -> None:
+        client.set_entry("jump_table", 3, "drop")
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "log", "-n", "1", "--url", url],
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        )  # fmt: skip
+        assert "set 3: empty \\u2192 drop" in done.stdout
+
 
 class TestCompletion:
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -38,6 +38,17 @@ class TestApply:
             assert person.end() == 0
         assert used(client) == [0, 3]
 
+    def test_it_asks_the_terminal_where_the_tables_come_by_a_pipe(self, client: Client, env: dict[str, str]) -> None:
+        read, write = os.pipe()
+        os.write(write, TABLE.encode())
+        os.close(write)
+        with terminal("apply", "-f", "-", env=env, stdin=read) as person:
+            os.close(read)
+            person.wait_for(r"Apply\? \[y/N\] ")
+            person.type("y\n")
+            assert person.end() == 0
+        assert used(client) == [0, 3]
+
     @pytest.mark.parametrize("answer", ["n\n", "\n", "yo\n", "\x04"])
     def test_anything_but_yes_changes_nothing(
         self, client: Client, env: dict[str, str], file: str, answer: str
@@ -86,7 +97,7 @@ class TestApply:
     def test_a_lost_terminal_undoes_it(self, client: Client, env: dict[str, str], file: str) -> None:
         with terminal("apply", "-f", file, "--yes", "--confirm-within", "2s", env=env) as person:
             person.wait_for(r"Keep it\?")
-            person.process.kill()
+            person.hang_up()
         change = client.list_changes(order="desc", limit=1)["changes"][0]
         events = client.watch_events(after=0)
         next(event for event in events if event.type == "expired" and event.data["id"] == change["id"])

@@ -212,6 +212,19 @@ class TestWhere:
         (tmp_path / "api.sock").touch()
         assert client_module.default_url() == f"unix://{tmp_path}/api.sock"
 
+    def test_a_socket_that_may_not_be_looked_at_is_no_reason_to_ask_elsewhere(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Closed:
+            def stat(self) -> None:
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+            def __str__(self) -> str:
+                return "/run/jumptable/api.sock"
+
+        monkeypatch.setattr(client_module, "SOCKET", Closed())
+        assert client_module.default_url() == "unix:///run/jumptable/api.sock"
+
     def test_it_speaks_over_a_unix_socket(self, tmp_path: Path) -> None:
         config = write_config(tmp_path)
         path = tmp_path / "run" / "api.sock"
