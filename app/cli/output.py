@@ -138,7 +138,7 @@ def entries_text(entries: Sequence[ChangedEntry]) -> str:
     """Return the entries of a change on one line. Of many, only the first."""
     more = len(entries) - _MAX_ENTRIES
     shown = ", ".join(map(entry_text, entries[:_MAX_ENTRIES]))
-    return f"{shown}, and {more} more" if more > 0 else shown
+    return f"{shown}, and {more:,} more" if more > 0 else shown
 
 
 def show_difference(entries: Sequence[ChangedEntry], most: int | None = None) -> None:
@@ -149,7 +149,7 @@ def show_difference(entries: Sequence[ChangedEntry], most: int | None = None) ->
         style = "red" if entry["after"] is None else "green" if entry["before"] is None else "yellow"
         say(f"  {entry['index']:>{width}}  {before} → ", Cell(after, style))
     if most is not None and len(entries) > most:
-        say(f"  … and {len(entries) - most} more")
+        say(f"  … and {len(entries) - most:,} more")
 
 
 # Times
