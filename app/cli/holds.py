@@ -66,5 +66,5 @@ def release_command(
     elif kind == "program":
         client.release_program(name, dry_run=dry_run)
     else:
-        client.delete_object(name, dry_run=dry_run)
+        client.unload_object(name, dry_run=dry_run)
     say(f"{kind} {name} {'would be' if dry_run else 'is'} released")

@@ -11,8 +11,9 @@ import click
 from app.cli.common import fail
 from app.cli.confirmation import settle
 from app.cli.options import CONFIRM_WITHIN, DRY_RUN, NOTE, OBJECT, connects, outputs
-from app.cli.output import Cell, as_json, say, show, table
+from app.cli.output import Cell, ago, entries_text, say, show, show_difference, table
 from app.client import Client, Refused
+from app.client.answers import LoadedObjectFile
 
 _ELF: Final = b"\x7fELF"
 
@@ -31,27 +32,59 @@ def objects_command(client: Client, name: str | None, output: str | None) -> Non
 
     def people() -> None:
         if not objects:
-            say("No object is loaded: `jumptable load NAME FILE.o` loads one.")
+            say("No object file is loaded: `jumptable load NAME FILE.o` loads one.")
             return
         rows = [
-            (Cell(each["name"], "bold"), _names(each.get("programs")), _names(each.get("maps"))) for each in objects
+            (
+                Cell(each["name"], "bold"),
+                str(each["version"]),
+                ago(each["loaded_at"]),
+                ", ".join(program["program"] for program in each["programs"]),
+                _state(each),
+            )
+            for each in objects
         ]
-        table(("object", "programs", "maps"), rows)
+        table(("object", "version", "loaded", "programs", "state"), rows)
 
     show(output, {"objects": objects}, lambda: [each["name"] for each in objects], people)
 
 
-def _names(members: Any) -> str:
-    """Return the names of the programs or maps of an object: keys of an object, or names in a list."""
-    if isinstance(members, Mapping):
-        return ", ".join(members)
-    return ", ".join(each["name"] if isinstance(each, Mapping) else str(each) for each in members or ())
+def _state(loaded: Mapping[str, Any]) -> Cell:
+    if loaded["state"] == "unavailable":
+        return Cell(f"unavailable: {loaded['reason']}", "red")
+    return Cell(loaded["state"], "green")
 
 
 def _show_object(loaded: Mapping[str, Any]) -> None:
-    for name, value in loaded.items():
-        text = _names(value) if name in {"programs", "maps"} else value if isinstance(value, str) else as_json(value)
-        say(Cell(f"{name:12} ", "bold"), text)
+    previous = loaded["previous"]
+    facts = {
+        "object": f"{loaded['name']}, version {loaded['version']}",
+        "state": _state(loaded).text,
+        "loaded": ago(loaded["loaded_at"]),
+        "file": loaded["file"] or "sent by a request",
+        "sha256": loaded["sha256"],
+        "before": "" if previous is None else f"version {previous['version']}, loaded {ago(previous['loaded_at'])}",
+    }
+    for name, value in facts.items():
+        say(Cell(f"{name:8} ", "bold"), value)
+    for warning in loaded["warnings"]:
+        say(Cell(f"warning  {warning}", "yellow"))
+    if loaded["programs"]:
+        click.echo()
+        programs = loaded["programs"]
+        rows = [(Cell(each["name"], "bold"), each["type"], _id(each), str(each["instructions"])) for each in programs]
+        table(("program", "type", "id", "instructions"), rows)
+    if loaded["maps"]:
+        click.echo()
+        rows = [
+            (Cell(each["name"] or each["map"], "bold"), each["type"], _id(each), f"{each['max_entries']:,}")
+            for each in loaded["maps"]
+        ]
+        table(("map", "type", "id", "entries"), rows)
+
+
+def _id(member: Mapping[str, Any]) -> str:
+    return "" if member["id"] is None else str(member["id"])
 
 
 @click.command("load", epilog="Example: jumptable load parser parser.o --dry-run")
@@ -65,22 +98,32 @@ def _show_object(loaded: Mapping[str, Any]) -> None:
 def load_command(client: Client, name: str, file: Path, output: str | None, **options: Any) -> None:
     """Load an object file, or a new version of it.
 
-    FILE is the object file itself, or YAML or JSON that names one and says how to load it. Programs are held as
-    NAME.PROGRAM, arrays as NAME.MAP.
+    FILE is the object file itself, or YAML or JSON that names one of the service's machine and says how to load it.
+    Programs are held as NAME.PROGRAM, arrays as NAME.MAP.
     """
     content, made_at = _content(file), time.monotonic()
     try:
-        loaded = client.put_object(name, content, **options)
+        loaded = client.load_object(name, content, **options)
     except Refused as error:
         if error.code != "object-refused":
             raise
         _show_refusal(error)
         sys.exit(1)
-    say_it = "can be loaded; nothing was" if options["dry_run"] else "is loaded"
-    change = "" if loaded.change is None else f", with change {loaded.change}"
-    show(output, loaded.object, lambda: [name], lambda: say(f"object {name} {say_it}{change}"))
-    if loaded.change is not None and output is None:
-        settle(client, [loaded.change], options["confirm_within"], made_at)
+    show(output, loaded, lambda: [name], lambda: _show_loaded(loaded, is_dry=options["dry_run"]))
+    if output is None:
+        settle(client, [change["id"] for change in loaded["changes"]], options["confirm_within"], made_at)
+
+
+def _show_loaded(loaded: LoadedObjectFile, *, is_dry: bool) -> None:
+    about = f"object {loaded['object']['name']}, version {loaded['object']['version']}"
+    say(f"{about}, can be loaded; nothing was" if is_dry else f"{about}, is loaded")
+    for each in loaded.get("entries", []):
+        say(Cell(each["map"], "bold"), " would change:")
+        show_difference(each["entries"])
+    for change in loaded["changes"]:
+        say(f"change {change['id']}: {change['map']} {entries_text(change['entries'])}")
+    for warning in loaded["object"]["warnings"]:
+        say(f"warning: {warning}", err=True)
 
 
 def _content(file: Path) -> bytes | Mapping[str, Any]:
@@ -104,14 +147,10 @@ def _content(file: Path) -> bytes | Mapping[str, Any]:
 
 
 def _show_refusal(error: Refused) -> None:
-    """Show what the verifier says, beside the line of the source that it is about."""
-    problem = error.problem
+    """Show what the verifier says. The detail has its reason, and the line of the source."""
+    instruction = error.problem.get("instruction")
     say(Cell(f"jumptable: {error.detail}", "red"), err=True)
-    source = problem.get("source")
-    if isinstance(source, Mapping):
-        say(Cell(f"{source.get('file')}:{source.get('line')}: ", "bold"), str(source.get("text", "")).strip(), err=True)
-    instruction = problem.get("instruction")
-    if isinstance(instruction, Mapping):
-        say(f"instruction {instruction.get('index')}: {instruction.get('text')}", err=True)
-    for line in str(problem.get("log_tail", "")).splitlines():
+    if instruction is not None:
+        say(f"instruction {instruction['index']}: {instruction['text']}", err=True)
+    for line in error.problem.get("log_tail", []):
         say(Cell(f"  {line}", "dim"), err=True)

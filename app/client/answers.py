@@ -111,6 +111,22 @@ class Applied(TypedDict):
     entries: NotRequired[list[ChangedEntry]]
 
 
+class EntriesOfMap(TypedDict):
+    """What would be changed in one map."""
+
+    map: str
+    entries: list[ChangedEntry]
+
+
+class LoadedObjectFile(TypedDict):
+    """An object file that was loaded, and the changes of entries that this made. A dry run has `fit` and `entries`."""
+
+    object: dict[str, Any]
+    changes: list[Change]
+    fit: NotRequired[Fit]
+    entries: NotRequired[list[EntriesOfMap]]
+
+
 class Owner(TypedDict):
     """What the first program in an array has fixed."""
 
@@ -212,18 +228,6 @@ class Written(NamedTuple):
 
     change: int | None
     entry: Entry | None
-
-
-class Loaded(NamedTuple):
-    """What became of an object file.
-
-    Attributes:
-        change: The id of the change of entries; None: no entry had to be written, or it was a dry run.
-        object: The object as it is now.
-    """
-
-    change: int | None
-    object: dict[str, Any]
 
 
 class Readiness(NamedTuple):

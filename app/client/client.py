@@ -18,7 +18,7 @@ from app.client.answers import (
     Event,
     HeldMap,
     Kind,
-    Loaded,
+    LoadedObjectFile,
     Program,
     ProgramReference,
     Readiness,
@@ -65,6 +65,14 @@ class Options(DryRun, total=False):
 class ConditionalOptions(Options, total=False):
     """What changes of named entries take: `if_match`, the etag that the entry or the table still has to have."""
 
+    if_match: str | None
+
+
+class LoadOptions(DryRun, total=False):
+    """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file."""
+
+    note: str | None
+    confirm_within: int | None
     if_match: str | None
 
 
@@ -301,24 +309,24 @@ class Client:
         """Return an object file that is loaded."""
         return cast("dict[str, Any]", self._get(_path("objects", name)))
 
-    def put_object(
-        self, name: str, content: bytes | Mapping[str, Any], **options: Unpack[ConditionalOptions]
-    ) -> Loaded:
+    def load_object(
+        self, name: str, content: bytes | Mapping[str, Any], **options: Unpack[LoadOptions]
+    ) -> LoadedObjectFile:
         """Load an object file, or a new version of it.
 
         Args:
             name: The name of the object. Its programs are held as `NAME.program`, its arrays as `NAME.map`.
             content: The ELF itself, or an object of JSON that names a file of the service and how to load it.
-            **options: See `ConditionalOptions`.
+            **options: See `LoadOptions`.
 
         Raises:
             Refused: object-refused: the verifier refuses a program. `problem` has what it says, and about which line.
         """
         answer = self._change("PUT", _path("objects", name), dict(options), content, timeout=_OBJECT_SECONDS)
-        return Loaded(_change_id(answer), answer.json())
+        return cast("LoadedObjectFile", answer.json())
 
-    def delete_object(self, name: str, **options: Unpack[DryRun]) -> None:
-        """Let go of an object and of its programs and arrays."""
+    def unload_object(self, name: str, **options: Unpack[DryRun]) -> None:
+        """Let go of an object file, and of its programs and arrays."""
         self._change("DELETE", _path("objects", name), dict(options))
 
     def get_graph(self, *, map: str | None = None, program: str | None = None) -> dict[str, Any]:  # noqa: A002

@@ -21,8 +21,11 @@ SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 # Operations for others than callers of a client: for probes, browsers and curl.
 NOT_FOR_CLIENTS = {"get_health", "explain_problem", "get_docs", "get_docs_asset", "get_openapi"}
 # Members of a dry run, which the document has in schemas of their own.
-DRY = {"Entry": "DryEntry", "Applied": "DryApplied"}
-ANSWERS = [name for name, each in vars(answers).items() if is_typeddict(each) and name != "ProgramReference"]
+DRY = {"Entry": "DryEntry", "Applied": "DryApplied", "LoadedObjectFile": "DryLoadedObjectFile"}
+NO_ANSWERS = {"ProgramReference"}
+if "/objects" not in DOCUMENT["paths"]:  # a service that loads no object files
+    NO_ANSWERS |= {"EntriesOfMap", "LoadedObjectFile"}
+ANSWERS = [name for name, each in vars(answers).items() if is_typeddict(each) and name not in NO_ANSWERS]
 PROBLEM = {"content-type": "application/problem+json"}
 
 
