@@ -7,9 +7,9 @@ import click
 
 from app.cli.confirmation import settle
 from app.cli.options import CONFIRM_WITHIN, DRY_RUN, FORCE, INDEX, MAP, NOTE, REFERENCE, connects, outputs
-from app.cli.output import entries_text, say, show
+from app.cli.output import entries_text, say, show, show_warnings
 from app.client import Client
-from app.client.answers import ChangedEntry, ProgramReference, Written
+from app.client.answers import Applied, Entry, ProgramReference, Written
 
 
 @click.command("set", epilog="Example: jumptable set jump_table 3 drop --confirm-within 60s")
@@ -37,9 +37,9 @@ def set_command(
     """
     made_at = time.monotonic()
     written = client.set_entry(map_, index, program, **options)
-    dry = None if written.entry is None else written.entry.get("entries")
-    _show_written(client, map_, written, dry, output, as_it_is=f"{map_} {index} points to it already")
-    if written.change is not None and output is None:
+    dry = written.entry if options["dry_run"] else None
+    _finish(client, map_, written, dry, output, as_it_is=f"{map_} {index} points to it already")
+    if output is None and written.change is not None:
         settle(client, [written.change], options["confirm_within"], made_at)
 
 
@@ -58,26 +58,31 @@ def clear_command(client: Client, map_: str, index: int, output: str | None, **o
     To exchange a program, use set: it leaves no gap.
     """
     made_at = time.monotonic()
+    written, dry = Written(None, None), None
     if options["dry_run"]:  # of a PATCH, as a DELETE does not tell what it would clear
-        written, dry = Written(None, None), client.update_entries(map_, {index: None}, **options).get("entries")
+        dry = client.update_entries(map_, {index: None}, **options)
     else:
-        written, dry = client.clear_entry(map_, index, allow_missing=True, **options), None
-    _show_written(client, map_, written, dry, output, as_it_is=f"{map_} {index} is empty already")
-    if written.change is not None and output is None:
+        written = client.clear_entry(map_, index, allow_missing=True, **options)
+    _finish(client, map_, written, dry, output, as_it_is=f"{map_} {index} is empty already")
+    if output is None and written.change is not None:
         settle(client, [written.change], options["confirm_within"], made_at)
 
 
-def _show_written(
-    client: Client, map_: str, written: Written, dry: list[ChangedEntry] | None, output: str | None, *, as_it_is: str
+def _finish(
+    client: Client, map_: str, written: Written, dry: Entry | Applied | None, output: str | None, *, as_it_is: str
 ) -> None:
+    """Show what was done, or by the answer to a dry run, what would be."""
     change = None if written.change is None else client.get_change(written.change)
+    entries = [] if dry is None else dry.get("entries", [])
 
     def people() -> None:
         if change is not None:
             say(f"change {change['id']}: {map_} {entries_text(change['entries'])}")
-        elif dry:
-            say(f"would change {map_} {entries_text(dry)}; nothing was written")
+        elif entries:
+            say(f"would change {map_} {entries_text(entries)}; nothing was written")
         else:
             say(f"{as_it_is}; nothing was written")
+        show_warnings(dry or {})
 
-    show(output, {"change": change, "entries": dry or []}, lambda: [] if change is None else [change["id"]], people)
+    answer = {"change": change} if dry is None else dry
+    show(output, answer, lambda: [] if change is None else [change["id"]], people)

@@ -92,7 +92,8 @@ class Picture:
             return
         by_index = {each["index"]: each["program"] for each in array["entries"]}
         which = "any entry" if indexes is None else f"{'entry' if len(indexes) == 1 else 'entries'} {_listed(indexes)}"
-        yield [f"{indent}→ {name}, {which}{'' if edge['certain'] else ', maybe'}"]
+        maybe = "" if edge["certain"] or indexes is None else ", maybe"
+        yield [f"{indent}→ {name}, {which}{maybe}"]
         leads = sorted(by_index) if indexes is None else indexes
         width = len(str(max(leads, default=0)))
         for index in leads[:_MAX_LINES]:

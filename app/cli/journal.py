@@ -7,7 +7,7 @@ import click
 
 from app.cli.confirmation import settle
 from app.cli.options import CHANGE, CONFIRM_WITHIN, DRY_RUN, INDEX, MAP, MOMENT, NOTE, connects, outputs
-from app.cli.output import Cell, ago, entries_text, plural, say, show, show_difference, table
+from app.cli.output import Cell, ago, entries_text, plural, say, show, show_difference, show_warnings, table
 from app.cli.status import change_row
 from app.client import Client
 from app.client.answers import Applied, Change, Kind, State
@@ -138,6 +138,7 @@ def _finish(client: Client, applied: Applied, output: str | None, done: str, *, 
         if options["dry_run"] and entries:
             say(f"would change {plural(len(entries), 'entry')}; nothing was written")
             show_difference(entries)
+            show_warnings(applied)
         elif change is None:
             say("nothing had to be changed")
         else:

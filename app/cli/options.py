@@ -284,11 +284,21 @@ _REMEDIES: Final = {
     "index-out-of-range": "the indexes are 0 to {last}",
     "last-reference": "pin it first (bpftool map pin id {id} PATH), or add --force",
     "map-unknown": "",
+    "object-unknown": "",
     "pin-moved": "`jumptable hold {kind} {name} --pinned {pinned}` opens the new one; --force uses the held one",
     "precondition-failed": "somebody has changed the table meanwhile: look again, and repeat the command",
     "program-not-found": "",
     "program-unknown": "",
     "unauthenticated": "give a valid token: --token-file FILE or JUMPTABLE_TOKEN",
+}
+
+
+# Of names that are unknown: what kind of thing the name is for. The problem has the name as the member of that name.
+_KINDS: Final = {
+    "map-unknown": "map",
+    "object-unknown": "object",
+    "program-not-found": "program",
+    "program-unknown": "program",
 }
 
 
@@ -307,7 +317,7 @@ def explained(error: Refused, client: Client) -> str:
 
 def _names_there(error: Refused, client: Client) -> str:
     """Return which names there are, where one is unknown. A slip is corrected."""
-    kind = {"map-unknown": "map", "program-unknown": "program", "program-not-found": "program"}.get(error.code)
+    kind = _KINDS.get(error.code)
     asked = error.problem.get(kind or "")
     if kind is None or not isinstance(asked, str):
         return ""
@@ -317,8 +327,9 @@ def _names_there(error: Refused, client: Client) -> str:
         if close:
             return f"did you mean {close[0]!r}? `jumptable {kind}s` lists them"
         if names:
-            return f"held are {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        return f"none is held: `jumptable hold {kind} {asked} --pinned PATH` holds one"
+            return f"there are {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+        holds = f"load {asked} FILE.o" if kind == "object" else f"hold {kind} {asked} --pinned PATH"
+        return f"there is none: `jumptable {holds}` makes one"
     return ""
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -139,6 +139,12 @@ def entries_text(entries: Sequence[ChangedEntry]) -> str:
     more = len(entries) - _MAX_ENTRIES
     shown = ", ".join(map(entry_text, entries[:_MAX_ENTRIES]))
     return f"{shown}, and {more:,} more" if more > 0 else shown
+
+
+def show_warnings(answer: Mapping[str, Any]) -> None:
+    """Print what the service warns of in the answer to a dry run."""
+    for warning in answer.get("warnings", []):
+        say(Cell(f"  warning: {warning}", "yellow"))
 
 
 def show_difference(entries: Sequence[ChangedEntry], most: int | None = None) -> None:

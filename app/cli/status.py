@@ -2,12 +2,13 @@
 
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
 from app.cli.options import connects, outputs
-from app.cli.output import Cell, ago, entries_text, plural, say, show, table
+from app.cli.output import Cell, ago, entries_text, length, plural, say, show, table
 from app.client import Client
 from app.client.answers import Change, HeldMap, Program
 
@@ -41,7 +42,7 @@ def status_command(client: Client, output: str | None) -> None:
         kernel = (
             f"Linux {version['kernel_release']}" if version["kernel"] == "linux" else "a kernel in memory: not real"
         )
-        say(state, f"   jumptable {version['version']} on {node}, {kernel}")
+        say(state, f"   jumptable {version['version']} on {node}, {kernel}", *_since(version))
         for reason in readiness.reasons:
             say(Cell(f"  {reason}", "red"))
         _show_maps(maps)
@@ -51,6 +52,13 @@ def status_command(client: Client, output: str | None) -> None:
 
     show(output, answer, list, people)
     sys.exit(0 if readiness.ready else 1)
+
+
+def _since(version: Mapping[str, Any]) -> list[str | Cell]:
+    """Return since when it runs, and whether its keeper does, where the service tells that."""
+    uptime, keeper = version.get("uptime_seconds"), version.get("keeper")
+    since: list[str | Cell] = [] if uptime is None else [f", up {length(uptime)}"]
+    return since if keeper is None else [*since, ", keeper ", Cell(keeper, "green" if keeper == "running" else "red")]
 
 
 def _show_maps(maps: list[HeldMap]) -> None:

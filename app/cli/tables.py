@@ -11,7 +11,7 @@ import click
 from app.cli.common import fail
 from app.cli.confirmation import is_agreed, settle, terminal
 from app.cli.options import CONFIRM_WITHIN, FORCE, NOTE, connects, outputs
-from app.cli.output import Cell, plural, say, show, show_difference
+from app.cli.output import Cell, plural, say, show, show_difference, show_warnings
 from app.cli.table_file import Table, TableFileError, read_tables
 from app.client import Client, JumptableError
 from app.client.answers import Applied
@@ -125,6 +125,7 @@ def _show_plan(name: str, plan: Applied, most: int | None = None) -> None:
     show_difference(entries, most)
     if plan.get("fit") == "type-only":
         say("  Only the type was compared: whether the programs fit is known when they are written.")
+    show_warnings(plan)
 
 
 def _ask(*, is_asked_for_output: bool) -> None:

@@ -43,7 +43,14 @@ def client(url: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def command(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def refused_sockets() -> Iterator[None]:
+    """Closes sockets whose connect was refused: httpcore leaves that to the garbage collector."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def command(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `jumptable ARGUMENTS` against the demo."""
 
     def jumptable(*arguments: str, stdin: str = "", url: str = url) -> Done:
@@ -55,5 +62,4 @@ def command(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         shown = capsys.readouterr()
         return Done(int(ended.value.code or 0), shown.out, shown.err)
 
-    yield jumptable
-    gc.collect()  # httpcore leaves it to the garbage collector to close a socket whose connect was refused
+    return jumptable
