@@ -3,8 +3,8 @@
 import click
 
 from app.cli.options import INDEX, MAP, connects, outputs
-from app.cli.output import Cell, ago, entry_text, plural, program_text, say, show, table
-from app.cli.status import map_row
+from app.cli.output import Cell, ago, plural, program_text, say, show, table
+from app.cli.status import drift_text, map_row
 from app.client import Client
 from app.client.answers import Entry, HeldMap
 
@@ -50,8 +50,7 @@ def _show_map(held: HeldMap) -> None:
         number, when = plural(len(waits["entries"]), "entry"), ago(waits["confirm_by"])
         say(Cell(f"waiting  change {waits['change']} of {number} is undone {when} unless it is confirmed", "yellow"))
     for drift in held["drift"]:
-        text = entry_text({"index": drift["index"], "before": drift["journal"], "after": drift["kernel"]})
-        say(Cell(f"drift    {text}, by another tool", "red"))
+        say(Cell(f"drift    {drift_text(drift)}", "red"))
 
 
 @click.command("get", epilog="Example: jumptable get jump_table -o yaml > table.yaml   (apply -f reads it)")

@@ -8,9 +8,9 @@ from typing import Any, Final
 import click
 
 from app.cli.options import connects, outputs
-from app.cli.output import Cell, ago, entries_text, length, plural, say, show, table
+from app.cli.output import Cell, ago, entries_text, entry_text, length, plural, say, show, table
 from app.client import Client
-from app.client.answers import Change, HeldMap, Program
+from app.client.answers import Change, ChangedEntry, Drift, HeldMap, Program
 
 _MAX_ROWS: Final = 8  # of each table, so that all of it fits on a screen
 _LAST_CHANGES: Final = 5
@@ -68,6 +68,16 @@ def _show_maps(maps: list[HeldMap]) -> None:
         return
     table(("map", "entries", "drift", "waiting", "state"), [map_row(each) for each in maps[:_MAX_ROWS]])
     _more(len(maps), "jumptable maps")
+    drifted = [(held["name"], drift_text(each)) for held in maps for each in held["drift"]]
+    for name, text in drifted[:_MAX_ROWS]:
+        say(Cell(f"  {name} {text}", "red"), f"  (jumptable reconcile {name})")
+    _more(len(drifted), "jumptable maps NAME")
+
+
+def drift_text(drift: Drift) -> str:
+    """Return an entry that has drifted, on one line: what is journalled, and what is there."""
+    entry: ChangedEntry = {"index": drift["index"], "before": drift["journal"], "after": drift["kernel"]}
+    return f"{entry_text(entry)}, by another tool"
 
 
 def map_row(held: HeldMap) -> tuple[str | Cell, ...]:

@@ -208,6 +208,7 @@ class Version(TypedDict):
     version: str
     kernel: str
     kernel_release: str
+    implementation: str
 
 
 class ProgramReference(TypedDict, total=False):

@@ -127,6 +127,19 @@ class TestSeeing:
         monkeypatch.setattr(Client, "get_version", lambda _: told)
         assert command("status").out.splitlines()[0].endswith(", up 2 h, keeper failing")
 
+    def test_drift_is_shown_with_what_ends_it(
+        self, command: Command, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody else can write into the kernel in memory."""
+        journal = {"name": "tx", "id": 1, "tag": "t", "pinned": None}
+        held = {**client.get_map("jump_table"), "drift": [{"index": 7, "journal": journal, "kernel": None}]}
+        monkeypatch.setattr(Client, "list_maps", lambda _: [held])
+        monkeypatch.setattr(Client, "get_map", lambda *_: held)
+        assert (
+            "  jump_table 7: tx → empty, by another tool  (jumptable reconcile jump_table)\n" in command("status").out
+        )
+        assert "drift    7: tx → empty, by another tool\n" in command("maps", "jump_table").out
+
     def test_warnings_of_a_dry_run_are_shown(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         real = Client.update_entries
 

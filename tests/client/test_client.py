@@ -83,7 +83,12 @@ class TestContract:
 
     def test_the_options_of_changes_are_those_of_the_document(self) -> None:
         parameters = DOCUMENT["paths"]["/maps/{name}/entries"]["put"]["parameters"]
-        names = {each["name"].lower().replace("-", "_") for each in parameters} - {"name", "pretty", "if_none_match"}
+        names = {each["name"].lower().replace("-", "_") for each in parameters} - {
+            "name",
+            "pretty",
+            "if_none_match",
+            "prefer",
+        }
         assert get_type_hints(client_module.ConditionalOptions).keys() == names
 
     def test_the_filters_of_changes_are_those_of_the_document(self) -> None:
