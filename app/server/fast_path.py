@@ -94,10 +94,12 @@ class Meanings:
     """What heads mean, for connections of one identity.
 
     Attributes:
+        owner: What has found them out: another one takes its place when the configuration is read anew.
         is_current: They still count.
         by_head: By the bytes of the request line up to the index, and those of the header fields.
     """
 
+    owner: "FastPath"
     is_current: bool
     by_head: "dict[tuple[bytes, bytes], Meaning]"
 
@@ -196,7 +198,7 @@ class FastPath:
         if len(front) + len(fields) > _MAX_HEADER_BYTES:
             return None
         known = connection.meanings
-        if known is None or not known.is_current:
+        if known is None or not known.is_current or known.owner is not self:
             known = connection.meanings = self._meanings_of(connection)
         meaning, request_id = known.by_head.get((front, fields)), None
         if meaning is None:
@@ -274,7 +276,7 @@ class FastPath:
         identity = connection.identity if self._authentication.is_open else connection.identity[1:]
         known = self._meanings.get(identity)
         if known is None:
-            known = self._meanings[identity] = Meanings(is_current=True, by_head={})
+            known = self._meanings[identity] = Meanings(self, is_current=True, by_head={})
         return known
 
     def _find(
