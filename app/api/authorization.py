@@ -35,6 +35,8 @@ RIGHTS: Final[dict[str, Right]] = {
     "get_health": Right.NONE,
     "get_readiness": Right.NONE,
     "explain_problem": Right.NONE,
+    "get_index": Right.DOCS,
+    "get_web_file": Right.DOCS,
     "get_version": Right.READ,
     "get_metrics": Right.METRICS,
     "get_docs": Right.DOCS,

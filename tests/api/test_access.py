@@ -35,6 +35,8 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "explain_problem": ("GET", "/problems/internal", None),
     "get_version": ("GET", "/version", None),
     "get_metrics": ("GET", "/metrics", None),
+    "get_index": ("GET", "/", None),
+    "get_web_file": ("GET", "/web/style.css", None),
     "get_docs": ("GET", "/docs", None),
     "get_docs_asset": ("GET", "/docs/assets/favicon.png", None),
     "get_openapi": ("GET", "/openapi.json", None),

@@ -34,6 +34,7 @@ class TestGetMap:
             "owner": {"program_type": "xdp", "jited": True},
             "pins": [],
             "created_here": True,
+            "protected": [],
             "state": "held",
             "reason": None,
             "drift": [],

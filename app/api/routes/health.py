@@ -17,6 +17,7 @@ from app.api.openapi import answers, problems
 from app.api.problems import PROBLEMS, HttpProblem, problem
 from app.api.routing import StrictRoute
 from app.api.schemas import responses
+from app.keeper.client import KeeperKernel
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
 
@@ -43,6 +44,10 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    keeper: Literal["running", "failing"] | None = Field(
+        description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
+    )
+    uptime_seconds: int = Field(description="How long the service has been running.", examples=[86400])
 
 
 class Explanation(BaseModel):
@@ -123,9 +128,21 @@ async def get_readiness(request: Request) -> Response:
     responses=answers(Version, "The versions.") | problems(),
 )
 async def get_version(request: Request) -> Response:
-    """Return the version of the service, and the kernel that it works on."""
-    kernel = service_of(request).registry.kernel.name
-    return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    """Return the version of the service, the kernel that it works on, and how long it has been running."""
+    service = service_of(request)
+    kernel = service.registry.kernel
+    keeper: Literal["running", "failing"] | None = None
+    if isinstance(kernel, KeeperKernel):
+        keeper = "running" if kernel.degraded_reason is None else "failing"
+    return responses.Json(
+        Version(
+            version=__version__,
+            kernel=kernel.name,
+            kernel_release=platform.release(),
+            keeper=keeper,
+            uptime_seconds=int(service.uptime()),
+        )
+    )
 
 
 @router.get(

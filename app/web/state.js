@@ -1,0 +1,162 @@
+// What the page knows of the service. Views read these signals; loads and events write them.
+
+import { batch, signal } from "@preact/signals";
+import { Problem, get } from "./api.js";
+
+/** @typedef {import("./types.d.ts").Change} Change */
+/** @template T @typedef {import("@preact/signals").Signal<T>} Signal */
+
+const POLL_MS = 10_000; // readiness has no event
+const SETTLE_MS = 120; // after an event, before what it may have changed is asked for again
+const RECENT = 50;
+
+export const index = signal(/** @type {import("./types.d.ts").Index | null} */ (null));
+export const version = signal(/** @type {import("./types.d.ts").Version | null} */ (null));
+/** null: it is not known; []: ready; else why not. */
+export const notReady = signal(/** @type {string[] | null} */ (null));
+export const maps = signal(/** @type {import("./types.d.ts").HeldMap[] | null} */ (null));
+export const programs = signal(/** @type {import("./types.d.ts").Program[] | null} */ (null));
+/** The newest changes, newest first. */
+export const recent = signal(/** @type {Change[] | null} */ (null));
+/** Ticks each second, and each ten seconds: what shows a time reads one of them. */
+export const second = signal(0);
+export const tenSeconds = signal(0);
+/** One message for the user; the last one counts. */
+export const message = signal(/** @type {{text: string, isBad: boolean} | null} */ (null));
+/** A problem of loading what every view needs. */
+export const loadProblem = signal(/** @type {Problem | null} */ (null));
+
+setInterval(() => {
+  second.value += 1;
+  if (second.value % 10 === 0) tenSeconds.value += 1;
+}, 1000);
+
+/** Listeners of changes, each called with the map and the changed indexes, or null where they are not known. */
+const listeners = new Set(/** @type {((map: string | null, change: Change | null) => void)[]} */ ([]));
+
+/** @param {(map: string | null, change: Change | null) => void} listener @returns {() => void} */
+export function onChange(listener) {
+  listeners.add(listener);
+  return () => void listeners.delete(listener);
+}
+
+/** Tell the user something. @param {string} text */
+export const tell = (text) => void (message.value = { text, isBad: false });
+
+/** Tell the user that something failed. @param {unknown} error */
+export function tellProblem(error) {
+  const text = error instanceof Problem ? `${error.title}: ${error.message}` : String(error);
+  message.value = { text, isBad: true };
+}
+
+/** @param {Promise<void>[]} loads */
+async function settled(loads) {
+  const [failed] = (await Promise.allSettled(loads)).filter((each) => each.status === "rejected");
+  loadProblem.value = failed && failed.reason instanceof Problem ? failed.reason : null;
+  if (failed && !(failed.reason instanceof Problem)) throw failed.reason;
+}
+
+/** Ask who asks, before anything else. */
+export async function loadIndex() {
+  index.value = await get("/");
+}
+
+/** Ask for all that the views share. */
+export async function loadAll() {
+  await settled([loadMaps(), loadPrograms(), loadRecent(), loadReadiness()]);
+  for (const listener of listeners) listener(null, null);
+}
+
+export async function loadMaps() {
+  maps.value = (await get("/maps")).maps;
+}
+
+export async function loadPrograms() {
+  programs.value = (await get("/programs")).programs;
+}
+
+async function loadRecent() {
+  recent.value = (await get("/changes", { order: "desc", limit: RECENT })).changes;
+}
+
+async function loadReadiness() {
+  version.value = await get("/version");
+  try {
+    await get("/readyz");
+    notReady.value = [];
+  } catch (error) {
+    if (!(error instanceof Problem) || error.status !== 503) throw error;
+    const reasons = error.facts["reasons"];
+    notReady.value = reasons?.length ? reasons : [error.message];
+  }
+}
+
+/** Ask again from time to time for what no event tells, while somebody looks. */
+export function poll() {
+  setInterval(() => {
+    if (!document.hidden && index.value?.caller) void loadReadiness().catch(() => {});
+  }, POLL_MS);
+}
+
+/** @type {{maps: boolean, programs: boolean}} */
+const stale = { maps: false, programs: false };
+let timer = 0;
+
+function reloadSoon() {
+  if (timer) return;
+  timer = setTimeout(async () => {
+    const loads = [];
+    if (stale.maps) loads.push(loadMaps());
+    if (stale.programs) loads.push(loadPrograms(), loadReadiness());
+    stale.maps = stale.programs = false;
+    await settled(loads);
+    timer = 0;
+    if (stale.maps || stale.programs) reloadSoon();
+  }, SETTLE_MS);
+}
+
+/** Say that what `/maps` and `/programs` tell may have changed. @param {{programs?: boolean}} [what] */
+export function mayHaveChanged({ programs: withPrograms = true } = {}) {
+  stale.maps = true;
+  stale.programs ||= withPrograms;
+  reloadSoon();
+}
+
+/**
+ * Take over one event of the stream.
+ *
+ * @param {string} type
+ * @param {any} data
+ */
+export function takeEvent(type, data) {
+  if (type === "change" || type === "confirmed" || type === "expired") {
+    batch(() => takeChange(data));
+    for (const listener of listeners) listener(data.map, data);
+    mayHaveChanged({ programs: data.entries.length < 1000 });
+  } else {
+    mayHaveChanged();
+    for (const listener of listeners) listener(data.map ?? null, null);
+  }
+}
+
+/** @param {Change} change */
+function takeChange(change) {
+  const known = (recent.value ?? []).map((each) =>
+    each.id === change.reverts && change.kind === "revert" ? { ...each, state: /** @type {const} */ ("reverted") } : each,
+  );
+  const others = known.filter((each) => each.id !== change.id);
+  recent.value = [...others, change].sort((a, b) => b.id - a.id).slice(0, RECENT);
+}
+
+/** The place of each held program in the palette, so that neighbours in the list differ. */
+const PALETTE = 12;
+const places = new Map(/** @type {[string, number][]} */ ([]));
+
+/** The class with the colour of a program: the same one wherever it is shown. @param {{name: string | null, id: number | null} | null} program */
+export function colour(program) {
+  if (program === null) return "";
+  if (program.name === null) return "other";
+  for (const { name } of programs.value ?? []) if (!places.has(name)) places.set(name, places.size % PALETTE);
+  const place = places.get(program.name);
+  return place === undefined ? "other" : `p${place}`;
+}
