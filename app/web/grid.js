@@ -72,17 +72,18 @@ class Row extends Component {
       role="gridcell"
       aria-colindex=${place + 1}
       aria-selected=${first <= index && index <= last}
-      aria-label=${[`Entry ${index}: ${name}`, ...notes].join(", ")}
+      aria-label=${isTiled ? null : [`Entry ${index}: ${name}`, ...notes].join(", ")}
       title=${isTiled ? null : `${index}: ${name}`}
       class=${classes.filter(Boolean).join(" ")}
     >
       ${isTiled &&
-      html`<span class="index">${index}</span>
+      html`<span class="index"><span class="hidden">Entry </span>${index}</span>
         <span class="flags">
           ${marks.isLocked(index) && html`<${Icon} name="lock" />`}${marks.waiting.has(index) && html`<${Icon} name="clock" />`}
           ${marks.drift.has(index) && html`<${Icon} name="warn" />`}
         </span>
-        <span class="of">${target === undefined ? name : target === null ? "empty" : target.label}</span>`}
+        <span class="of">${target === undefined ? name : target === null ? "empty" : target.label}</span>
+        ${notes.length > 0 && html`<span class="hidden">, ${notes.join(", ")}</span>`}`}
     </div>`;
   }
 }

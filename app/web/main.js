@@ -9,7 +9,7 @@ import { Overview } from "./overview.js";
 import { Icon, Loading } from "./parts.js";
 import { link, route } from "./route.js";
 import { SignIn } from "./sign-in.js";
-import { index, loadIndex, maps, message, notReady, poll, recent, second } from "./state.js";
+import { index, loadIndex, loadMaps, maps, message, notReady, poll, recent, second } from "./state.js";
 import { WaitingList } from "./waiting.js";
 
 const VIEWS = /** @type {const} */ ([
@@ -29,12 +29,19 @@ const LOADERS = /** @type {Record<string, () => Promise<any>>} */ ({
   packet: () => import("./packet.js"),
 });
 
+/** A view whose files the service did not give: it is away, or another version by now. */
+const Unloaded = () => html`<p class="note bad" role="alert">The view cannot be loaded. Load the page again when the service is there.</p>`;
+
 /** @param {{name: string, path: string[], query: URLSearchParams}} props */
 function View({ name, path, query }) {
   const [loaded, setLoaded] = useState(/** @type {Record<string, any>} */ ({}));
   const load = LOADERS[name];
   useEffect(() => {
-    if (load && !loaded[name]) void load().then((found) => setLoaded((all) => ({ ...all, [name]: found.View })));
+    if (load && !loaded[name])
+      void load().then(
+        (found) => setLoaded((all) => ({ ...all, [name]: found.View })),
+        () => setLoaded((all) => ({ ...all, [name]: Unloaded })),
+      );
   }, [name]);
   if (name === "") return html`<${Overview} />`;
   if (!load) return html`<h1>No such view</h1><p><a href="#/">To the overview</a></p>`;
@@ -134,6 +141,7 @@ function Page() {
 /** Find out who asks, and begin; again a little later where the service does not answer. */
 async function begin() {
   try {
+    void loadMaps().catch(() => {}); // at once: all that the first view waits for
     await loadIndex();
   } catch {
     setTimeout(begin, 2000);

@@ -1,11 +1,12 @@
 // Programs and the objects they were loaded from.
 
 import { html } from "htm/preact";
+import { useEffect } from "preact/hooks";
 import { count, clock, ranges } from "./format.js";
 import { Ago, Icon, Loading, ProgramChip } from "./parts.js";
 import { Objects } from "./objects.js";
 import { link } from "./route.js";
-import { programs } from "./state.js";
+import { mayHaveChanged, onChange, programs } from "./state.js";
 
 /** @typedef {import("./types.d.ts").Program} Program */
 
@@ -51,6 +52,7 @@ function Warnings({ programs: all }) {
 
 export function View() {
   const all = programs.value;
+  useEffect(() => onChange((map) => map !== null && mayHaveChanged({ programs: true })), []); // where they are used
   return html`<h1>Programs</h1>
     <section class="card" aria-labelledby="held">
       <h2 id="held">Held programs</h2>
@@ -58,7 +60,7 @@ export function View() {
         ? html`<${Loading} what="the programs" />`
         : all.length === 0
           ? html`<p class="muted">No program is held, or none that you may see.</p>`
-          : html`<div class="scroll" tabindex="0" role="region" aria-label="Held programs">
+          : html`<div class="scroll" tabindex="0" role="region" aria-label="Table of programs">
               <table class="rows">
                 <thead>
                   <tr>

@@ -9,9 +9,14 @@ import { tell } from "./state.js";
 
 /** @typedef {import("./types.d.ts").Applied} Applied */
 
-const PERIODS = [30, 60, 300, 900, 3600];
+const PERIODS = [10, 30, 60, 300, 900, 3600];
 const PRESELECTED = 60; // seconds: who cuts off their own connection is connected again after that
 const SHOWN = 200;
+
+const MOVED_ON = new Problem(412, {
+  title: "Somebody has changed the table",
+  detail: "It is no longer as it was when this was checked, so nothing was written.",
+});
 
 /**
  * A request that changes entries. `dry_run`, `note` and `confirm_within` are added to it.
@@ -76,7 +81,7 @@ export function Review({ title, verb, request, why, canWait = true, guard, onDon
   // Asked again with force, these go through where the caller insists.
   const canForce = problem !== null && ["pin-moved", "change-conflict"].includes(problem.code) && !force;
   return html`<${Dialog} title=${title} onClose=${onClose}>
-    <${ProblemBox} error=${problem} />
+    <${ProblemBox} error=${problem?.status === 412 ? MOVED_ON : problem} />
     ${canForce && html`<p><button type="button" onClick=${() => setForce(true)}>Check again with force</button></p>`}
     ${problem?.status === 412 &&
     html`<p><button type="button" onClick=${() => setRound(round + 1)}>Show the difference anew</button></p>`}

@@ -49,11 +49,12 @@ export function tellProblem(error) {
   message.value = { text, isBad: true };
 }
 
-/** @param {Promise<void>[]} loads */
-async function settled(loads) {
+/** Wait for loads, and return the first problem, or null. @param {Promise<void>[]} loads */
+async function problemOf(loads) {
   const [failed] = (await Promise.allSettled(loads)).filter((each) => each.status === "rejected");
-  loadProblem.value = failed && failed.reason instanceof Problem ? failed.reason : null;
-  if (failed && !(failed.reason instanceof Problem)) throw failed.reason;
+  if (failed === undefined) return null;
+  if (failed.reason instanceof Problem) return failed.reason;
+  throw failed.reason;
 }
 
 /** Ask who asks, before anything else. */
@@ -61,9 +62,10 @@ export async function loadIndex() {
   index.value = await get("/");
 }
 
-/** Ask for all that the views share. */
+/** Ask for all that the views share: first for what is short and most looked at. */
 export async function loadAll() {
-  await settled([loadMaps(), loadPrograms(), loadRecent(), loadReadiness()]);
+  const problem = await problemOf([loadMaps(), loadReadiness()]);
+  loadProblem.value = (await problemOf([loadRecent(), loadPrograms()])) ?? problem;
   for (const listener of listeners) listener(null, null);
 }
 
@@ -109,16 +111,16 @@ function reloadSoon() {
     if (stale.maps) loads.push(loadMaps());
     if (stale.programs) loads.push(loadPrograms(), loadReadiness());
     stale.maps = stale.programs = false;
-    await settled(loads);
+    loadProblem.value = await problemOf(loads);
     timer = 0;
     if (stale.maps || stale.programs) reloadSoon();
   }, SETTLE_MS);
 }
 
-/** Say that what `/maps` and `/programs` tell may have changed. @param {{programs?: boolean}} [what] */
-export function mayHaveChanged({ programs: withPrograms = true } = {}) {
+/** Say that what `/maps` tells may have changed; with `programs`, what `/programs` does too. @param {{programs: boolean}} what */
+export function mayHaveChanged(what) {
   stale.maps = true;
-  stale.programs ||= withPrograms;
+  stale.programs ||= what.programs;
   reloadSoon();
 }
 
@@ -132,9 +134,9 @@ export function takeEvent(type, data) {
   if (type === "change" || type === "confirmed" || type === "expired") {
     batch(() => takeChange(data));
     for (const listener of listeners) listener(data.map, data);
-    mayHaveChanged({ programs: data.entries.length < 1000 });
+    mayHaveChanged({ programs: false }); // where programs are used takes long to tell, and few views show it
   } else {
-    mayHaveChanged();
+    mayHaveChanged({ programs: true });
     for (const listener of listeners) listener(data.map ?? null, null);
   }
 }
@@ -148,15 +150,26 @@ function takeChange(change) {
   recent.value = [...others, change].sort((a, b) => b.id - a.id).slice(0, RECENT);
 }
 
-/** The place of each held program in the palette, so that neighbours in the list differ. */
-const PALETTE = 12;
+const HUES = 12;
+/** The place of each program in the palette, by name. */
 const places = new Map(/** @type {[string, number][]} */ ([]));
 
-/** The class with the colour of a program: the same one wherever it is shown. @param {{name: string | null, id: number | null} | null} program */
+/**
+ * The class with the colour of a program: the same one wherever it is shown.
+ *
+ * It follows from the name, and two programs get the same only where there are more of them than colours.
+ *
+ * @param {{name: string | null, id: number | null} | null} program
+ */
 export function colour(program) {
   if (program === null) return "";
   if (program.name === null) return "other";
-  for (const { name } of programs.value ?? []) if (!places.has(name)) places.set(name, places.size % PALETTE);
-  const place = places.get(program.name);
-  return place === undefined ? "other" : `p${place}`;
+  let place = places.get(program.name);
+  if (place === undefined) {
+    place = [...program.name].reduce((sum, each) => (sum * 31 + (each.codePointAt(0) ?? 0)) % 9973, 7) % HUES;
+    const taken = new Set(places.values());
+    while (taken.size < HUES && taken.has(place)) place = (place + 1) % HUES;
+    places.set(program.name, place);
+  }
+  return `hue p${place}`;
 }

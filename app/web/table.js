@@ -200,7 +200,7 @@ function Edit({ map, indexes }) {
     <button type="button" class="target" aria-pressed=${target === null} onClick=${() => collect(null)}><${ProgramChip} program=${null} /></button>
     ${whyOther === null &&
     html`<form
-      class="other"
+      class="by-id"
       onSubmit=${(/** @type {Event} */ event) => {
         event.preventDefault();
         const text = other.trim();

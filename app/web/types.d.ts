@@ -138,3 +138,36 @@ export interface Run {
 
 /** What an edit that is not applied yet makes of an entry: a program, by a reference as requests take it, or null. */
 export type Target = { ref: string | { id: number } | { pinned: string }; label: string } | null;
+
+export interface GraphProgram {
+  id: number;
+  name: string | null;
+  kernel_name: string;
+  type: string;
+  code: "read" | "hidden";
+  reached: "attached" | "unattached" | "never";
+}
+
+export interface GraphArray {
+  id: number;
+  name: string | null;
+  kernel_name: string;
+  max_entries: number;
+  owner: { program_type: string; attach_type: string | null } | null;
+  entries: { index: number; program: number }[] | null;
+}
+
+export interface Graph {
+  programs: GraphProgram[];
+  arrays: GraphArray[];
+  edges: { program: number; array: number; indexes: number[] | null; certain: boolean }[];
+  attachments: { program: number; kind: string; where: string | null; attach_type: string | null; namespace: string | null }[];
+  unreached: {
+    programs: { program: number; reason: string }[];
+    entries: { array: number; indexes: number[]; reason: string }[];
+  };
+  empty_jumps: { program: number; array: number; index: number; reason: "empty" | "out-of-range"; certain: boolean }[];
+  cycles: { programs: number[]; certain: boolean }[];
+  longest_chain: { programs: number[]; jumps: number; limit: number; exceeds_limit: boolean } | null;
+  unseen: string[];
+}
