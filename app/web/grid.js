@@ -10,7 +10,7 @@ import { colour } from "./state.js";
 /** @typedef {import("./types.d.ts").Target} Target */
 
 const TILED = 256; // entries at most that are shown with names
-const TILE = { width: 104, height: 54, most: 8, header: 0 };
+const TILE = { width: 92, height: 54, most: 8, header: 0 };
 const DENSE = { width: 22, height: 22, most: 64, header: 68 };
 const AROUND = 6; // rows beyond those in sight
 

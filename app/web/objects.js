@@ -3,34 +3,37 @@
 import { html } from "htm/preact";
 import { useEffect, useState } from "preact/hooks";
 import { Problem, get, send } from "./api.js";
-import { bytes } from "./format.js";
-import { Action, Ago, Icon, Loading, ProblemBox } from "./parts.js";
+import { bytes, count, duration, plural } from "./format.js";
+import { Action, Ago, Difference, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
+import { PERIODS, PRESELECTED } from "./review.js";
 import { isAbsent } from "./graph-data.js";
 import { refusal } from "./rights.js";
 import { mayHaveChanged, onChange, tell } from "./state.js";
 
+/** @typedef {import("./types.d.ts").ObjectFile} ObjectFile */
+/** @typedef {import("./types.d.ts").LoadedObjectFile} LoadedObjectFile */
+
+const SHOWN = 50; // entries of one map
 const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
 
-/** The names of what an object has, as the service lists them. @param {unknown} listed */
-function names(listed) {
-  if (Array.isArray(listed)) return listed.map((each) => (typeof each === "string" ? each : each.name)).join(", ");
-  return listed && typeof listed === "object" ? Object.keys(listed).join(", ") : "";
-}
-
-/** @param {{objects: any[]}} props */
+/** @param {{objects: ObjectFile[]}} props */
 function Loaded({ objects }) {
   if (objects.length === 0) return html`<p class="muted">No object is loaded.</p>`;
-  return html`<div class="scroll">
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Table of objects">
     <table class="rows">
       <thead><tr><th>Object</th><th>Programs</th><th>Maps</th><th>Loaded</th><th class="wide">From</th></tr></thead>
       <tbody>
         ${objects.map(
           (each) => html`<tr key=${each.name}>
-            <td class="name">${each.name}</td>
-            <td>${names(each.programs)}</td>
-            <td>${names(each.maps)}</td>
-            <td>${each.loaded_at && html`<${Ago} at=${each.loaded_at} />`}</td>
-            <td class="wide"><code>${each.file ?? ""}</code></td>
+            <td>
+              <span class="name">${each.name}</span> <span class="muted">version ${each.version}</span>
+              ${each.state === "unavailable" && html`<p class="note bad small"><${Icon} name="warn" />${each.reason}</p>`}
+              ${each.warnings.map((one) => html`<p key=${one} class="note warn small"><${Icon} name="warn" />${one}</p>`)}
+            </td>
+            <td>${each.programs.map((one) => html`<p key=${one.name}><${ProgramChip} program=${one} /> <span class="muted">${one.type}, ${plural(one.instructions, "instruction", "instructions")}</span></p>`)}</td>
+            <td>${each.maps.map((one) => html`<p key=${one.map}>${one.name ?? one.map} <span class="muted">${one.type}, ${count(one.max_entries)}${one.use ? `, uses ${one.use}` : ""}</span></p>`)}</td>
+            <td class="nowrap"><${Ago} at=${each.loaded_at} /></td>
+            <td class="wide"><code>${each.file ?? "a request"}</code><p class="muted">${bytes(each.bytes)}, sha256 <code title=${each.sha256}>${each.sha256.slice(0, 12)}</code></p></td>
           </tr>`,
         )}
       </tbody>
@@ -96,6 +99,41 @@ function Verdict({ problem }) {
     </details>`}`;
 }
 
+/**
+ * What loading an object would do.
+ *
+ * @param {{would: LoadedObjectFile, within: number, onWithin: (seconds: number) => void}} props
+ */
+function Verified({ would, within, onWithin }) {
+  const changed = would.entries ?? [];
+  return html`<p class="note ok" role="status">
+      <${Icon} name="check" />
+      <span>The verifier accepts ${plural(would.object.programs.length, "program", "programs")}: ${would.object.programs.map((each) => each.program).join(", ")}. Nothing is loaded yet.</span>
+    </p>
+    ${changed.length > 0 &&
+    html`<table class="rows">
+        <thead><tr><th class="tight">Map</th><th class="tight">Entry</th><th>Difference</th></tr></thead>
+        <tbody>
+          ${changed.flatMap(({ map, entries }) =>
+            entries.slice(0, SHOWN).map(
+              (each) => html`<tr key=${`${map}/${each.index}`}>
+                <td>${map}</td>
+                <td class="mono">${each.index}</td>
+                <td><${Difference} before=${each.before} after=${each.after} /></td>
+              </tr>`,
+            ),
+          )}
+        </tbody>
+      </table>
+      <label class="within">
+        <span>Undo it unless somebody confirms it</span>
+        <select name="within" value=${within} onChange=${(/** @type {any} */ event) => onWithin(Number(event.target.value))}>
+          ${PERIODS.map((each) => html`<option key=${each} value=${each} selected=${each === within}>within ${duration(each)}</option>`)}
+          <option value="0" selected=${within === 0}>it stands at once</option>
+        </select>
+      </label>`}`;
+}
+
 /** @param {{onLoaded: () => void}} props */
 function Upload({ onLoaded }) {
   const [file, setFile] = useState(/** @type {File | null} */ (null));
@@ -103,7 +141,8 @@ function Upload({ onLoaded }) {
   const [note, setNote] = useState("");
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
-  const [verified, setVerified] = useState("");
+  const [would, setWould] = useState(/** @type {LoadedObjectFile | null} */ (null));
+  const [within, setWithin] = useState(PRESELECTED);
   const why =
     refusal("admin") ??
     (busy ? "it is under way" : file === null ? "no file is chosen" : NAME.test(name) ? null : "a name has 1 to 64 characters of A-Z a-z 0-9 _ . -");
@@ -112,17 +151,20 @@ function Upload({ onLoaded }) {
   async function put(dry) {
     setBusy(true);
     setProblem(null);
-    setVerified("");
+    const confirm = would?.entries?.length ? within || null : null;
+    if (dry) setWould(null);
     try {
-      await send("PUT", `/objects/${name}`, {
-        query: { dry_run: dry || null, note },
+      const response = await send("PUT", `/objects/${name}`, {
+        query: { dry_run: dry || null, note, confirm_within: dry ? null : confirm },
         headers: { "Content-Type": "application/octet-stream" },
         body: /** @type {File} */ (file),
       });
-      if (dry) setVerified("The verifier accepts it. Nothing is loaded yet.");
+      /** @type {LoadedObjectFile} */
+      const answer = await response.json();
+      if (dry) setWould(answer);
       else {
-        tell(`Object ${name} is loaded.`);
-        setFile(null);
+        tell(`Object ${name} is loaded, as version ${answer.object.version}.`);
+        setWould(null);
         onLoaded();
       }
     } catch (error) {
@@ -143,7 +185,7 @@ function Upload({ onLoaded }) {
           onChange=${(/** @type {any} */ event) => {
             const chosen = event.target.files[0] ?? null;
             setFile(chosen);
-            setVerified("");
+            setWould(null);
             setProblem(null);
             if (chosen && name === "") setName(chosen.name.replace(/(\.bpf)?\.(o|elf)$/, "").replace(/[^A-Za-z0-9_.-]/g, "_").slice(0, 64));
           }}
@@ -158,13 +200,13 @@ function Upload({ onLoaded }) {
     </div>
     ${file && html`<p class="muted">${file.name}, ${bytes(file.size)}</p>`}
     ${busy && html`<${Loading} what="the verifier's answer" />`}
-    ${verified && html`<p class="note ok" role="status"><${Icon} name="check" />${verified}</p>`}
+    ${would && html`<${Verified} would=${would} within=${within} onWithin=${setWithin} />`}
     ${problem !== null && html`<${Verdict} problem=${problem} />`}
   </form>`;
 }
 
 export function Objects() {
-  const [objects, setObjects] = useState(/** @type {any[] | null} */ (null));
+  const [objects, setObjects] = useState(/** @type {ObjectFile[] | null} */ (null));
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
   const read = () =>
     get("/objects").then(

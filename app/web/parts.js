@@ -3,7 +3,7 @@
 import { html } from "htm/preact";
 import { useEffect, useRef } from "preact/hooks";
 import { serverNow } from "./api.js";
-import { clock, count, duration, plural, programName } from "./format.js";
+import { clock, count, duration, programName } from "./format.js";
 import { link } from "./route.js";
 import { colour, second, tenSeconds } from "./state.js";
 
@@ -146,7 +146,7 @@ export function Summary({ change, most = 2 }) {
       </span>`,
     )}
     ${change.entries.length > most &&
-    html`<span class="muted">and ${plural(change.entries.length - most, "entry", "entries")} more</span>`}
+    html`<span class="muted">and ${count(change.entries.length - most)} more</span>`}
     ${change.entries.length === 0 && html`<span class="muted">no entry</span>`}
   </span>`;
 }

@@ -9,8 +9,8 @@ import { tell } from "./state.js";
 
 /** @typedef {import("./types.d.ts").Applied} Applied */
 
-const PERIODS = [10, 30, 60, 300, 900, 3600];
-const PRESELECTED = 60; // seconds: who cuts off their own connection is connected again after that
+export const PERIODS = [10, 30, 60, 300, 900, 3600];
+export const PRESELECTED = 60; // seconds: who cuts off their own connection is connected again after that
 const SHOWN = 200;
 
 const MOVED_ON = new Problem(412, {
@@ -109,7 +109,8 @@ export function Review({ title, verb, request, why, canWait = true, guard, onDon
         ${would.fit === "tried"
           ? "The kernel accepted the programs in a scratch array: they fit."
           : "Only the types could be compared: the kernel may still refuse the write."}
-      </p>`}
+      </p>
+      ${(would.warnings ?? []).map((each) => html`<p key=${each} class="note warn"><${Icon} name="warn" /><span>${each}</span></p>`)}`}
     <form
       class="stack"
       onSubmit=${(/** @type {Event} */ event) => {

@@ -151,6 +151,7 @@ function takeChange(change) {
 }
 
 const HUES = 12;
+const COLOURS = 2 * HUES; // each hue in a light and in a deep tone
 /** The place of each program in the palette, by name. */
 const places = new Map(/** @type {[string, number][]} */ ([]));
 
@@ -166,10 +167,10 @@ export function colour(program) {
   if (program.name === null) return "other";
   let place = places.get(program.name);
   if (place === undefined) {
-    place = [...program.name].reduce((sum, each) => (sum * 31 + (each.codePointAt(0) ?? 0)) % 9973, 7) % HUES;
+    place = [...program.name].reduce((sum, each) => (sum * 31 + (each.codePointAt(0) ?? 0)) % 9973, 7) % COLOURS;
     const taken = new Set(places.values());
-    while (taken.size < HUES && taken.has(place)) place = (place + 1) % HUES;
+    while (taken.size < COLOURS && taken.has(place)) place = (place + 1) % COLOURS;
     places.set(program.name, place);
   }
-  return `hue p${place}`;
+  return `hue p${place % HUES}${place < HUES ? "" : " deep"}`;
 }

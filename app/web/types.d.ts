@@ -64,6 +64,7 @@ export interface Applied {
   unchanged: number;
   fit?: "tried" | "type-only";
   entries?: ChangedEntry[];
+  warnings?: string[];
 }
 
 export interface Drift {
@@ -170,4 +171,25 @@ export interface Graph {
   cycles: { programs: number[]; certain: boolean }[];
   longest_chain: { programs: number[]; jumps: number; limit: number; exceeds_limit: boolean } | null;
   unseen: string[];
+}
+
+export interface ObjectFile {
+  name: string;
+  version: number;
+  file: string | null;
+  sha256: string;
+  bytes: number;
+  loaded_at: string;
+  programs: { name: string; program: string; type: string; instructions: number; id: number | null }[];
+  maps: { name: string | null; map: string; type: string; max_entries: number; use: string | null }[];
+  state: "loaded" | "unavailable";
+  reason: string | null;
+  warnings: string[];
+}
+
+export interface LoadedObjectFile {
+  object: ObjectFile;
+  changes: Change[];
+  fit?: "tried" | "type-only";
+  entries?: { map: string; entries: ChangedEntry[] }[];
 }

@@ -178,3 +178,16 @@ class TestObjects:
         second = page.locator(".log tbody tr").nth(1)
         expect(second).to_contain_text("__u8 first = *(__u8 *)data;")
         expect(second).to_contain_text("R1 offset is outside of the packet")
+
+    def test_verified_object_shows_what_it_would_change_before_it_is_loaded(self, watched: Watched) -> None:
+        objects = json.loads((FAKES / "fake_objects.json").read_text())
+        answer_instead(watched, "/objects", objects["list"])
+        answer_instead(watched, "/objects/parser", objects["verified"], 200, "PUT")
+        page = watched.open("programs")
+        page.set_input_files("input[type=file]", OBJECT)
+        page.click("button:has-text('Verify only')")
+        expect(page.locator(".upload")).to_contain_text("The verifier accepts 2 programs: entry, v6")
+        expect(page.locator(".upload tbody tr")).to_contain_text("jump_table")
+        with page.expect_request("**/objects/parser?confirm_within=60"):
+            page.click("button:has-text('Load')")
+        expect(page.locator(".messages")).to_contain_text("Object parser is loaded, as version 3")

@@ -62,7 +62,7 @@ _LINKS: Final = {
 }
 
 
-class Caller(BaseModel):
+class CallerRights(BaseModel):
     """Who asks, and what the caller may do. null: no restriction."""
 
     actor: str = Field(description="As changes name it.", examples=["token:deploy"])
@@ -79,7 +79,7 @@ class ServiceIndex(BaseModel):
     version: str = Field(examples=["0.1.0"])
     links: dict[str, str] = Field(description="The paths to begin with.", examples=[_LINKS])
     read_only: bool = Field(description="Whether the service refuses every change.")
-    caller: Caller | None = Field(description="null: it is not known who asks; send a token.")
+    caller: CallerRights | None = Field(description="null: it is not known who asks; send a token.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ async def get_index(request: Request) -> Response:
     caller = None
     if actor is not None:
         grant = actor.grant
-        caller = Caller(
+        caller = CallerRights(
             actor=actor.name,
             role=None if grant is None else grant.role,
             maps=None if grant is None or grant.maps is None else sorted(grant.maps),
