@@ -24,7 +24,7 @@ export function Callers({ map, index }) {
         return html`<li key=${`${each.program}/${each.array}`}>
           ${program && html`<${ProgramChip} program=${{ name: program.name, id: program.id, kernel_name: program.kernel_name }} />`}
           <span class="muted">
-            ${each.indexes === null ? "may jump to any entry" : each.indexes.length === 1 ? "jumps to just this entry" : `jumps to one of ${each.indexes.length} entries`}${each.certain ? "" : ", perhaps of another array"}
+            ${each.certain ? "jumps" : "may jump"} to ${each.indexes === null ? "any entry" : each.indexes.length === 1 ? "just this entry" : `one of ${each.indexes.length} entries`}
           </span>
         </li>`;
       })}

@@ -3,7 +3,7 @@
 import * as dagre from "@dagrejs/dagre";
 import { html } from "htm/preact";
 import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { ranges } from "./format.js";
+import { count, ranges } from "./format.js";
 import { nodeName } from "./graph-data.js";
 import { Icon } from "./parts.js";
 import { link } from "./route.js";
@@ -40,7 +40,7 @@ function layOut(graph, isNarrow) {
     add(`p${each.id}`, "program", nodeName(each), notes.join(", "), look.filter(Boolean).join(" "), each.name === null ? null : link(["programs"]));
   }
   for (const each of graph.arrays) {
-    const used = each.entries === null ? "not readable" : `${each.entries.length} of ${each.max_entries} used`;
+    const used = each.used === null ? "not readable" : `${count(each.used)} of ${count(each.max_entries)} used`;
     add(`a${each.id}`, "array", nodeName(each), used, "", each.name === null ? null : link(["maps", each.name]));
     /** @type {Map<number, number[]>} */
     const targets = new Map();

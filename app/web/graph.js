@@ -2,7 +2,7 @@
 
 import { html } from "htm/preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { plural, ranges } from "./format.js";
+import { count, plural, ranges } from "./format.js";
 import { components, isAbsent, nodeName, useGraph } from "./graph-data.js";
 import { Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
 import { go, link } from "./route.js";
@@ -71,7 +71,7 @@ function Findings({ graph }) {
       (each) => html`<li key=${each.programs.join()} class="note warn">
         <${Icon} name="warn" />
         <span>
-          ${each.certain ? "They lead to each other" : "They may lead to each other"}, so that the kernel ends the chain:
+          ${each.programs.length === 1 ? "It" : "They"} ${each.certain ? "" : "may "}${each.programs.length === 1 ? `lead${each.certain ? "s" : ""} to itself` : "lead to each other"}, until the kernel ends the chain:
           ${" "}${each.programs.slice(0, SHOWN).map((id) => html`<${ProgramChip} program=${find.program(id)} /> `)}
         </span>
       </li>`,
@@ -79,7 +79,7 @@ function Findings({ graph }) {
     ${unreached.slice(0, SHOWN).map(
       (each) => html`<li key=${`${each.array}/${each.reason}`} class="note">
         <${Icon} name="warn" />
-        <span>Never reached: ${each.indexes.length === 1 ? "entry" : "entries"} ${ranges(each.indexes, 6)} of <${ArrayName} array=${find.array(each.array)} entry=${each.indexes[0]} />: ${REASONS[each.reason] ?? each.reason}.</span>
+        <span>Never reached: ${each.count === 1 ? "entry" : `${count(each.count)} entries,`} ${ranges(each.indexes, 6)} of <${ArrayName} array=${find.array(each.array)} entry=${each.indexes[0]} />: ${REASONS[each.reason] ?? each.reason}.</span>
       </li>`,
     )}
     ${graph.unseen.map((each) => html`<li key=${each} class="note"><${Icon} name="warn" /><span>Not seen: ${each}</span></li>`)}

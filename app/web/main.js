@@ -9,7 +9,7 @@ import { Overview } from "./overview.js";
 import { Icon, Loading } from "./parts.js";
 import { link, route } from "./route.js";
 import { SignIn } from "./sign-in.js";
-import { index, loadIndex, loadMaps, maps, message, notReady, poll, recent, second } from "./state.js";
+import { index, loadIndex, loadMaps, maps, message, notReady, poll, second } from "./state.js";
 import { WaitingList } from "./waiting.js";
 
 const VIEWS = /** @type {const} */ ([
@@ -109,7 +109,7 @@ function Page() {
     document.title = `${waiting ? `(${waiting} waiting) ` : notReady.value?.length ? "(not ready) " : ""}${place ?? "jumptable"} · jumptable`;
   });
   useEffect(() => {
-    if (recent.peek() !== null) document.getElementById("content")?.focus(); // not when the page is opened
+    if (maps.peek() !== null) document.getElementById("content")?.focus(); // not when the page is opened
   }, [path.join("/")]);
 
   return html`

@@ -6,7 +6,7 @@ import { Problem, get } from "./api.js";
 import { bytes, count, duration, plural } from "./format.js";
 import { Ago, Fill, Icon, Loading, StateBadge, Summary } from "./parts.js";
 import { link } from "./route.js";
-import { colour, loadProblem, maps, notReady, onChange, programs, recent, tenSeconds, version } from "./state.js";
+import { colour, loadProblem, loadRecent, maps, notReady, onChange, programs, recent, tellProblem, tenSeconds, version } from "./state.js";
 
 /** @typedef {import("./types.d.ts").HeldMap} HeldMap */
 
@@ -108,6 +108,9 @@ function Maps() {
 
 function LastChanges() {
   const all = recent.value;
+  useEffect(() => {
+    if (all === null) void loadRecent().catch(tellProblem);
+  }, []);
   if (all === null) return html`<${Loading} what="the last changes" />`;
   if (all.length === 0) return html`<p class="muted">Nothing was changed yet. Open a table, choose an entry, and point it to a program.</p>`;
   return html`<div class="scroll">

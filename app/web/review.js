@@ -78,6 +78,7 @@ export function Review({ title, verb, request, why, canWait = true, guard, onDon
   }
 
   const entries = would?.entries ?? [];
+  const isSure = would?.fit === "tried" || entries.every((each) => each.after === null);
   // Asked again with force, these go through where the caller insists.
   const canForce = problem !== null && ["pin-moved", "change-conflict"].includes(problem.code) && !force;
   return html`<${Dialog} title=${title} onClose=${onClose}>
@@ -104,10 +105,12 @@ export function Review({ title, verb, request, why, canWait = true, guard, onDon
         ${entries.length > SHOWN && html`<p class="muted">and ${plural(entries.length - SHOWN, "entry", "entries")} more</p>`}
         ${entries.length === 0 && html`<p class="muted">Nothing would be written: all is so already.</p>`}
       </div>
-      <p class=${would.fit === "tried" ? "note ok" : "note warn"}>
-        <${Icon} name=${would.fit === "tried" ? "check" : "warn"} />
-        ${would.fit === "tried"
-          ? "The kernel accepted the programs in a scratch array: they fit."
+      <p class=${isSure ? "note ok" : "note warn"}>
+        <${Icon} name=${isSure ? "check" : "warn"} />
+        ${isSure
+          ? entries.some((each) => each.after !== null)
+            ? "The kernel accepted the programs in a scratch array: they fit."
+            : "Entries are only cleared, so no program has to fit."
           : "Only the types could be compared: the kernel may still refuse the write."}
       </p>
       ${(would.warnings ?? []).map((each) => html`<p key=${each} class="note warn"><${Icon} name="warn" /><span>${each}</span></p>`)}`}

@@ -16,7 +16,7 @@ export const version = signal(/** @type {import("./types.d.ts").Version | null} 
 export const notReady = signal(/** @type {string[] | null} */ (null));
 export const maps = signal(/** @type {import("./types.d.ts").HeldMap[] | null} */ (null));
 export const programs = signal(/** @type {import("./types.d.ts").Program[] | null} */ (null));
-/** The newest changes, newest first. */
+/** The newest changes, newest first; null until a view asks for them, as changes of whole tables are long. */
 export const recent = signal(/** @type {Change[] | null} */ (null));
 /** Ticks each second, and each ten seconds: what shows a time reads one of them. */
 export const second = signal(0);
@@ -65,7 +65,8 @@ export async function loadIndex() {
 /** Ask for all that the views share: first for what is short and most looked at. */
 export async function loadAll() {
   const problem = await problemOf([loadMaps(), loadReadiness()]);
-  loadProblem.value = (await problemOf([loadRecent(), loadPrograms()])) ?? problem;
+  const again = recent.value === null ? [] : [loadRecent()];
+  loadProblem.value = (await problemOf([...again, loadPrograms()])) ?? problem;
   for (const listener of listeners) listener(null, null);
 }
 
@@ -77,7 +78,7 @@ export async function loadPrograms() {
   programs.value = (await get("/programs")).programs;
 }
 
-async function loadRecent() {
+export async function loadRecent() {
   recent.value = (await get("/changes", { order: "desc", limit: RECENT })).changes;
 }
 
@@ -143,7 +144,8 @@ export function takeEvent(type, data) {
 
 /** @param {Change} change */
 function takeChange(change) {
-  const known = (recent.value ?? []).map((each) =>
+  if (recent.value === null) return;
+  const known = recent.value.map((each) =>
     each.id === change.reverts && change.kind === "revert" ? { ...each, state: /** @type {const} */ ("reverted") } : each,
   );
   const others = known.filter((each) => each.id !== change.id);

@@ -155,6 +155,8 @@ export interface GraphArray {
   kernel_name: string;
   max_entries: number;
   owner: { program_type: string; attach_type: string | null } | null;
+  used: number | null;
+  /** 1,024 at most. */
   entries: { index: number; program: number }[] | null;
 }
 
@@ -165,7 +167,8 @@ export interface Graph {
   attachments: { program: number; kind: string; where: string | null; attach_type: string | null; namespace: string | null }[];
   unreached: {
     programs: { program: number; reason: string }[];
-    entries: { array: number; indexes: number[]; reason: string }[];
+    /** `indexes`: 1,024 at most, of `count`. */
+    entries: { array: number; count: number; indexes: number[]; reason: string }[];
   };
   empty_jumps: { program: number; array: number; index: number; reason: "empty" | "out-of-range"; certain: boolean }[];
   cycles: { programs: number[]; certain: boolean }[];

