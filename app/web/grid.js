@@ -1,6 +1,6 @@
 // The entries of a table as a grid. Only the rows that are in sight are in the document.
 
-import { Component, html } from "htm/preact";
+import { Component, h, html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { programName } from "./format.js";
 import { Icon } from "./parts.js";
@@ -48,43 +48,49 @@ class Row extends Component {
     const program = data.entries.get(index) ?? null;
     const target = marks.draft.get(index);
     const isKnown = data.isKnown(index);
-    const notes = [
-      target !== undefined && `to become ${target === null ? "empty" : target.label}`,
-      marks.waiting.has(index) && "waits for a confirmation",
-      marks.drift.has(index) && "is not as journalled",
-      marks.isLocked(index) && "you may not change it",
-    ].filter(Boolean);
     const name = isKnown ? programName(program) : "not read yet";
-    const classes = [
-      "cell",
-      program === null ? "empty" : colour(program),
-      !isKnown && "unknown",
-      target !== undefined && "edited",
-      marks.waiting.has(index) && "waits",
-      marks.drift.has(index) && "drifts",
-      marks.isLocked(index) && "locked",
-      index === cursor && "cursor",
-    ];
-    return html`<div
-      key=${index}
-      id=${`entry-${index}`}
-      data-index=${index}
-      role="gridcell"
-      aria-colindex=${place + 1}
-      aria-selected=${first <= index && index <= last}
-      aria-label=${isTiled ? null : [`Entry ${index}: ${name}`, ...notes].join(", ")}
-      title=${isTiled ? null : `${index}: ${name}`}
-      class=${classes.filter(Boolean).join(" ")}
-    >
-      ${isTiled &&
+    const [waits, drifts, isLocked] = [marks.waiting.has(index), marks.drift.has(index), marks.isLocked(index)];
+    let notes = "";
+    let look = `cell ${program === null ? "empty" : colour(program)}`;
+    if (!isKnown) look += " unknown";
+    if (index === cursor) look += " cursor";
+    if (target !== undefined) {
+      notes += `, to become ${target === null ? "empty" : target.label}`;
+      look += " edited";
+    }
+    if (waits) {
+      notes += ", waits for a confirmation";
+      look += " waits";
+    }
+    if (drifts) {
+      notes += ", is not as journalled";
+      look += " drifts";
+    }
+    if (isLocked) {
+      notes += ", you may not change it";
+      look += " locked";
+    }
+    // By the place in its row, as rows are used again for others: without html``, as thousands of cells are scrolled by.
+    const common = {
+      key: place,
+      id: `entry-${index}`,
+      "data-index": index,
+      role: "gridcell",
+      "aria-colindex": place + 1,
+      "aria-selected": first <= index && index <= last,
+      class: look,
+    };
+    if (!isTiled) return h("div", { ...common, title: `Entry ${index}: ${name}${notes}` });
+    return h(
+      "div",
+      common,
       html`<span class="index"><span class="hidden">Entry </span>${index}</span>
         <span class="flags">
-          ${marks.isLocked(index) && html`<${Icon} name="lock" />`}${marks.waiting.has(index) && html`<${Icon} name="clock" />`}
-          ${marks.drift.has(index) && html`<${Icon} name="warn" />`}
+          ${isLocked && html`<${Icon} name="lock" />`}${waits && html`<${Icon} name="clock" />`}${drifts && html`<${Icon} name="warn" />`}
         </span>
         <span class="of">${target === undefined ? name : target === null ? "empty" : target.label}</span>
-        ${notes.length > 0 && html`<span class="hidden">, ${notes.join(", ")}</span>`}`}
-    </div>`;
+        ${notes && html`<span class="hidden">${notes}</span>`}`,
+    );
   }
 }
 
@@ -158,11 +164,12 @@ export function Grid({ data, marks, cursor, first, last, onMove, onOpen }) {
 
   const revision = data.revision.value;
   const shown = [];
+  const period = Math.ceil(scroll.height / shape.height) + 2 * AROUND + 2; // rows that leave are used again for those that come
   for (let row = firstRow; width && row <= lastRow; row++) {
     const [start, end] = [row * columns, (row + 1) * columns - 1];
     const selection = first <= end && start <= last ? `${first}-${last}-${cursor}` : "";
     const stamp = `${revision}/${selection}/${markStamp(marks, start, end)}`;
-    shown.push(html`<${Row} key=${row} row=${row} columns=${columns} height=${shape.height} isTiled=${isTiled} data=${data}
+    shown.push(html`<${Row} key=${row % period} row=${row} columns=${columns} height=${shape.height} isTiled=${isTiled} data=${data}
       marks=${marks} cursor=${cursor} first=${first} last=${last} stamp=${stamp} />`);
   }
   return html`<div

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, FilePayload, Route, expect
 
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType
 from tests.running import Service
 from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
 
@@ -19,6 +21,7 @@ TABLE = "/maps/jump_table/entries"
 VIEWS = {
     "overview": "",
     "table": "maps/jump_table?entry=3",
+    "large table": "maps/large",
     "changes": "changes",
     "change": "changes?id=2",
     "graph": "graph",
@@ -34,11 +37,16 @@ SHAPES: list[dict[str, Any]] = [
 
 
 def fill(client: httpx.Client) -> None:
-    """Entries, a change that waits, and one that was reverted."""
+    """Entries, a change that waits, and one that was reverted; and a table that is too large for names."""
     for index, program in ((0, "pass"), (3, "drop"), (9, "tx")):
         client.put(f"{TABLE}/{index}", json={"program": program}).raise_for_status()
     client.put(f"{TABLE}/3", json={"program": "pass"}, params={"confirm_within": 3600}).raise_for_status()
     client.post("/changes/3/revert").raise_for_status()
+    kernel = LinuxKernel()
+    array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1024, "large")
+    client.put("/maps/large", json={"id": kernel.map_info(array).id}).raise_for_status()
+    kernel.close(array)
+    client.put("/maps/large/entries/5", json={"program": "drop"}).raise_for_status()
 
 
 def answer_instead(watched: Watched, path: str, body: Any, status: int = 200, method: str = "GET") -> None:
