@@ -132,7 +132,9 @@ function Page() {
       : html`<${CutOff} />
           <main id="content" tabindex="-1">
             <${WaitingList} />
-            <${View} name=${name} path=${path.slice(1)} query=${query} />
+            ${index.value === null
+              ? html`<${Loading} what="who you are" />`
+              : html`<${View} name=${name} path=${path.slice(1)} query=${query} />`}
           </main>`}
     <${Message} />
   `;
@@ -158,6 +160,7 @@ async function begin() {
   }
 }
 
+void LOADERS[route.value.path[0] ?? ""]?.().catch(() => {}); // its modules come while it is asked who asks
 render(html`<${Page} />`, document.body);
 void begin();
 poll();

@@ -45,6 +45,7 @@ export const tell = (text) => void (message.value = { text, isBad: false });
 
 /** Tell the user that something failed. @param {unknown} error */
 export function tellProblem(error) {
+  if (error instanceof Problem && error.status === 401) return; // the page asks for a token then
   const text = error instanceof Problem ? `${error.title}: ${error.message}` : String(error);
   message.value = { text, isBad: true };
 }

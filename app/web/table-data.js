@@ -64,7 +64,8 @@ export class TableData {
     if (this.isReading || this.last < 0) return;
     this.isReading = true;
     try {
-      for (let missing; (missing = this.missing()); ) await this.readFrom(...missing);
+      // What is looked at, and then what lies beside it, as it may come into sight next.
+      for (let missing; (missing = this.missing(0) ?? this.missing(CHUNK)); ) await this.readFrom(...missing);
       this.problem.value = null;
     } catch (error) {
       this.problem.value = error;
@@ -73,9 +74,15 @@ export class TableData {
     }
   }
 
-  /** The first and the last of the chunks that are missing, or null. @returns {[number, number] | null} */
-  missing() {
-    let [first, last] = [Math.floor(this.first / CHUNK), Math.floor(this.last / CHUNK)];
+  /**
+   * The first and the last of the chunks that are missing, or null.
+   *
+   * @param {number} around Entries on both sides of what is looked at.
+   * @returns {[number, number] | null}
+   */
+  missing(around) {
+    let first = Math.floor(Math.max(0, this.first - around) / CHUNK);
+    let last = Math.floor(Math.min(this.size - 1, this.last + around) / CHUNK);
     while (first <= last && this.fresh.has(first)) first += 1;
     while (last >= first && this.fresh.has(last)) last -= 1;
     return first > last ? null : [first, last];

@@ -40,6 +40,7 @@ class TestSigningIn:
         with Watched(browser, guarded.service.url) as watched:
             page = sign_in(watched, token)
             expect(page.locator("a.name")).to_have_text("jump_table")
+            expect(page.locator(".message")).to_have_count(0)
             assert token not in stored(page)
             page.reload()
             expect(page.locator("input[name=token]")).to_be_visible()
