@@ -2,14 +2,18 @@
 
 import { signal } from "@preact/signals";
 import { askForToken, authorization } from "./api.js";
-import { index, loadAll, loadIndex, maps, takeEvent } from "./state.js";
+import { index, loadAll, loadIndex, notReady, takeEvent } from "./state.js";
 
 const SILENCE_MS = 40_000; // the service sends a comment every 15 s
 const RETRY_MS = [500, 1000, 2000, 5000, 10_000];
 const HIDDEN_MS = 60_000; // then a hidden page gives its connection back: a browser has six for one host
 
-/** @typedef {{state: "connecting" | "live" | "cut off" | "paused", since: number, reason: string}} Live */
-export const live = signal(/** @type {Live} */ ({ state: "connecting", since: Date.now(), reason: "" }));
+/**
+ * `isRefused`: the service answers, and gives no stream.
+ *
+ * @typedef {{state: "connecting" | "live" | "cut off" | "paused", since: number, reason: string, isRefused: boolean}} Live
+ */
+export const live = signal(/** @type {Live} */ ({ state: "connecting", since: Date.now(), reason: "", isRefused: false }));
 
 let lastId = /** @type {string | null} */ (null);
 let wakeUp = () => {};
@@ -18,11 +22,11 @@ let hiddenTimer = 0;
 
 const isPaused = () => live.value.state === "paused";
 
-/** @param {Live["state"]} state @param {string} [reason] */
-function become(state, reason = "") {
+/** @param {Live["state"]} state @param {string} [reason] @param {boolean} [isRefused] */
+function become(state, reason = "", isRefused = false) {
   if (live.value.state !== state || live.value.reason !== reason) {
     const since = live.value.state === state ? live.value.since : Date.now();
-    live.value = { state, since, reason };
+    live.value = { state, since, reason, isRefused };
   }
 }
 
@@ -39,8 +43,10 @@ export async function follow() {
       become("cut off", "the service ended the stream");
     } catch (error) {
       if (isPaused()) continue;
-      become("cut off", error instanceof Refused ? error.message : "the service cannot be reached");
-      if (maps.value === null) await load(); // what can be read without the stream
+      const isRefused = error instanceof Refused;
+      become("cut off", isRefused ? error.message : "the service cannot be reached", isRefused);
+      // What can be read without the stream: at the start, and where the service answers but gives no stream.
+      if (isRefused || notReady.value === null) await load();
     }
     await pause(RETRY_MS[Math.min(attempt++, RETRY_MS.length - 1)] ?? 0);
   }

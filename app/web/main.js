@@ -60,11 +60,14 @@ function Live() {
 }
 
 function CutOff() {
-  const { state, since, reason } = live.value;
+  const { state, since, reason, isRefused } = live.value;
   if (state !== "cut off") return null;
   return html`<p class="cut-off" role="alert">
     <${Icon} name="warn" />
-    <span>Cut off: ${reason}. What you see is as of ${new Date(since).toLocaleTimeString()}. The page tries again by itself.</span>
+    <span>
+      Cut off: ${reason}.
+      ${isRefused ? " Without events, the page reads everything again every few seconds." : ` What you see is as of ${new Date(since).toLocaleTimeString()}. The page tries again by itself.`}
+    </span>
     <button type="button" onClick=${reconnect}>Try now</button>
   </p>`;
 }

@@ -225,7 +225,9 @@ export function Objects() {
     ${problem !== null && isAbsent(problem)
       ? html`<p class="note"><${Icon} name="warn" /><span>This service has no route <code>/objects</code> (404), so it loads no object files. A newer version of jumptable does.</span></p>`
       : problem !== null
-        ? html`<${ProblemBox} error=${problem} />`
+        ? problem.status === 403
+          ? html`<p class="note"><${Icon} name="lock" /><span>You may not see them: ${problem.message}.</span></p>`
+          : html`<${ProblemBox} error=${problem} />`
         : objects === null
           ? html`<${Loading} what="the objects" />`
           : html`<${Loaded} objects=${objects} />

@@ -141,6 +141,15 @@ class TestLive:
             expect(page.locator("#entry-7")).to_contain_text("drop")
             expect(page.locator("p.cut-off")).to_have_count(0)
 
+    def test_page_without_a_stream_still_shows_what_is_so(self, watched: Watched, client: httpx.Client) -> None:
+        problem = {"code": "too-many-requests", "status": 429, "detail": "8 event streams are open already"}
+        watched.context.route("**/events", lambda route: route.fulfill(status=429, json=problem))
+        page = watched.open(live=False)
+        expect(page.locator("p.cut-off")).to_contain_text("8 event streams are open already")
+        expect(page.locator(".readiness")).to_contain_text("Ready")
+        put(client, 3, "drop")
+        expect(page.locator(".fill")).to_contain_text("1 of 16")
+
     def test_what_another_tool_writes_is_shown_as_drift_and_put_back(
         self, watched: Watched, client: httpx.Client
     ) -> None:

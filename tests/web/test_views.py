@@ -172,6 +172,14 @@ class TestGraph:
 
 
 class TestObjects:
+    def test_caller_who_may_not_see_objects_is_told_so(self, watched: Watched) -> None:
+        detail = "token:mira (role reader): object files are for callers without bounds"
+        problem = {"code": "forbidden", "title": "The caller has no right to do this", "status": 403, "detail": detail}
+        answer_instead(watched, "/objects", problem, 403)
+        page = watched.open("programs")
+        expect(page.locator("main")).to_contain_text(f"You may not see them: {detail}")
+        expect(page.locator(".upload")).to_have_count(0)
+
     def test_verifiers_answer_is_shown_beside_the_source_line(self, watched: Watched) -> None:
         objects = json.loads((FAKES / "fake_objects.json").read_text())
         answer_instead(watched, "/objects", objects["list"])
