@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__
+from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
@@ -44,6 +44,9 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    implementation: str = Field(
+        description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
+    )
     keeper: Literal["running", "failing"] | None = Field(
         description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
     )
@@ -139,6 +142,7 @@ async def get_version(request: Request) -> Response:
             version=__version__,
             kernel=kernel.name,
             kernel_release=platform.release(),
+            implementation=native.told(),
             keeper=keeper,
             uptime_seconds=int(service.uptime()),
         )
