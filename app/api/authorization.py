@@ -255,7 +255,8 @@ def check_host(scope: Scope) -> None:
     On a loopback address and on a unix socket, both have to name this machine. Such a page can reach the service by DNS
     rebinding, also through a unix socket that `ssh -L` has forwarded, and then sends the name of its own site. On a
     unix socket Host may also be a name without a dot: clients have to send some name there, and no site has such a one.
-    Elsewhere Origin has to be that of Host, as browsers show a client certificate also for what other sites ask.
+    Elsewhere Origin has to be that of Host in whatever may change something, as browsers show a client certificate also
+    for what other sites send. They do not let those read the answer.
 
     Raises:
         HttpProblem: host-not-allowed: a header names another machine.
@@ -263,12 +264,13 @@ def check_host(scope: Scope) -> None:
     is_unix = scope.get(PEER) is not None
     server = scope.get("server")
     is_local = is_unix or (server is not None and server[0] and is_loopback(server[0]))
+    may_change = not is_local and scope["method"] not in {"GET", "HEAD"}
     for name, value in scope["headers"]:
         if name not in _HOST_HEADERS:
             continue
         if is_local and not _is_local(value) and not (is_unix and name == b"host" and b"." not in value):
             detail = "does not name this machine; use localhost or a loopback address"
-        elif not is_local and name == b"origin" and (b"host", value.partition(b"://")[2]) not in scope["headers"]:
+        elif may_change and name == b"origin" and (b"host", value.partition(b"://")[2]) not in scope["headers"]:
             detail = "is not that of Host; open the page of this service itself"
         else:
             continue

@@ -172,7 +172,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         421,
         "Host or Origin is that of another machine",
         "On a loopback address and a unix socket, Host and Origin must be localhost or a loopback address. Elsewhere "
-        "Origin must be that of Host.",
+        "Origin of a change must be that of Host.",
     ),
     "headers-too-large": ProblemType(
         431,
