@@ -12,11 +12,12 @@ from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
-from app.api.middleware import REQUEST_ID
+from app.api.encoding.responses import Json
+from app.api.error_responses import problem
 from app.api.openapi import answers, problems
-from app.api.problems import PROBLEMS, HttpProblem, problem
+from app.api.problems import PROBLEMS, HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import responses
+from app.api.scope import REQUEST_ID
 from app.keeper.client import KeeperKernel
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
@@ -71,7 +72,7 @@ class Explanation(BaseModel):
 )
 async def get_health() -> Response:
     """Answer a liveness probe. It says nothing about maps and programs."""
-    return responses.Json(Health())
+    return Json(Health())
 
 
 @router.get(
@@ -120,7 +121,7 @@ async def get_readiness(request: Request) -> Response:
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"
         return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
-    return responses.Json(Readiness(reasons=[]))
+    return Json(Readiness(reasons=[]))
 
 
 @router.get(
@@ -137,7 +138,7 @@ async def get_version(request: Request) -> Response:
     keeper: Literal["running", "failing"] | None = None
     if isinstance(kernel, KeeperKernel):
         keeper = "running" if kernel.degraded_reason is None else "failing"
-    return responses.Json(
+    return Json(
         Version(
             version=__version__,
             kernel=kernel.name,
@@ -161,4 +162,4 @@ async def explain_problem(code: str) -> Response:
     if code not in PROBLEMS:
         raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
     kind = PROBLEMS[code]
-    return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+    return Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

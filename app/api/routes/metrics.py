@@ -142,4 +142,4 @@ def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mappin
 async def get_metrics(request: Request) -> Response:
     """Return the metrics. Drift and used entries are those of the last check, every `drift_interval` seconds."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(request.app.state.metrics), media_type=media_type)
+    return Response(encode(request.app.collectors), media_type=media_type)

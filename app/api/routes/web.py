@@ -2,12 +2,10 @@
 
 import gzip
 import hashlib
-import importlib.resources
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter
@@ -15,13 +13,14 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+import app
 from app import __version__
 from app.access.rights import Role
 from app.api.authorization import ACTOR
+from app.api.encoding.responses import Json
 from app.api.openapi import Responses, answers, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import responses
 
 router = APIRouter(route_class=StrictRoute, tags=["service"])
 
@@ -97,32 +96,26 @@ def _files() -> dict[str, _File]:
     libraries by name, as in `from "preact"`. Browsers need a path, and an import map would be inline code, so the names
     become paths here.
     """
-    root = importlib.resources.files("app").joinpath("web")
-    libraries = json.loads(root.joinpath("vendor", "vendor.json").read_bytes())
+    root = Path(app.__path__[0], "web")  # as it is now: the process may have got other ways to its files
+    libraries = json.loads((root / "vendor" / "vendor.json").read_bytes())
     paths = {each["import"].encode(): f"/web/vendor/{each['file']}".encode() for each in libraries}
 
     def with_path(found: re.Match[bytes]) -> bytes:
         return found[1] + found[2] + paths[found[3]] + found[2]
 
     files = {}
-    for path, file in _walk(root, ""):
-        suffix = f".{path.rpartition('.')[2]}"
+    for file in root.rglob("*"):
+        suffix = file.suffix
         if suffix not in _MEDIA_TYPES:
             continue
         content = file.read_bytes()
         if suffix in {".js", ".mjs"}:
             content = _IMPORTED_NAME.sub(with_path, content)
         etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'
-        files[path] = _File(_MEDIA_TYPES[suffix], content, gzip.compress(content, 9, mtime=0), etag)
+        files[str(file.relative_to(root))] = _File(
+            _MEDIA_TYPES[suffix], content, gzip.compress(content, 9, mtime=0), etag
+        )
     return files
-
-
-def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for each in folder.iterdir():
-        if each.is_dir():
-            yield from _walk(each, f"{prefix}{each.name}/")
-        else:
-            yield prefix + each.name, each
 
 
 _FILES: Final = _files()
@@ -159,7 +152,7 @@ async def get_index(request: Request) -> Response:
         )
     read_only = request.app.state.authentication.read_only
     index = ServiceIndex(version=__version__, links=_LINKS, read_only=read_only, caller=caller)
-    return responses.Json(index, headers={"Cache-Control": "no-store", "Vary": "Accept, Authorization"})
+    return Json(index, headers={"Cache-Control": "no-store", "Vary": "Accept, Authorization"})
 
 
 @router.get("/web/{path:path}", operation_id="get_web_file", include_in_schema=False, response_class=Response)
