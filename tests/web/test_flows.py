@@ -131,6 +131,7 @@ class TestLive:
         put(client, 6, "pass")
         with cable(service.url) as between, Watched(browser, between.url) as watched:
             page = watched.open("maps/jump_table")
+            expect(page.locator("#entry-6")).to_contain_text("pass")
             between.cut()
             expect(page.locator("p.cut-off")).to_contain_text("Cut off")
             put(client, 7, "drop")
