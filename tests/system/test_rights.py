@@ -102,7 +102,7 @@ class TestLeastPrivilege:
         _, config = prepared
         first = (
             "from app.server import startup\n"
-            "startup._refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
+            "startup.refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
         )
         with serve(config, tmp_path / "run/api.sock", first=first) as service, service.client() as client:
             service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")

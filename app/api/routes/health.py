@@ -38,6 +38,14 @@ class Readiness(BaseModel):
     reasons: list[str]
 
 
+class Ability(BaseModel):
+    """Something that kernels differ in."""
+
+    name: str = Field(examples=["writer"])
+    can: bool | None = Field(description="null: it is not known.")
+    detail: str = Field(examples=["whole tables are written inside the kernel, in one call for many entries"])
+
+
 class Version(BaseModel):
     """What is running."""
 
@@ -48,6 +56,7 @@ class Version(BaseModel):
     implementation: str = Field(
         description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
     )
+    abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
     keeper: Literal["running", "failing"] | None = Field(
         description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
     )
@@ -144,6 +153,7 @@ async def get_version(request: Request) -> Response:
             kernel=kernel.name,
             kernel_release=platform.release(),
             implementation=native.told(),
+            abilities=[Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities],
             keeper=keeper,
             uptime_seconds=int(service.uptime()),
         )

@@ -19,6 +19,7 @@ from app.api.visibility import visible_drift, visible_entries
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
+from app.service.objects.program_array import UNREADABLE
 from app.service.registry.held import HeldMap
 from app.store.records import EMPTY
 
@@ -56,6 +57,8 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if held.object is not array:
         return await _map(service, held, grant)  # opened anew meanwhile
     state = array.state()
+    if state == UNREADABLE:
+        warnings.append("memlock, frozen and owner are not known: the kernel lets only root read them, by the keeper")
     owner = None
     if state.owner_type is not None:
         owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
