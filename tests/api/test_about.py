@@ -42,6 +42,7 @@ class TestHealth:
     async def test_version_tells_name_version_and_kernel(self, registry: Registry, client: httpx.AsyncClient) -> None:
         told = (await client.get("/version")).json()
         assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)
+        assert (told["keeper"], 0 <= told["uptime_seconds"] < 600) == (None, True)
 
     async def test_version_tells_what_the_kernel_can(self, client: httpx.AsyncClient, registry: Registry) -> None:
         can = Ability("writer", can=False, detail="whole tables are written with one call for each entry")

@@ -35,6 +35,7 @@ class TestGetMap:
             "owner": {"program_type": "xdp", "jited": True},
             "pins": [],
             "created_here": True,
+            "protected": [],
             "state": "held",
             "reason": None,
             "drift": [],

@@ -47,8 +47,9 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
-            frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], waiting=_waiting(held, grant), warnings=warnings,
+            frozen=None, owner=None, pins=held.pins, created_here=held.created_here,
+            protected=held.protected.texts(), state="unavailable", reason=held.reason, drift=[],
+            waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - visible_entries(grant, found).count(EMPTY)
@@ -75,6 +76,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         owner=owner,
         pins=held.pins,
         created_here=held.created_here,
+        protected=held.protected.texts(),
         state="held",
         reason=None,
         warnings=warnings,
