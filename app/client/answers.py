@@ -157,6 +157,7 @@ class HeldMap(TypedDict):
     owner: Owner | None
     pins: list[str]
     created_here: bool
+    protected: list[str]
     state: Literal["held", "unavailable"]
     reason: str | None
     drift: list[Drift]
@@ -201,6 +202,14 @@ class Run(TypedDict):
     packet: str
 
 
+class Ability(TypedDict):
+    """Something that kernels differ in. `can`: None where it is not known."""
+
+    name: str
+    can: bool | None
+    detail: str
+
+
 class Version(TypedDict):
     """What is running."""
 
@@ -209,6 +218,9 @@ class Version(TypedDict):
     kernel: str
     kernel_release: str
     implementation: str
+    abilities: list[Ability]
+    keeper: Literal["running", "failing"] | None
+    uptime_seconds: int
 
 
 class ProgramReference(TypedDict, total=False):

@@ -19,7 +19,7 @@ from tests.running import demo, serve, write_config
 DOCUMENT = json.loads((Path(__file__).parent.parent / "api" / "openapi.json").read_text())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 # Operations for others than callers of a client: for probes, browsers and curl.
-NOT_FOR_CLIENTS = {"get_health", "explain_problem", "get_docs", "get_docs_asset", "get_openapi"}
+NOT_FOR_CLIENTS = {"get_health", "explain_problem", "get_docs", "get_docs_asset", "get_openapi", "get_index"}
 # Members of a dry run, which the document has in schemas of their own.
 DRY = {"Entry": "DryEntry", "Applied": "DryApplied", "LoadedObjectFile": "DryLoadedObjectFile"}
 NO_ANSWERS = {"ProgramReference"}
