@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from starlette.types import Scope
 
 from app.api.authorization import ACTOR, CHANGING, RIGHTS
-from app.store.records import Change, EntryChanges, ProgramRecord
+from app.store.records import EMPTY, Change, EntryChanges, ProgramRecord
 
 FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
 _TOKEN: Final = re.compile("jt_[A-Za-z0-9_-]{20,}")  # a caller may have pasted one into a path
@@ -241,9 +241,12 @@ def program_fact(record: ProgramRecord | None) -> dict[str, Any] | None:
 
 def entries_facts(entries: EntryChanges) -> dict[str, Any]:
     """What a line tells of the entries of a change: how many, and the first of them with their programs."""
+    told = {number: program_fact(record) for number, record in entries.programs.items()} | {EMPTY: None}
     first = [
-        {"index": each.index, "before": program_fact(each.before), "after": program_fact(each.after)}
-        for each in islice(entries, _MAX_ENTRIES)
+        {"index": index, "before": told[before], "after": told[after]}
+        for index, before, after in islice(
+            zip(entries.indexes, entries.before, entries.after, strict=True), _MAX_ENTRIES
+        )
     ]
     return {"count": len(entries), "entries": first}
 

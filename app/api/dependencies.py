@@ -14,7 +14,6 @@ from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
 from app.service.objects.source import Source
 from app.service.registry.held import HeldMap, HeldProgram
-from app.store.records import Change
 
 DryRun = Annotated[bool, Query(description="Check everything and answer as if, but change nothing.")]
 ConfirmWithin = Annotated[
@@ -86,24 +85,6 @@ def check_held(request: Request, name: str) -> None:
     """
     if grant_of(request.scope).has_map(name):
         service_of(request).registry.maps.get(name)
-
-
-def change_headers(*, dry_run: bool, change: Change | None = None, location: str | None = None) -> dict[str, str]:
-    """Return the headers of an answer to a change.
-
-    Args:
-        dry_run: Nothing was changed.
-        change: What was journalled.
-        location: The path of what is new.
-    """
-    headers = {}
-    if change is not None:
-        headers["Change-Id"] = str(change.id)
-    if location is not None and not dry_run:
-        headers["Location"] = location
-    if dry_run:
-        headers["Dry-Run"] = "true"
-    return headers
 
 
 def add_audit_facts(scope: Scope, **facts: object) -> None:

@@ -1,4 +1,4 @@
-"""Members that a JSON object gives more than once. A parser keeps the last one of them, without a word."""
+"""JSON in which no object gives a member more than once. A parser keeps the last one of them, without a word."""
 
 import json
 from collections import Counter
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
+from pydantic_core import from_json
+
+from app.api.problems import HttpProblem
+
+MAX_BYTES: Final = 64 * 1024  # of a body that is parsed at once
 MESSAGE: Final = "given more than once; send it once"
 _MAX_ERRORS: Final = 20
 _MAX_NAME_CHARS: Final = 64  # of a name in an error
@@ -23,6 +28,21 @@ class RepeatedMembers(Exception):
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         super().__init__(errors)
         self.errors = errors
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Parse a body, of MAX_BYTES at most.
+
+    Raises:
+        HttpProblem: malformed-json.
+        RepeatedMembers: An object gives a member more than once.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
+    check_members(body, value)
+    return value
 
 
 def check_members(text: bytes | bytearray, value: Any) -> None:

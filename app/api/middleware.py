@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.authorization import AUTHORIZATION
+from app.api.authorization import ACTOR, AUTHORIZATION
 from app.api.error_responses import error_code, error_response, problem
 from app.api.limits import ClientGone
 from app.api.pretty import PrettySender, is_pretty
@@ -38,7 +38,7 @@ class RequestMiddleware:
         started, code, reason = time.perf_counter(), None, None
         exchange = _Exchange(scope, send)
         try:
-            _check_admission(scope)
+            _check_admission(exchange.scope)
             await self.app(exchange.scope, receive, exchange.send)
         except (ServiceError, HttpProblem, HTTPException) as error:
             if exchange.status:
@@ -63,7 +63,7 @@ class RequestMiddleware:
             await response(exchange.scope, receive, exchange.send)
         finally:
             routed = getattr(exchange.scope.get("route"), "operation_id", None)
-            operation = "set_entry" if FAILED in scope else routed or "none"  # what the fast path tries
+            operation = scope[FAILED].operation if FAILED in scope else routed or "none"
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id, reason)
             if operation != "watch_events":
@@ -75,7 +75,8 @@ def _check_admission(scope: Scope) -> None:
     if scope["app"].state.service.is_stopping and scope["path"] not in {"/healthz", "/readyz"}:
         raise Stopping
     if FAILED in scope:
-        raise scope[FAILED]
+        scope[ACTOR], scope[BODY_IS_READ] = scope[FAILED].actor, True
+        raise scope[FAILED].error
     if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
         raise HttpProblem("malformed-header", "there are several Authorization headers; send one")
 

@@ -16,20 +16,18 @@ from typing import Annotated, Any, Final, Protocol
 from fastapi import Query
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
-from app.api.json_members import RepeatedMembers, check_members
+from app.api.json_members import MAX_BYTES, RepeatedMembers, parse_json
 from app.api.problems import HttpProblem
 from app.api.scope import BODY_IS_READ
 from app.api.table_parser import InvalidTable, MalformedTable, parse_table
 from app.service.errors import MapUnavailable, MapUnknown
 
-_MAX_BODY_BYTES: Final = 64 * 1024
 _MAX_BYTES_PER_ENTRY: Final = 512  # that the body of a table may have more, for each of max_entries
 _MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024  # of a body that is too large, read so that its sender gets the answer
 _BODY_TIMEOUT_SECONDS: Final = 10.0
@@ -94,7 +92,7 @@ class StrictRoute(APIRoute):
 
     async def read_body(self, request: Request) -> Any:
         """Read the body of a request, and parse it."""
-        return _parsed(await _read_json(request, _MAX_BODY_BYTES))
+        return parse_json(await _read_json(request, MAX_BYTES))
 
     def get_route_handler(self) -> Handler:
         """Return what handles a request. The endpoint's signature declares what it takes."""
@@ -141,9 +139,9 @@ class TableRoute(StrictRoute):
         max_entries = 0
         with contextlib.suppress(MapUnknown, MapUnavailable):
             max_entries = service_of(request).registry.maps.get(request.path_params["name"]).opened().max_entries
-        body = await _read_json(request, _MAX_BODY_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
-        if len(body) <= _MAX_BODY_BYTES:
-            return _parsed(body)
+        body = await _read_json(request, MAX_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
+        if len(body) <= MAX_BYTES:
+            return parse_json(body)
         try:
             return await parse_table(body, max_entries)
         except MalformedTable as error:
@@ -204,15 +202,6 @@ async def _read_json(request: Request, max_body: int) -> bytearray:
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"
         raise HttpProblem("media-type-unsupported", detail, headers={"Accept-Encoding": "identity"})
     return body
-
-
-def _parsed(body: bytearray) -> Any:
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise HttpProblem("malformed-json", f"{error}; send one JSON value in UTF-8") from error
-    check_members(body, value)
-    return value
 
 
 async def _read_body(request: Request, max_body: int) -> bytearray:

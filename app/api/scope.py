@@ -3,17 +3,33 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
+
+from app.access.rights import Actor
 
 # Keys of the ASGI scope.
 REQUEST_ID: Final = "jumptable.request_id"  # str
 IS_HEAD: Final = "jumptable.is_head"  # bool
 BODY_IS_READ: Final = "jumptable.body_is_read"  # bool: all of the body was read
-FAILED: Final = "jumptable.failed"  # the exception with which the fast path failed to answer the request
+FAILED: Final = "jumptable.failed"  # Failure: the fast path has tried the request
 
 _RANDOM_BYTES: Final = 4096  # that are asked for at once
 _ID_DIGITS: Final = 32
 _SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Failure(NamedTuple):
+    """Why the fast path failed with a request that it has tried. It is not tried again.
+
+    Attributes:
+        error: What was raised.
+        operation: The operation id of its route.
+        actor: Who sends it.
+    """
+
+    error: BaseException
+    operation: str
+    actor: Actor
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:

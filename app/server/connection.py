@@ -30,7 +30,7 @@ from app.access.peers import Peer
 from app.api.authorization import COUNTED, NAMES, PEER
 from app.api.limits import Bounds, ClientGone
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
-from app.api.scope import FAILED
+from app.api.scope import FAILED, Failure
 from app.server.fast_path import FastPath, Meanings
 from app.server.framing import (
     STATUS_LINES,
@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
         self._is_eof_due = False  # the client has ended its side meanwhile
         self._incomplete = b""  # a request of the fast path without the rest of its body
         self._rest_timer: asyncio.TimerHandle | None = None  # runs while the rest is waited for
-        self._failure: BaseException | None = None  # why the fast path failed with the next request of the parser
+        self._failure: Failure | None = None  # of the fast path with the next request of the parser
         self._is_counted = False  # that one counts against requests_per_second already
         # The requests that are not answered yet, in order.
         self._running: FastRequest | Exchange | None = None
@@ -512,7 +512,9 @@ class Connection(asyncio.Protocol):
         self._running = self._fast = None
         if self.is_lost:
             return
-        self._failure, self._is_counted = failure, request.is_counted
+        meaning = request.meaning
+        self._failure = None if failure is None else Failure(failure, meaning.operation, meaning.actor)
+        self._is_counted = request.is_counted
         data, self._backlog = request.data + self._backlog, b""
         self.transport.resume_reading()
         self._parse(data)

@@ -28,13 +28,16 @@ from app.access.rights import Actor
 from app.api.audit import Audit, program_fact
 from app.api.authorization import ACTOR, AUTHORIZATION, Authentication, check_access
 from app.api.encoding.entries import EntryTemplate, entry_template
-from app.api.json_members import RepeatedMembers, check_members
+from app.api.json_members import MAX_BYTES, RepeatedMembers, check_members
 from app.api.limits import Limits
+from app.api.preferences import prefers_minimal
 from app.api.problems import HttpProblem
 from app.api.schemas.requests import SetEntry, program_ref
 from app.api.scope import new_request_id, request_id_of
 from app.api.state import State
 from app.server import hot_step
+from app.server.fast_tables import OPERATIONS as TABLE_OPERATIONS
+from app.server.fast_tables import FastTables, TableMeaning, split_table_head
 from app.server.framing import Headers
 from app.server.hot_step import AnswerText, FastRequest
 from app.service.changes.entries import write_entry
@@ -73,11 +76,13 @@ class FastConnection(Protocol):
         identity: Who connects: the address of the client, and then everything else that tells connections apart.
         scope: What the ASGI scopes of all requests have in common.
         meanings: The meanings that are known of its requests; FastPath puts them there.
+        is_lost: The client has gone.
     """
 
     identity: tuple[Any, ...]
     scope: dict[str, Any]
     meanings: "Meanings | None"
+    is_lost: bool
 
     def answer(self, request: FastRequest, answer: bytes) -> None:
         """Send the answer to a request."""
@@ -96,12 +101,13 @@ class Meanings:
     Attributes:
         owner: What has found them out: another one takes its place when the configuration is read anew.
         is_current: They still count.
-        by_head: By the bytes of the request line up to the index, and those of the header fields.
+        by_head: By the bytes of the request line up to the index, or all of it for a table, and those of the header
+            fields.
     """
 
     owner: "FastPath"
     is_current: bool
-    by_head: "dict[tuple[bytes, bytes], Meaning]"
+    by_head: "dict[tuple[bytes, bytes], Meaning | TableMeaning]"
 
 
 class HotMap:
@@ -179,6 +185,7 @@ class FastPath:
         self._facts: dict[int, tuple[ProgramRecord, bytes]] = {}  # by a program's id: what the audit tells of it
         self._reads: dict[HotMap, Turn] = {}  # that arrived in this turn of the event loop
         self.sets: dict[HotMap, Turn] = {}
+        self._tables = FastTables(state.service, state.audit, self.is_outdated)
 
     def take(self, connection: FastConnection, data: bytes) -> "FastRequest | int | None":
         """Take a request off what a connection has received, if it may go the fast way.
@@ -191,7 +198,7 @@ class FastPath:
             The request, which is answered soon, or falls back; an int: so many bytes of its body are still to come;
             None: it is for the parser.
         """
-        parts = self.step.split_head(data)
+        parts = self.step.split_head(data) or split_table_head(data)
         if parts is None:
             return None
         front, index, fields, body = parts
@@ -225,6 +232,9 @@ class FastPath:
             except HttpProblem:
                 return False
             request.is_counted = True
+        if isinstance(meaning, TableMeaning):
+            self._tables.begin(request)
+            return True
         turns = self.sets if meaning.is_write else self._reads
         turn = turns.get(meaning.map)
         if turn is None:
@@ -281,7 +291,7 @@ class FastPath:
 
     def _find(
         self, connection: FastConnection, known: Meanings, front: bytes, index: int, fields: bytes
-    ) -> tuple[Meaning | None, str | None]:
+    ) -> tuple[Meaning | TableMeaning | None, str | None]:
         """Return what a head means whose bytes were not seen before, and the request id that it gives."""
         fields = b"\r\n" + fields
         sent = _REQUEST_ID.search(fields)
@@ -289,7 +299,8 @@ class FastPath:
         meaning = known.by_head.get((front, rest))
         if meaning is None:
             self.is_outdated()  # so that what is found now is known to count
-            meaning = self._meaning(connection, b"%b/entries/%d HTTP/1.1\r\n%b\r\n\r\n" % (front, index, rest))
+            line = front if front.endswith(b"\r\n") else b"%b/entries/%d HTTP/1.1\r\n" % (front, index)
+            meaning = self._meaning(connection, b"%b%b\r\n\r\n" % (line, rest))
             if meaning is None:
                 return None, None
             self._count += 1
@@ -300,30 +311,34 @@ class FastPath:
         request_id = None if sent is None else request_id_of({b"x-request-id": sent[1]})
         return meaning, request_id
 
-    def _meaning(self, connection: FastConnection, head: bytes) -> Meaning | None:
+    def _meaning(self, connection: FastConnection, head: bytes) -> Meaning | TableMeaning | None:
         """Find out what a head means. None: it is not for the fast path, or the regular way would refuse it."""
         parsed = _Head.parsed(head)
         if parsed is None:
             return None
-        operation = _OPERATIONS[parsed.method]
+        operation = (TABLE_OPERATIONS if parsed.is_table else _OPERATIONS)[parsed.method]
         fields = dict(parsed.headers)
         path = parsed.target.decode()
-        folder = path.rpartition("/")[0]
+        folder = path if parsed.is_table else path.rpartition("/")[0]
         scope: Scope = {**connection.scope, "headers": parsed.headers, "path": path, "method": parsed.method.decode()}
         scope[AUTHORIZATION] = fields.get(b"authorization")
         found = _ENTRIES_PATH.fullmatch(folder)
         if found is None:
             return None
         name = found[1]
+        length = int(fields.get(b"content-length", b"0"))
         with suppress(HttpProblem, ServiceError):
             check_access(scope, operation, name, self._authentication, _UNLIMITED)
             actor: Actor = scope[ACTOR]
             held = self.service.registry.maps.get(name)
             held.opened()
+            if parsed.is_table:
+                is_minimal = prefers_minimal([fields.get(b"prefer", b"").decode("latin-1")])
+                return TableMeaning(name, operation, actor, length, path, is_minimal=is_minimal)
             hot = self._maps.get(held)
             if hot is None or held.object is not hot.array:
                 hot = self._maps[held] = HotMap(held)
-            return Meaning(hot, operation, actor, int(fields.get(b"content-length", b"0")), f"{folder}/")
+            return Meaning(hot, operation, actor, length, f"{folder}/")
         return None
 
 
@@ -349,12 +364,20 @@ class _Head:
             return None
         return found if found._is_usual() else None
 
+    @property
+    def is_table(self) -> bool:
+        """Whether it is about a table, and not about an entry."""
+        return self.target.endswith(b"/entries")
+
     def _is_usual(self) -> bool:
         names = [name for name, _ in self.headers]
         fields = dict(self.headers)
-        if self.method not in _OPERATIONS or not self.target.startswith(b"/maps/") or b"host" not in fields:
+        operations, unusual, most_bytes = _OPERATIONS, _UNUSUAL_HEADERS, _MAX_BODY_BYTES
+        if self.is_table:
+            operations, unusual, most_bytes = TABLE_OPERATIONS, _UNUSUAL_HEADERS - {b"prefer"}, MAX_BYTES
+        if self.method not in operations or not self.target.startswith(b"/maps/") or b"host" not in fields:
             return False
-        if len(fields) != len(names) or not _UNUSUAL_HEADERS.isdisjoint(fields):
+        if len(fields) != len(names) or not unusual.isdisjoint(fields):
             return False
         if any(mark in self.target for mark in b"?#%") or b"jt_" in self.target:
             return False
@@ -363,7 +386,7 @@ class _Head:
         if self.method == b"GET":
             return b"content-length" not in fields
         is_json = fields.get(b"content-type") == b"application/json"
-        return is_json and 0 < int(fields.get(b"content-length", b"0")) <= _MAX_BODY_BYTES
+        return is_json and 0 < int(fields.get(b"content-length", b"0")) <= most_bytes
 
     def on_url(self, url: bytes) -> None:
         self.target += url

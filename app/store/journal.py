@@ -78,6 +78,7 @@ class Journal:
         self._maintained_event = -_EVENTS_PER_MAINTENANCE
         self._maintained_entries = 0
         self._is_quiet = False  # nobody waits for the maintenance after this transaction
+        self._quiet_from = 0.0  # time of the event loop at which no change of many entries has come for a while
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._quiet_task: asyncio.Task[None] | None = None
         self._maintain()
@@ -174,11 +175,18 @@ class Journal:
             self._maintain_later()
 
     def _maintain_later(self) -> None:
-        if self._quiet_timer is not None:
-            self._quiet_timer.cancel()
-        self._quiet_timer = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._begin_quiet_maintenance)
+        # One timer serves many changes: it looks at the time when it ends.
+        loop = asyncio.get_running_loop()
+        self._quiet_from = loop.time() + _QUIET_SECONDS
+        if self._quiet_timer is None:
+            self._quiet_timer = loop.call_at(self._quiet_from, self._begin_quiet_maintenance)
 
     def _begin_quiet_maintenance(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._quiet_from:
+            self._quiet_timer = loop.call_at(self._quiet_from, self._begin_quiet_maintenance)
+            return
+        self._quiet_timer = None
         self._quiet_task = asyncio.create_task(self._maintain_while_quiet())
 
     async def _maintain_while_quiet(self) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tests.conftest import application, load
 from tests.over_wire import OverWire, Pipe
 
 pytestmark = pytest.mark.anyio
+MINIMAL = b"Prefer: return=minimal"
 ENTRY = "/maps/jump_table/entries/3"
 HEAD = b" HTTP/1.1\r\nHost: jumptable\r\nX-Request-ID: mine\r\n"
 
@@ -39,6 +40,17 @@ def put(program: str = "drop", index: int = 3, *more: bytes) -> bytes:
 
 def get(index: int = 3, *more: bytes) -> bytes:
     return b"GET /maps/jump_table/entries/%d%b%b\r\n" % (index, HEAD, b"".join(field + b"\r\n" for field in more))
+
+
+def table(what: Any, *more: bytes, method: bytes = b"PUT") -> bytes:
+    body = what if isinstance(what, bytes) else json.dumps(what).encode()
+    fields = [b"Content-Type: application/json", b"Content-Length: %d" % len(body), *more]
+    return b"%b /maps/jump_table/entries%b%b\r\n\r\n%b" % (method, HEAD, b"\r\n".join(fields), body)
+
+
+def patch(entries: dict[int, Any], *more: bytes) -> bytes:
+    listed = [{"index": index, "program": program} for index, program in entries.items()]
+    return table({"entries": listed}, *more, method=b"PATCH")
 
 
 DELETE = b"DELETE /maps/jump_table/entries/3" + HEAD + b"\r\n"
@@ -59,6 +71,16 @@ PLAIN = [
     put().replace(b"mine", b"a-b_c.d:e"),
     get().replace(b"X-Req", b"x-req"),
     get().replace(b"X-Request-ID: mine", b"X-Request-ID:other"),
+    table({"programs": ["drop", None, "pass"]}),
+    table({"programs": ["drop", None, "pass"]}),
+    table({"programs": ["pass", "drop"] * 8}, MINIMAL),
+    table({"programs": ["pass", "drop"] * 8}, MINIMAL),
+    table({"programs": ["drop"] * 16}, b"Prefer: wait=1"),
+    table({"entries": [{"index": 3, "program": "tx"}, {"index": 1, "program": {"name": "drop"}}]}, b"Cookie: a=b"),
+    table({"programs": []}).replace(b"mine", b"another"),
+    patch({3: "drop", 0: "pass", 15: None}),
+    patch({3: None}, MINIMAL),
+    patch({}),
 ]
 UNUSUAL = [
     get(4), get(16), put("drop", 16), put("none"), put("drop", 3, b"If-Match: *"), get(3, b"If-None-Match: *"),
@@ -69,6 +91,16 @@ UNUSUAL = [
     get().replace(b"/entries/3", b""), get().replace(b"/maps/jump_table/entries/3", b"/maps/jump_table/entries/"),
     put().replace(b'{"program": "drop"}', b'{"program": {"name":1}}').replace(b"Length: 19", b"Length: 23"),
     get(3, b"Content-Length: 0"), get(3, b"Connection: close"),
+    table({"programs": ["none"]}), table({"programs": ["drop"] * 17}), table({"entries": []}, b"If-Match: *"),
+    table({"programs": ["drop"]}).replace(b"/entries HTTP", b"/entries?dry_run=true HTTP"),
+    table({"programs": ["drop"]}).replace(b"/entries HTTP", b"/entries/ HTTP"),
+    table({"programs": ["drop"]}).replace(b"jump_table", b"other"), table({"programs": "drop"}), table(b"{"),
+    table(b""), table(b'{"programs":["drop"],"programs":[]}'), table({"programs": ["drop"], "entries": []}),
+    table(b"[]"),
+    table({"entries": [{"index": 1, "program": None}, {"index": 1, "program": None}]}), table({"none": 1}),
+    table({"programs": [{"id": 4_000_000_000}]}), table({"programs": ["drop"]}, method=b"PATCH"), patch({16: "drop"}),
+    patch({1: "none"}, MINIMAL), table({"programs": ["drop"]}).replace(b"json", b"xml"),
+    table({"programs": ["drop"]}, b"Prefer: a", b"Prefer: b"), table({"programs": ["drop"]}, b"Connection: close"),
 ]  # fmt: skip
 
 
@@ -89,6 +121,15 @@ async def started(registry: Registry, **options: Any) -> AsyncIterator[FastAPI]:
         await app.state.service.start()
         yield app
         await app.state.service.finish()
+
+
+@asynccontextmanager
+async def audited(registry: Registry, file: Path, **options: Any) -> AsyncIterator[FastAPI]:
+    """With an audit in a file, and changes that all have the same time."""
+    with closing(Audit(file)) as audit:
+        async with started(registry, audit=audit, **options) as app:
+            app.state.service.changes._clock = lambda: 1.8e9
+            yield app
 
 
 class Line:
@@ -146,8 +187,7 @@ async def test_answers_and_records_equal_those_of_the_regular_way(
     for direct in (False, True):
         file = tmp_path / f"audit{direct}"
         journal = Journal(tmp_path / f"journal{direct}.db", durability)
-        audit = Audit(file)
-        async with started(registry, journal=journal, audit=audit) as app:
+        async with audited(registry, file, journal=journal) as app:
             for index in (0, 3, 15):
                 array = registry.maps.get("jump_table").opened()
                 if array.get(index) is not None:
@@ -159,7 +199,6 @@ async def test_answers_and_records_equal_those_of_the_regular_way(
                 line.protocol.connection_lost(None)
             both.append((answers, await records_of(app, wire, file)))
             assert wire.direct is None or wire.direct.answered == len(PLAIN)
-        audit.close()
     for regular, direct_one in zip(both[0][0], both[1][0], strict=True):
         assert regular == direct_one
     assert both[0][1] == both[1][1]
@@ -324,6 +363,123 @@ class TestBatch:
             assert sum(app.state.service.counters.journal.counts) <= commits + 80
 
 
+class TestTable:
+    """PUT and PATCH of a small table."""
+
+    async def test_failed_journal_write_is_answered_and_recorded_as_on_the_regular_way(
+        self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, both = [table({"programs": ["pass"] * 3}), patch({1: "pass"}), patch({2: "drop", 3: None})], []
+
+        async def full(*_: object, **__: object) -> None:
+            raise JournalFailed("full")
+
+        for direct in (False, True):
+            file = tmp_path / f"audit{direct}"
+            async with audited(registry, file) as app:
+                wire, array = OverWire(app, direct=direct), registry.maps.get("jump_table").opened()
+                await Line(wire).ask(table({"programs": ["drop", "tx"]}))
+                before = array.ids()
+                with monkeypatch.context() as patched:
+                    patched.setattr(app.state.service.journal, "append", full)
+                    answers = [(await Line(wire).ask(request))[0] for request in asked]
+                assert array.ids() == before
+                assert [status(each) for each in answers] == [503] * 3
+                line = Line(wire)
+                assert [status(each) for each in await line.ask(patch({1: "pass"}), get(1))] == [200, 200]
+                await Line(wire).ask(table({"programs": []}))
+                both.append((answers, await records_of(app, wire, file)))
+        assert both[0] == both[1]
+
+    async def test_entry_that_the_kernel_refuses_is_answered_and_recorded_as_on_the_regular_way(
+        self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        asked, both = (
+            [table({"programs": ["drop", "misfit"]}), patch({1: "misfit"}), table({"programs": ["tx"] * 9})],
+            [],
+        )
+        for direct in (False, True):
+            file = tmp_path / f"audit{direct}"
+            async with audited(registry, file) as app:
+                wire, array = OverWire(app, direct=direct), registry.maps.get("jump_table").opened()
+                await Line(wire).ask(table({"programs": ["drop", "tx"]}))
+                before, answers = array.ids(), [(await Line(wire).ask(request))[0] for request in asked[:2]]
+                with monkeypatch.context() as patched:
+                    patched.setattr(type(array), "write_many", lambda *_: (3, 1))  # the fourth entry: EPERM
+                    answers += await Line(wire).ask(asked[2])
+                assert [status(each) for each in answers] == [422, 422, 500]
+                assert array.ids() == before
+                await Line(wire).ask(table({"programs": []}))
+                both.append((answers, await records_of(app, wire, file)))
+        assert both[0] == both[1]
+
+    async def test_what_follows_a_table_is_answered_after_it(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            asked = [table({"programs": ["drop"] * 4}), get(), patch({3: None}), get(), table({"programs": ["none"]}),
+                     put("pass"), table({"programs": []}, MINIMAL), get()]  # fmt: skip
+            answers = await Line(wire).ask(*asked)
+            assert [status(answer) for answer in answers] == [200, 200, 200, 404, 422, 201, 200, 404]
+            assert b'"name":"drop"' in answers[1]
+
+    @pytest.mark.parametrize("cut", [1, 60, -20, -1])
+    async def test_table_split_over_two_packets_is_answered(self, registry: Registry, cut: int) -> None:
+        async with started(registry) as app:
+            line, request = Line(OverWire(app)), table({"programs": ["drop"] * 4})
+            line.protocol.data_received(request[:cut])
+            await asyncio.sleep(0)
+            line.protocol.data_received(request[cut:])
+            assert status(await line.answer()) == 200
+            assert [status(answer) for answer in await line.ask(get())] == [200]
+
+    @pytest.mark.parametrize("program", ["drop", "none"])
+    async def test_table_of_a_client_that_has_gone_is_changed_and_recorded(
+        self, registry: Registry, tmp_path: Path, program: str
+    ) -> None:
+        async with audited(registry, tmp_path / "audit") as app:
+            wire = OverWire(app)
+            gone = Line(wire)
+            gone.protocol.data_received(table({"programs": [program] * 4}))
+            gone.protocol.connection_lost(None)
+            assert status((await Line(wire).ask(get()))[0]) == {"drop": 200, "none": 404}[program]
+            [line] = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+            assert (line["what"], line["actor"]) == ("replace_entries", "tcp:127.0.0.1")
+            assert line["outcome"] == {"drop": "done", "none": "aborted"}[program]
+
+    async def test_malformed_request_line_is_not_taken_for_that_of_a_table(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire, request = OverWire(app), table({"programs": ["drop"]})
+            assert status((await Line(wire).ask(request))[0]) == 200
+            twice = request.replace(b"/entries", b"/entries HTTP/1.1/entries/3")
+            assert status((await Line(wire).ask(twice))[0]) == 400
+
+    async def test_end_of_the_service_waits_for_a_table(self, registry: Registry) -> None:
+        with application(registry) as app:
+            await app.state.service.start()
+            held, line = registry.maps.get("jump_table"), Line(OverWire(app))
+            async with held.lock:
+                line.protocol.data_received(table({"programs": ["drop"]}))
+                await asyncio.sleep(0)
+                ends = asyncio.create_task(app.state.service.finish())
+                await asyncio.sleep(0)
+                assert not ends.done()
+            await ends
+            assert status(await line.answer()) == 503
+            assert held.opened().get(0) is None
+
+    async def test_map_that_was_held_anew_is_the_one_that_is_changed(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            line = Line(OverWire(app))
+            assert status((await line.ask(table({"programs": ["drop"]})))[0]) == 200
+            held = registry.maps.get("jump_table")
+            array = held.opened()
+            held.object = None
+            assert status((await line.ask(table({"programs": ["pass"]})))[0]) == 503
+            held.object = array
+            assert status((await line.ask(table({"programs": ["pass"]})))[0]) == 200
+
+
 class TestConnection:
     async def test_pipelined_requests_are_answered_in_order(self, registry: Registry) -> None:
         async with started(registry) as app:
@@ -382,6 +538,32 @@ class TestRights:
             answers = [(await Line(wire).ask(request))[0] for request in asked]
             assert [status(each) for each in answers] == [404, 403, 201, 403, 403, 403, 403, 403, 401, 400, 401]
 
+    async def test_rights_to_a_table_equal_those_of_the_regular_way(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes], tmp_path: Path
+    ) -> None:
+        reader, admin = bearer("r", "reader"), bearer("a", "admin")
+        bounded = bearer("b", "writer", entries=["3-5"], programs=["drop", "tx"])
+        elsewhere = bearer("e", "writer", maps=["other"])
+        all_of_it, part = {"programs": ["drop"] * 6}, {4: "tx", 5: "drop"}
+        id_ = registry.programs.get("pass").opened().id
+        asked = [table(all_of_it, reader), table(all_of_it, admin), table(all_of_it, bounded), patch(part, bounded),
+                 patch({3: None, 4: "tx"}, bounded), patch({2: "tx"}, bounded), patch({3: "pass"}, bounded),
+                 patch({3: {"id": id_}}, bounded), table({"entries": []}, bounded), patch(part, elsewhere),
+                 patch(part), patch(part, b"Authorization: Bearer x"), table({"programs": []}, admin)]  # fmt: skip
+        both = []
+        for direct in (False, True):
+            file, authentication = tmp_path / f"audit{direct}", Authentication(tokens=Tokens(tokens))
+            async with audited(registry, file, authentication=authentication) as app:
+                wire = OverWire(app, direct=direct)
+                answers = [(await Line(wire).ask(request))[0] for request in asked]
+                assert wire.direct is None or wire.direct.answered == 6
+                lines = [json.loads(line) for line in file.read_text().splitlines()]
+                both.append((answers, [{**line, "at": 0} for line in lines]))
+        assert both[0] == both[1]
+        assert [status(each) for each in both[0][0]] == [
+            403, 200, 200, 200, 200, 403, 403, 403, 200, 403, 401, 401, 200
+        ]  # fmt: skip
+
     async def test_revoked_token_is_refused_on_an_open_connection(
         self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
     ) -> None:
@@ -392,11 +574,27 @@ class TestRights:
             tokens.revoke("mine")
             assert status((await line.ask(put("pass", 3, secret)))[0]) == 401
 
+    async def test_revoked_token_changes_no_table(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
+    ) -> None:
+        secret = bearer("mine", "admin")
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            line = Line(OverWire(app))
+            assert status((await line.ask(patch({3: "drop"}, secret)))[0]) == 200
+            tokens.revoke("mine")
+            assert status((await line.ask(patch({3: "pass"}, secret)))[0]) == 401
+
     async def test_request_counts_once_towards_the_rate_limit(self, registry: Registry) -> None:
         async with started(registry, limits=Limits(requests_per_second=0.001, burst=3)) as app:
             line = Line(OverWire(app))
             asked = [put(), get(4), put("none"), get()]
             assert [status((await line.ask(each))[0]) for each in asked] == [201, 404, 422, 429]
+
+    async def test_table_counts_once_towards_the_rate_limit(self, registry: Registry) -> None:
+        async with started(registry, limits=Limits(requests_per_second=0.001, burst=4)) as app:
+            line = Line(OverWire(app))
+            asked = [table({"programs": ["drop"]}), table({"programs": ["none"]}), table(b"{"), patch({}), patch({})]
+            assert [status((await line.ask(each))[0]) for each in asked] == [200, 422, 400, 200, 429]
 
     async def test_draining_service_refuses_requests(self, registry: Registry) -> None:
         async with started(registry) as app:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -13,6 +14,7 @@ from app.store.records import Change as ChangeRecord
 
 ENTRIES_PER_CHUNK: Final = 4096  # about 1 ms to encode
 MAX_PREBUILT_CHUNKS: Final = 16  # at most 11 MB
+_MAX_PROGRAMS: Final = 4096  # whose JSON is kept
 _PROGRAM: Final = TypeAdapter(ProgramRecord)
 
 
@@ -67,6 +69,24 @@ def _facts(record: ChangeRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in ChangeSummary.model_fields}
 
 
+def change_headers(*, dry_run: bool, change: ChangeRecord | None = None, location: str | None = None) -> dict[str, str]:
+    """Return the headers of an answer to a change.
+
+    Args:
+        dry_run: Nothing was changed.
+        change: What was journalled.
+        location: The path of what is new.
+    """
+    headers = {}
+    if change is not None:
+        headers["Change-Id"] = str(change.id)
+    if location is not None and not dry_run:
+        headers["Location"] = location
+    if dry_run:
+        headers["Dry-Run"] = "true"
+    return headers
+
+
 def entries_chunks(text: str, entries: EntryChanges | None, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:
     """Encode an object that has entries of a change.
 
@@ -113,6 +133,7 @@ def _entry_chunks(entries: EntryChanges) -> Iterator[str]:
         yield ("," if start else "") + start_of_entry + "".join(texts)
 
 
+@lru_cache(_MAX_PROGRAMS)
 def _program(record: ProgramRecord) -> str:
     # The journal has 0 as the id of a program of an earlier boot; the API has null.
     return _PROGRAM.dump_json(record).decode().replace('"id":0,', '"id":null,', 1)

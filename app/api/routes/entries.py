@@ -18,11 +18,10 @@ from app.api.dependencies import (
     Force,
     Note,
     add_audit_facts,
-    change_headers,
     context_of,
     service_of,
 )
-from app.api.encoding.changes import entries_chunks
+from app.api.encoding.changes import change_headers, entries_chunks
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
 from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems

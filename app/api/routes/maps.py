@@ -10,7 +10,8 @@ from starlette.responses import Response
 from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import ASK, forbidden, grant_of
-from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
+from app.api.dependencies import DryRun, add_audit_facts, check_holdable, context_of, service_of
+from app.api.encoding.changes import change_headers
 from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute

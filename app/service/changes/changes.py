@@ -8,10 +8,10 @@ import asyncio
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -25,7 +25,14 @@ from app.service.changes.replaced_programs import ReplacedPrograms
 from app.service.changes.undo_pins import UndoPins, programs_before
 from app.service.changes.writer import WriteFailed, put_back, write
 from app.service.counters import Counters
-from app.service.errors import ChangeUnknown, JournalUnavailable, JournalUnreadable, ServiceError, WriteRefused
+from app.service.errors import (
+    ChangeUnknown,
+    JournalUnavailable,
+    JournalUnreadable,
+    MapFrozen,
+    ServiceError,
+    WriteRefused,
+)
 from app.service.objects.program import Program
 from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
@@ -45,6 +52,8 @@ from app.store.records import (
 )
 
 _AUTOMATIC: Final = {"expire", "restore"}  # the kinds of changes that no request makes
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -98,7 +107,7 @@ class Changes:
         self.group = GroupCommit(self._commit_sets, delivery)
         self._counters = counters or Counters()
         self._clock = clock
-        self._running: set[asyncio.Task[Change]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self.on_automatic: Callable[[Change], None] = lambda _: None  # called with what the service undoes or restores
         self.stopping = threading.Event()  # asked by threads that write tables, too
 
@@ -187,7 +196,7 @@ class Changes:
         """
         check_plan(self.registry.programs, held, plan, context, reverts)
         fit: Fit | None = None
-        if dry_run or try_first is not None:
+        if dry_run or (try_first is not None and context.confirm_within is not None):
             check_not_frozen(held.opened())
         if dry_run or try_first:
             programs = list(plan.programs.values()) if try_first is None else try_first
@@ -206,12 +215,19 @@ class Changes:
             return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
             return Applied(await self._carry_out(prepared, context, None))
+        if asyncio.current_task() in self._running:
+            return Applied(await self._carry_out(prepared, context, background_steps))
         # A task of its own: a request that is given up (the service ends) must not leave a change half done.
-        task = asyncio.create_task(self._carry_out(prepared, context, background_steps))
-        self._running.add(task)
-        task.add_done_callback(self._forget_task)
+        task = self.start(self._carry_out(prepared, context, background_steps))
         await asyncio.wait([task])
         return Applied(task.result())
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run what makes a change in a task that nobody gives up: the end of the service waits for it."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._forget_task)
+        return task
 
     def prepare(
         self, held: HeldMap, kind: ChangeKind, plan: WritePlan, context: RequestContext, reverts: int | None = None
@@ -373,7 +389,8 @@ class Changes:
                 await self.confirmations.drop(pending)
             if not isinstance(error, WriteFailed):
                 raise
-            if len(plan.indexes) == 1:
+            # A frozen array refuses the first entry. To ask before would read a file in /proc for each change.
+            if len(plan.indexes) == 1 or (isinstance(error.cause, MapFrozen) and error.index == plan.indexes[0]):
                 raise error.cause from error
             raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
         try:
@@ -388,7 +405,7 @@ class Changes:
             self.confirmations.start(pending, change, held)
         return change
 
-    def _forget_task(self, task: "asyncio.Task[Change]") -> None:
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, also where nobody waits for it any more

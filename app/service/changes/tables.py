@@ -105,7 +105,7 @@ async def change_table(
     context: RequestContext,
     *,
     replace: bool,
-    precondition: TablePrecondition,
+    precondition: TablePrecondition | None = None,
     dry_run: bool = False,
     background_steps: BackgroundSteps | None = None,
 ) -> TableResult:
@@ -120,7 +120,7 @@ async def change_table(
         context: Who asks.
         replace: Then clear all entries that are not listed, by falling index; those beyond the bounds of whoever asks
             stay.
-        precondition: Forbids the change by what the table holds.
+        precondition: Forbids the change by what the table holds. None: nothing does.
         dry_run: Only check.
         background_steps: See Changes.apply.
 
@@ -152,7 +152,8 @@ async def change_table(
                 was = len(set(repeated.entries.indexes).intersection(requested.indexes))
                 return TableResult.of_repeated(repeated, unchanged=len(listed) - was)
             if repeated is None:
-                precondition(table.id, found)
+                if precondition is not None:
+                    precondition(table.id, found)
                 if held.unconfirmed is not None:
                     check_entries(held, plan.indexes, context)
                     check_confirmed(held, _concerned(held, requested.indexes, context.grant, replace=replace))

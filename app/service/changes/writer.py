@@ -131,7 +131,8 @@ def _write_in_slices(
     table: ProgramArray, plan: WritePlan, is_stopping: Callable[[], bool]
 ) -> tuple[int, ServiceError | None]:
     """Return how many entries were written, and why the next one was not."""
-    fds, done, size = _fds(plan.programs), 0, _FIRST_SLICE
+    fds, done = _fds(plan.programs), 0
+    size = _FIRST_SLICE if EMPTY in plan.after else _MAX_INLINE_SETS  # a clear may take 1,000 times as long
     while done < len(plan):
         if is_stopping():
             return done, Stopping()

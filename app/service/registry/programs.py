@@ -205,6 +205,8 @@ class Programs(Holdings[HeldProgram]):
 
     def opened_copy(self, ref: ProgramRef) -> Program:
         """Return the program with an fd of its own, which the caller closes. It raises as `resolve` does."""
+        if isinstance(ref, ByName):
+            return self.named(ref.name)[0].copy()
         with self.resolve(ref) as program:
             return program.copy()
 
