@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from app import native
 from app.bpf import asm, attr
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
@@ -172,3 +173,8 @@ def unlimited_maps() -> str | None:
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
     return None if refusal is None else "this kernel counts maps against RLIMIT_MEMLOCK"
+
+
+def c_extension() -> str | None:
+    """What the project has in C. It is built where the project is installed, and not for other machines."""
+    return None if native.is_built else "the C extension is not built for this machine"

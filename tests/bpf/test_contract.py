@@ -33,7 +33,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> K
     """Each implementation of the port that runs in this process."""
     if request.param == "memory":
         return MemoryKernel()
-    monkeypatch.setattr(native, "is_used", request.param != "linux, in pure Python")
+    if request.param == "linux":
+        probes.needs(probes.c_extension())
+    monkeypatch.setattr(native, "is_used", native.is_built and request.param != "linux, in pure Python")
     kernel = LinuxKernel()
     kernel.use_bulk_programs = request.param != "linux, one call per entry"
     return kernel

@@ -1,6 +1,6 @@
 """What runs in the guest, as its first process: /init of the image.
 
-It mounts what the tests need, runs them, writes the result as one line of JSON to the second serial port, and switches
+It mounts what the tests need, runs them, writes the result as one line of JSON to a serial port, and switches
 the machine off. What is printed meanwhile goes to that port as well.
 """
 
@@ -64,10 +64,8 @@ def main() -> None:
         libc.mount(b"none", folder.encode(), kind.encode(), 0, None)
     if not Path("/dev/fd").exists():
         Path("/dev/fd").symlink_to("/proc/self/fd")
-    # On the machine `virt` of aarch64 the second port is a card in PCI.
-    port = next(each for each in ("/dev/ttyS1", "/dev/ttyS0") if Path(each).exists())
     for number in (1, 2):
-        os.dup2(os.open(port, os.O_WRONLY | os.O_NOCTTY), number)
+        os.dup2(os.open(f"/dev/{_word('report')}", os.O_WRONLY | os.O_NOCTTY), number)
     try:
         _up("lo")
         print("RESULT " + json.dumps(_run()), flush=True)
@@ -84,9 +82,14 @@ def _up(interface: str) -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", interface.encode(), _IFF_UP))
 
 
-def _run() -> dict[str, object]:
+def _word(name: str) -> str:
+    """Return what the command line of the kernel says of a name."""
     words = Path("/proc/cmdline").read_text().split()
-    tests = next(word for word in words if word.startswith("tests=")).removeprefix("tests=").split(",")
+    return next(word for word in words if word.startswith(f"{name}=")).removeprefix(f"{name}=")
+
+
+def _run() -> dict[str, object]:
+    tests = _word("tests").split(",")
     os.environ |= {"PATH": "/bin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "KERNEL_TESTS": "probed",
                    "TEST_WAIT_SECONDS": "300",
                    "PYTHONPATH": "/site:/project", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip

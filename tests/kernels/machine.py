@@ -24,6 +24,7 @@ class Machine:
         package: The package that has the emulator.
         options: The processor, the board, and where the serial ports lead: {0} is the console, {1} the report.
         console: The name of the console in the guest.
+        report: The name of the port of the report in the guest.
     """
 
     debian: str
@@ -31,6 +32,7 @@ class Machine:
     package: str
     options: tuple[str, ...]
     console: str
+    report: str
 
 
 # The processor without cx16: qemu 7.2 emulates cmpxchg16b in a way that Linux 6.12 does not survive.
@@ -42,6 +44,7 @@ MACHINES: Final = {
         "qemu-system-x86",
         ("-M", "q35", "-cpu", "max,-cx16", "-serial", "file:{0}", "-serial", "file:{1}"),
         "ttyS0 tsc=reliable",
+        "ttyS1",
     ),
     "aarch64": Machine(
         "arm64",
@@ -50,6 +53,7 @@ MACHINES: Final = {
         ("-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on", "-serial", "file:{0}",
          "-chardev", "file,id=report,path={1}", "-device", "pci-serial,chardev=report"),
         "ttyAMA0",
+        "ttyS0",
     ),
 }  # fmt: skip
 
@@ -96,6 +100,7 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
     machine, started = MACHINES[name], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jumptable-guest-") as folder:
         console, report = Path(folder) / "console", Path(folder) / "report"
+        told_to_guest = f"report={machine.report} tests={','.join(tests)}"
         command = [
             *("setpriv", "--pdeathsig", "KILL"),  # the guest ends with this process, however that ends
             need(machine.qemu, machine.package),
@@ -103,7 +108,7 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
             *("-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
             *(option.format(console, report) for option in machine.options),
             *("-kernel", str(kernel), "-initrd", str(image)),
-            *("-append", f"console={machine.console} quiet panic=-1 oops=panic tests={','.join(tests)}"),
+            *("-append", f"console={machine.console} quiet panic=-1 oops=panic {told_to_guest}"),
         ]
         ended = "the guest ended without a result"
         try:
