@@ -20,6 +20,7 @@ from app.api.visibility import visible_drift, visible_entries
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
+from app.service.objects.program_array import UNREADABLE
 from app.service.registry.held import HeldMap
 from app.store.records import EMPTY
 
@@ -47,8 +48,9 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
-            frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], waiting=_waiting(held, grant), warnings=warnings,
+            frozen=None, owner=None, pins=held.pins, created_here=held.created_here,
+            protected=held.protected.texts(), state="unavailable", reason=held.reason, drift=[],
+            waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - visible_entries(grant, found).count(EMPTY)
@@ -56,6 +58,8 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if held.object is not array:
         return await _map(service, held, grant)  # opened anew meanwhile
     state = array.state()
+    if state == UNREADABLE:
+        warnings.append("memlock, frozen and owner are not known: the kernel lets only root read them, by the keeper")
     owner = None
     if state.owner_type is not None:
         owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
@@ -73,6 +77,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         owner=owner,
         pins=held.pins,
         created_here=held.created_here,
+        protected=held.protected.texts(),
         state="held",
         reason=None,
         warnings=warnings,
