@@ -1,0 +1,154 @@
+"""Where programs jump, by their code: what clang makes of C, and instructions one by one."""
+
+from pathlib import Path
+
+import pytest
+
+from app.bpf import asm, jumps
+from app.bpf.asm import DWORD, WORD
+from app.bpf.inventory import Jump, ProgramCode
+from app.bpf.jumps import TooLong, find_jumps
+from app.bpf.kernel import Kernel
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import BPF_FUNC_KTIME_GET_NS, MapType, ProgType
+from tests.compiled import load_object
+
+ARRAY = 77
+
+
+def found(*parts: asm.Jump | bytes | str) -> tuple[Jump, ...]:
+    """The jumps of a program, of which no memory is known."""
+    return find_jumps(asm.assemble(*parts), lambda *_: None)
+
+
+def call(index: asm.Parts) -> asm.Parts:
+    """A tail call through ARRAY, with the index that these instructions leave in r3."""
+    return (*index, asm.map_fd(2, ARRAY), asm.tail_call(), asm.returns(0))
+
+
+@pytest.mark.kernel
+def test_indexes_are_found_in_what_clang_compiles(bpffs: Path, tmp_path: Path) -> None:
+    ids = load_object("jumps", tmp_path, bpffs / "jumps")
+    codes = LinuxKernel().codes(list(ids.values()))
+    names = {ids["first"]: "first", ids["second"]: "second"}
+    found_by_name = {
+        name: {names[jump.array]: jump.indexes for jump in codes[id_].jumps or () if jump.array is not None}
+        for name, id_ in ids.items()
+        if id_ in codes and name not in names.values()
+    }
+    assert {name: found_by_name[name] for name in EXPECTED} == EXPECTED
+
+
+EXPECTED = {
+    "constant": {"first": (3,)},
+    "two_arrays": {"first": (1,), "second": (2,)},
+    "switched": {"first": (0, 2, 5, 6)},
+    "masked": {"first": (0, 1, 2, 3)},
+    "compared": {"first": (0, 1, 2)},
+    "from_packet": {"first": None},
+    "from_map": {"first": None},
+    "from_constant": {"first": (4,)},
+    "from_variable": {"first": None},
+    "in_function": {"second": (4,)},
+    "after_calls": {"second": (1, 7)},
+    "looped": {"first": (0, 1, 2, 3)},
+    "beyond_end": {"first": (200,)},
+    "never": {},
+    "none": {},
+}
+
+RANDOM = (asm.mov_reg(6, 1), asm.call(BPF_FUNC_KTIME_GET_NS), asm.mov_reg(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ((asm.mov(3, 5),), (5,)),
+        ((asm.mov(3, 4), asm.add(3, 3)), (7,)),
+        ((asm.mov(3, -1), asm.shift_right(3, 60)), (15,)),
+        ((asm.mov_u64(3, 1 << 32 | 6),), (6,)),  # the index is u32
+        ((*RANDOM, asm.mov_reg(3, 0)), None),
+        ((*RANDOM, asm.mov_reg(3, 0), asm.and_(3, 5)), (0, 1, 4, 5)),
+        ((*RANDOM, asm.mov_reg(3, 0), asm.and_(3, 0xFF)), None),  # too many
+        ((asm.mov(3, 2), asm.jump_if(1, "==", 0, "one"), asm.mov(3, 9), "one"), (2, 9)),
+        ((asm.mov(3, 2), asm.store(DWORD, 10, -8, 3), asm.load(DWORD, 3, 10, -8)), (2,)),
+        ((asm.mov(3, 2), asm.store(WORD, 10, -4, 3), asm.store_zero(10, -8), asm.load(WORD, 3, 10, -4)), None),
+        # r7 may be an address on the stack: a store there may change what is at -8.
+        (
+            (
+                asm.mov(3, 2), asm.store(DWORD, 10, -8, 3), asm.mov_reg(7, 10), *RANDOM, asm.add_reg(7, 0),
+                asm.store_zero(7, 0), asm.load(DWORD, 3, 10, -8),
+            ),
+            None,
+        ),
+        # A helper gets an address on the stack, and may write behind it; what is below stays known.
+        (
+            (
+                asm.mov(3, 2), asm.store(DWORD, 10, -16, 3), asm.store(DWORD, 10, -8, 3), *asm.stack(1, -8),
+                asm.call(BPF_FUNC_KTIME_GET_NS), asm.load(DWORD, 3, 10, -16),
+            ),
+            (2,),
+        ),
+        (
+            (
+                asm.mov(3, 2), asm.store(DWORD, 10, -8, 3), *asm.stack(1, -8), asm.call(BPF_FUNC_KTIME_GET_NS),
+                asm.load(DWORD, 3, 10, -8),
+            ),
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_index_is_what_the_instructions_compute(index: asm.Parts, expected: tuple[int, ...] | None) -> None:
+    assert found(*call(index)) == (Jump(ARRAY, expected, certain=True),)
+
+
+def test_array_that_depends_on_the_path_is_uncertain() -> None:
+    code = (
+        asm.map_fd(2, ARRAY), asm.jump_if(1, "==", 0, "other"), asm.mov(3, 1), asm.jump("call"),
+        "other", asm.map_fd(2, ARRAY + 1), asm.mov(3, 2), "call", asm.tail_call(), asm.returns(0),
+    )  # fmt: skip
+    assert found(*code) == (Jump(ARRAY, (1, 2), certain=False), Jump(ARRAY + 1, (1, 2), certain=False))
+
+
+def test_array_that_the_code_hides_is_any_array() -> None:
+    assert found(asm.mov(3, 1), asm.mov_reg(2, 1), asm.tail_call(), asm.returns(0)) == (
+        Jump(None, (1,), certain=False),
+    )
+
+
+def test_path_that_no_run_takes_is_not_followed() -> None:
+    code = (asm.mov(3, 1), asm.jump_if(3, "==", 1, "end"), *call((asm.mov(3, 2),)), "end", *call(()))
+    assert found(*code) == (Jump(ARRAY, (1,), certain=True),)
+
+
+def test_constant_memory_is_read() -> None:
+    code = asm.assemble(asm.map_value(4, 9), asm.load(WORD, 3, 4, 8), *call(()))
+    memory = {(9, 8, 4): 11}
+    assert find_jumps(code, lambda *place: memory.get(place)) == (Jump(ARRAY, (11,), certain=True),)
+    assert find_jumps(code, lambda *place: None) == (Jump(ARRAY, None, certain=True),)
+
+
+def test_code_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumps, "MAX_STEPS", 10)
+    with pytest.raises(TooLong):
+        found(*[asm.mov(3, 1)] * 20, *call(()))
+
+
+def test_loop_without_end_ends() -> None:
+    assert found(asm.mov(3, 0), "again", asm.add(3, 1), asm.jump_if(1, "!=", 0, "again"), *call(())) == (
+        Jump(ARRAY, None, certain=True),
+    )
+
+
+def test_codes_tell_the_jumps_of_loaded_programs(kernel: Kernel) -> None:
+    array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 8, "table")
+    id_ = kernel.map_info(array).id
+    program = kernel.prog_load(ProgType.XDP, asm.mov(3, 6) + asm.map_fd(2, array) + asm.tail_call() + asm.returns(0))
+    other = kernel.prog_load(ProgType.XDP, asm.returns(2))
+    numbers = [kernel.prog_info(fd).id for fd in (program, other)]
+    assert kernel.codes([*numbers, 0xFFFFFFF0]) == {
+        numbers[0]: ProgramCode((id_,), (Jump(id_, (6,), certain=True),)),
+        numbers[1]: ProgramCode((), ()),
+    }
+    for fd in (array, program, other):
+        kernel.close(fd)
