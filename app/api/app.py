@@ -13,7 +13,7 @@ from app.api.authorization import Authentication
 from app.api.limits import Limits, LongAnswers
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
-from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
+from app.api.routes import changes, docs, entries, events, graph, health, maps, metrics, programs, tables
 from app.service.lifecycle import Service
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
@@ -80,7 +80,7 @@ def create_app(
     )
     app.state.service.changes.on_automatic = app.state.audit.automatic
     app.state.metrics = metrics.collectors(app.state.service)
-    for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
+    for module in (entries, tables, changes, events, maps, programs, graph, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

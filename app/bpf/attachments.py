@@ -182,7 +182,7 @@ def _other_namespaces() -> Iterator[Attachment | str]:
         except OSError as error:
             yield f"network namespace {name} could not be entered: {os.strerror(error.errno or errno.EIO)}"
     if is_hidden:
-        yield "network namespaces of other processes were not looked at: that takes CAP_SYS_PTRACE"
+        yield "network namespaces of some processes were not looked at: that takes CAP_SYS_PTRACE"
 
 
 def _namespaces() -> Iterator[tuple[Path, str]]:

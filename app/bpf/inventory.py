@@ -58,7 +58,7 @@ class LoadedProgram:
         id: The kernel's id.
         name: The kernel's name, up to 15 characters.
         type: One of enum bpf_prog_type.
-        attach_type: The expected attach type, one of enum bpf_attach_type.
+        attach_type: The expected attach type, one of enum bpf_attach_type. None: it could not be told.
         jited: It is compiled.
         xdp_frags: It is an XDP program that accepts packets in several buffers.
         has_prototype: It is a tracing program, with the prototype of what it is attached to.
@@ -71,7 +71,7 @@ class LoadedProgram:
     id: int
     name: str
     type: int
-    attach_type: int
+    attach_type: int | None
     jited: bool
     xdp_frags: bool
     has_prototype: bool
@@ -87,7 +87,7 @@ class Jump:
     Attributes:
         array: The id of the array. None: any of the arrays that the program uses.
         indexes: The indexes, rising. None: any.
-        certain: The code cannot take another array at the same place. Else the jump may never go through this one.
+        certain: Each of the indexes has a place in the code that jumps there and nowhere else. Else the code chooses.
     """
 
     array: int | None

@@ -141,8 +141,8 @@ def find_jumps(code: bytes, read_constant: ReadConstant) -> tuple[Jump, ...]:
         read_constant: Reads memory that never changes.
 
     Returns:
-        For each array the indexes, the arrays by rising id. A jump through an array that the code does not tell comes
-        last.
+        For each array at most two: the indexes that are certain, and those that are not. Arrays come by rising id. A
+        jump through an array that the code does not tell comes last.
 
     Raises:
         TooLong: It would take more than MAX_STEPS.
@@ -153,19 +153,22 @@ def find_jumps(code: bytes, read_constant: ReadConstant) -> tuple[Jump, ...]:
         raise TooLong
     interpreter = _Interpreter(code, read_constant)
     interpreter.run()
-    by_array: dict[int | None, set[int] | None] = {}
-    uncertain: set[int | None] = {None}
+    found: dict[tuple[int | None, bool], set[int] | None] = {}
     for maps, indexes in interpreter.tail_calls.values():
-        if maps is not None and len(maps) > 1:
-            uncertain |= maps
+        certain = maps is not None and indexes is not None and len(maps) == len(indexes) == 1
         for array in (None,) if maps is None else maps:
-            known = by_array.setdefault(array, set())
-            by_array[array] = None if known is None or indexes is None else known | {each & _U32 for each in indexes}
-    listed = sum(len(each) for each in by_array.values() if each is not None)
+            known = found.setdefault((array, certain), set())
+            found[array, certain] = None if known is None or indexes is None else known | {i & _U32 for i in indexes}
+    listed = sum(len(each) for each in found.values() if each is not None)
     return tuple(
-        Jump(array, None if indexes is None or listed > _MAX_LISTED else tuple(sorted(indexes)), array not in uncertain)
-        for array, indexes in sorted(by_array.items(), key=lambda each: (each[0] is None, each[0]))
+        Jump(array, None if indexes is None or listed > _MAX_LISTED else tuple(sorted(indexes)), certain)
+        for (array, certain), indexes in sorted(found.items(), key=_order)
     )
+
+
+def _order(item: tuple[tuple[int | None, bool], object]) -> tuple[bool, int, bool]:
+    (array, certain), _ = item
+    return array is None, array or 0, not certain
 
 
 class _Interpreter:

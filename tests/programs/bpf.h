@@ -24,6 +24,14 @@ struct __sk_buff {
         type(value, u32);                                                                                              \
     } name SEC(".maps")
 
+#define filled_jump_table(name, entries, context, ...)                                                                 \
+    struct {                                                                                                           \
+        number(type, PROG_ARRAY);                                                                                      \
+        number(max_entries, entries);                                                                                  \
+        number(key_size, 4);                                                                                           \
+        int (*values[])(context *);                                                                                    \
+    } name SEC(".maps") = {.values = {__VA_ARGS__}}
+
 static void *(*const lookup)(void *map, const void *key) = (void *)1;
 static long (*const tail_call)(void *context, void *map, u32 index) = (void *)12;
 

@@ -26,7 +26,7 @@ from app.api.encoding.responses import long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
-from app.api.routes.entries import REFERENCE, WRITE
+from app.api.routes.entries import REFERENCE, WRITE, warnings_of
 from app.api.routing import TableRoute
 from app.api.schemas import fields, requests, responses, table_requests
 from app.service.changes.origin import RequestContext
@@ -87,12 +87,12 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
-    """Encode the answer to a change of several entries, in chunks."""
+def _applied(result: TableResult, prebuilt: EntriesPrebuilt, warnings: list[str]) -> Iterator[bytes]:
+    """Encode the answer to a change of several entries, in chunks. `warnings`: of a dry run."""
     counts = {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
     if result.fit is not None:
-        dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[]).model_dump_json()
-        yield from entries_chunks(dry, result.entries)
+        dry = responses.DryApplied(change=None, **counts, fit=result.fit, entries=[], warnings=warnings)
+        yield from entries_chunks(dry.model_dump_json(), result.entries)
         return
     applied = responses.Applied(change=None, **counts).model_dump_json().encode()
     if result.change is None:
@@ -108,15 +108,23 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
     yield part + after
 
 
-def answer(
-    request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
+async def answer(
+    request: Request,
+    name: str,
+    result: TableResult,
+    *,
+    dry_run: bool,
+    prebuilt: EntriesPrebuilt | None = None,
+    **facts: object,
 ) -> Response:
-    """Return the answer. `facts` go to the audit, if something was changed."""
+    """Return the answer to a change of entries of the map `name`. `facts` go to the audit, if something was changed."""
     if result.change is not None:
         change = result.change
         add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
+    warnings = await warnings_of(request, name, result.entries)
     return long_json(
-        _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
+        _applied(result, prebuilt or EntriesPrebuilt(), warnings),
+        change_headers(dry_run=dry_run, change=result.change),
     )
 
 
@@ -134,7 +142,9 @@ async def _change(
         dry_run=dry_run,
         background_steps=prebuilt.build,
     )
-    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, set=result.set, cleared=result.cleared)
+    return await answer(
+        request, name, result, dry_run=dry_run, prebuilt=prebuilt, set=result.set, cleared=result.cleared
+    )
 
 
 @router.put(
