@@ -5,7 +5,7 @@ not exist for this caller. An entry within the bounds tells the program that it 
 """
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -50,19 +50,20 @@ def visible_drift(grant: Grant, drift: Iterable[DriftedEntry]) -> list[DriftedEn
     return [each for each in drift if grant.has_entry(each.index)]
 
 
-def visible_graph(grant: Grant, graph: Graph) -> Graph:
-    """Return the part of the graph that the caller may see.
+def visible_graph(grant: Grant, graph: Graph) -> Generator[None, None, Graph]:
+    """Return the part of the graph that the caller may see, when the steps end.
 
     Callers without bounds see all that is loaded. Others see the maps that they may read, the programs in the entries
     that they may read, and the programs within their bounds that jump there.
     """
     if grant.maps is None and grant.entries is None and grant.programs is None:
         return graph
-    arrays = {
-        id_: node if node.table is None else replace(node, table=visible_entries(grant, node.table))
-        for id_, node in graph.arrays.items()
-        if node.name is not None and grant.has_map(node.name)
-    }
+    arrays = {}
+    for id_, node in graph.arrays.items():
+        if node.name is None or not grant.has_map(node.name):
+            continue
+        table = None if node.table is None or grant.entries is None else visible_entries(grant, node.table)
+        arrays[id_] = node if table is None else (yield from node.with_table(table))
     programs = {id_ for id_, node in graph.programs.items() if grant.has_program(node.name)}
     programs.update(*(node.programs for node in arrays.values()))
     edges = []

@@ -75,6 +75,7 @@ class TestGraph:
                 "kernel_name": "jump_table",
                 "max_entries": 16,
                 "owner": {"program_type": "xdp", "attach_type": "unset", "jited": True},
+                "used": 1,
                 "entries": [{"index": 3, "program": ids["drop"]}],
             }
         ]
@@ -119,7 +120,7 @@ class TestGraph:
         ]
         assert found["unreached"] == {
             "programs": [{"program": forgotten, "reason": "no-jump"}],
-            "entries": [{"array": array.id, "indexes": [4], "reason": "no-jump"}],
+            "entries": [{"array": array.id, "count": 1, "indexes": [4], "reason": "no-jump"}],
         }
         assert found["longest_chain"] is None
 
@@ -137,6 +138,24 @@ class TestGraph:
         assert (chain["jumps"], chain["limit"], chain["exceeds_limit"]) == (length, 33, exceeds)
         assert chain["programs"] == [*(each.id for each in hops), last.id]
         assert hops[0].run(bytes(64)).returned == (0 if exceeds else 3)
+
+    async def test_entries_of_a_large_array_are_counted_and_the_first_are_listed(
+        self, kernel: Kernel, registry: Registry, client: httpx.AsyncClient, kept: ExitStack
+    ) -> None:
+        array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 5000, "foreign")
+        kept.callback(kernel.close, array)
+        start = jump(kernel, kept, array, 4999, name="start")
+        last = jump(kernel, kept, array, name="last")
+        for index in range(2000, 5000):
+            kernel.map_update(array, index, last.fd)
+        found = await graph_of(client)
+        [told] = [each for each in found["arrays"] if each["kernel_name"] == "foreign"]
+        assert (told["used"], len(told["entries"])) == (3000, 1024)
+        assert told["entries"][0] == {"index": 2000, "program": last.id}
+        [unreached] = [each for each in found["unreached"]["entries"] if each["array"] == told["id"]]
+        assert (unreached["count"], unreached["indexes"]) == (2999, list(range(2000, 3024)))
+        assert {each["id"]: each["reached"] for each in found["programs"]}[last.id] == "unattached"
+        assert start.id in {each["id"] for each in found["programs"]}
 
     async def test_filters_take_names_of_what_is_held(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.get("/graph?map=nope"), 404, "map-unknown")
@@ -394,7 +413,9 @@ class TestCompiled:
                 if each["array"] == xdp["table"]
             ] == [(xdp["parse_ip"], 9, "empty", True)]
             assert {"programs": sorted([tc["left"], tc["right"]]), "certain": True} in found["cycles"]
-            assert {"array": tc["ring"], "indexes": [3], "reason": "no-jump"} in found["unreached"]["entries"]
+            assert {"array": tc["ring"], "count": 1, "indexes": [3], "reason": "no-jump"} in found["unreached"][
+                "entries"
+            ]
             assert found["longest_chain"] == {
                 "programs": [tcx[f"hop{number}"] for number in range(41)],
                 "jumps": 40,

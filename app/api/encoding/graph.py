@@ -1,4 +1,4 @@
-"""The graph as JSON, in parts: it may have thousands of programs, and arrays with many entries."""
+"""The graph as JSON, in parts: it may have thousands of programs."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,10 +9,9 @@ from app.bpf.inventory import ArrayOwner, Attachment
 from app.bpf.uapi import MAX_TAIL_CALL_CNT, attach_type_name, prog_type_name
 from app.service.graph.findings import Findings
 from app.service.graph.graph import ArrayNode, Graph, ProgramNode
-from app.store.records import EMPTY
 
 _PER_CHUNK: Final = 200  # about 1 ms to encode
-_ENTRIES_PER_CHUNK: Final = 4096
+MAX_LISTED_ENTRIES: Final = 1024  # of one array
 
 
 def graph_chunks(graph: Graph, findings: Findings) -> Iterator[bytes]:
@@ -28,8 +27,7 @@ def graph_chunks(graph: Graph, findings: Findings) -> Iterator[bytes]:
     yield b'{"programs":['
     yield from _listed(_program(node, findings) for node in graph.programs.values())
     yield b'],"arrays":['
-    for number, node in enumerate(graph.arrays.values()):
-        yield from _array_chunks(node, is_first=not number)
+    yield from _listed(map(_array, graph.arrays.values()), 1)
     yield b'],"edges":['
     yield from _listed(
         {"program": each.program, "array": each.array, "indexes": each.indexes, "certain": each.certain}
@@ -41,7 +39,7 @@ def graph_chunks(graph: Graph, findings: Findings) -> Iterator[bytes]:
     yield from _listed({"program": id_, "reason": reason} for id_, reason in findings.unreached_programs.items())
     yield b'],"entries":['
     yield from _listed(
-        {"array": id_, "indexes": indexes, "reason": reason}
+        {"array": id_, "count": len(indexes), "indexes": indexes[:MAX_LISTED_ENTRIES], "reason": reason}
         for id_, reasons in findings.unreached_entries.items()
         for reason, indexes in reasons.items()
     )
@@ -65,10 +63,10 @@ def graph_chunks(graph: Graph, findings: Findings) -> Iterator[bytes]:
     yield b"}"
 
 
-def _listed(values: Iterable[Any]) -> Iterator[bytes]:
+def _listed(values: Iterable[Any], per_chunk: int = _PER_CHUNK) -> Iterator[bytes]:
     """Encode the elements of an array, without its brackets."""
     left, separator = iter(values), ""
-    while chunk := list(islice(left, _PER_CHUNK)):
+    while chunk := list(islice(left, per_chunk)):
         yield f"{separator}{json.dumps(chunk, separators=(',', ':'))[1:-1]}".encode()
         separator = ","
 
@@ -90,28 +88,17 @@ def _program(node: ProgramNode, findings: Findings) -> dict[str, Any]:
     }
 
 
-def _array_chunks(node: ArrayNode, *, is_first: bool) -> Iterator[bytes]:
-    """Encode an array of the graph, its entries in parts."""
-    facts = {
+def _array(node: ArrayNode) -> dict[str, Any]:
+    filled = None if node.table is None else node.filled(MAX_LISTED_ENTRIES)
+    return {
         "id": node.loaded.id,
         "name": node.name,
         "kernel_name": node.loaded.name,
         "max_entries": node.loaded.max_entries,
         "owner": _owner(node.loaded.owner),
+        "used": None if node.table is None else node.used,
+        "entries": None if filled is None else [{"index": index, "program": id_} for index, id_ in filled],
     }
-    yield f'{"" if is_first else ","}{json.dumps(facts, separators=(",", ":"))[:-1]},"entries":'.encode()
-    if node.table is None:
-        yield b"null}"
-        return
-    yield b"["
-    separator = ""
-    for start in range(0, len(node.table), _ENTRIES_PER_CHUNK):
-        part = enumerate(node.table[start : start + _ENTRIES_PER_CHUNK], start)
-        texts = [f'{{"index":{index},"program":{program}}}' for index, program in part if program != EMPTY]
-        if texts:
-            yield f"{separator}{','.join(texts)}".encode()
-            separator = ","
-    yield b"]}"
 
 
 def _owner(owner: ArrayOwner | None) -> dict[str, Any] | None:

@@ -55,8 +55,7 @@ class _Selection:
 
     def rows(self, node: ArrayNode) -> list[tuple[int, int]]:
         """Return (index, id of the program) of the entries that are drawn."""
-        filled = [(index, program) for index, program in enumerate(node.table or ()) if program != EMPTY]
-        return filled[:_MAX_ROWS]
+        return node.filled(_MAX_ROWS)
 
     def attachments(self) -> Iterator[tuple[str, int]]:
         """Yield (where, id of the program) of what is attached."""
@@ -181,7 +180,7 @@ def _more(node: ArrayNode, drawn: int) -> str:
     """Return what stands below the entries that are drawn."""
     if node.table is None:
         return "not readable"
-    left = len(node.table) - node.table.count(EMPTY) - drawn
+    left = node.used - drawn
     return f"and {left} more" if left else "" if drawn else "empty"
 
 

@@ -179,7 +179,7 @@ async def warnings_of(request: Request, name: str, entries: EntryChanges | None)
     if entries is None or held is None or held.object is None:
         return []
     graph = await service.graph.read()
-    part = visible_graph(grant_of(request.scope), graph)
+    part = await in_slices(visible_graph(grant_of(request.scope), graph))
     return await in_slices(consequences(graph, part, held.object.id, entries))
 
 

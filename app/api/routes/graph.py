@@ -59,7 +59,7 @@ async def get_graph(
             raise ProgramUnknown(program)
         programs = [registry.programs.get(program).opened().id]
     graph = await service_of(request).graph.read()
-    part = visible_graph(grant, graph)
+    part = await in_slices(visible_graph(grant, graph))
     if map is not None or program is not None:
         part = part.around(programs, arrays)
     findings = await in_slices(find_in_part(graph, part))

@@ -347,8 +347,11 @@ class GraphArray(BaseModel):
     kernel_name: str = Field(examples=["jump_table"])
     max_entries: int = Field(examples=[16])
     owner: Owner | None = Field(description="What a program must match; null: nothing yet, or it could not be told.")
+    used: int | None = Field(
+        description="The number of entries that point to a program; null: they could not be read.", examples=[1]
+    )
     entries: list[GraphEntry] | None = Field(
-        description="The entries that point to a program, by rising index; null: they could not be read."
+        description="The entries that point to a program, by rising index, 1,024 at most; null: they could not be read."
     )
 
 
@@ -400,7 +403,8 @@ class UnreachedEntries(BaseModel):
     """Entries with a program to which nothing leads. `array`: its id."""
 
     array: int = Field(examples=[41])
-    indexes: list[int] = Field(examples=[[5]])
+    count: int = Field(description="How many there are.", examples=[1])
+    indexes: list[int] = Field(description="The first 1,024 of them, rising.", examples=[[5]])
     reason: Literal["no-caller", "no-jump", "not-reached"] = Field(description=_NOT_REACHED)
 
 

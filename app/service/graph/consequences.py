@@ -40,7 +40,7 @@ def consequences(graph: Graph, part: Graph, array_id: int, entries: EntryChanges
         for index, program in some:
             table[index] = program
         yield
-    later = graph.with_table(array_id, table)
+    later = graph.with_array((yield from node.with_table(table)))
     before = yield from find(graph)
     # What runs for another reason than a jump does so after the change as well.
     after = yield from find(later, before.starts)

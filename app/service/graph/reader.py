@@ -110,7 +110,8 @@ class GraphReader:
             table = tables.get(id_)
             if table is None and not listed.users:
                 table = array(NUMBERS)  # it is being emptied, or is empty for good
-            arrays[id_] = ArrayNode(listed, names.get(id_), table)
+            node = ArrayNode(listed, names.get(id_), table)
+            arrays[id_] = node if table is None else (yield from node.with_table(table))
             yield
         found = tuple(each for each in attachments.found if each.program in programs)
         return Graph(programs, arrays, tuple(edges), found, tuple(unseen))
