@@ -70,4 +70,16 @@ VERSIONS: Final = (
     -- Few changes have one of these states, so the index is small, and writing an ordinary change does not touch it.
     CREATE INDEX changes_by_rare_state ON changes (state, id) WHERE state <> 'applied';
     """,
+    """
+    -- Changes that were made together, and whose state is `applied`. Their ids, and those of their events, are
+    -- consecutive. A change is either here or in `changes`.
+    CREATE TABLE batches (
+        id INTEGER PRIMARY KEY,            -- of its last change
+        event INTEGER NOT NULL,            -- of its last change
+        size INTEGER NOT NULL,             -- number of changes
+        at REAL NOT NULL,                  -- seconds since 1970
+        boot_id TEXT NOT NULL,
+        content BLOB NOT NULL              -- format: records.Batch.packed
+    );
+    """,
 )

@@ -38,7 +38,7 @@ from app.service.graph.reader import in_slices
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import EMPTY, NUMBERS, EntryChanges
+from app.store.records import NUMBERS, EntryChanges
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -131,8 +131,9 @@ async def set_entry_route(
         precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
     )
-    answer = set_answer(request.scope, service.registry, held, index, result)
-    if result.fit is not None:
+    if result.fit is None:
+        answer = set_answer(request.scope, service.registry, held, index, result)
+    else:
         answer = await _dry_answer(request, held, index, result)
     return responses.Json(answer.body, answer.status, answer.headers)
 
@@ -142,13 +143,14 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     waiting = waiting_of(held, index)
     etag, body = entry_json(registry, held.name, result.map_id, index, result.after, waiting)
     headers = {"ETag": etag}
-    if result.change is not None:
-        headers["Change-Id"] = str(result.change.id)
+    if result.change_id is not None:
+        headers["Change-Id"] = str(result.change_id)
+        before = None if result.before is None else registry.programs.record(result.before)
         scope[FACTS] = {
-            "change": result.change.id,
+            "change": result.change_id,
             "map": held.name,
             "index": index,
-            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
+            "before": program_fact(before),
             "after": {"name": result.after.name, "id": result.after.id},
         }
     return responses.Answer(201 if result.before is None else 200, headers, body)
