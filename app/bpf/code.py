@@ -7,7 +7,7 @@ from typing import Final
 
 from app.bpf import attr
 from app.bpf.inventory import ProgramCode
-from app.bpf.jumps import TooLong, find_jumps
+from app.bpf.jumps import Uninterpretable, find_jumps
 from app.bpf.kernel import MapInfo, MapState
 from app.bpf.syscall import bpf
 from app.bpf.uapi import BPF_F_RDONLY_PROG, Cmd, MapType
@@ -84,7 +84,7 @@ class CodeReader:
             return ProgramCode(tuple(map_ids), None)
         try:
             return ProgramCode(tuple(map_ids), find_jumps(code, self._constant))
-        except TooLong:
+        except Uninterpretable:
             return ProgramCode(tuple(map_ids), None)
 
     def _constant(self, map_id: int, offset: int, size: int) -> int | None:

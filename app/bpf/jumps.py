@@ -63,6 +63,7 @@ MAX_INSTRUCTIONS: Final = 100_000
 _MAX_PRODUCTS: Final = 4096
 _MAX_LISTED: Final = 4096  # indexes of one program
 
+_REGISTERS: Final = 12  # r11 is where the kernel hides constants (net.core.bpf_jit_harden)
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
 # Classes of instructions: the low three bits of the opcode.
@@ -100,8 +101,8 @@ _COMPARISONS: Final[Mapping[int, Callable[[int, int], bool]]] = {  # the unsigne
 }
 
 
-class TooLong(Exception):
-    """The code is too long to be interpreted in reasonable time."""
+class Uninterpretable(Exception):
+    """The code would take too long, or is nothing that a verifier lets through."""
 
 
 _Registers: TypeAlias = list[Value]
@@ -145,12 +146,12 @@ def find_jumps(code: bytes, read_constant: ReadConstant) -> tuple[Jump, ...]:
         jump through an array that the code does not tell comes last.
 
     Raises:
-        TooLong: It would take more than MAX_STEPS.
+        Uninterpretable: It would take more than MAX_STEPS, or uses registers or parts of instructions that do not exist.
     """
     if not has_tail_call(code):
         return ()
     if len(code) > MAX_INSTRUCTIONS * INSN.size:
-        raise TooLong
+        raise Uninterpretable
     interpreter = _Interpreter(code, read_constant)
     interpreter.run()
     found: dict[tuple[int | None, bool], set[int] | None] = {}
@@ -180,6 +181,8 @@ class _Interpreter:
 
     def __init__(self, code: bytes, read_constant: ReadConstant) -> None:
         self._code = [_Instruction(op, regs & 15, regs >> 4, off, imm) for op, regs, off, imm in INSN.iter_unpack(code)]
+        if any(max(each.dst, each.src) >= _REGISTERS for each in self._code) or self._code[-1].opcode == _LOAD_64:
+            raise Uninterpretable
         self._read_constant = read_constant
         self._states: dict[int, _State] = {}  # before each instruction that a path may come to from elsewhere
         self._waiting: list[int] = []
@@ -232,7 +235,7 @@ class _Interpreter:
         while number < len(self._code):
             self._steps += 1
             if self._steps > MAX_STEPS:
-                raise TooLong
+                raise Uninterpretable
             instruction = self._code[number]
             opcode = instruction.opcode
             kind = opcode & 7
