@@ -162,7 +162,7 @@ def _query(target: int, attach_type: int, *, links: bool = False) -> list[tuple[
 def _other_namespaces() -> Iterator[Attachment | str]:
     """Yield what is attached in the network namespaces of other processes, as far as they may be entered."""
     own = _OWN_NAMESPACE.stat().st_ino
-    known, is_hidden = {own}, False
+    known, is_hidden, refused = {own}, False, list[OSError]()
     for path, name in _namespaces():
         try:
             inode = path.stat().st_ino
@@ -180,7 +180,9 @@ def _other_namespaces() -> Iterator[Attachment | str]:
         try:
             yield from _in_namespace(path, partial(_interfaces, name))
         except OSError as error:
-            yield f"network namespace {name} could not be entered: {os.strerror(error.errno or errno.EIO)}"
+            refused.append(error)
+    if refused:
+        yield f"{len(refused)} network namespaces could not be entered: {os.strerror(refused[0].errno or errno.EIO)}"
     if is_hidden:
         yield "network namespaces of some processes were not looked at: that takes CAP_SYS_PTRACE"
 

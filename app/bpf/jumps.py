@@ -146,7 +146,7 @@ def find_jumps(code: bytes, read_constant: ReadConstant) -> tuple[Jump, ...]:
         jump through an array that the code does not tell comes last.
 
     Raises:
-        Uninterpretable: It would take more than MAX_STEPS, or uses registers or parts of instructions that do not exist.
+        Uninterpretable: It would take more than MAX_STEPS, or has instructions that do not exist.
     """
     if not has_tail_call(code):
         return ()

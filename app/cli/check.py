@@ -88,9 +88,20 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("WRONG", "kernel", f"{error.strerror}: jumptable runs on x86-64 and aarch64")
         return
     yield Finding("ok", "kernel", kernel.name)
+    yield _iterators(kernel)
     yield from _pin_dirs(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)
     yield from _maps_and_programs(kernel, settings, recorded_holds)
+
+
+def _iterators(kernel: Kernel) -> Finding:
+    """Whether the kernel tells what is loaded, as GET /graph, `callers` and attach types need it."""
+    try:
+        kernel.loaded()
+    except OSError as error:
+        lacking = "GET /graph shows only what is held, and attach types and callers are not known"
+        return Finding("warn", "kernel: iterators", f"{error.strerror}: {lacking}")
+    return Finding("ok", "kernel: iterators", "the kernel lists all programs and arrays")
 
 
 def _user(settings: Settings) -> Finding:

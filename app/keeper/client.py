@@ -66,6 +66,7 @@ class KeeperClient:
         self._fds_lock = threading.Lock()
         self._programs: TablePrograms | None = None
         self._iterators: Iterators | None = None
+        self._no_iterators: str | None = None  # why the keeper cannot load them
         self._keep_dir: int | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The configuration goes over a socket, as an argument is limited to 128 KiB (MAX_ARG_STRLEN).
@@ -272,14 +273,24 @@ class KeeperClient:
             OSError: As `ask`; ENOTSUP where the keeper cannot load them.
         """
         with self._fds_lock:
+            if self._no_iterators is not None:
+                raise OSError(errno.ENOTSUP, self._no_iterators)
             if self._iterators is None:
-                arrays = self.open(Op.ITERATOR, 0)
-                try:
-                    self._iterators = Iterators(arrays, self.open(Op.ITERATOR, 1))
-                except OSError:
-                    os.close(arrays)
-                    raise
+                self._iterators = self._ask_for_iterators()
             return self._iterators
+
+    def _ask_for_iterators(self) -> Iterators:
+        try:
+            arrays = self.open(Op.ITERATOR, 0)
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:  # for good
+                self._no_iterators = error.strerror
+            raise
+        try:
+            return Iterators(arrays, self.open(Op.ITERATOR, 1))
+        except OSError:
+            os.close(arrays)
+            raise
 
     @property
     def pid(self) -> int:

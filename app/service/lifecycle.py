@@ -97,6 +97,7 @@ class Service:
         for held in self.registry.unavailable():
             log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
+        await asyncio.to_thread(self.graph.loaded)  # asks the keeper for what it loads, while nobody waits yet
         await self._settle()
 
     def run(self) -> None:

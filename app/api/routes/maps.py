@@ -1,5 +1,6 @@
 """Held maps: /maps."""
 
+import asyncio
 import contextlib
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def _waiting(held: HeldMap, grant: Grant) -> list[responses.WaitingEntries]:
 async def list_maps(request: Request) -> Response:
     """List the held maps, by name. Maps that could not be opened yet are among them."""
     service, grant, maps = service_of(request), grant_of(request.scope), []
-    loaded = service.graph.loaded()
+    loaded = await asyncio.to_thread(service.graph.loaded)
     for held in sorted(
         (each for each in service.registry.maps if grant.has_map(each.name)), key=lambda each: each.name
     ):
@@ -147,7 +148,8 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
     service = service_of(request)
     held, grant = service.registry.maps.get(name), grant_of(request.scope)
-    return responses.Json(await _map(service, held, grant, service.graph.loaded()))
+    loaded = await asyncio.to_thread(service.graph.loaded)
+    return responses.Json(await _map(service, held, grant, loaded))
 
 
 @router.put(
@@ -187,7 +189,8 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, grant_of(request.scope), service.graph.loaded(), just_opened=True)
+        loaded = await asyncio.to_thread(service.graph.loaded)
+        answer = await _map(service, held, grant_of(request.scope), loaded, just_opened=True)
     finally:
         if dry_run:
             held.release()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import time
 from array import array
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
@@ -55,12 +56,14 @@ class GraphReader:
                 unseen.append(_ONLY_HELD)
                 loaded = await asyncio.to_thread(_load_held, kernel, tables, self._held_programs())
             try:
+                if kernel.degraded_reason is not None:
+                    raise OSError(errno.EPIPE, kernel.degraded_reason)
                 codes = await asyncio.to_thread(self._read_codes, loaded)
                 attachments = await asyncio.to_thread(kernel.attachments)
                 others = [each for each in loaded.arrays.values() if each.id not in tables]
                 foreign = await asyncio.to_thread(_read_foreign, kernel, others)
             except OSError as error:  # the keeper has ended, or hangs
-                unseen.append(f"what the keeper tells is not known: {error.strerror}")
+                unseen.append(f"code, attachments, and arrays that are not held could not be read: {error.strerror}")
                 codes, attachments, foreign = dict(self._codes), Attachments(), {}
             unseen += attachments.unseen
             return await in_slices(self._put_together(loaded, codes, {**foreign, **tables}, attachments, unseen))
