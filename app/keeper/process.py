@@ -15,7 +15,6 @@ import re
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple
@@ -61,8 +60,6 @@ def main(channel_fd: str, config_fd: str) -> None:
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent_pidfd()  # before the first reply, after which the listener may end and another process get its pid
     send(channel, REPLY.pack(0, 0))
-    # That takes 0.1 s: while the listener starts, and not when a request waits for it.
-    threading.Thread(target=_load_iterators, daemon=True).start()
     keeper.serve(channel, parent)
     keeper.remove_stale_socket()
 
@@ -292,11 +289,6 @@ class Keeper:
                 Path(path).unlink(missing_ok=True)
             except OSError:
                 pass
-
-
-def _load_iterators() -> None:
-    with contextlib.suppress(OSError):
-        iterators.loaded()
 
 
 def _find_token(file: str, digest: str) -> tuple[bytes, int | None]:

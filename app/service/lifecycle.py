@@ -97,7 +97,7 @@ class Service:
         for held in self.registry.unavailable():
             log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
-        await asyncio.to_thread(self.graph.loaded)  # asks the keeper for what it loads, while nobody waits yet
+        await asyncio.to_thread(self.graph.loaded)  # the keeper loads for it what takes 0.1 s, while nobody waits
         await self._settle()
 
     def run(self) -> None:
