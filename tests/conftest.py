@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.app import create_app
+from app.api.state import State
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
@@ -131,7 +132,7 @@ def registry(kernel: Kernel, pins: Path) -> Iterator[Registry]:
 @contextlib.contextmanager
 def application(registry: Registry, journal: Journal | None = None, **options: Any) -> Iterator[FastAPI]:
     """The application over it, with a journal in memory unless one is given."""
-    app = create_app(registry, journal or Journal(Path(":memory:"), "process"), **options)
+    app = create_app(State(registry, journal or Journal(Path(":memory:"), "process"), **options))
     yield app
     app.state.service.close()
 

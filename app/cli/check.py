@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import click
 
+from app import native
 from app.access.peers import is_loopback
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
@@ -89,6 +90,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("ok", "kernel", kernel.name)
     yield _iterators(kernel)
+    yield Finding("ok", "implementation", native.told())
     yield from _pin_dirs(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)
     yield from _maps_and_programs(kernel, settings, recorded_holds)

@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from app import __version__
-from app.api.app import create_app
+from app.api.state import State
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
@@ -65,11 +65,11 @@ def _demo(host: str, port: int, kernel: str) -> None:
     url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
     click.echo(_instructions(url, kernel_and_reason))
     with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
-        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"))
+        state = State(registry, Journal(Path(folder) / "journal.db", "process"))
         try:
-            serve(app, listener)
+            serve(state, listener)
         finally:
-            app.state.service.close()
+            state.service.close()
     registry.close()
 
 

@@ -77,7 +77,7 @@ def _serve(settings: Settings, file: Path) -> None:
         at_exit.callback(listener.close)
 
         # Switch to the service's user. All that this process makes from now on is private to that user.
-        preload()
+        preload(os.geteuid() if user is None else user.pw_uid)
         startup.switch_to_service_user(settings, user, lock)
         os.umask(0o077)
 
@@ -91,14 +91,14 @@ def _serve(settings: Settings, file: Path) -> None:
         files = share_open_files(settings, assemble.held_at_start(settings, journal))
         if files.is_reduced:
             log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
-        app = assemble.make_app(settings, registry, journal, keeper, files)
-        at_exit.callback(app.state.audit.close)
-        at_exit.callback(app.state.service.close)
+        state = assemble.make_state(settings, registry, journal, keeper, files)
+        at_exit.callback(state.audit.close)
+        at_exit.callback(state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
         watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
-        reload = Reload(file, settings, app, keeper)
-        serve(app, listener.socket, assemble.connection_bounds(settings, files), tls, notifier, watch, reload)
+        reload = Reload(file, settings, state, keeper)
+        serve(state, listener.socket, assemble.connection_bounds(settings, files), tls, notifier, watch, reload)
     log.info("ended")
     if watch is not None and watch.has_ended_service:
         sys.exit(1)  # with 0, systemd would not start it again

@@ -77,8 +77,9 @@ class KeeperClient:
         with config_writer:
             with other, config_reader:
                 self._process = subprocess.Popen(  # noqa: S603 - only code of this project
-                    # -I: neither the environment nor the current folder decide what is imported.
-                    [sys.executable, "-I", "-c", _CODE, str(other.fileno()), str(config_reader.fileno()), root],
+                    # -I: neither the environment nor the current folder decide what is imported. -S: nothing of other
+                    # projects is, which .pth files would; the keeper needs the standard library alone.
+                    [sys.executable, "-I", "-S", "-c", _CODE, str(other.fileno()), str(config_reader.fileno()), root],
                     pass_fds=[other.fileno(), config_reader.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={},

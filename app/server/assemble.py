@@ -4,15 +4,14 @@ import errno
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI
 
 from app.access.peers import Peers
 from app.access.rights import Actor, Ranges
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
-from app.api.app import create_app
 from app.api.audit import Audit, open_audit
 from app.api.authorization import Authentication
 from app.api.limits import Bounds, Limits
+from app.api.state import State
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
@@ -90,14 +89,14 @@ def held_at_start(settings: Settings, journal: Journal) -> int:
     return len(configured | {(hold.kind, hold.name) for hold in journal.holds()})
 
 
-def make_app(
+def make_state(
     settings: Settings,
     registry: Registry,
     journal: Journal,
     keeper: KeeperClient | None = None,
     files: OpenFiles | None = None,
-) -> FastAPI:
-    """The application as configured.
+) -> State:
+    """What requests are answered with, as configured.
 
     Args:
         settings: The configuration.
@@ -111,7 +110,7 @@ def make_app(
     """
     keep_dir, limits = settings.server.keep_dir, settings.limits
     readers, held = bounded_limits(settings, files)
-    app = create_app(
+    state = State(
         registry,
         journal,
         keep_dir=None if keep_dir is None else str(keep_dir),
@@ -126,11 +125,11 @@ def make_app(
         limits=Limits(readers, held, limits.requests_per_second, limits.burst),
     )
     if files is not None:
-        app.state.service.changes.replaced_programs.max_programs = files.replaced
-    writer = app.state.audit.writer
+        state.service.changes.replaced_programs.max_programs = files.replaced
+    writer = state.audit.writer
     if isinstance(writer, LineWriter):
-        app.state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
-    return app
+        state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
+    return state
 
 
 def bounded_limits(settings: Settings, files: OpenFiles | None) -> tuple[int, int]:

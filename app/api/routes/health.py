@@ -8,15 +8,16 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__
+from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
-from app.api.middleware import REQUEST_ID
+from app.api.encoding.responses import Json
+from app.api.error_responses import problem
 from app.api.openapi import answers, problems
-from app.api.problems import PROBLEMS, HttpProblem, problem
+from app.api.problems import PROBLEMS, HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import responses
+from app.api.scope import REQUEST_ID
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
 
@@ -43,6 +44,9 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    implementation: str = Field(
+        description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
+    )
 
 
 class Explanation(BaseModel):
@@ -63,7 +67,7 @@ class Explanation(BaseModel):
 )
 async def get_health() -> Response:
     """Answer a liveness probe. It says nothing about maps and programs."""
-    return responses.Json(Health())
+    return Json(Health())
 
 
 @router.get(
@@ -112,7 +116,7 @@ async def get_readiness(request: Request) -> Response:
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"
         return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
-    return responses.Json(Readiness(reasons=[]))
+    return Json(Readiness(reasons=[]))
 
 
 @router.get(
@@ -125,7 +129,9 @@ async def get_readiness(request: Request) -> Response:
 async def get_version(request: Request) -> Response:
     """Return the version of the service, and the kernel that it works on."""
     kernel = service_of(request).registry.kernel.name
-    return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    release, implementation = platform.release(), native.told()
+    told = Version(version=__version__, kernel=kernel, kernel_release=release, implementation=implementation)
+    return Json(told)
 
 
 @router.get(
@@ -140,4 +146,4 @@ async def explain_problem(code: str) -> Response:
     if code not in PROBLEMS:
         raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
     kind = PROBLEMS[code]
-    return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+    return Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

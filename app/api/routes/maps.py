@@ -12,9 +12,10 @@ from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
+from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import parameters, requests, responses
 from app.api.visibility import visible_drift, visible_entries
 from app.bpf.inventory import Loaded, LoadedArray
 from app.bpf.kernel import MapState
@@ -134,7 +135,7 @@ async def list_maps(request: Request) -> Response:
     ):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
             maps.append(await _map(service, held, grant, loaded))
-    return responses.Json(responses.Maps(maps=maps))
+    return Json(responses.Maps(maps=maps))
 
 
 @router.get(
@@ -144,12 +145,12 @@ async def list_maps(request: Request) -> Response:
     response_model=responses.HeldMap,
     responses=answers(responses.HeldMap, "The map.") | problems("map-unknown", *KERNEL),
 )
-async def get_map(request: Request, name: fields.MapName) -> Response:
+async def get_map(request: Request, name: parameters.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
     service = service_of(request)
     held, grant = service.registry.maps.get(name), grant_of(request.scope)
     loaded = await asyncio.to_thread(service.graph.loaded)
-    return responses.Json(await _map(service, held, grant, loaded))
+    return Json(await _map(service, held, grant, loaded))
 
 
 @router.put(
@@ -175,7 +176,7 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
 )
 async def hold_map(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: requests.HoldMap,
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
@@ -197,7 +198,7 @@ async def hold_map(
     if not dry_run:
         add_audit_facts(request.scope, map=name, map_id=answer.id, created=answer.created_here)
     headers = change_headers(dry_run=dry_run, location=f"/maps/{name}" if is_new else None)
-    return responses.Json(answer, 201 if is_new else 200, headers)
+    return Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -210,7 +211,7 @@ async def hold_map(
 )
 async def release_map(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:

@@ -61,6 +61,9 @@ class Collector:
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
         )  # fmt: skip
+        fast = CounterMetricFamily("jumptable_fast_requests", "Of these requests, those that went the fast way.")
+        fast.add_metric((), counters.fast_requests)
+        yield fast
         yield from self._maps()
         lines = CounterMetricFamily(
             "jumptable_log_lines_dropped",
@@ -139,4 +142,4 @@ def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mappin
 async def get_metrics(request: Request) -> Response:
     """Return the metrics. Drift and used entries are those of the last check, every `drift_interval` seconds."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(request.app.state.metrics), media_type=media_type)
+    return Response(encode(request.app.collectors), media_type=media_type)

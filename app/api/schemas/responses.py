@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from starlette.responses import Response
 
 from app.api.schemas.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
@@ -35,14 +34,10 @@ class Answer:
     body: bytes
 
 
-class Json(Response):
-    """A JSON response. It ends in a newline, so that a terminal shows its prompt on a new line."""
+class _BuiltLater(BaseModel):
+    """The base of models that the fast path does not need: a start does not wait until they are built."""
 
-    media_type = "application/json"
-
-    def __init__(self, content: BaseModel | bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        text = content if isinstance(content, bytes) else content.model_dump_json().encode()
-        super().__init__(text + b"\n", status, headers)
+    model_config = ConfigDict(defer_build=True)
 
 
 class EntryProgram(BaseModel):
@@ -84,6 +79,8 @@ class Waiting(BaseModel):
 class WaitingEntries(Waiting):
     """A change of this map that is undone unless it is confirmed in time."""
 
+    model_config = ConfigDict(defer_build=True)
+
     entries: list[int] = Field(description="The indexes of the entries that it has changed, rising.", examples=[[3]])
 
 
@@ -99,7 +96,7 @@ class Entry(BaseModel):
     )
 
 
-class Entries(BaseModel):
+class Entries(_BuiltLater):
     """The entries of a map that point to a program, by rising index."""
 
     map: str = Field(examples=["jump_table"])
@@ -111,7 +108,7 @@ class Entries(BaseModel):
     next: int | None = Field(description="The `start` of the next page; null: this is the last one.")
 
 
-class ChangedProgram(BaseModel):
+class ChangedProgram(_BuiltLater):
     """A program as it was when it was recorded. Its `id` is valid only until the machine reboots."""
 
     name: str | None
@@ -128,7 +125,7 @@ class ChangedProgram(BaseModel):
         return id_ or None
 
 
-class ChangedEntry(BaseModel):
+class ChangedEntry(_BuiltLater):
     """One entry of a change: its programs before and after. null: the entry is empty."""
 
     index: int = Field(examples=[3])
@@ -139,13 +136,15 @@ class ChangedEntry(BaseModel):
 class DryEntry(Entry):
     """The entry as it would be after the change, from a dry run."""
 
+    model_config = ConfigDict(defer_build=True)
+
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
     warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
-class Change(BaseModel):
-    """A change of entries, as the journal records it."""
+class _ChangeMade(_BuiltLater):
+    # What was done, by whom.
 
     id: int = Field(examples=[17])
     at: datetime
@@ -164,7 +163,14 @@ class Change(BaseModel):
         "`restore`: the entries were put back to what the journal says, at the request of a caller or when the service "
         "started. `adopt`: what the kernel held was recorded, and nothing was written."
     )
+
+
+class _ChangedEntries(_BuiltLater):
     entries: list[ChangedEntry]
+
+
+class _ChangeState(_BuiltLater):
+    # What became of it.
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )
@@ -174,7 +180,15 @@ class Change(BaseModel):
     reverts: int | None = Field(description="The id of the change that this one undoes.")
 
 
-class Changes(BaseModel):
+class Change(_ChangeState, _ChangedEntries, _ChangeMade):  # the fields come in the order from the last to the first
+    """A change of entries, as the journal records it."""
+
+
+class ChangeSummary(_ChangeState, _ChangeMade):
+    """A change of entries, as the journal records it, without the entries."""
+
+
+class Changes(_BuiltLater):
     """Changes, by rising id; with `order=desc` by falling id."""
 
     changes: list[Change]
@@ -184,7 +198,7 @@ class Changes(BaseModel):
     )
 
 
-class Applied(BaseModel):
+class Applied(_BuiltLater):
     """The result of a change of entries. `set`, `cleared` and `unchanged` are numbers of entries."""
 
     change: Change | None = Field(description="The change; null: nothing had to be written, or this was a dry run.")
@@ -201,7 +215,16 @@ class DryApplied(Applied):
     warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
-class Owner(BaseModel):
+class MinimalApplied(_BuiltLater):
+    """The result of a change of entries, without the entries: for those who prefer `return=minimal`."""
+
+    change: ChangeSummary | None = Field(description="The change; null: nothing had to be written.")
+    set: int
+    cleared: int
+    unchanged: int
+
+
+class Owner(_BuiltLater):
     """What the first program in the array has fixed. It stays so for as long as the array exists."""
 
     program_type: str = Field(examples=["xdp"])
@@ -212,7 +235,7 @@ class Owner(BaseModel):
     jited: bool | None
 
 
-class Caller(BaseModel):
+class Caller(_BuiltLater):
     """A loaded program that jumps through the array with constant indexes, which the kernel patches in its code."""
 
     name: str | None = Field(description="The name under which the service holds the program; null: it does not.")
@@ -221,7 +244,7 @@ class Caller(BaseModel):
     indexes: list[int] = Field(description="The indexes, rising.", examples=[[3]])
 
 
-class Drift(BaseModel):
+class Drift(_BuiltLater):
     """An entry in which the kernel and the journal differ. null: the entry is empty."""
 
     index: int = Field(examples=[3])
@@ -231,7 +254,7 @@ class Drift(BaseModel):
     kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
-class HeldMap(BaseModel):
+class HeldMap(_BuiltLater):
     """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
@@ -259,20 +282,20 @@ class HeldMap(BaseModel):
     warnings: list[str]
 
 
-class Maps(BaseModel):
+class Maps(_BuiltLater):
     """All held maps."""
 
     maps: list[HeldMap]
 
 
-class Use(BaseModel):
+class Use(_BuiltLater):
     """An entry that points to the program."""
 
     map: str = Field(examples=["jump_table"])
     index: int = Field(examples=[3])
 
 
-class Program(BaseModel):
+class Program(_BuiltLater):
     """A held program. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["drop"])
@@ -293,13 +316,13 @@ class Program(BaseModel):
     warnings: list[str]
 
 
-class Programs(BaseModel):
+class Programs(_BuiltLater):
     """All held programs."""
 
     programs: list[Program]
 
 
-class Run(BaseModel):
+class Run(_BuiltLater):
     """The result of a test run."""
 
     returned: int = Field(description="The return value of the program, u32.", examples=[2])
@@ -311,7 +334,7 @@ class Run(BaseModel):
     packet: str = Field(description="The packet after the run, in hex.")
 
 
-class GraphProgram(BaseModel):
+class GraphProgram(_BuiltLater):
     """A loaded program."""
 
     id: int = Field(examples=[812])
@@ -332,14 +355,14 @@ class GraphProgram(BaseModel):
     )
 
 
-class GraphEntry(BaseModel):
+class GraphEntry(_BuiltLater):
     """An entry that points to a program. `program`: its id."""
 
     index: int = Field(examples=[3])
     program: int = Field(examples=[812])
 
 
-class GraphArray(BaseModel):
+class GraphArray(_BuiltLater):
     """A program array."""
 
     id: int = Field(examples=[41])
@@ -355,7 +378,7 @@ class GraphArray(BaseModel):
     )
 
 
-class GraphEdge(BaseModel):
+class GraphEdge(_BuiltLater):
     """A jump in the code of a program. `program` and `array` are ids."""
 
     program: int = Field(examples=[811])
@@ -370,7 +393,7 @@ class GraphEdge(BaseModel):
     )
 
 
-class GraphAttachment(BaseModel):
+class GraphAttachment(_BuiltLater):
     """A place where the kernel runs a program. `program`: its id."""
 
     program: int = Field(examples=[811])
@@ -392,14 +415,14 @@ _NOT_REACHED: Final = (
 )
 
 
-class UnreachedProgram(BaseModel):
+class UnreachedProgram(_BuiltLater):
     """A program in an array to which nothing leads. `program`: its id."""
 
     program: int = Field(examples=[812])
     reason: Literal["no-caller", "no-jump", "not-reached"] = Field(description=_NOT_REACHED)
 
 
-class UnreachedEntries(BaseModel):
+class UnreachedEntries(_BuiltLater):
     """Entries with a program to which nothing leads. `array`: its id."""
 
     array: int = Field(examples=[41])
@@ -408,14 +431,14 @@ class UnreachedEntries(BaseModel):
     reason: Literal["no-caller", "no-jump", "not-reached"] = Field(description=_NOT_REACHED)
 
 
-class Unreached(BaseModel):
+class Unreached(_BuiltLater):
     """What is in an array, and is never reached."""
 
     programs: list[UnreachedProgram]
     entries: list[UnreachedEntries]
 
 
-class EmptyJump(BaseModel):
+class EmptyJump(_BuiltLater):
     """A jump to an entry without a program: it falls through. `program` and `array` are ids."""
 
     program: int = Field(examples=[811])
@@ -425,14 +448,14 @@ class EmptyJump(BaseModel):
     certain: bool = Field(description="As that of the edge.")
 
 
-class Cycle(BaseModel):
+class Cycle(_BuiltLater):
     """Programs that lead to each other. `programs`: their ids."""
 
     programs: list[int] = Field(examples=[[811, 812]])
     certain: bool = Field(description="true: jumps that are certain suffice for it.")
 
 
-class Chain(BaseModel):
+class Chain(_BuiltLater):
     """The longest way from one program to another that leads to no cycle."""
 
     programs: list[int] = Field(description="The ids of the programs; each jumps to the next.", examples=[[811, 812]])
@@ -441,7 +464,7 @@ class Chain(BaseModel):
     exceeds_limit: bool = Field(description="The jumps beyond the limit fall through.")
 
 
-class Graph(BaseModel):
+class Graph(_BuiltLater):
     """Who jumps where. Ids are the kernel's."""
 
     programs: list[GraphProgram]
