@@ -94,9 +94,10 @@ def _links() -> Iterator[Attachment]:
                 continue
             raise
         try:
-            yield _link(fd)
+            found = _link(fd)
         finally:
             os.close(fd)
+        yield found  # nothing is open while the caller does something else
 
 
 def _link(fd: int) -> Attachment:
@@ -245,9 +246,9 @@ def _cgroups() -> Iterator[Attachment | str]:
             continue  # gone since
         try:
             inode = os.fstat(fd).st_ino
-            for attach_type in _OF_CGROUPS:
-                for program, _ in _query(fd, attach_type):
-                    where = folder.removeprefix(root) or "/"
-                    yield Attachment(program, "cgroup", where, _attach_type(attach_type), target=inode)
+            found = [(program, type_) for type_ in _OF_CGROUPS for program, _ in _query(fd, type_)]
         finally:
             os.close(fd)
+        for program, attach_type in found:
+            where = folder.removeprefix(root) or "/"
+            yield Attachment(program, "cgroup", where, _attach_type(attach_type), target=inode)
