@@ -77,7 +77,7 @@ def _routing_problem(error: HTTPException, scope: Scope, request_id: str) -> Res
         if without != path and _allowed_methods({**scope, "path": without}):
             detail = f"{there}; leave out the slash at the end: {without[:_MAX_PATH_CHARS]}"
         else:
-            begins = sorted({f"/{route.path.split('/')[1]}" for route in scope["app"].routes})
+            begins = sorted({f"/{route.path.split('/')[1]}" for route in scope["app"].routes} - {"/"})
             detail = f"{there}; send a path that begins with one of {', '.join(begins)}"
         return problem("not-found", detail, request_id)
     if error.status_code == 405:

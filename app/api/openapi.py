@@ -238,5 +238,7 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
         security.append({})  # on the unix socket the kernel says who the caller is
     for path in schema["paths"].values():
         for operation in path.values():
-            is_open = RIGHTS[operation["operationId"]] is Right.NONE
-            operation["security"] = [] if is_open else security
+            right = RIGHTS[operation["operationId"]]
+            operation["security"] = [] if right is Right.NONE else security
+            if right is Right.DOCS and authentication.tokens is not None and {} not in security:
+                operation["security"] = [*security, {}]  # without a token it tells less

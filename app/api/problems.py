@@ -159,8 +159,9 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "host-not-allowed": ProblemType(
         421,
-        "Host or Origin does not name this machine",
-        "On a loopback address, Host and Origin must be localhost or a loopback address.",
+        "Host or Origin is that of another machine",
+        "On a loopback address and a unix socket, Host and Origin must be localhost or a loopback address. Elsewhere "
+        "Origin of a change must be that of Host.",
     ),
     "headers-too-large": ProblemType(
         431,

@@ -17,7 +17,7 @@ from app.sandbox.process_name import set_process_name
 from app.server import logging
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, listen_tcp
-from app.server.run import raise_open_files, serve
+from app.server.run import raise_memlock, raise_open_files, serve
 from app.server.startup import StartError
 from app.service.errors import ServiceError, kernel_failure
 from app.service.objects.opening import make_array
@@ -50,6 +50,8 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     set_process_name("jumptable: demo")
     raise_open_files()
     try:
+        if kernel != "memory":
+            raise_memlock()
         _demo(host, port, kernel)
     finally:
         logging.finish()

@@ -16,7 +16,7 @@ from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
 from app.server.open_files import share_open_files
 from app.server.reload import Reload
-from app.server.run import preload, raise_open_files, serve
+from app.server.run import preload, raise_memlock, raise_open_files, serve
 from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
@@ -38,6 +38,8 @@ def serve_command(file: Path, show_config: bool) -> None:
     set_process_name("jumptable: listener")
     raise_open_files()
     try:
+        if settings.server.kernel == "linux":
+            raise_memlock()
         _serve(settings, file.absolute())
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
@@ -67,6 +69,7 @@ def _serve(settings: Settings, file: Path) -> None:
 
         # Open what the configuration names.
         kernel = assemble.make_kernel(server.kernel, keeper, server.keep_dir)
+        startup.check_bpf_allowed(kernel)
         registry = Registry(kernel, [str(folder) for folder in server.pin_dirs])
         at_exit.callback(registry.close)
         assemble.hold_configured(registry, settings)

@@ -33,10 +33,12 @@ class Op(IntEnum):
     AUDIT = 10  # -> the fd of the audit file, open for appending
     TOKEN = 11  # text: SHA-256 of a bearer token, in hex -> its record (JSON) or nothing; an fd (O_PATH) of the tokens
     TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
-    ITERATOR = 13  # number: 0 for the one that lists arrays, 1 for programs (app.bpf.iterators) -> the fd of its link
-    CODES = 14  # text: ids of programs, with commas -> JSON: for the first ones, as many as take SLICE_SECONDS, a list
+    ABILITIES = 13  # -> what the kernel can with the keeper's rights: JSON, a list of [name, can, detail] (`Ability`)
+    MAP_STATE = 14  # the fd of a program array -> the fields of `MapState`: JSON
+    ITERATOR = 15  # number: 0 for the one that lists arrays, 1 for programs (app.bpf.iterators) -> the fd of its link
+    CODES = 16  # text: ids of programs, with commas -> JSON: for the first ones, as many as take SLICE_SECONDS, a list
     #             [map ids, jumps], each jump the fields of `Jump`; null for a program that cannot be opened
-    ATTACHMENTS = 15  # number: 0 to begin, 1 to go on -> JSON: a list of what was found in SLICE_SECONDS, each the
+    ATTACHMENTS = 17  # number: 0 to begin, 1 to go on -> JSON: a list of what was found in SLICE_SECONDS, each the
     #                   fields of `Attachment`, or a text: what could not be looked at; null at the end
 
 

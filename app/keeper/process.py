@@ -16,7 +16,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Final
@@ -26,10 +26,12 @@ from app.bpf.attachments import find_attachments
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as bulk_programs
 from app.bpf.inventory import Attachment
+from app.bpf.kernel import Ability
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, SLICE_SECONDS, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
+from app.sandbox.abilities import abilities
 from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
 from app.sandbox.process_name import set_process_name
@@ -72,6 +74,7 @@ class Keeper:
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
         self._attachments: Iterator[Attachment | str] = iter(())  # what is left to be listed
+        self._abilities = b""  # the answer to Op.ABILITIES, once it is known
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
     def serve(self, channel: socket.socket, parent: int | None = None) -> None:
@@ -110,7 +113,7 @@ class Keeper:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument, _ = REQUEST.unpack_from(question)
-            if given is not None and number != Op.PIN_ARRAY:
+            if given is not None and number not in {Op.PIN_ARRAY, Op.MAP_STATE}:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
@@ -162,6 +165,20 @@ class Keeper:
             case Op.TABLE_PROGRAM if not text:
                 program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
+            case _:
+                content, fd = self._tell(number, argument, text, given)
+        return content, fd
+
+    def _tell(self, number: int, argument: int, text: str, given: int | None) -> tuple[bytes, int | None]:
+        """Run an operation that tells what the kernel has and can: as `_run`."""
+        kernel, content, fd = self._kernel, b"", None
+        match number:
+            case Op.ABILITIES if not text:
+                content = self._abilities = self._abilities or _dump(abilities(kernel))
+            case Op.MAP_STATE if given is not None and not text:
+                if kernel.obj_kind(given) != "map" or self._describe_other(given) is not None:
+                    raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
+                content = json.dumps(asdict(kernel.map_state(given))).encode()
             case Op.ITERATOR if not text:
                 fd = os.dup(iterators.loaded()[argument])  # the keeper keeps its own fd
             case Op.CODES:
@@ -306,6 +323,10 @@ def _find_token(file: str, digest: str) -> tuple[bytes, int | None]:
         found = [each for each in json.load(opened) if hmac.compare_digest(each["hash"], digest)]
         record = json.dumps(found[0]).encode() if found else b""
         return record, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+
+
+def _dump(found: Iterable[Ability]) -> bytes:
+    return json.dumps([astuple(each) for each in found]).encode()
 
 
 def _identity(name: str, folder: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from app.config import Map, Settings
 from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import Op
+from app.sandbox.abilities import abilities
 from app.server import logging
 from app.server.line_writer import LineWriter
 from app.server.logging import log_events
@@ -44,6 +45,7 @@ def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | 
         return MemoryKernel()
     kernel = LinuxKernel() if keeper is None else KeeperKernel(keeper, None if keep_dir is None else str(keep_dir))
     kernel.table_programs()  # loads them now, so that the first request does not wait for it
+    kernel.abilities = abilities(kernel) if keeper is None else keeper.abilities()
     return kernel
 
 

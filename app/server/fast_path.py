@@ -51,6 +51,7 @@ if native.is_used:
 _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
 _MAX_MEANINGS: Final = 4096
+_MAX_HEADER_BYTES: Final = 4096  # of all header fields of a request
 _MAX_BODIES: Final = 4096  # whose program is known, and programs whose text is known, of one map
 _ENTRIES_PATH: Final = re.compile("/maps/([^/]+)/entries")
 # With one of these headers, a request means more than is looked at here.
@@ -59,7 +60,7 @@ _UNUSUAL_HEADERS: Final = frozenset(
 )
 # Headers that differ from request to request, and change nothing but the request id.
 _PASSING_HEADER: Final = re.compile(rb"\r\n(?i:x-request-id|traceparent|tracestate):[ -~]*(?=\r\n|\Z)")
-_REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id): *([ -~]*)")
+_REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id): *([ -~]*?) *(?=\r\n|\Z)")
 _UNLIMITED: Final = Limits()
 
 log = structlog.get_logger()
@@ -93,10 +94,12 @@ class Meanings:
     """What heads mean, for connections of one identity.
 
     Attributes:
+        owner: What has found them out: another one takes its place when the configuration is read anew.
         is_current: They still count.
         by_head: By the bytes of the request line up to the index, and those of the header fields.
     """
 
+    owner: "FastPath"
     is_current: bool
     by_head: "dict[tuple[bytes, bytes], Meaning]"
 
@@ -192,8 +195,10 @@ class FastPath:
         if parts is None:
             return None
         front, index, fields, body = parts
+        if len(front) + len(fields) > _MAX_HEADER_BYTES:
+            return None
         known = connection.meanings
-        if known is None or not known.is_current:
+        if known is None or not known.is_current or known.owner is not self:
             known = connection.meanings = self._meanings_of(connection)
         meaning, request_id = known.by_head.get((front, fields)), None
         if meaning is None:
@@ -271,7 +276,7 @@ class FastPath:
         identity = connection.identity if self._authentication.is_open else connection.identity[1:]
         known = self._meanings.get(identity)
         if known is None:
-            known = self._meanings[identity] = Meanings(is_current=True, by_head={})
+            known = self._meanings[identity] = Meanings(self, is_current=True, by_head={})
         return known
 
     def _find(
@@ -283,8 +288,6 @@ class FastPath:
         rest = _PASSING_HEADER.sub(b"", fields)[2:]
         meaning = known.by_head.get((front, rest))
         if meaning is None:
-            if rest == fields[2:] or not rest:
-                sent = None
             self.is_outdated()  # so that what is found now is known to count
             meaning = self._meaning(connection, b"%b/entries/%d HTTP/1.1\r\n%b\r\n\r\n" % (front, index, rest))
             if meaning is None:
@@ -294,7 +297,7 @@ class FastPath:
                 self.forget()
             elif known.is_current:
                 known.by_head[front, rest] = meaning
-        request_id = None if sent is None else request_id_of({b"x-request-id": sent[1].rstrip()})
+        request_id = None if sent is None else request_id_of({b"x-request-id": sent[1]})
         return meaning, request_id
 
     def _meaning(self, connection: FastConnection, head: bytes) -> Meaning | None:
@@ -444,11 +447,10 @@ class Turn:
             self._answer(done, first_id)
 
     def _is_usual(self) -> bool:
-        return not (
-            self._fast_path.is_outdated()
-            or self.held.object is not self._map.array
-            or self.held.unconfirmed is not None
-        )
+        if self.held.object is not self._map.array:  # the map is released, or has another array now
+            self._fast_path.forget()
+            return False
+        return not self._fast_path.is_outdated() and self.held.unconfirmed is None
 
     def _has_bounded(self) -> bool:
         return any(meaning.is_bounded for meaning in {request.meaning for request in self.requests})

@@ -18,6 +18,8 @@ import uvicorn
 from app.api import deferred
 from app.api.limits import Bounds
 from app.api.state import State
+from app.bpf.linux import LinuxKernel
+from app.sandbox.abilities import counts_map_memory
 from app.server import late_imports, logging
 from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
@@ -37,6 +39,20 @@ def raise_open_files() -> None:
     """Raise RLIMIT_NOFILE to its hard limit: each held object and each connection is an open file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def raise_memlock() -> None:
+    """Raise RLIMIT_MEMLOCK as far as it may be raised, where the kernel counts maps and programs against it.
+
+    Kernel: those before Linux 5.11 do. Where they do not, the limit stays as it is: it bounds mlock(2) alone.
+    """
+    if counts_map_memory(LinuxKernel()) is not True:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for limit in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(OSError, ValueError):  # it takes CAP_SYS_RESOURCE to go beyond the hard limit
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+            return
 
 
 def preload(uid: int) -> None:

@@ -65,6 +65,7 @@ class TestLeastPrivilege:
             assert set(told["Uid"].split()) == {str((tmp_path / "state").stat().st_uid)} != {"0"}
             assert _capabilities(service) == {0}
             assert told["NoNewPrivs"] == "1"
+            assert client.get("/version").json()["keeper"] == "running"
             body = {"pinned": f"{pins}/fresh", "create": {"max_entries": 4}}
             assert client.put("/maps/fresh", json=body).status_code == 201
             drop = client.get("/programs/drop").json()["id"]
@@ -105,7 +106,7 @@ class TestLeastPrivilege:
         _, config = prepared
         first = (
             "from app.server import startup\n"
-            "startup._refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
+            "startup.refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
         )
         with serve(config, tmp_path / "run/api.sock", first=first) as service, service.client() as client:
             service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")

@@ -18,6 +18,7 @@ from app.api.openapi import answers, problems
 from app.api.problems import PROBLEMS, HttpProblem
 from app.api.routing import StrictRoute
 from app.api.scope import REQUEST_ID
+from app.keeper.client import KeeperKernel
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
 
@@ -37,6 +38,14 @@ class Readiness(BaseModel):
     reasons: list[str]
 
 
+class Ability(BaseModel):
+    """Something that kernels differ in."""
+
+    name: str = Field(examples=["writer"])
+    can: bool | None = Field(description="null: it is not known.")
+    detail: str = Field(examples=["whole tables are written inside the kernel, in one call for many entries"])
+
+
 class Version(BaseModel):
     """What is running."""
 
@@ -47,6 +56,11 @@ class Version(BaseModel):
     implementation: str = Field(
         description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
     )
+    abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
+    keeper: Literal["running", "failing"] | None = Field(
+        description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
+    )
+    uptime_seconds: int = Field(description="How long the service has been running.", examples=[86400])
 
 
 class Explanation(BaseModel):
@@ -127,11 +141,23 @@ async def get_readiness(request: Request) -> Response:
     responses=answers(Version, "The versions.") | problems(),
 )
 async def get_version(request: Request) -> Response:
-    """Return the version of the service, and the kernel that it works on."""
-    kernel = service_of(request).registry.kernel.name
-    release, implementation = platform.release(), native.told()
-    told = Version(version=__version__, kernel=kernel, kernel_release=release, implementation=implementation)
-    return Json(told)
+    """Return the version of the service, the kernel that it works on, and how long it has been running."""
+    service = service_of(request)
+    kernel = service.registry.kernel
+    keeper: Literal["running", "failing"] | None = None
+    if isinstance(kernel, KeeperKernel):
+        keeper = "running" if kernel.degraded_reason is None else "failing"
+    return Json(
+        Version(
+            version=__version__,
+            kernel=kernel.name,
+            kernel_release=platform.release(),
+            implementation=native.told(),
+            abilities=[Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities],
+            keeper=keeper,
+            uptime_seconds=int(service.uptime()),
+        )
+    )
 
 
 @router.get(

@@ -22,6 +22,7 @@ from app.bpf.kernel import MapState
 from app.bpf.uapi import attach_type_name, prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
+from app.service.objects.program_array import UNREADABLE
 from app.service.registry.held import HeldMap
 from app.store.records import EMPTY
 
@@ -52,8 +53,9 @@ async def _map(
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
-            frozen=None, owner=None, callers=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], waiting=_waiting(held, grant), warnings=warnings,
+            frozen=None, owner=None, callers=None, pins=held.pins, created_here=held.created_here,
+            protected=held.protected.texts(), state="unavailable", reason=held.reason, drift=[],
+            waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - visible_entries(grant, found).count(EMPTY)
@@ -61,6 +63,8 @@ async def _map(
     if held.object is not array:
         return await _map(service, held, grant, loaded)  # opened anew meanwhile
     state = array.state()
+    if state == UNREADABLE:
+        warnings.append("memlock, frozen and owner are not known: the kernel lets only root read them, by the keeper")
     return responses.HeldMap(
         name=held.name,
         id=array.id,
@@ -76,6 +80,7 @@ async def _map(
         callers=None if loaded is None else _callers(service, loaded, array.id, grant),
         pins=held.pins,
         created_here=held.created_here,
+        protected=held.protected.texts(),
         state="held",
         reason=None,
         warnings=warnings,

@@ -275,6 +275,10 @@ class HeldMap(_BuiltLater):
     )
     pins: list[str] = Field(description="The paths at which the service opened or pinned the map.")
     created_here: bool
+    protected: list[str] = Field(
+        description="The entries that only an admin may change: indexes, and ranges with both ends.",
+        examples=[["0-3", "60"]],
+    )
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=_REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
