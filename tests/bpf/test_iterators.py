@@ -12,6 +12,14 @@ from app.bpf.inventory import ArrayOwner
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import BPF_F_XDP_HAS_FRAGS, AttachType, MapType, ProgType
+from tests import probes
+
+
+@pytest.fixture(autouse=True)
+def iterators_are_there(request: pytest.FixtureRequest) -> None:
+    """The kernel in memory always lists; Linux from 5.9 on, with BTF."""
+    if request.node.get_closest_marker("kernel"):
+        probes.needs(probes.iterators())
 
 
 @contextmanager
@@ -36,6 +44,8 @@ def program(kernel: Kernel, stack: ExitStack, code: bytes, *, attach_type: int =
 
 
 def test_owner_of_an_array_is_its_first_program(kernel: Kernel) -> None:
+    if kernel.name == "linux":
+        probes.needs(probes.compares_attach_types())
     with opened(kernel) as stack:
         fd, id_ = array(kernel, stack)
         assert kernel.owner_of(id_) is None
@@ -47,6 +57,8 @@ def test_owner_of_an_array_is_its_first_program(kernel: Kernel) -> None:
 
 
 def test_what_is_loaded_is_listed_with_what_arrays_compare(kernel: Kernel) -> None:
+    if kernel.name == "linux":
+        probes.needs(probes.xdp_frags())
     with opened(kernel) as stack:
         fd, id_ = array(kernel, stack, 5)
         program_fd, number = program(kernel, stack, asm.returns(2), attach_type=37, flags=BPF_F_XDP_HAS_FRAGS)
@@ -113,6 +125,7 @@ def test_a_list_takes_no_reference() -> None:
 
 @pytest.mark.kernel
 def test_lists_are_read_without_any_capability() -> None:
+    probes.needs(probes.bpf_without_capability())
     links, (reader, writer) = iterators.loaded(), os.pipe()
     child = os.fork()
     if not child:

@@ -1,8 +1,7 @@
-"""Where programs jump, by their code: what clang makes of C, and instructions one by one."""
+"""Where programs jump, by their instructions. What clang makes of C is in tests/system/test_graph.py."""
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
@@ -15,7 +14,6 @@ from app.bpf.jumps import Uninterpretable, find_jumps
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import BPF_FUNC_KTIME_GET_NS, MapType, ProgType
-from tests.compiled import load_object
 
 ARRAY = 77
 
@@ -29,38 +27,6 @@ def call(index: asm.Parts) -> asm.Parts:
     """A tail call through ARRAY, with the index that these instructions leave in r3."""
     return (*index, asm.map_fd(2, ARRAY), asm.tail_call(), asm.returns(0))
 
-
-@pytest.mark.kernel
-def test_indexes_are_found_in_what_clang_compiles(bpffs: Path, tmp_path: Path) -> None:
-    ids = load_object("jumps", tmp_path, bpffs / "jumps")
-    codes = LinuxKernel().codes(list(ids.values()))
-    names = {ids["first"]: "first", ids["second"]: "second"}
-    found_by_name = {
-        name: [(names[jump.array or 0], jump.indexes, jump.certain) for jump in codes[id_].jumps or ()]
-        for name, id_ in ids.items()
-        if id_ in codes and name not in names.values()
-    }
-    assert {name: found_by_name[name] for name in EXPECTED} == EXPECTED
-
-
-EXPECTED = {
-    "constant": [("first", (3,), True)],
-    "two_arrays": [("first", (1,), True), ("second", (2,), True)],
-    "switched": [("first", (0, 2, 5, 6), False)],
-    "merged": [("first", (5, 6), False), ("second", (5, 6), False)],
-    "masked": [("first", (0, 1, 2, 3), False)],
-    "compared": [("first", (0, 1, 2), False)],
-    "from_packet": [("first", None, False)],
-    "from_map": [("first", None, False)],
-    "from_constant": [("first", (4,), True)],
-    "from_variable": [("first", None, False)],
-    "in_function": [("second", (4,), True)],
-    "after_calls": [("second", (1, 7), False)],
-    "looped": [("first", (0, 1, 2, 3), True)],
-    "beyond_end": [("first", (200,), True)],
-    "never": [],
-    "none": [],
-}
 
 RANDOM = (asm.mov_reg(6, 1), asm.call(BPF_FUNC_KTIME_GET_NS), asm.mov_reg(1, 6))
 

@@ -1,4 +1,4 @@
-"""The graph as `jumptable serve` tells it: by a listener without capabilities, and its keeper."""
+"""The graph of what clang compiles, and as `jumptable serve` tells it: by a listener without capabilities."""
 
 import statistics
 import threading
@@ -26,6 +26,38 @@ pin_dirs = ["{pins}"]
 [maps.parser]
 pinned = "{pins}/parser/maps/table"
 """
+
+# The jumps of each program in tests/programs/jumps.bpf.c: array, indexes, certain.
+EXPECTED = {
+    "constant": [("first", (3,), True)],
+    "two_arrays": [("first", (1,), True), ("second", (2,), True)],
+    "switched": [("first", (0, 2, 5, 6), False)],
+    "merged": [("first", (5, 6), False), ("second", (5, 6), False)],
+    "masked": [("first", (0, 1, 2, 3), False)],
+    "compared": [("first", (0, 1, 2), False)],
+    "from_packet": [("first", None, False)],
+    "from_map": [("first", None, False)],
+    "from_constant": [("first", (4,), True)],
+    "from_variable": [("first", None, False)],
+    "in_function": [("second", (4,), True)],
+    "after_calls": [("second", (1, 7), False)],
+    "looped": [("first", (0, 1, 2, 3), True)],
+    "beyond_end": [("first", (200,), True)],
+    "never": [],
+    "none": [],
+}
+
+
+def test_indexes_are_found_in_what_clang_compiles(bpffs: Path, tmp_path: Path) -> None:
+    ids = load_object("jumps", tmp_path, bpffs / "jumps")
+    codes = LinuxKernel().codes(list(ids.values()))
+    names = {ids["first"]: "first", ids["second"]: "second"}
+    found_by_name = {
+        name: [(names[jump.array or 0], jump.indexes, jump.certain) for jump in codes[id_].jumps or ()]
+        for name, id_ in ids.items()
+        if id_ in codes and name not in names.values()
+    }
+    assert {name: found_by_name[name] for name in EXPECTED} == EXPECTED
 
 
 @pytest.fixture
