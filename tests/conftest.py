@@ -79,6 +79,7 @@ def table_programs() -> None:
     """What this process loads once, and keeps: before anybody counts its files."""
     with contextlib.suppress(OSError):
         LinuxKernel().table_programs()
+        LinuxKernel().iterators()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from app import native
 from app.bpf import asm, attr
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
-from app.bpf.uapi import BPF_F_RDONLY, BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS, Cmd, MapType, ProgType
+from app.bpf.uapi import BPF_F_RDONLY, BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS, AttachType, Cmd, MapType, ProgType
 from app.sandbox.capabilities import drop_capabilities
 
 _MODE: Final = os.environ.get("KERNEL_TESTS", "")
@@ -153,6 +153,25 @@ def iterators() -> str | None:
     wanted = {"bpf_iter_bpf_map", "bpf_iter_bpf_prog", "bpf_map_seq_ops", "bpf_prog_seq_ops"}
     lack = "this kernel has no BPF iterators over maps and programs"
     return btf() or (None if wanted & set(names) else lack)
+
+
+@functools.cache
+def compares_attach_types() -> str | None:
+    """Whether an array refuses an XDP program with another attach type than its first one has."""
+    kernel = LinuxKernel()
+    array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 2)
+    programs = [
+        kernel.prog_load(ProgType.XDP, asm.returns(2), expected_attach_type=each) for each in (0, AttachType.XDP)
+    ]
+    try:
+        for index, program in enumerate(programs):
+            kernel.map_update(array, index, program)
+    except OSError:
+        return None
+    finally:
+        for fd in (array, *programs):
+            kernel.close(fd)
+    return "this kernel does not compare the attach types of the programs in an array"
 
 
 @functools.cache

@@ -51,6 +51,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "list_changes": Right.READ,
     "get_change": Right.READ,
     "watch_events": Right.READ,
+    "get_graph": Right.READ,
     "set_entry": Right.WRITE,
     "clear_entry": Right.WRITE,
     "replace_entries": Right.WRITE,

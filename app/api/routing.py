@@ -34,7 +34,7 @@ _BODY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_ERRORS: Final = 20  # in one answer
 
 # Their answers may be long, and only so many of them are made at a time.
-_LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change"})
+_LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change", "get_graph"})
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Endpoint = Callable[..., Coroutine[Any, Any, Response]]

@@ -67,6 +67,7 @@ def table_answer(
     is_minimal: bool = False,
     prebuilt: EntriesPrebuilt | None = None,
     facts: Mapping[str, object] = MappingProxyType({}),
+    warnings: Sequence[str] = (),
 ) -> TableAnswer:
     """Return the answer.
 
@@ -76,12 +77,13 @@ def table_answer(
         is_minimal: Leave the entries out.
         prebuilt: The entries, some of which may be encoded already.
         facts: What the audit tells beside the entries, if something was changed.
+        warnings: What a dry run tells of what would get worse.
     """
     change = result.change
     headers = change_headers(dry_run=dry_run, change=change)
     if is_minimal:
         headers["Preference-Applied"] = MINIMAL
-    chunks = iter((_minimal(result),)) if is_minimal else _applied(result, prebuilt or EntriesPrebuilt())
+    chunks = iter((_minimal(result),)) if is_minimal else _applied(result, prebuilt or EntriesPrebuilt(), warnings)
     told = {} if change is None else {"change": change.id, "map": change.map, **facts, **entries_facts(change.entries)}
     return TableAnswer(headers, chunks, told)
 
@@ -101,11 +103,11 @@ def _counts(result: TableResult) -> dict[str, int]:
     return {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
 
 
-def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
+def _applied(result: TableResult, prebuilt: EntriesPrebuilt, warnings: Sequence[str]) -> Iterator[bytes]:
     """Encode the answer with the entries, in chunks."""
     if result.fit is not None:
-        dry = responses.DryApplied(change=None, **_counts(result), fit=result.fit, entries=[]).model_dump_json()
-        yield from entries_chunks(dry, result.entries)
+        dry = responses.DryApplied(change=None, **_counts(result), fit=result.fit, entries=[], warnings=list(warnings))
+        yield from entries_chunks(dry.model_dump_json(), result.entries)
         return
     applied = to_json({"change": None, **_counts(result)})  # a responses.Applied, in a tenth of the time
     if result.change is None:

@@ -5,12 +5,13 @@ not exist for this caller. An entry within the bounds tells the program that it 
 """
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from typing import Any
 
 from app.access.rights import Grant
 from app.service.drift.detector import DriftedEntry
+from app.service.graph.graph import Graph
 from app.store.records import NUMBERS, Change, Event
 
 
@@ -47,6 +48,31 @@ def visible_entries(grant: Grant, ids: "array[int]") -> "array[int]":
 def visible_drift(grant: Grant, drift: Iterable[DriftedEntry]) -> list[DriftedEntry]:
     """Return the drifted entries that the caller may see."""
     return [each for each in drift if grant.has_entry(each.index)]
+
+
+def visible_graph(grant: Grant, graph: Graph) -> Generator[None, None, Graph]:
+    """Return the part of the graph that the caller may see, when the steps end.
+
+    Callers without bounds see all that is loaded. Others see the maps that they may read, the programs in the entries
+    that they may read, and the programs within their bounds that jump there.
+    """
+    if grant.maps is None and grant.entries is None and grant.programs is None:
+        return graph
+    arrays = {}
+    for id_, node in graph.arrays.items():
+        if node.name is None or not grant.has_map(node.name):
+            continue
+        table = None if node.table is None or grant.entries is None else visible_entries(grant, node.table)
+        arrays[id_] = node if table is None else (yield from node.with_table(table))
+    programs = {id_ for id_, node in graph.programs.items() if grant.has_program(node.name)}
+    programs.update(*(node.programs for node in arrays.values()))
+    edges = []
+    for edge in graph.edges:
+        indexes = None if edge.indexes is None else tuple(filter(grant.has_entry, edge.indexes))
+        if edge.array in arrays and edge.program in programs and indexes != ():
+            edges.append(replace(edge, indexes=indexes))
+    programs = {edge.program for edge in edges}.union(*(node.programs for node in arrays.values()))
+    return replace(graph, edges=tuple(edges), arrays=arrays).limited(programs, arrays)
 
 
 def event_view(grant: Grant) -> Callable[[Event], Event | None] | None:

@@ -68,6 +68,22 @@ class ProgLoad(Structure):
     )
 
 
+class ProgLoadTracing(Structure):
+    """Arguments of PROG_LOAD, up to `attach_btf_id`: for a program of type TRACING (Linux 5.5)."""
+
+    _fields_ = (
+        *ProgLoad._fields_,
+        ("prog_btf_fd", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("func_info", c_uint64),
+        ("func_info_cnt", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("line_info", c_uint64),
+        ("line_info_cnt", c_uint32),
+        ("attach_btf_id", c_uint32),
+    )
+
+
 class TestRun(Structure):
     """Arguments of PROG_TEST_RUN, up to `duration`: enough for a program that runs on a packet."""
 
@@ -107,6 +123,44 @@ class GetId(Structure):
     _fields_ = (("id", c_uint32), ("next_id", c_uint32), ("open_flags", c_uint32))
 
 
+class LinkCreate(Structure):
+    """Arguments of LINK_CREATE (Linux 5.7), up to `flags`."""
+
+    _fields_ = (("prog_fd", c_uint32), ("target_fd", c_uint32), ("attach_type", c_uint32), ("flags", c_uint32))
+
+
+class IterCreate(Structure):
+    """Arguments of ITER_CREATE (Linux 5.8)."""
+
+    _fields_ = (("link_fd", c_uint32), ("flags", c_uint32))
+
+
+class Query(Structure):
+    """Arguments of PROG_QUERY, up to `prog_cnt`: enough for programs of a cgroup."""
+
+    _fields_ = (
+        ("target", c_uint32),
+        ("attach_type", c_uint32),
+        ("query_flags", c_uint32),
+        ("attach_flags", c_uint32),
+        ("prog_ids", c_uint64),
+        ("prog_cnt", c_uint32),
+    )
+
+
+class QueryLinks(Structure):
+    """Arguments of PROG_QUERY, up to `revision`: for a hook that knows links as well (tcx, Linux 6.6)."""
+
+    _fields_ = (
+        *Query._fields_,
+        ("padding", c_uint32),
+        ("prog_attach_flags", c_uint64),
+        ("link_ids", c_uint64),
+        ("link_attach_flags", c_uint64),
+        ("revision", c_uint64),
+    )
+
+
 class Info(Structure):
     """Arguments of OBJ_GET_INFO_BY_FD."""
 
@@ -136,7 +190,13 @@ PROG_INFO_RUN: Final = struct.Struct("=2Q")  # run_time_ns, run_cnt (Linux 5.1)
 PROG_INFO_RUN_OFFSET: Final = 192  # bytes
 PROG_INFO_MAP_IDS: Final = struct.Struct("=IQ")  # nr_map_ids, map_ids
 PROG_INFO_MAP_IDS_OFFSET: Final = 52  # bytes
+PROG_INFO_XLATED: Final = struct.Struct("=I8xQ")  # xlated_prog_len, xlated_prog_insns
+PROG_INFO_XLATED_OFFSET: Final = 20  # bytes
 PROG_INFO_SIZE: Final = 232  # bytes
+
+# The beginning of struct bpf_link_info: type, id, prog_id. What follows depends on the type.
+LINK_INFO: Final = struct.Struct("=3I4x")
+LINK_INFO_SIZE: Final = 64  # bytes
 
 # BTF (Documentation/bpf/btf.rst) with a single type, `__u32`, which gets the number 1. An array whose key and value
 # have this type can be read with cat(1) at its pin.

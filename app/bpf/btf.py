@@ -8,7 +8,6 @@ import mmap
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,36 +27,50 @@ _BYTES_ONCE: Final = {1: 4, 3: 12, 14: 4, 17: 4}  # int, array, var, decl_tag
 class Layout(NamedTuple):
     """A part of the kernel's type information.
 
-    `offsets` has the offset in bytes by (structure, field); `ids` the BTF id by the name of a structure or function.
+    `offsets` has the offset in bytes by (structure, field); `ids` the BTF id by the name of a structure or function;
+    `sizes` the size in bytes by the name of a structure.
     """
 
     offsets: Mapping[tuple[str, str], int]
     ids: Mapping[str, int]
+    sizes: Mapping[str, int]
 
 
-def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = ()) -> Layout:
+def layout(
+    wanted: Mapping[str, Sequence[str]],
+    functions: Sequence[str] = (),
+    *,
+    optional: Mapping[str, Sequence[str]] | None = None,
+) -> Layout:
     """Look up fields and functions of the running kernel. Takes about 40 ms and, while it runs, 6 MB.
 
     Args:
-        wanted: The names of fields by the name of their structure. Members of anonymous members count as fields.
+        wanted: The names of fields by the name of their structure. Members of anonymous members count as fields. A
+            member `b` of a member `a` whose type has no name is the field `a.b`.
         functions: The names of functions.
+        optional: Further fields, which the kernel need not have.
 
     Returns:
-        The offsets of all wanted fields, the ids of their structures, and the ids of those functions that the kernel
-        has.
+        The offsets of all wanted fields and of those optional ones that the kernel has, the ids and sizes of their
+        structures, and the ids of those functions that the kernel has.
 
     Raises:
         OSError: The kernel provides no BTF.
         LookupError: The file is no BTF, a field does not exist, or two structures of one name differ in it.
         struct.error: The file is truncated.
     """
+    optional = optional or {}
+    structures = {*wanted, *optional}
     found: dict[tuple[str, str], set[int]] = {}
     ids: dict[str, int] = {}
-    with _vmlinux() as data:
+    sizes: dict[str, int] = {}
+    # Anonymous memory instead of bytes: malloc would raise its threshold and keep blocks of this size from then on.
+    with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
+        file.readinto(data)
         types = _Types(data)
-        for kind, name, id_ in types.named({types.name(each): each for each in (*wanted, *functions)}):
-            if name in wanted and kind == _STRUCT:
-                ids[name] = id_
+        for kind, name, id_ in types.named({types.name(each): each for each in (*structures, *functions)}):
+            if name in structures and kind == _STRUCT:
+                ids[name], sizes[name] = id_, types.size(id_)
                 for field, offset in types.fields(id_):
                     found.setdefault((name, field), set()).add(offset)
             elif name in functions and kind == _FUNCTION:
@@ -66,26 +79,8 @@ def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = ()) -
     unclear = [key for key in keys if len(found.get(key, ())) != 1]
     if unclear:
         raise LookupError(*unclear)
-    return Layout({key: found[key].pop() for key in keys}, ids)
-
-
-def has_name(name: str) -> bool:
-    """Return whether anything in the running kernel has this name: a type, a function, a field. Takes some ms.
-
-    Raises:
-        OSError: The kernel provides no BTF.
-    """
-    with _vmlinux() as data:
-        return data.find(b"\0%s\0" % name.encode()) >= 0
-
-
-@contextmanager
-def _vmlinux() -> Iterator[mmap.mmap]:
-    """Yield the type information of the running kernel."""
-    # Anonymous memory instead of bytes: malloc would raise its threshold and keep blocks of this size from then on.
-    with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
-        file.readinto(data)
-        yield data
+    keys += [(name, field) for name, fields in optional.items() for field in fields]
+    return Layout({key: min(found[key]) for key in keys if len(found.get(key, ())) == 1}, ids, sizes)
 
 
 class _Types:
@@ -125,8 +120,19 @@ class _Types:
             if name in names and id_:
                 yield info >> 24 & 31, names[name], id_
 
-    def fields(self, id_: int, base: int = 0) -> Iterator[tuple[str, int]]:
-        """Yield (name, `base` + offset in bytes) of each field of a structure, also of its anonymous members."""
+    def size(self, id_: int) -> int:
+        """Return the size of a structure in bytes."""
+        size: int = _TYPE.unpack_from(self._data, self._starts[id_])[2]
+        return size
+
+    def fields(self, id_: int, base: int = 0, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield (name, `base` + offset in bytes) of each field of a structure, and of members without a named type.
+
+        Args:
+            id_: The structure. Any other type has no fields.
+            base: The offset of the structure in bytes.
+            prefix: Stands before each name.
+        """
         start = self._starts[id_]
         info = _TYPE.unpack_from(self._data, start)[1]
         if not id_ or info >> 24 & 31 not in {_STRUCT, _UNION}:
@@ -135,10 +141,13 @@ class _Types:
             name, type_, bits = _MEMBER.unpack_from(self._data, at)
             # The top bit of info says that the upper 8 bits of each member's offset are the width of a bit field.
             offset = base + (bits & 0xFFFFFF if info >> 31 else bits) // 8
-            if name:
-                yield self._text(name), offset
-            else:
-                yield from self.fields(type_, offset)
+            if not name:
+                yield from self.fields(type_, offset, prefix)
+                continue
+            field = prefix + self._text(name)
+            yield field, offset
+            if not _TYPE.unpack_from(self._data, self._starts[type_])[0]:  # also of a pointer, which has no fields
+                yield from self.fields(type_, offset, f"{field}.")
 
     def _text(self, name: int) -> str:
         at = self._strings + name

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.bpf.inventory import Inventory
+
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
@@ -90,7 +92,7 @@ class TestRun:
     packet: bytes
 
 
-class Kernel(Protocol):
+class Kernel(Inventory, Protocol):
     """The commands of bpf(2), and the file operations on their pins.
 
     An fd is a plain int. A method that returns an fd gives it to the caller, who closes it with `close`. Every method

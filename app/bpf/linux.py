@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from app import native
-from app.bpf import attr
+from app.bpf import attr, iterators
+from app.bpf.attachments import find_attachments, merged
 from app.bpf.bpffs import LinuxBpffs
 from app.bpf.bulk import fallback
 from app.bpf.bulk import programs as bulk_programs
 from app.bpf.bulk.programs import TablePrograms
+from app.bpf.code import CodeReader
+from app.bpf.inventory import ArrayOwner, Attachment, Attachments, Loaded, ProgramCode
 from app.bpf.kernel import Ability, MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_retrying, call_holding_gil, call_releasing_gil, failure
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
@@ -304,6 +307,49 @@ class LinuxKernel(LinuxBpffs):
         )
         bpf_retrying(Cmd.PROG_TEST_RUN, fields)
         return TestRun(fields.retval, fields.duration, out.raw[: fields.data_size_out])
+
+    def iterators(self) -> iterators.Iterators:
+        """Return the iterators that `loaded` reads. The first call in a process loads them (0.1 s).
+
+        Raises:
+            OSError: ENOTSUP where they cannot be had.
+        """
+        return iterators.loaded()
+
+    def loaded(self) -> Loaded:
+        """Read all programs and program arrays (ITER_CREATE, Linux 5.9)."""
+        return iterators.read(self.iterators())
+
+    def owner_of(self, map_id: int) -> ArrayOwner | None:
+        """Return what a program array requires of its programs."""
+        try:
+            array = self.loaded().arrays.get(map_id)
+        except OSError:
+            return None
+        return None if array is None else array.owner
+
+    def codes(self, ids: Sequence[int]) -> dict[int, ProgramCode]:
+        """Read where programs jump (OBJ_GET_INFO_BY_FD, CAP_SYS_ADMIN)."""
+        reader = CodeReader(self.map_get_fd_by_id, self.map_info, self.map_state)
+        return {id_: code for id_ in ids if (code := self._code(reader, id_)) is not None}
+
+    def _code(self, reader: CodeReader, id_: int) -> ProgramCode | None:
+        try:
+            fd = self.prog_get_fd_by_id(id_)
+        except OSError:
+            return None
+        try:
+            return reader.read(fd, self.prog_info(fd).map_ids)
+        except OSError:
+            return None
+        finally:
+            self.close(fd)
+
+    def attachments(self) -> Attachments:
+        """Read what is attached (LINK_GET_NEXT_ID, PROG_QUERY, rtnetlink)."""
+        found = list(find_attachments())
+        seen = [each for each in found if isinstance(each, Attachment)]
+        return Attachments(tuple(merged(seen)), tuple(each for each in found if isinstance(each, str)))
 
     def obj_pin(self, fd: int, path: str) -> None:
         """Pin a map or a program (OBJ_PIN, Linux 4.4)."""

@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import click
 
 from app.cli.options import MAP, PROGRAM, connects, outputs
 from app.cli.output import Cell, as_json, plural, say
 from app.client import Client
+from app.client.answers import Graph, GraphArray, GraphEdge, GraphProgram
 
 _MAX_LINES: Final = 20  # entries of one array that are shown
 _INDENT: Final = "   "
@@ -49,11 +50,11 @@ def graph_command(
 class Picture:
     """A graph as text: each program once, with the arrays that it jumps through below it, and their entries."""
 
-    def __init__(self, graph: dict[str, Any]) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._programs: dict[int, dict[str, Any]] = {each["id"]: each for each in graph["programs"]}
-        self._arrays: dict[int, dict[str, Any]] = {each["id"]: each for each in graph["arrays"]}
-        self._edges: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        self._programs: dict[int, GraphProgram] = {each["id"]: each for each in graph["programs"]}
+        self._arrays: dict[int, GraphArray] = {each["id"]: each for each in graph["arrays"]}
+        self._edges: dict[int, list[GraphEdge]] = defaultdict(list)
         for edge in graph["edges"]:
             self._edges[edge["program"]].append(edge)
         self._places: dict[int, list[str]] = defaultdict(list)
@@ -84,7 +85,7 @@ class Picture:
         for edge in self._edges.get(id_, ()):
             yield from self._edge(edge, indent + _INDENT)
 
-    def _edge(self, edge: dict[str, Any], indent: str) -> Iterator[list[str | Cell]]:
+    def _edge(self, edge: GraphEdge, indent: str) -> Iterator[list[str | Cell]]:
         array, indexes = self._arrays.get(edge["array"]), edge["indexes"]
         name = self._array(edge["array"])
         if array is None or array["entries"] is None:
@@ -134,14 +135,17 @@ class Picture:
             yield f"not seen: {sentence}", "dim"
 
     def _name(self, id_: int) -> str:
-        program = self._programs.get(id_, {})
-        name: str | None = program.get("name")
-        return name or f"{program.get('kernel_name') or 'program'} (id {id_})"
+        return _called(self._programs.get(id_), "program", id_)
 
     def _array(self, id_: int) -> str:
-        array = self._arrays.get(id_, {})
-        name: str | None = array.get("name")
-        return name or f"{array.get('kernel_name') or 'array'} (id {id_})"
+        return _called(self._arrays.get(id_), "array", id_)
+
+
+def _called(node: GraphProgram | GraphArray | None, kind: str, id_: int) -> str:
+    """Return the held name of a program or an array, else what the kernel calls it with its id."""
+    if node is None:
+        return f"{kind} (id {id_})"
+    return node["name"] or f"{node['kernel_name'] or kind} (id {id_})"
 
 
 def _listed(indexes: list[int]) -> str:

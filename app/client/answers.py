@@ -54,7 +54,7 @@ class ChangedEntry(TypedDict):
 
 
 class Entry(TypedDict):
-    """An entry that points to a program. `fit` and `entries` are there after a dry run."""
+    """An entry that points to a program. `fit`, `entries` and `warnings` are there after a dry run."""
 
     map: str
     index: int
@@ -63,6 +63,7 @@ class Entry(TypedDict):
     waiting: Waiting | None
     fit: NotRequired[Fit]
     entries: NotRequired[list[ChangedEntry]]
+    warnings: NotRequired[list[str]]
 
 
 class Entries(TypedDict):
@@ -101,7 +102,7 @@ class Changes(TypedDict):
 
 
 class Applied(TypedDict):
-    """What a change of entries did, in numbers of entries. `fit` and `entries` are there after a dry run."""
+    """What a change of entries did, in numbers of entries. A dry run has `fit`, `entries` and `warnings`."""
 
     change: Change | None
     set: int
@@ -109,6 +110,7 @@ class Applied(TypedDict):
     unchanged: int
     fit: NotRequired[Fit]
     entries: NotRequired[list[ChangedEntry]]
+    warnings: NotRequired[list[str]]
 
 
 class EntriesOfMap(TypedDict):
@@ -131,7 +133,17 @@ class Owner(TypedDict):
     """What the first program in an array has fixed."""
 
     program_type: str
+    attach_type: str | None
     jited: bool | None
+
+
+class Caller(TypedDict):
+    """A loaded program that jumps through an array with constant indexes."""
+
+    name: str | None
+    id: int
+    kernel_name: str
+    indexes: list[int]
 
 
 class Drift(TypedDict):
@@ -155,6 +167,7 @@ class HeldMap(TypedDict):
     memlock: int | None
     frozen: bool | None
     owner: Owner | None
+    callers: list[Caller] | None
     pins: list[str]
     created_here: bool
     protected: list[str]
@@ -200,6 +213,123 @@ class Run(TypedDict):
     meaning: str | None
     duration_ns: int
     packet: str
+
+
+NotReached = Literal["no-caller", "no-jump", "not-reached"]
+
+
+class GraphProgram(TypedDict):
+    """A loaded program. `name`: None where the service does not hold it."""
+
+    id: int
+    name: str | None
+    kernel_name: str
+    type: str
+    attach_type: str | None
+    code: Literal["read", "hidden"]
+    reached: Literal["attached", "unattached", "never"]
+
+
+class GraphEntry(TypedDict):
+    """An entry that points to a program, by the program's id."""
+
+    index: int
+    program: int
+
+
+class GraphArray(TypedDict):
+    """A program array. `name`: None where the service does not hold it."""
+
+    id: int
+    name: str | None
+    kernel_name: str
+    max_entries: int
+    owner: Owner | None
+    used: int | None
+    entries: list[GraphEntry] | None
+
+
+class GraphEdge(TypedDict):
+    """A jump in the code of a program. `program` and `array` are ids. `indexes`: None for any."""
+
+    program: int
+    array: int
+    indexes: list[int] | None
+    certain: bool
+
+
+class GraphAttachment(TypedDict):
+    """A place where the kernel runs a program, by the program's id."""
+
+    program: int
+    kind: str
+    where: str | None
+    attach_type: str | None
+    namespace: str | None
+    link: int | None
+
+
+class UnreachedProgram(TypedDict):
+    """A program in an array to which nothing leads, by its id."""
+
+    program: int
+    reason: NotReached
+
+
+class UnreachedEntries(TypedDict):
+    """Entries with a program to which nothing leads. `array`: its id. `indexes`: the first of them."""
+
+    array: int
+    count: int
+    indexes: list[int]
+    reason: NotReached
+
+
+class Unreached(TypedDict):
+    """What is in an array, and is never reached."""
+
+    programs: list[UnreachedProgram]
+    entries: list[UnreachedEntries]
+
+
+class EmptyJump(TypedDict):
+    """A jump to an entry without a program. `program` and `array` are ids."""
+
+    program: int
+    array: int
+    index: int
+    reason: Literal["empty", "out-of-range"]
+    certain: bool
+
+
+class Cycle(TypedDict):
+    """Programs that lead to each other, by their ids."""
+
+    programs: list[int]
+    certain: bool
+
+
+class Chain(TypedDict):
+    """The longest way from one program to another that leads to no cycle, by the ids of the programs."""
+
+    programs: list[int]
+    jumps: int
+    limit: int
+    exceeds_limit: bool
+
+
+class Graph(TypedDict):
+    """Which programs jump where. `longest_chain`: None where no program jumps to another."""
+
+    programs: list[GraphProgram]
+    arrays: list[GraphArray]
+    edges: list[GraphEdge]
+    attachments: list[GraphAttachment]
+    unreached: Unreached
+    empty_jumps: list[EmptyJump]
+    cycles: list[Cycle]
+    longest_chain: Chain | None
+    unseen: list[str]
 
 
 class Ability(TypedDict):

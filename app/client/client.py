@@ -16,6 +16,7 @@ from app.client.answers import (
     Entry,
     EntryProgram,
     Event,
+    Graph,
     HeldMap,
     Kind,
     LoadedObjectFile,
@@ -329,14 +330,14 @@ class Client:
         """Let go of an object file, and of its programs and arrays."""
         self._change("DELETE", _path("objects", name), dict(options))
 
-    def get_graph(self, *, map: str | None = None, program: str | None = None) -> dict[str, Any]:  # noqa: A002
+    def get_graph(self, *, map: str | None = None, program: str | None = None) -> Graph:  # noqa: A002
         """Return which programs jump where, as far as the caller may see it.
 
         Args:
             map: Only what is connected with this map.
             program: Only what is connected with this program.
         """
-        return cast("dict[str, Any]", self._get("/graph", {"map": map, "program": program}))
+        return cast("Graph", self._get("/graph", {"map": map, "program": program}))
 
     def draw_graph(
         self, format: Literal["dot", "mermaid"], *, map: str | None = None, program: str | None = None  # noqa: A002

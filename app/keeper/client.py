@@ -17,9 +17,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from app.bpf.attachments import merged
 from app.bpf.bulk.programs import TablePrograms
+from app.bpf.inventory import Attachment, Attachments, Jump, ProgramCode
+from app.bpf.iterators import Iterators
 from app.bpf.kernel import Ability, MapInfo, MapState
 from app.bpf.linux import LinuxKernel
 from app.keeper.messages import MAX_REPLY, MAX_SEQUENCE, REPLY, REQUEST, KeeperConfig, Op
@@ -31,6 +34,7 @@ _SLOW_SECONDS: Final = 1.0  # a keeper that needs longer for an answer is told t
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
 # The keeper stops working where so many of its answers wait that they do not fit into the channel; it has 200 KB.
 MAX_UNANSWERED: Final = 32
+_PROGRAMS_PER_QUESTION: Final = 256  # ids have up to 10 digits
 # The errnos of a keeper that cannot be asked: it has ended, or does not answer.
 UNAVAILABLE: Final = frozenset({errno.EPIPE, errno.ETIMEDOUT})
 _KEEPER_ENDED: Final = "the keeper has ended, so it opens and creates nothing: restart the service"
@@ -61,6 +65,8 @@ class KeeperClient:
         self._is_late = False  # whether somebody has given up waiting for its answer
         self._fds_lock = threading.Lock()
         self._programs: TablePrograms | None = None
+        self._iterators: Iterators | None = None
+        self._no_iterators: str | None = None  # why the keeper cannot load them
         self._keep_dir: int | None = None
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The configuration goes over a socket, as an argument is limited to 128 KiB (MAX_ARG_STRLEN).
@@ -268,6 +274,32 @@ class KeeperClient:
         except OSError:
             return None
 
+    def iterators(self) -> Iterators:
+        """Return the iterators, which the keeper loads. Asked for once; this client owns the fds.
+
+        Raises:
+            OSError: As `ask`; ENOTSUP where the keeper cannot load them.
+        """
+        with self._fds_lock:
+            if self._no_iterators is not None:
+                raise OSError(errno.ENOTSUP, self._no_iterators)
+            if self._iterators is None:
+                self._iterators = self._ask_for_iterators()
+            return self._iterators
+
+    def _ask_for_iterators(self) -> Iterators:
+        try:
+            arrays = self.open(Op.ITERATOR, 0)
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:  # for good
+                self._no_iterators = error.strerror
+            raise
+        try:
+            return Iterators(arrays, self.open(Op.ITERATOR, 1))
+        except OSError:
+            os.close(arrays)
+            raise
+
     @property
     def pid(self) -> int:
         """The process id of the keeper."""
@@ -303,7 +335,8 @@ class KeeperClient:
         seconds = _TIMEOUT_SECONDS if self.degraded_reason is None else _LOOP_TIMEOUT_SECONDS
         self._channel.close()
         with self._fds_lock:
-            fds, self._programs, self._keep_dir = (*(self._programs or ()), self._keep_dir), TablePrograms(), None
+            fds = *(self._programs or ()), *(self._iterators or ()), self._keep_dir
+            self._programs, self._iterators, self._keep_dir = TablePrograms(), None, None
         for fd in fds:
             if fd is not None:
                 os.close(fd)
@@ -323,6 +356,11 @@ def _ignore_signals() -> None:
     """Runs in the new process: signals to the process group or control group are meant for the listener alone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _jump(fields: Sequence[Any]) -> Jump:
+    array, indexes, certain = fields
+    return Jump(array, None if indexes is None else tuple(indexes), certain)
 
 
 class KeeperKernel(LinuxKernel):
@@ -346,6 +384,7 @@ class KeeperKernel(LinuxKernel):
         self._keep_dir = keep_dir
         # What was asked for ahead, until it is opened: see `opened_ahead`.
         self._ahead: dict[tuple[Op, int, str], tuple[bytes, int | None] | OSError] = {}
+        self._attachments_lock = threading.Lock()
         self._described: dict[int, tuple[str, MapInfo | None]] = {}  # kind and info, by the fd of /dev/null
 
     @property
@@ -356,6 +395,39 @@ class KeeperKernel(LinuxKernel):
     def table_programs(self) -> TablePrograms:
         """Return the programs that `map_ids` and `map_write` run, which the keeper has loaded."""
         return self._keeper.table_programs() if self.use_bulk_programs else TablePrograms()
+
+    def iterators(self) -> Iterators:
+        """Return the iterators that `loaded` reads, which the keeper has loaded."""
+        return self._keeper.iterators()
+
+    def codes(self, ids: Sequence[int]) -> dict[int, ProgramCode]:
+        """Read where programs jump, with the keeper, a few at a time."""
+        found: dict[int, ProgramCode] = {}
+        left = list(ids)
+        while left:
+            asked = left[:_PROGRAMS_PER_QUESTION]
+            answers = json.loads(self._keeper.ask(Op.CODES, text=",".join(map(str, asked)))[0])
+            for id_, answer in zip(asked, answers, strict=False):
+                if answer is not None:
+                    map_ids, jumps = answer
+                    found[id_] = ProgramCode(tuple(map_ids), None if jumps is None else tuple(map(_jump, jumps)))
+            left = left[max(1, len(answers)) :]
+        return found
+
+    def attachments(self) -> Attachments:
+        """Read what is attached, with the keeper, a part at a time."""
+        seen, unseen, is_first, has_ended = list[Attachment](), list[str](), True, False
+        with self._attachments_lock:  # the keeper goes on with one list at a time
+            while not has_ended:
+                for each in json.loads(self._keeper.ask(Op.ATTACHMENTS, number=0 if is_first else 1)[0]):
+                    if each is None:
+                        has_ended = True
+                    elif isinstance(each, str):
+                        unseen.append(each)
+                    else:
+                        seen.append(Attachment(*each))
+                is_first = False
+        return Attachments(tuple(merged(seen)), tuple(unseen))
 
     @contextlib.contextmanager
     def opened_ahead(self, pins: Sequence[str], maps: Sequence[int], programs: Sequence[int]) -> Iterator[None]:

@@ -35,6 +35,11 @@ class Op(IntEnum):
     TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
     ABILITIES = 13  # -> what the kernel can with the keeper's rights: JSON, a list of [name, can, detail] (`Ability`)
     MAP_STATE = 14  # the fd of a program array -> the fields of `MapState`: JSON
+    ITERATOR = 15  # number: 0 for the one that lists arrays, 1 for programs (app.bpf.iterators) -> the fd of its link
+    CODES = 16  # text: ids of programs, with commas -> JSON: for the first ones, as many as take SLICE_SECONDS, a list
+    #             [map ids, jumps], each jump the fields of `Jump`; null for a program that cannot be opened
+    ATTACHMENTS = 17  # number: 0 to begin, 1 to go on -> JSON: a list of what was found in SLICE_SECONDS, each the
+    #                   fields of `Attachment`, or a text: what could not be looked at; null at the end
 
 
 REQUEST: Final = struct.Struct("<III")  # operation, number, sequence number
@@ -42,6 +47,9 @@ REPLY: Final = struct.Struct("<iI")  # errno (0: success), sequence number (0: o
 MAX_SEQUENCE: Final = (1 << 32) - 1  # 1 comes after it
 MAX_TEXT: Final = 4095  # bytes; PATH_MAX without the closing NUL
 MAX_REPLY: Final = 1 << 16  # bytes behind REPLY
+
+
+SLICE_SECONDS: Final = 0.01  # for an answer to a question that may be asked in parts: others have their turn between
 
 
 @dataclass(frozen=True, slots=True)

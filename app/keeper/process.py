@@ -15,17 +15,21 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Final
 
+from app.bpf import iterators
+from app.bpf.attachments import find_attachments
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as bulk_programs
+from app.bpf.inventory import Attachment
 from app.bpf.kernel import Ability
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
-from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
+from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, SLICE_SECONDS, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
 from app.sandbox.abilities import abilities
 from app.sandbox.capabilities import drop_capabilities
@@ -37,6 +41,7 @@ NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 # The capabilities that the keeper does not drop. CAP_CHOWN: to give keep_dir to the listener's user.
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
 _MAX_ARRAY_ENTRIES: Final = 1 << 20
+_MAX_ATTACHMENTS: Final = 128  # in one answer, which has room for them
 _SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval: 10 seconds
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -68,6 +73,7 @@ class Keeper:
         self._config = config
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
+        self._attachments: Iterator[Attachment | str] = iter(())  # what is left to be listed
         self._abilities = b""  # the answer to Op.ABILITIES, once it is known
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
@@ -159,15 +165,56 @@ class Keeper:
             case Op.TABLE_PROGRAM if not text:
                 program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
+            case _:
+                content, fd = self._tell(number, argument, text, given)
+        return content, fd
+
+    def _tell(self, number: int, argument: int, text: str, given: int | None) -> tuple[bytes, int | None]:
+        """Run an operation that tells what the kernel has and can: as `_run`."""
+        kernel, content, fd = self._kernel, b"", None
+        match number:
             case Op.ABILITIES if not text:
                 content = self._abilities = self._abilities or _dump(abilities(kernel))
             case Op.MAP_STATE if given is not None and not text:
                 if kernel.obj_kind(given) != "map" or self._describe_other(given) is not None:
                     raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
                 content = json.dumps(asdict(kernel.map_state(given))).encode()
+            case Op.ITERATOR if not text:
+                fd = os.dup(iterators.loaded()[argument])  # the keeper keeps its own fd
+            case Op.CODES:
+                content = self._read_codes([int(each) for each in text.split(",")])
+            case Op.ATTACHMENTS if not text:
+                content = self._list_attachments(is_first=not argument)
             case _:
                 content, fd = self._open_file(number, text)
         return content, fd
+
+    def _read_codes(self, ids: Sequence[int]) -> bytes:
+        """Read the first of these programs: at least one, and as many as there is time and room for."""
+        found: list[object] = []
+        size, deadline = 0, time.monotonic() + SLICE_SECONDS
+        for id_ in ids:
+            code = self._kernel.codes([id_]).get(id_)
+            found.append(
+                None if code is None else [code.map_ids, code.jumps and [astuple(each) for each in code.jumps]]
+            )
+            size += len(json.dumps(found[-1]))
+            if time.monotonic() > deadline or size > MAX_REPLY // 4:
+                break
+        return json.dumps(found).encode()
+
+    def _list_attachments(self, *, is_first: bool) -> bytes:
+        """List attachments, from the first one or from where the last answer has ended."""
+        if is_first:
+            self._attachments = find_attachments()
+        found: list[object] = []
+        deadline = time.monotonic() + SLICE_SECONDS
+        while len(found) < _MAX_ATTACHMENTS and time.monotonic() < deadline:
+            each = next(self._attachments, None)
+            found.append(each if each is None or isinstance(each, str) else astuple(each))
+            if each is None:
+                break
+        return json.dumps(found).encode()
 
     def _open_file(self, number: int, text: str) -> tuple[bytes, int | None]:
         """Run an operation on a file or folder of the configuration: as `_run`."""

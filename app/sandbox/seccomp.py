@@ -41,6 +41,7 @@ COMMANDS: Final = (
     Cmd.OBJ_GET,
     Cmd.PROG_TEST_RUN,
     Cmd.OBJ_GET_INFO_BY_FD,
+    Cmd.ITER_CREATE,  # reads a list; it attaches nothing
 )
 
 # Opcodes of classic BPF: BPF_LD|W|ABS; BPF_JMP|JEQ|K, |JGE|K, |JSET|K; BPF_RET|K

@@ -173,6 +173,8 @@ class ProgramIncompatible(ServiceError):
         remedy: What the caller can do.
         owner_program_type: The type that the array takes; None if the kernel does not report it.
         program_type: The type of the program.
+        owner_attach_type: The expected attach type that the array takes; None if the kernel does not report it.
+        attach_type: The expected attach type of the program; None if the kernel does not report it.
         program_id: The kernel's id of the program.
     """
 
@@ -182,6 +184,8 @@ class ProgramIncompatible(ServiceError):
     remedy: str
     owner_program_type: str | None
     program_type: str
+    owner_attach_type: str | None
+    attach_type: str | None
     program_id: int
 
 

@@ -14,6 +14,7 @@ from app.service.drift.detector import DriftDetector
 from app.service.drift.reconcile import restore
 from app.service.errors import ServiceError
 from app.service.event_feed import EventFeed
+from app.service.graph.reader import GraphReader
 from app.service.holds import Holds
 from app.service.objects.source import ById, Pinned, Source
 from app.service.pin_watch import PinWatch
@@ -42,6 +43,7 @@ class Service:
         drift: Finds what others have changed.
         pins: Notices pins that lead to other objects by now.
         holds: Holds and releases maps and programs for requests.
+        graph: Reads who jumps where.
         feed: The stream of events.
         counters: What is counted and timed.
         is_stopping: It is on its way out, and answers new requests no more.
@@ -72,6 +74,7 @@ class Service:
         self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
         self.pins = PinWatch(registry, journal)
         self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
+        self.graph = GraphReader(registry)
         self.feed = EventFeed(journal)
         self.is_stopping = False
         self._made_at = time.monotonic()
@@ -100,6 +103,7 @@ class Service:
         for held in self.registry.unavailable():
             log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
+        await asyncio.to_thread(self.graph.loaded)  # the keeper loads for it what takes 0.1 s, while nobody waits
         await self._settle()
 
     def run(self) -> None:

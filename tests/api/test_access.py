@@ -43,6 +43,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "list_maps": ("GET", "/maps", None),
     "get_map": ("GET", "/maps/jump_table", None),
     "list_entries": ("GET", TABLE, None),
+    "get_graph": ("GET", "/graph", None),
     "get_entry": ("GET", f"{TABLE}/9", None),
     "list_programs": ("GET", "/programs", None),
     "get_program": ("GET", "/programs/drop", None),

@@ -26,6 +26,7 @@ OPERATIONS = {
     "list_programs", "get_program", "hold_program", "release_program", "run_program", "explain_problem",
     "get_health", "get_readiness", "get_version", "replace_entries", "update_entries", "list_changes", "get_change",
     "revert_change", "confirm_change", "reconcile_map", "watch_events", "get_metrics", "get_index",
+    "get_graph",
 }  # fmt: skip
 
 

@@ -254,7 +254,7 @@ class TestChecks:
         dry = await client.put(f"{TABLE}?dry_run=true", json=listed(_1="pass"))
         told = {each["index"]: (each["before"], each["after"]) for each in dry.json().pop("entries")}
         assert dry.json() | {"entries": []} == {
-            "change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried", "entries": [],
+            "change": None, "set": 1, "cleared": 1, "unchanged": 0, "fit": "tried", "entries": [], "warnings": [],
         }  # fmt: skip
         assert (told[1][0], told[1][1]["name"], told[3][0]["name"], told[3][1]) == (None, "pass", "drop", None)
         assert (dry.headers["dry-run"], "change-id" in dry.headers) == ("true", False)

@@ -271,6 +271,7 @@ class TestCheck:
         assert done.returncode == 0, done.stdout
         assert "rights: keeper: uid 0, CAP_BPF" in done.stdout
         assert re.search(r"rights: listener: uid [1-9]\d*, no capability", done.stdout)
+        assert "ok    kernel: iterators: the kernel lists all programs and arrays" in done.stdout
         assert not (bpffs / "made").exists()
 
     def test_with_a_tcp_address_the_socket_is_not_checked(self, config: Path) -> None:

@@ -18,7 +18,7 @@ from tests.kernels.packages import Archive, KernelPackage, MatrixError
 # What runs in each guest, as arguments of pytest. Whatever else speaks to the kernel is added here. A test that a
 # kernel cannot run says why, by tests/probes.py.
 TESTS: Final = ["tests/bpf", "tests/kernels/test_service.py"]
-QUICK_TESTS: Final = ["tests/bpf/test_contract.py", "tests/kernels/test_service.py"]
+QUICK_TESTS: Final = ["tests/bpf/test_contract.py", "tests/bpf/test_iterators.py", "tests/kernels/test_service.py"]
 _QUICK_SERIES: Final = ("5.10", "6.1", "6.12")  # and the newest
 _LIMIT_SECONDS: Final = 7200.0
 _QUICK_LIMIT_SECONDS: Final = 1200.0  # many times what it takes on a quiet machine

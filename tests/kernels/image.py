@@ -29,7 +29,7 @@ from tests.kernels.packages import Archive, MatrixError, cache_folder
 
 ROOT: Final = Path(__file__).parents[2]
 # What the tests in the guest import besides the project itself. What these depend on comes along.
-_TEST_PACKAGES: Final = ("httpx", "pytest", "pytest-timeout", "pytest-xdist")
+_TEST_PACKAGES: Final = ("httpx", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 # Parts of the standard library that no test needs. They would double its size.
 _UNUSED: Final = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data",
                   "site-packages", "dist-packages", "__pycache__"}  # fmt: skip

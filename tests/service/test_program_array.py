@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from app.bpf import asm
+from app.bpf.inventory import Loaded
 from app.bpf.kernel import Kernel, MapInfo
 from app.bpf.memory.kernel import MemoryKernel
-from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, MapType, ProgType
+from app.bpf.uapi import BPF_F_RDONLY, BPF_F_XDP_HAS_FRAGS, AttachType, MapType, ProgType
 from app.cli.demo import entry
 from app.service.errors import (
     EntryEmpty,
@@ -109,13 +110,36 @@ class TestSet:
         assert "takes only programs of type xdp" in str(caught.value)
         assert array.get(3) == program.id
 
-    def test_incompatible_program_of_the_same_type_is_refused_with_the_causes(
+    def test_program_with_other_flags_is_refused_and_told_which(
         self, kernel: Kernel, array: ProgramArray, program: Program
     ) -> None:
         array.set(3, program)
         with load(kernel, flags=BPF_F_XDP_HAS_FRAGS) as other, pytest.raises(ProgramIncompatible) as caught:
             array.set(4, other)
         assert (caught.value.owner_program_type, caught.value.program_type) == ("xdp", "xdp")
+        assert "takes only programs without XDP frags (BPF_F_XDP_HAS_FRAGS), and this one is with" in str(caught.value)
+
+    def test_program_with_another_attach_type_is_refused_and_both_are_told(
+        self, kernel: Kernel, array: ProgramArray, program: Program
+    ) -> None:
+        array.set(3, program)
+        fd = kernel.prog_load(ProgType.XDP, asm.returns(2), "other", expected_attach_type=AttachType.XDP)
+        with Program(kernel, fd) as other, pytest.raises(ProgramIncompatible) as caught:
+            array.set(4, other)
+        assert (caught.value.owner_attach_type, caught.value.attach_type) == ("unset", "xdp")
+        assert "takes only programs with the expected attach type unset, and this one has xdp" in str(caught.value)
+
+    def test_without_iterators_the_possible_causes_are_told(
+        self, kernel: Kernel, array: ProgramArray, program: Program, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def loaded(_: Kernel) -> Loaded:
+            raise OSError(errno.ENOTSUP, "no iterators")
+
+        monkeypatch.setattr(type(kernel), "loaded", loaded)
+        array.set(3, program)
+        with load(kernel, flags=BPF_F_XDP_HAS_FRAGS) as other, pytest.raises(ProgramIncompatible) as caught:
+            array.set(4, other)
+        assert (caught.value.owner_attach_type, caught.value.attach_type) == (None, None)
         assert "expected_attach_type, XDP frags" in str(caught.value)
 
     def test_frozen_array_is_refused(self, kernel: Kernel, array: ProgramArray, program: Program) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.api.audit import Audit
-from app.bpf import asm
+from app.bpf import asm, iterators
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import NUMBER
 from app.bpf.uapi import MapType, ProgType
@@ -23,7 +23,7 @@ from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import REQUEST, Op
 
 _PTRACE_ATTACH, _CLONE_NEWNS, _CLONE_NEWUSER = 16, 0x20000, 0x10000000
-_PROG_GET_NEXT_ID, _LINK_CREATE, _XDP, _LOOPBACK = 11, 28, 37, 1
+_PROG_GET_NEXT_ID, _LINK_GET_NEXT_ID, _LINK_CREATE, _XDP, _LOOPBACK = 11, 31, 28, 37, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,6 +63,8 @@ def _attack(outside: str, secrets: list[str]) -> dict[str, str]:
         "walk all ids": lambda: _bpf(_PROG_GET_NEXT_ID, 0),
         "attach the program that reads tables": lambda: _attach(kept.table_programs().reader or -1),
         "attach a program": _attach,
+        "load an iterator": iterators.load,
+        "list the links": lambda: _bpf(_LINK_GET_NEXT_ID, 0),
         "read from the keeper's files": lambda: keeper.open(Op.READ, text=secrets[0]),
         "ptrace the keeper": lambda: _call(_libc.ptrace(_PTRACE_ATTACH, pid, 0, 0)),
         "read the keeper's memory": Path(f"/proc/{pid}/mem").read_bytes,

@@ -249,6 +249,79 @@ keeper.close()
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class TestWhatIsLoaded:
+    def test_it_is_read_without_capabilities(self, config: KeeperConfig, pins: Path) -> None:
+        """By a process that has installed its seccomp filter, also after the keeper has ended."""
+        code = f"""
+import errno
+from app.bpf import iterators
+from app.sandbox.seccomp import install_filter
+from app.sandbox.capabilities import switch_user, drop_capabilities
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import KeeperConfig
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
+kernel = KeeperKernel(keeper, None)
+table = kernel.map_info(kernel.obj_get("{pins}/table")).id
+switch_user({NOBODY}, {NOBODY})
+drop_capabilities([])
+install_filter()
+assert table in kernel.loaded().arrays
+try:
+    iterators.load()
+except OSError as error:
+    assert error.errno == errno.EPERM
+else:
+    raise AssertionError("it was loaded")
+keeper._channel.close()
+keeper._process.wait()
+assert table in kernel.loaded().arrays
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_codes_and_attachments_are_those_that_the_kernel_tells(self, kernel: KeeperKernel) -> None:
+        linux = LinuxKernel()
+        array = linux.map_create(MapType.PROG_ARRAY, 4, 4, 8)
+        jump = asm.mov(3, 6) + asm.map_fd(2, array) + asm.tail_call() + asm.returns(0)
+        programs = [linux.prog_load(ProgType.XDP, jump) for _ in range(300)]  # more than one question takes
+        ids = [linux.prog_info(fd).id for fd in programs]
+        assert kernel.codes([*ids, 0xFFFFFFF0]) == linux.codes(ids)
+        mine = set(linux.iterators())
+        listed = {each.link for each in kernel.attachments().found if each.kind == "iter"}
+        assert len(listed) >= len(mine) + 2  # and those of the keeper
+        for fd in (array, *programs):
+            os.close(fd)
+
+    def test_nonsense_is_refused(self, keeper: KeeperClient) -> None:
+        for op, number, text in (
+            (Op.ITERATOR, 2, ""), (Op.ITERATOR, 0, "x"), (Op.CODES, 0, ""), (Op.CODES, 0, "1,x"), (Op.CODES, 0, "-"),
+            (Op.ATTACHMENTS, 0, "x"),
+        ):  # fmt: skip
+            assert errno_of(keeper.ask, op, number, text) == EINVAL
+
+    def test_without_cap_perfmon_nothing_is_listed_and_the_keeper_goes_on(self, config: KeeperConfig) -> None:
+        code = f"""
+import errno
+from app.sandbox.capabilities import drop_capabilities
+from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.messages import KeeperConfig
+drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
+keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
+kernel = KeeperKernel(keeper, None)
+try:
+    kernel.loaded()
+except OSError as error:
+    assert error.errno == errno.ENOTSUP, error
+else:
+    raise AssertionError("it was listed")
+assert kernel.owner_of(1) is None and kernel.codes([1, 2]) == {{}}
+assert any("links could not be listed" in each for each in kernel.attachments().unseen)
+assert keeper.degraded_reason is None
+keeper.close()
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
 class TestAbilities:
     def test_keeper_tells_what_the_kernel_can_with_its_rights(self, keeper: KeeperClient, linux: LinuxKernel) -> None:
         assert keeper.abilities() == abilities(linux)
@@ -385,12 +458,12 @@ class TestLifetime:
     @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.binary(max_size=200)
-        | st.builds(REQUEST.pack, st.integers(0, 14), *[st.integers(0, 2**32 - 1)] * 2)
-        | st.builds(lambda op, text: REQUEST.pack(op, 0, 1) + text, st.integers(0, 14), st.binary(max_size=100)),
+        | st.builds(REQUEST.pack, st.integers(0, 18), *[st.integers(0, 2**32 - 1)] * 2)
+        | st.builds(lambda op, text: REQUEST.pack(op, 0, 1) + text, st.integers(0, 18), st.binary(max_size=100)),
         st.sampled_from([None, "file", "socket", "many"]),
     )
     def test_every_message_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:
-        keeper.table_programs()  # the keeper keeps them open
+        keeper.table_programs(), keeper.iterators()  # the keeper keeps them open
         assert errno_of(lambda: keeper.ask(Op.TOKEN, text="")) == EINVAL
         before = _fds(keeper.pid)
         ours, theirs = socket.socketpair()

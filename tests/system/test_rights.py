@@ -71,7 +71,11 @@ class TestLeastPrivilege:
             drop = client.get("/programs/drop").json()["id"]
             client.delete("/programs/drop")
             assert client.put("/maps/fresh/entries/0", json={"program": {"id": drop}}).status_code == 201
-            assert client.get("/maps/fresh").json()["owner"] == {"program_type": "xdp", "jited": True}
+            assert client.get("/maps/fresh").json()["owner"] == {
+                "program_type": "xdp",
+                "attach_type": "unset",
+                "jited": True,
+            }
 
     @pytest.mark.field
     def test_processes_are_shown_by_their_names(self, prepared: tuple[Path, Path], tmp_path: Path) -> None:

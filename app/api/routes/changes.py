@@ -211,13 +211,13 @@ async def revert_change_route(
     or pin, if the program still exists. A change cannot be reverted after a reboot, or if the map's name stands for
     another array now. A revert is itself a change, and can be reverted.
     """
-    _whole_change(request, id)
+    name = _whole_change(request, id).map
     context = context_of(request.scope, note, confirm_within, force=force)
     prebuilt = EntriesPrebuilt()
     result = await revert_change(
         service_of(request).changes, id, context, force=force, dry_run=dry_run, background_steps=prebuilt.build
     )
-    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
+    return await answer(request, name, result, dry_run=dry_run, prebuilt=prebuilt, reverts=id)
 
 
 @router.post(
@@ -263,4 +263,4 @@ async def reconcile_map(
         raise HttpProblem(
             "validation", "query.confirm_within: nothing is written, so nothing can be undone; leave it out"
         )
-    return answer(request, result, dry_run=dry_run, to=body.to)
+    return await answer(request, name, result, dry_run=dry_run, to=body.to)

@@ -29,13 +29,15 @@ from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields, parameters, requests, responses
-from app.api.visibility import visible_entries
+from app.api.visibility import visible_entries, visible_graph
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
+from app.service.graph.consequences import consequences
+from app.service.graph.reader import in_slices
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS
+from app.store.records import NUMBERS, EntryChanges
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -128,7 +130,10 @@ async def set_entry_route(
         precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
     )
-    answer = set_answer(request.scope, service.registry, held, index, result)
+    if result.fit is None:
+        answer = set_answer(request.scope, service.registry, held, index, result)
+    else:
+        answer = await _dry_answer(request, held, index, result)
     return Json(answer.body, answer.status, answer.headers)
 
 
@@ -147,12 +152,36 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
             "before": program_fact(before),
             "after": {"name": result.after.name, "id": result.after.id},
         }
-    if result.fit is not None:
-        headers["Dry-Run"] = "true"
-        entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting)
-        dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[]).model_dump_json()
-        body = b"".join(entries_chunks(dry, result.entries))
     return responses.Answer(201 if result.before is None else 200, headers, body)
+
+
+async def _dry_answer(request: Request, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
+    """Return the answer to a request that would set an entry."""
+    assert result.fit is not None
+    registry = service_of(request).registry
+    warnings = await warnings_of(request, held.name, result.entries)
+    entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting_of(held, index))
+    dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[], warnings=warnings).model_dump_json()
+    headers = {"ETag": entry.etag, "Dry-Run": "true"}
+    status = 201 if result.before is None else 200
+    return responses.Answer(status, headers, b"".join(entries_chunks(dry, result.entries)))
+
+
+async def warnings_of(request: Request, name: str, entries: EntryChanges | None) -> list[str]:
+    """Return what a change that is only tried would make worse, as far as the caller may know.
+
+    Args:
+        request: Of the caller.
+        name: The map.
+        entries: What would change. None: nothing.
+    """
+    service = service_of(request)
+    held = service.registry.maps.find(name)
+    if entries is None or held is None or held.object is None:
+        return []
+    graph = await service.graph.read()
+    part = await in_slices(visible_graph(grant_of(request.scope), graph))
+    return await in_slices(consequences(graph, part, held.object.id, entries))
 
 
 @router.get(

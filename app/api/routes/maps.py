@@ -1,5 +1,6 @@
 """Held maps: /maps."""
 
+import asyncio
 import contextlib
 from typing import Annotated
 
@@ -17,7 +18,9 @@ from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
 from app.api.schemas import parameters, requests, responses
 from app.api.visibility import visible_drift, visible_entries
-from app.bpf.uapi import prog_type_name
+from app.bpf.inventory import Loaded, LoadedArray
+from app.bpf.kernel import MapState
+from app.bpf.uapi import attach_type_name, prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
 from app.service.objects.program_array import UNREADABLE
@@ -27,13 +30,16 @@ from app.store.records import EMPTY
 router = APIRouter(route_class=StrictRoute, tags=["maps"])
 
 
-async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bool = False) -> responses.HeldMap:
+async def _map(
+    service: Service, held: HeldMap, grant: Grant, loaded: Loaded | None, *, just_opened: bool = False
+) -> responses.HeldMap:
     """Return what a caller is told of a map.
 
     Args:
         service: The service.
         held: The map.
         grant: Of the caller, who is told only of entries within its bounds.
+        loaded: What the kernel lists. None: it does not.
         just_opened: The pin of the map was followed a moment ago, and is not followed again.
     """
     if not just_opened:
@@ -48,7 +54,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
-            frozen=None, owner=None, pins=held.pins, created_here=held.created_here,
+            frozen=None, owner=None, callers=None, pins=held.pins, created_here=held.created_here,
             protected=held.protected.texts(), state="unavailable", reason=held.reason, drift=[],
             waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
@@ -56,13 +62,10 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     used = len(found) - visible_entries(grant, found).count(EMPTY)
     drift = await service.drift.check(held, found=found)
     if held.object is not array:
-        return await _map(service, held, grant)  # opened anew meanwhile
+        return await _map(service, held, grant, loaded)  # opened anew meanwhile
     state = array.state()
     if state == UNREADABLE:
         warnings.append("memlock, frozen and owner are not known: the kernel lets only root read them, by the keeper")
-    owner = None
-    if state.owner_type is not None:
-        owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
     return responses.HeldMap(
         name=held.name,
         id=array.id,
@@ -74,7 +77,8 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         flags=array.info.flags,
         memlock=state.memlock,
         frozen=state.frozen,
-        owner=owner,
+        owner=_owner(state, None if loaded is None else loaded.arrays.get(array.id)),
+        callers=None if loaded is None else _callers(service, loaded, array.id, grant),
         pins=held.pins,
         created_here=held.created_here,
         protected=held.protected.texts(),
@@ -82,6 +86,30 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         reason=None,
         warnings=warnings,
     )
+
+
+def _owner(state: MapState, loaded: LoadedArray | None) -> responses.Owner | None:
+    """Return what an array requires of programs. `loaded`: what the kernel lists of it, if it does."""
+    if state.owner_type is None:
+        return None
+    owner = None if loaded is None else loaded.owner
+    attach_type = None
+    if owner is not None and owner.attach_type is not None:
+        attach_type = attach_type_name(owner.attach_type, owner.prog_type)
+    program_type = prog_type_name(state.owner_type)
+    return responses.Owner(program_type=program_type, attach_type=attach_type, jited=state.owner_jited)
+
+
+def _callers(service: Service, loaded: Loaded, map_id: int, grant: Grant) -> list[responses.Caller]:
+    """Return the programs that jump to constant indexes of an array, with the indexes that the caller may see."""
+    found = []
+    for program in loaded.programs.values():
+        indexes = [index for array, index in program.constant_jumps if array == map_id and grant.has_entry(index)]
+        held = service.registry.programs.held_as(program.id) if indexes else None
+        name = None if held is None else held.name
+        if indexes and grant.has_program(name):
+            found.append(responses.Caller(name=name, id=program.id, kernel_name=program.name, indexes=indexes))
+    return found
 
 
 def _waiting(held: HeldMap, grant: Grant) -> list[responses.WaitingEntries]:
@@ -106,11 +134,13 @@ def _waiting(held: HeldMap, grant: Grant) -> list[responses.WaitingEntries]:
 )
 async def list_maps(request: Request) -> Response:
     """List the held maps, by name. Maps that could not be opened yet are among them."""
-    registry, maps = service_of(request).registry, []
-    grant = grant_of(request.scope)
-    for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
+    service, grant, maps = service_of(request), grant_of(request.scope), []
+    loaded = await asyncio.to_thread(service.graph.loaded)
+    for held in sorted(
+        (each for each in service.registry.maps if grant.has_map(each.name)), key=lambda each: each.name
+    ):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
-            maps.append(await _map(service_of(request), held, grant))
+            maps.append(await _map(service, held, grant, loaded))
     return Json(responses.Maps(maps=maps))
 
 
@@ -123,8 +153,10 @@ async def list_maps(request: Request) -> Response:
 )
 async def get_map(request: Request, name: parameters.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
-    registry = service_of(request).registry
-    return Json(await _map(service_of(request), registry.maps.get(name), grant_of(request.scope)))
+    service = service_of(request)
+    held, grant = service.registry.maps.get(name), grant_of(request.scope)
+    loaded = await asyncio.to_thread(service.graph.loaded)
+    return Json(await _map(service, held, grant, loaded))
 
 
 @router.put(
@@ -164,7 +196,8 @@ async def hold_map(
     check_holdable(request, source, service.registry.maps.find(name), force=force)
     held, is_new = await service.holds.hold_map(name, source, create_entries, context, force=force, dry_run=dry_run)
     try:
-        answer = await _map(service, held, grant_of(request.scope), just_opened=True)
+        loaded = await asyncio.to_thread(service.graph.loaded)
+        answer = await _map(service, held, grant_of(request.scope), loaded, just_opened=True)
     finally:
         if dry_run:
             held.release()

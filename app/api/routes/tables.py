@@ -24,7 +24,7 @@ from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions, header_parameter
 from app.api.preferences import MINIMAL, prefers_minimal
 from app.api.problems import HttpProblem
-from app.api.routes.entries import REFERENCE, WRITE
+from app.api.routes.entries import REFERENCE, WRITE, warnings_of
 from app.api.routing import TableRoute
 from app.api.schemas import parameters, responses, table_requests
 from app.api.table_changes import TableAnswer, count_facts, requested_entries, table_answer
@@ -79,11 +79,18 @@ def _precondition(request: Request) -> TablePrecondition:
     return check
 
 
-def answer(
-    request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
+async def answer(
+    request: Request,
+    name: str,
+    result: TableResult,
+    *,
+    dry_run: bool,
+    prebuilt: EntriesPrebuilt | None = None,
+    **facts: object,
 ) -> Response:
-    """Return the answer with the entries. `facts` go to the audit, if something was changed."""
-    return _response(request, table_answer(result, dry_run=dry_run, prebuilt=prebuilt, facts=facts))
+    """Return the answer with the entries, to a change of the map `name`. `facts` go to the audit."""
+    warnings = await warnings_of(request, name, result.entries)
+    return _response(request, table_answer(result, dry_run=dry_run, prebuilt=prebuilt, facts=facts, warnings=warnings))
 
 
 def _response(request: Request, answer: TableAnswer) -> Response:
@@ -106,8 +113,9 @@ async def _change(
         dry_run=dry_run,
         background_steps=None if is_minimal else prebuilt.build,
     )
-    answer = table_answer(result, dry_run=dry_run, is_minimal=is_minimal, prebuilt=prebuilt, facts=count_facts(result))
-    return _response(request, answer)
+    if is_minimal:
+        return _response(request, table_answer(result, is_minimal=True, facts=count_facts(result)))
+    return await answer(request, name, result, dry_run=dry_run, prebuilt=prebuilt, **count_facts(result))
 
 
 @router.put(

@@ -52,6 +52,7 @@ _LINKS: Final = {
     "maps": "/maps",
     "programs": "/programs",
     "changes": "/changes",
+    "graph": "/graph",
     "events": "/events",
     "ready": "/readyz",
     "version": "/version",

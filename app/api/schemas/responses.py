@@ -17,6 +17,10 @@ _FIT: Final = (
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
 _WOULD_CHANGE: Final = "The entries that would be changed, in this order."
+_WOULD_WORSEN: Final = (
+    "What the change would make worse for the jumps between programs, by the graph of GET /graph: entries that would "
+    "not be reached, jumps to entries that would be empty, cycles, and chains beyond the kernel's limit."
+)
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
 _REASON: Final = "Why it is unavailable; null: it is held."
 
@@ -136,6 +140,7 @@ class DryEntry(Entry):
 
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
+    warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
 class _ChangeMade(_BuiltLater):
@@ -207,6 +212,7 @@ class DryApplied(Applied):
 
     fit: Literal["tried", "type-only"] = Field(description=_FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
+    warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
 class MinimalApplied(_BuiltLater):
@@ -222,7 +228,20 @@ class Owner(_BuiltLater):
     """What the first program in the array has fixed. It stays so for as long as the array exists."""
 
     program_type: str = Field(examples=["xdp"])
+    attach_type: str | None = Field(
+        description="The expected attach type; `unset`: none; null: this kernel does not compare it, or does not tell.",
+        examples=["xdp"],
+    )
     jited: bool | None
+
+
+class Caller(_BuiltLater):
+    """A loaded program that jumps through the array with constant indexes, which the kernel patches in its code."""
+
+    name: str | None = Field(description="The name under which the service holds the program; null: it does not.")
+    id: int = Field(examples=[811])
+    kernel_name: str = Field(examples=["entry"])
+    indexes: list[int] = Field(description="The indexes, rising.", examples=[[3]])
 
 
 class Drift(_BuiltLater):
@@ -249,6 +268,10 @@ class HeldMap(_BuiltLater):
     frozen: bool | None
     owner: Owner | None = Field(
         description="What a program must match; null: the map never had a program, and none refers to it, so any fits."
+    )
+    callers: list[Caller] | None = Field(
+        description="The loaded programs that jump to constant indexes of this map. To clear such an entry takes the "
+        "kernel 8 ms and more for each. null: the kernel does not tell."
     )
     pins: list[str] = Field(description="The paths at which the service opened or pinned the map.")
     created_here: bool
@@ -313,3 +336,149 @@ class Run(_BuiltLater):
     )
     duration_ns: int = Field(description="The mean duration of one run, in nanoseconds.")
     packet: str = Field(description="The packet after the run, in hex.")
+
+
+class GraphProgram(_BuiltLater):
+    """A loaded program."""
+
+    id: int = Field(examples=[812])
+    name: str | None = Field(description="The name under which the service holds it; null: it does not hold it.")
+    kernel_name: str = Field(examples=["parse_ip"])
+    type: str = Field(examples=["xdp"])
+    attach_type: str | None = Field(
+        description="The expected attach type; `unset`: none; null: it could not be told.", examples=["xdp"]
+    )
+    code: Literal["read", "hidden"] = Field(
+        description="Whether the kernel shows its code. Where it is `hidden`, or too long to be interpreted, the edges "
+        "name every array that the program uses."
+    )
+    reached: Literal["attached", "unattached", "never"] = Field(
+        description="`attached`: it is attached, or an attached program leads to it. `unattached`: it is in no array, "
+        "or only such programs lead to it; something may run it that the kernel does not list, such as a socket. "
+        "`never`: it is in an array, and nothing leads to it."
+    )
+
+
+class GraphEntry(_BuiltLater):
+    """An entry that points to a program. `program`: its id."""
+
+    index: int = Field(examples=[3])
+    program: int = Field(examples=[812])
+
+
+class GraphArray(_BuiltLater):
+    """A program array."""
+
+    id: int = Field(examples=[41])
+    name: str | None = Field(description="The name under which the service holds it; null: it does not hold it.")
+    kernel_name: str = Field(examples=["jump_table"])
+    max_entries: int = Field(examples=[16])
+    owner: Owner | None = Field(description="What a program must match; null: nothing yet, or it could not be told.")
+    used: int | None = Field(
+        description="The number of entries that point to a program; null: they could not be read.", examples=[1]
+    )
+    entries: list[GraphEntry] | None = Field(
+        description="The entries that point to a program, by rising index, 1,024 at most; null: they could not be read."
+    )
+
+
+class GraphEdge(_BuiltLater):
+    """A jump in the code of a program. `program` and `array` are ids."""
+
+    program: int = Field(examples=[811])
+    array: int = Field(examples=[41])
+    indexes: list[int] | None = Field(
+        description="Every index that the jump may take, rising; null: any, as with an index from a packet or a map.",
+        examples=[[3]],
+    )
+    certain: bool = Field(
+        description="true: each of the indexes has a place in the code that jumps there and nowhere else. false: the "
+        "code chooses, maybe also from other arrays."
+    )
+
+
+class GraphAttachment(_BuiltLater):
+    """A place where the kernel runs a program. `program`: its id."""
+
+    program: int = Field(examples=[811])
+    kind: str = Field(description="`xdp`, `tc`, `tcx`, `netkit`, `cgroup`, or the type of a link.", examples=["xdp"])
+    where: str | None = Field(
+        description="The interface and the direction or mode, or the control group; null: the kernel does not tell.",
+        examples=["eth0 driver"],
+    )
+    attach_type: str | None = Field(examples=["tcx_ingress"])
+    namespace: str | None = Field(
+        description="The network namespace of the interface; null: that of the service's own, or none."
+    )
+    link: int | None = Field(description="The id of the link that attaches it; null: none does.")
+
+
+_NOT_REACHED: Final = (
+    "`no-caller`: no loaded program jumps through the array. `no-jump`: no loaded program jumps there. `not-reached`: "
+    "only programs do that are never reached themselves."
+)
+
+
+class UnreachedProgram(_BuiltLater):
+    """A program in an array to which nothing leads. `program`: its id."""
+
+    program: int = Field(examples=[812])
+    reason: Literal["no-caller", "no-jump", "not-reached"] = Field(description=_NOT_REACHED)
+
+
+class UnreachedEntries(_BuiltLater):
+    """Entries with a program to which nothing leads. `array`: its id."""
+
+    array: int = Field(examples=[41])
+    count: int = Field(description="How many there are.", examples=[1])
+    indexes: list[int] = Field(description="The first 1,024 of them, rising.", examples=[[5]])
+    reason: Literal["no-caller", "no-jump", "not-reached"] = Field(description=_NOT_REACHED)
+
+
+class Unreached(_BuiltLater):
+    """What is in an array, and is never reached."""
+
+    programs: list[UnreachedProgram]
+    entries: list[UnreachedEntries]
+
+
+class EmptyJump(_BuiltLater):
+    """A jump to an entry without a program: it falls through. `program` and `array` are ids."""
+
+    program: int = Field(examples=[811])
+    array: int = Field(examples=[41])
+    index: int = Field(examples=[5])
+    reason: Literal["empty", "out-of-range"]
+    certain: bool = Field(description="As that of the edge.")
+
+
+class Cycle(_BuiltLater):
+    """Programs that lead to each other. `programs`: their ids."""
+
+    programs: list[int] = Field(examples=[[811, 812]])
+    certain: bool = Field(description="true: jumps that are certain suffice for it.")
+
+
+class Chain(_BuiltLater):
+    """The longest way from one program to another that leads to no cycle."""
+
+    programs: list[int] = Field(description="The ids of the programs; each jumps to the next.", examples=[[811, 812]])
+    jumps: int = Field(examples=[1])
+    limit: int = Field(description="The most jumps that the kernel makes for one packet.", examples=[33])
+    exceeds_limit: bool = Field(description="The jumps beyond the limit fall through.")
+
+
+class Graph(_BuiltLater):
+    """Who jumps where. Ids are the kernel's."""
+
+    programs: list[GraphProgram]
+    arrays: list[GraphArray]
+    edges: list[GraphEdge]
+    attachments: list[GraphAttachment]
+    unreached: Unreached
+    empty_jumps: list[EmptyJump] = Field(
+        description="Jumps to entries without a program. Jumps to any index are left out."
+    )
+    cycles: list[Cycle]
+    longest_chain: Chain | None = Field(description="null: no program jumps to another.")
+    unseen: list[str] = Field(description="What could not be looked at, a sentence each.")

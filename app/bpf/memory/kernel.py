@@ -14,9 +14,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
+from app.bpf.asm import INSN
 from app.bpf.bulk.fallback import OneCallPerEntry
+from app.bpf.inventory import ArrayOwner, Attachments, Loaded, LoadedArray, LoadedProgram, ProgramCode
+from app.bpf.jumps import find_jumps
 from app.bpf.kernel import Ability, MapInfo, MapState, ProgInfo, TestRun
-from app.bpf.memory.interpreter import decode, run, sk_buff, xdp_md
+from app.bpf.memory.interpreter import Instruction, decode, run, sk_buff, xdp_md
 from app.bpf.memory.objects import Map, Objects, Program, check_compatible
 from app.bpf.uapi import (
     BPF_ANY,
@@ -223,6 +226,7 @@ class MemoryKernel(OneCallPerEntry, MemoryBpffs):
                 tag=hashlib.sha256(instructions).hexdigest()[:16],
                 load_time=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
                 code=code,
+                translated=_translated(instructions, code),
                 maps=maps,
                 compatibility=compatibility,
             )
@@ -267,6 +271,38 @@ class MemoryKernel(OneCallPerEntry, MemoryBpffs):
             returned = run(program.code, context, Map.code_at, lambda map_: map_.value)
         return TestRun(returned, (time.perf_counter_ns() - began) // repeat, bytes(data))
 
+    # What is loaded
+
+    def loaded(self) -> Loaded:
+        """Return all programs and program arrays."""
+        with self._lock:
+            programs = {id_: _loaded_program(each) for id_, each in self._objects.programs.items()}
+            arrays = {
+                id_: LoadedArray(id_, each.name, each.max_entries, each.users, _owner(each))
+                for id_, each in self._objects.maps.items()
+                if each.type == MapType.PROG_ARRAY
+            }
+            return Loaded(programs, arrays)
+
+    def owner_of(self, map_id: int) -> ArrayOwner | None:
+        """Return what a program array requires of its programs."""
+        with self._lock:
+            map_ = self._objects.maps.get(map_id)
+            return None if map_ is None else _owner(map_)
+
+    def codes(self, ids: Sequence[int]) -> dict[int, ProgramCode]:
+        """Return where programs jump. No memory is known to be constant."""
+        with self._lock:
+            programs = {id_: self._objects.programs[id_] for id_ in ids if id_ in self._objects.programs}
+        return {
+            id_: ProgramCode(tuple(each.id for each in program.maps), find_jumps(program.translated, lambda *_: None))
+            for id_, program in programs.items()
+        }
+
+    def attachments(self) -> Attachments:
+        """Return nothing: nothing can be attached in memory."""
+        return Attachments()
+
     # Pins
 
     def obj_pin(self, fd: int, path: str) -> None:
@@ -288,3 +324,42 @@ class MemoryKernel(OneCallPerEntry, MemoryBpffs):
             if path not in self._objects.pins:
                 fail(Cmd.OBJ_GET, errno.ENOENT)
             return self._objects.open(self._objects.pins[path], writable=not flags & BPF_F_RDONLY)
+
+
+def _translated(instructions: bytes, code: Sequence[Instruction]) -> bytes:
+    """Return the instructions with the id of a map where they had its fd."""
+    return b"".join(
+        raw if each.map is None else INSN.pack(raw[0], raw[1], 0, each.map.id)
+        for raw, each in zip(_instructions(instructions), code, strict=True)
+    )
+
+
+def _instructions(code: bytes) -> list[bytes]:
+    return [code[start : start + INSN.size] for start in range(0, len(code) // INSN.size * INSN.size, INSN.size)]
+
+
+def _owner(map_: Map) -> ArrayOwner | None:
+    if map_.owner is None:
+        return None
+    type_, frags, attach_type = map_.owner
+    return ArrayOwner(type_, attach_type, jited=True, xdp_frags=bool(frags), has_prototype=False)
+
+
+def _loaded_program(program: Program) -> LoadedProgram:
+    type_, frags, attach_type = program.compatibility
+    return LoadedProgram(
+        program.id,
+        program.name,
+        type_,
+        attach_type,
+        jited=True,
+        xdp_frags=bool(frags),
+        has_prototype=False,
+        load_time=program.load_time,
+        constant_jumps=tuple(
+            (jump.array, index)
+            for jump in find_jumps(program.translated, lambda *_: None)
+            if jump.array is not None and jump.certain
+            for index in jump.indexes or ()
+        ),
+    )

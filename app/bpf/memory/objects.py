@@ -56,6 +56,7 @@ class Program:
     tag: str
     load_time: int
     code: list[Instruction]
+    translated: bytes  # the instructions, with the ids of maps instead of fds
     maps: tuple[Map, ...]
     compatibility: tuple[int, int, int]
     users: int = 0  # fds, pins and entries

@@ -6,10 +6,11 @@ from contextlib import ExitStack, suppress
 from typing import Literal
 
 from app.bpf.kernel import Kernel
-from app.bpf.uapi import MapType, prog_type_name
+from app.bpf.uapi import MapType
 from app.service.errors import MapFrozen, ProgramBusy, ServiceError, kernel_failure
+from app.service.objects.compatibility import Requirements
 from app.service.objects.program import Program
-from app.service.objects.program_array import ProgramArray, incompatibility
+from app.service.objects.program_array import ProgramArray
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 
@@ -54,10 +55,10 @@ def try_on_scratch(kernel: Kernel, array: ProgramArray, programs: Sequence[Progr
 
     Kernel: MAP_CREATE, MAP_UPDATE_ELEM (bpf_prog_map_compatible).
     """
-    state = array.state()
+    requirements = Requirements.of(kernel, array.fd)
     for program in programs:
-        if state.owner_type is not None and prog_type_name(state.owner_type) != program.type:
-            raise incompatibility(state, program)
+        if requirements.differences(program):
+            raise requirements.refusal(program)
     with ExitStack() as stack:
         try:
             scratch = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1, "scratch")
@@ -71,7 +72,7 @@ def try_on_scratch(kernel: Kernel, array: ProgramArray, programs: Sequence[Progr
                 kernel.map_update(scratch, 0, program.fd)
             except OSError as error:
                 if error.errno == errno.EINVAL:
-                    raise incompatibility(kernel.map_state(scratch), program) from error
+                    raise Requirements.of(kernel, scratch).refusal(program) from error
                 if error.errno == errno.EBUSY:
                     raise ProgramBusy(program.id) from error
                 raise kernel_failure("MAP_UPDATE_ELEM", error) from error

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Collection
 
 from app.bpf.kernel import Kernel, MapInfo, MapState
-from app.bpf.uapi import BPF_ANY, MapType, map_type_name, prog_type_name
+from app.bpf.uapi import BPF_ANY, MapType, map_type_name
 from app.service.errors import (
     EntryEmpty,
     IndexOutOfRange,
@@ -18,7 +18,6 @@ from app.service.errors import (
     NotAMap,
     NotAProgramArray,
     ProgramBusy,
-    ProgramIncompatible,
     ServiceError,
     UnsupportedFlags,
     WrongKeySize,
@@ -26,6 +25,7 @@ from app.service.errors import (
     WrongValueSize,
     kernel_failure,
 )
+from app.service.objects.compatibility import Requirements
 from app.service.objects.program import OwnedFd, Program
 
 CLEAR = -1  # instead of a program's fd in `write_many`
@@ -159,7 +159,7 @@ class ProgramArray(OwnedFd):
     def _set_failure(self, program: Program, error: OSError) -> ServiceError:
         if error.errno == errno.EINVAL:
             # The kernel has this one errno for every kind of misfit; flags, fd and index are known to be right.
-            return incompatibility(self.state(), program)
+            return Requirements.of(self._kernel, self.fd).refusal(program)
         if error.errno == errno.EBUSY:
             return ProgramBusy(program.id)
         return self._write_failure("MAP_UPDATE_ELEM", error)
@@ -271,32 +271,3 @@ class ProgramArray(OwnedFd):
     def indices(self) -> list[int]:
         """Return the indexes of all entries that are not empty, rising."""
         return [index for index, id_ in enumerate(self.ids()) if id_]
-
-
-def incompatibility(state: MapState, program: Program) -> ProgramIncompatible:
-    """Return the error for a program that an array does not accept, with the reason as far as the kernel shows it.
-
-    Args:
-        state: The state of the array.
-        program: The program that was refused.
-    """
-    owner = None if state.owner_type is None else prog_type_name(state.owner_type)
-    if owner is not None and owner != program.type:
-        return ProgramIncompatible(
-            reason=f"the array takes only programs of type {owner}, and this one is {program.type}",
-            remedy=f"use a program of type {owner}, or a new array: the first program fixes the type for good",
-            owner_program_type=owner,
-            program_type=program.type,
-            program_id=program.id,
-        )
-    properties = "expected_attach_type, XDP frags, attach prototype, cgroup storage or JIT"
-    return ProgramIncompatible(
-        reason=f"the kernel does not report what the array takes; the program's type, {properties} may rule it out"
-        if owner is None
-        else f"the type is the same, so {properties} must differ from those of the first program",
-        remedy="load it as the programs in the array were loaded (same section name and flags), or use a new array: "
-        "clearing every entry does not reset which programs the array takes",
-        owner_program_type=owner,
-        program_type=program.type,
-        program_id=program.id,
-    )
