@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Final, Self
 
+from app.loader.messages import NO_OBJECTS, ObjectLimits
+
 
 class Op(IntEnum):
     """The operations of the keeper. It answers any other number with EINVAL.
@@ -33,6 +35,10 @@ class Op(IntEnum):
     AUDIT = 10  # -> the fd of the audit file, open for appending
     TOKEN = 11  # text: SHA-256 of a bearer token, in hex -> its record (JSON) or nothing; an fd (O_PATH) of the tokens
     TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
+    READ_OBJECT = 13  # text: the path of an object file -> the fd of sealed memory with its content
+    LOAD_OBJECT = (
+        14  # the fd of a channel (SOCK_SEQPACKET) in which a LoadRequest waits -> nothing; see `app.keeper.loads`
+    )
 
 
 REQUEST: Final = struct.Struct("<III")  # operation, number, sequence number
@@ -55,6 +61,7 @@ class KeeperConfig:
         audit: The audit file; None: not configured.
         tokens: The file of bearer tokens; None: not configured.
         socket: The listener's unix socket, which the keeper removes at its end unless somebody listens on it.
+        objects: What object files may ask for.
     """
 
     pin_dirs: Sequence[str] = ()
@@ -65,6 +72,7 @@ class KeeperConfig:
     audit: str | None = None
     tokens: str | None = None
     socket: str | None = None
+    objects: ObjectLimits = NO_OBJECTS
 
     def dump(self) -> bytes:
         """Return the configuration as JSON."""
@@ -73,4 +81,5 @@ class KeeperConfig:
     @classmethod
     def load(cls, text: bytes) -> Self:
         """Return the configuration that `dump` has written."""
-        return cls(**json.loads(text))
+        facts = json.loads(text)
+        return cls(**facts | {"objects": ObjectLimits(**facts["objects"])})

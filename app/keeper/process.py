@@ -15,6 +15,7 @@ import re
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as bulk_programs
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
+from app.keeper.loads import Loads
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
 from app.sandbox.capabilities import drop_capabilities
@@ -33,6 +35,9 @@ from app.sandbox.process_name import set_process_name
 NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 # The capabilities that the keeper does not drop. CAP_CHOWN: to give keep_dir to the listener's user.
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
+# Those that it keeps besides where object files can be loaded: the process that loads one switches its user with the
+# last two, and keeps the rest.
+KEPT_FOR_OBJECTS: Final = ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SETUID", "CAP_SETGID"]
 _MAX_ARRAY_ENTRIES: Final = 1 << 20
 _SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval: 10 seconds
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -47,14 +52,16 @@ def main(channel_fd: str, config_fd: str) -> None:
     """
     channel = socket.socket(fileno=int(channel_fd))
     set_process_name("jumptable: keeper")
-    drop_capabilities(KEPT)
     with os.fdopen(int(config_fd), "rb") as file:
-        keeper = Keeper(KeeperConfig.load(file.read()))
+        config = KeeperConfig.load(file.read())
+    drop_capabilities([*KEPT, *(KEPT_FOR_OBJECTS if config.objects.is_enabled else ())])
+    keeper = Keeper(config)
     # Otherwise a listener that sends its own end as an fd and never reads the answer would block this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent_pidfd()  # before the first reply, after which the listener may end and another process get its pid
     send(channel, REPLY.pack(0, 0))
     keeper.serve(channel, parent)
+    keeper.close()
     keeper.remove_stale_socket()
 
 
@@ -65,6 +72,7 @@ class Keeper:
         self._config = config
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
+        self._loads = Loads(config.objects, self._kernel)
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
     def serve(self, channel: socket.socket, parent: int | None = None) -> None:
@@ -75,14 +83,15 @@ class Keeper:
             parent: A pidfd of the process that started the keeper. Its end counts even if another process still holds
                 the other end of the channel. None: only the channel counts.
         """
-        poll = select.poll()
-        for watched in (channel.fileno(), parent):
-            if watched is not None:
-                poll.register(watched, select.POLLIN)
+        watched = [channel.fileno()] if parent is None else [channel.fileno(), parent]
         while True:
             try:
-                if any(fd == parent for fd, _ in poll.poll()):
+                ready = self._wait(watched)
+                if parent in ready:
                     return
+                self._loads.finish(ready)
+                if channel.fileno() not in ready:
+                    continue
                 try:
                     question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
                 except OSError as error:
@@ -97,13 +106,24 @@ class Keeper:
             except (BrokenPipeError, ConnectionResetError, BlockingIOError):
                 return
 
+    def _wait(self, watched: Sequence[int]) -> list[int]:
+        """Wait until one of these fds can be read, or an object file is loaded or is to be given up."""
+        poll, seconds = select.poll(), self._loads.seconds_left
+        for fd in (*watched, *self._loads.fds):
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll(None if seconds is None else 1000 * seconds)]
+
+    def close(self) -> None:
+        """End the processes that load object files."""
+        self._loads.close()
+
     def _answer(self, question: bytes, given: int | None) -> tuple[int, bytes, int | None]:
         """Answer one question, which may carry an fd: (errno or 0, the bytes of the answer, an fd or None)."""
         try:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument, _ = REQUEST.unpack_from(question)
-            if given is not None and number != Op.PIN_ARRAY:
+            if given is not None and number not in {Op.PIN_ARRAY, Op.LOAD_OBJECT}:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
@@ -152,6 +172,8 @@ class Keeper:
             case Op.CHECK_PIN:
                 with self._paths.folder(text):
                     kernel.check_pin(text)
+            case Op.LOAD_OBJECT if given is not None:
+                self._loads.start(given)
             case Op.TABLE_PROGRAM if not text:
                 program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
@@ -165,6 +187,8 @@ class Keeper:
         match number:
             case Op.KEEP_DIR if config.keep_dir is not None:
                 fd = self._open_keep_dir(config.keep_dir)
+            case Op.READ_OBJECT:
+                fd = self._loads.read_file(text)
             case Op.READ if text in config.reads:
                 fd = open_file(text, os.O_RDONLY)
             case Op.AUDIT if config.audit is not None:
