@@ -14,7 +14,9 @@ from app.api.limits import Limits, LongAnswers
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
 from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
+from app.api.routes import objects as objects_routes
 from app.service.lifecycle import Service
+from app.service.loading.object_files import NO_LOADER, ObjectOptions
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 
@@ -46,6 +48,7 @@ def create_app(
     authentication: Authentication | None = None,
     limits: Limits | None = None,
     audit: Audit | None = None,
+    objects: ObjectOptions = NO_LOADER,
 ) -> FastAPI:
     """Put the application together. Nothing is opened yet.
 
@@ -59,6 +62,7 @@ def create_app(
         authentication: How the service knows who asks. None: everybody who can connect may do everything.
         limits: What one caller may take.
         audit: Where attempts are recorded.
+        objects: How object files are loaded.
     """
     app = _Application(
         title="jumptable",
@@ -76,11 +80,16 @@ def create_app(
     app.state.long_answers = LongAnswers()
     app.state.audit = audit or Audit()
     app.state.service = Service(
-        registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=app.state.audit.buffered
+        registry,
+        journal,
+        keep_dir=keep_dir,
+        drift_interval=drift_interval,
+        objects=objects,
+        delivery=app.state.audit.buffered,
     )
     app.state.service.changes.on_automatic = app.state.audit.automatic
     app.state.metrics = metrics.collectors(app.state.service)
-    for module in (entries, tables, changes, events, maps, programs, health, docs, metrics):
+    for module in (entries, tables, changes, events, maps, programs, objects_routes, health, docs, metrics):
         # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
         app.router.routes.extend(module.router.routes)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

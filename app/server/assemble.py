@@ -18,14 +18,17 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.config import Map, Settings
 from app.config import Tls as TlsSection
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient, KeeperKernel, KeeperLoader
 from app.keeper.messages import Op
+from app.loader.client import DirectLoader
 from app.server import logging
 from app.server.line_writer import LineWriter
 from app.server.logging import log_events
 from app.server.open_files import OpenFiles
 from app.server.startup import StartError
 from app.server.tls import Tls, open_file
+from app.service.loading.loads import ObjectLoader
+from app.service.loading.object_files import ObjectOptions
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
@@ -124,6 +127,7 @@ def make_app(
         ),
         audit=_make_audit(settings, keeper),
         limits=Limits(readers, held, limits.requests_per_second, limits.burst),
+        objects=_object_options(settings, keeper),
     )
     if files is not None:
         app.state.service.changes.replaced_programs.max_programs = files.replaced
@@ -131,6 +135,14 @@ def make_app(
     if isinstance(writer, LineWriter):
         app.state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
     return app
+
+
+def _object_options(settings: Settings, keeper: KeeperClient | None) -> ObjectOptions:
+    section, limits = settings.objects, settings.objects.limits()
+    loader: ObjectLoader | None = None
+    if settings.server.kernel == "linux":
+        loader = DirectLoader(limits) if keeper is None else KeeperLoader(keeper, limits)
+    return ObjectOptions(loader, section.max_bytes, section.upload, settings.server.state_dir / "objects")
 
 
 def bounded_limits(settings: Settings, files: OpenFiles | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from app.service.drift.reconcile import restore
 from app.service.errors import ServiceError
 from app.service.event_feed import EventFeed
 from app.service.holds import Holds
+from app.service.loading.object_files import NO_LOADER, ObjectFiles, ObjectOptions
 from app.service.objects.source import ById, Pinned, Source
 from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
@@ -39,6 +40,7 @@ class Service:
         journal: What has happened.
         changes: The one way to change entries.
         drift: Finds what others have changed.
+        objects: The object files that are loaded.
         pins: Notices pins that lead to other objects by now.
         holds: Holds and releases maps and programs for requests.
         feed: The stream of events.
@@ -53,6 +55,7 @@ class Service:
         *,
         keep_dir: str | None = None,
         drift_interval: float = 5.0,
+        objects: ObjectOptions = NO_LOADER,
         delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Put the service together. Nothing is opened, and nothing runs yet.
@@ -62,6 +65,7 @@ class Service:
             journal: The journal, open.
             keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
             drift_interval: Seconds between two checks of all tables.
+            objects: How object files are loaded.
             delivery: Surrounds the answers of one group of changes: see GroupCommit.
         """
         self.registry = registry
@@ -70,6 +74,7 @@ class Service:
         self.changes = Changes(registry, journal, self.counters, keep_dir=keep_dir, delivery=delivery)
         self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
         self.pins = PinWatch(registry, journal)
+        self.objects = ObjectFiles(registry, journal, self.changes, self.drift, objects, keep_dir)
         self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
         self.feed = EventFeed(journal)
         self.is_stopping = False
@@ -91,6 +96,7 @@ class Service:
         for hold in self.journal.holds():
             self._hold_again(hold)
         self.registry.open_unavailable()
+        await self.objects.restore()
         for held in self.registry.unavailable():
             log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
@@ -114,11 +120,13 @@ class Service:
         """Wait for the changes that are under way, and stop everything that runs beside requests."""
         for task in self._tasks:
             task.cancel()
+        await self.objects.finish()
         await self.changes.finish()
         await self.drift.finish()
 
     def close(self) -> None:
-        """Close the journal, and the programs that are kept for an undo. What is held stays the registry's."""
+        """Close the journal, and what is kept for an undo or by object files. What is held stays the registry's."""
+        self.objects.close()
         self.changes.close()
 
     def _hold_again(self, hold: Hold) -> None:
@@ -136,6 +144,7 @@ class Service:
 
     async def open_unavailable(self) -> None:
         """Try to open what could not be opened. Learn what the entries of what now is open are expected to hold."""
+        await self.objects.retry()
         for held in self.registry.open_unavailable():
             log.info("opened", name=held.name)
             kind: Literal["map", "program"] = held.kind

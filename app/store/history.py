@@ -75,14 +75,14 @@ class History:
 
     # Writing, inside a transaction
 
-    def insert(self, changes: Sequence[Change], token: str | None = None) -> None:
+    def insert(self, changes: Sequence[Change], tokens: Sequence[str] = ()) -> None:
         """Write changes in this order, and set their ids.
 
         A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
 
         Args:
             changes: The changes. Their ids are 0.
-            token: Of the PendingConfirmation that was added for the only change.
+            tokens: Of the PendingConfirmation that was added for each of them. Empty: none waits.
         """
         change_id, event_id = self._written_change, self.written_event
         rows = []
@@ -101,9 +101,9 @@ class History:
         for change in changes:
             if change.reverts is not None:
                 self._mark_undone(change)
-        if token is not None:
+        for change, token in zip(changes, tokens, strict=bool(tokens)):
             query = "UPDATE waiting SET change_id = ? WHERE token = ?"
-            self._database.writer.execute(query, (changes[0].id, token))
+            self._database.writer.execute(query, (change.id, token))
 
     def _mark_undone(self, change: Change) -> None:
         """Set the state of the change that `change` undoes. Its expiry is an event of its own."""

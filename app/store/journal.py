@@ -15,6 +15,7 @@ from app.store.database import MAX_BYTES, Database, JournalDamaged, JournalFaile
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
 from app.store.history import MAX_ENTRIES_PER_PAGE, History
+from app.store.objects import ObjectRecords
 from app.store.records import (
     EVERY_CHANGE,
     Array,
@@ -28,6 +29,9 @@ from app.store.records import (
 )
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
+
+# An event of a map or a program: its kind, its name, and its data.
+ObjectEvent = tuple[Literal["map", "program"], str, dict[str, Any]]
 
 _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field.name != "entries"]
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
@@ -64,6 +68,7 @@ class Journal:
             )
         )
         self._expected = ExpectedTables(self._database)
+        self._objects = ObjectRecords(self._database)
         # What was written up to the last maintenance. It has to run now, and then now and then.
         self._maintained_event = -_EVENTS_PER_MAINTENANCE
         self._maintained_entries = 0
@@ -144,23 +149,23 @@ class Journal:
 
     async def append(self, change: Change, *, token: str | None = None) -> Change:
         """Write one change. See `append_all`. Returns the same object, which has its id now."""
-        await self.append_all([change], token=token)
+        await self.append_all([change], tokens=[] if token is None else [token])
         return change
 
-    async def append_all(self, changes: Sequence[Change], *, token: str | None = None) -> None:
+    async def append_all(self, changes: Sequence[Change], *, tokens: Sequence[str] = ()) -> None:
         """Write changes in this order, in one transaction, and set their ids.
 
         A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
 
         Args:
             changes: The changes. Their ids are 0.
-            token: Of the PendingConfirmation that was added for the only change.
+            tokens: Of the PendingConfirmation that was added for each of them. Empty: none waits.
 
         Raises:
             JournalFailed: Nothing was written.
         """
-        is_single = len(changes) == 1 and token is None and changes[0].reverts is None
-        await self._database.write(partial(self._history.insert, changes, token), single=is_single)
+        is_single = len(changes) == 1 and not tokens and changes[0].reverts is None
+        await self._database.write(partial(self._history.insert, changes, tokens), single=is_single)
 
     async def confirm(self, change: Change, actor: str, at: float) -> Change:
         """Confirm a change: it no longer waits for confirmation. Returns the change with its new state.
@@ -311,6 +316,51 @@ class Journal:
             JournalFailed: The file cannot be read.
         """
         return [Hold(*row) for row in self._database.read(_SELECT_HOLDS).fetchall()]
+
+    # Object files
+
+    async def save_object(self, name: str, content: str, events: Sequence[ObjectEvent]) -> None:
+        """Store an object file that is loaded, and write events of its maps and programs.
+
+        Args:
+            name: The name of the object file.
+            content: What the service has to remember of it.
+            events: The kind, the name and the data of each.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+
+        def work() -> None:
+            self._objects.save(name, content)
+            for kind, concerned, data in events:
+                self._insert_object_event(kind, concerned, data)
+
+        await self._database.write(work)
+
+    async def remove_object(self, name: str, events: Sequence[ObjectEvent]) -> None:
+        """Delete an object file, and the expected tables of the maps that the events name, and write the events.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+
+        def work() -> None:
+            self._objects.remove(name)
+            for kind, concerned, data in events:
+                if kind == "map":
+                    self._expected.remove(concerned)
+                self._insert_object_event(kind, concerned, data)
+
+        await self._database.write(work)
+
+    def objects(self) -> list[tuple[str, str]]:
+        """Read the name of each object file that is loaded, and what the service has to remember of it.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._objects.all()
 
     # Changes that wait for confirmation
 

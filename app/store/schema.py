@@ -70,4 +70,10 @@ VERSIONS: Final = (
     -- Few changes have one of these states, so the index is small, and writing an ordinary change does not touch it.
     CREATE INDEX changes_by_rare_state ON changes (state, id) WHERE state <> 'applied';
     """,
+    """
+    CREATE TABLE objects (                 -- object files that are loaded
+        name TEXT PRIMARY KEY,
+        content TEXT NOT NULL              -- JSON: see loading.version
+    ) WITHOUT ROWID;
+    """,
 )

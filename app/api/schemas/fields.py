@@ -57,6 +57,7 @@ Name = Annotated[str, AfterValidator(checked_name), NAME_SCHEMA]
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
 MapName = Annotated[Name, Path(description="The name under which the map is held.", examples=["jump_table"])]
 ProgramName = Annotated[Name, Path(description="The name under which the program is held.", examples=["drop"])]
+ObjectName = Annotated[Name, Path(description="The name under which the object file is loaded.", examples=["parser"])]
 Decimal = Annotated[
     int,
     PlainValidator(decimal),

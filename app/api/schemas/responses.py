@@ -13,13 +13,13 @@ from app.bpf.uapi import MAX_INDEX
 from app.service.objects.program import ProgramSummary
 from app.store.records import ChangeKind, ChangeState
 
-_FIT: Final = (
+FIT: Final = (
     "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
 _WOULD_CHANGE: Final = "The entries that would be changed, in this order."
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
-_REASON: Final = "Why it is unavailable; null: it is held."
+REASON: Final = "Why it is unavailable; null: it is held."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class ChangedEntry(BaseModel):
 class DryEntry(Entry):
     """The entry as it would be after the change, from a dry run."""
 
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
@@ -191,7 +191,7 @@ class Applied(BaseModel):
 class DryApplied(Applied):
     """The result that a change of entries would have, from a dry run."""
 
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
@@ -230,7 +230,7 @@ class HeldMap(BaseModel):
     pins: list[str] = Field(description="The paths at which the service opened or pinned the map.")
     created_here: bool
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description=_REASON)
+    reason: str | None = Field(description=REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
     waiting: list[WaitingEntries] = Field(description="The changes that wait for their confirmation, by rising id.")
     warnings: list[str]
@@ -264,7 +264,7 @@ class Program(BaseModel):
     run_count: int | None = Field(description=f"How often the program has run. {_BPF_STATS}")
     run_time_ns: int | None = Field(description=f"How long it has run in all, in nanoseconds. {_BPF_STATS}")
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description=_REASON)
+    reason: str | None = Field(description=REASON)
     used_by: list[Use]
     pins: list[str] = Field(description="The path at which the service opened the program.")
     warnings: list[str]

@@ -64,6 +64,21 @@ class Applied:
     entries: EntryChanges | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is written to one of several maps.
+
+    Attributes:
+        held: The map.
+        kind: What sort of change it is.
+        plan: What to write.
+    """
+
+    held: HeldMap
+    kind: ChangeKind
+    plan: WritePlan
+
+
 class Changes:
     """Whatever changes entries goes through here. Thread rule: one event loop."""
 
@@ -95,7 +110,7 @@ class Changes:
         self.group = GroupCommit(self.commit, delivery)
         self._counters = counters or Counters()
         self._clock = clock
-        self._running: set[asyncio.Task[Change]] = set()
+        self._running: set[asyncio.Task[list[Change]]] = set()
         self.on_automatic: Callable[[Change], None] = lambda _: None  # called with what the service undoes or restores
         self.stopping = threading.Event()  # asked by threads that write tables, too
 
@@ -202,13 +217,58 @@ class Changes:
             self._release(prepared)
             return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
-            return Applied(await self._carry_out(prepared, context, None))
-        # A task of its own: a request that is given up (the service ends) must not leave a change half done.
+            return Applied((await self._carry_out([prepared], context, None))[0])
+        return Applied((await self._carry_out_in_task([prepared], context, background_steps))[0])
+
+    async def apply_together(
+        self, parts: Sequence[Part], context: RequestContext, *, dry_run: bool = False
+    ) -> list[Applied]:
+        """Apply plans for several maps: all of them, or none. Each becomes a change; they share a transaction.
+
+        Call it under the locks of all of the maps. The programs are tried on scratch arrays before the first write.
+
+        Args:
+            parts: A plan for each map, in the order in which they are written.
+            context: Who asks for it.
+            dry_run: Only check.
+
+        Returns:
+            What became of each plan.
+
+        Raises:
+            ServiceError: As `apply`.
+        """
+        fits: list[Fit] = []
+        for part in parts:
+            check_plan(self.registry.programs, part.held, part.plan, context)
+            check_not_frozen(part.held.opened())
+            fits.append(await check_fit(self.registry, part.held, list(part.plan.programs.values())))
+        prepared = [self.prepare(part.held, part.kind, part.plan, context) for part in parts]
+        try:
+            for each in prepared if context.confirm_within is not None else ():
+                self.undo_pins.check(each.held, each.change, each.replaced)
+        except ServiceError as error:
+            for each in prepared:
+                self.abandon(each, error)
+            raise
+        if dry_run:
+            for each in prepared:
+                self._release(each)
+            return [Applied(None, fit, each.change.entries) for each, fit in zip(prepared, fits, strict=True)]
+        return [Applied(change) for change in await self._carry_out_in_task(prepared, context, None)]
+
+    async def _carry_out_in_task(
+        self,
+        prepared: Sequence[PreparedChange],
+        context: RequestContext,
+        background_steps: BackgroundSteps | None,
+    ) -> list[Change]:
+        """As `_carry_out`, but in a task: a request that is given up must not leave a change half done."""
         task = asyncio.create_task(self._carry_out(prepared, context, background_steps))
         self._running.add(task)
         task.add_done_callback(self._forget_task)
         await asyncio.wait([task])
-        return Applied(task.result())
+        return task.result()
 
     def prepare(
         self, held: HeldMap, kind: ChangeKind, plan: WritePlan, context: RequestContext, reverts: int | None = None
@@ -236,22 +296,20 @@ class Changes:
     def _entries(self, held: HeldMap, plan: WritePlan) -> EntryChanges:
         return EntryChanges(plan.indexes, plan.before, plan.after, self._records(held, plan))
 
-    async def commit(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
+    async def commit(self, prepared: Sequence[PreparedChange], tokens: Sequence[str] = ()) -> None:
         """Journal what was written, in this order and in one transaction, and publish it.
 
         Args:
             prepared: The changes, all written.
-            token: Names the PendingConfirmation of the only one.
+            tokens: Names the PendingConfirmation of each. Empty: none waits.
 
         Raises:
             JournalUnavailable: All was put back; `left` names the indexes where that failed.
         """
         try:
-            await self._journal_and_publish(prepared, token)
+            await self._journal_and_publish(prepared, tokens)
         except JournalFailed as error:
-            left = []
-            for each in reversed(prepared):
-                left += (await put_back(each.held.opened(), each.plan, each.replaced)).left
+            left = await _put_all_back(prepared)
             failure = JournalUnavailable(str(error), not left, left)
             for each in prepared:
                 self.abandon(each, failure)
@@ -268,9 +326,9 @@ class Changes:
         held, plan = prepared.held, prepared.plan
         held.writing = {*held.writing} - {*plan.indexes} if len(plan.indexes) == 1 else ()
 
-    async def _journal_and_publish(self, prepared: Sequence[PreparedChange], token: str | None = None) -> None:
+    async def _journal_and_publish(self, prepared: Sequence[PreparedChange], tokens: Sequence[str] = ()) -> None:
         """Journal the changes, and tell the rest of the service. The event feed hears of them from the journal."""
-        await self.journal.append_all([each.change for each in prepared], token=token)
+        await self.journal.append_all([each.change for each in prepared], tokens=tokens)
         for each in prepared:
             held, change = each.held, each.change
             held.writing = ()
@@ -282,38 +340,69 @@ class Changes:
             self.replaced_programs.keep(change.id, each.replaced)
 
     async def _carry_out(
-        self, prepared: PreparedChange, context: RequestContext, background_steps: BackgroundSteps | None
-    ) -> Change:
-        """Write, journal and publish. Whatever fails is put back."""
-        held, plan, change = prepared.held, prepared.plan, prepared.change
-        array, pending = held.opened(), None
+        self,
+        prepared: Sequence[PreparedChange],
+        context: RequestContext,
+        background_steps: BackgroundSteps | None,
+    ) -> list[Change]:
+        """Write, journal and publish. Whatever fails is put back, all of it."""
+        pending = await self._add_pending(prepared, context)
         try:
-            if context.confirm_within is not None:
-                pending = await self.confirmations.add(held, change, prepared.replaced, context.confirm_within)
-            steps = _background(plan, change.entries, background_steps)
-            await write(array, plan, prepared.replaced, self.stopping.is_set, steps)
+            await self._write_all(prepared, background_steps)
+            await self.commit(prepared, [waits.token for waits in pending])
+        except BaseException:
+            for waits in pending:
+                await self.confirmations.drop(waits)
+            raise
+        for each in prepared:
+            if each.change.reverts is not None:
+                self.confirmations.end(each.change.reverts)
+        for each, waits in zip(prepared, pending, strict=bool(pending)):
+            self.confirmations.start(waits, each.change, each.held)
+        return [each.change for each in prepared]
+
+    async def _add_pending(
+        self, prepared: Sequence[PreparedChange], context: RequestContext
+    ) -> list[PendingConfirmation]:
+        """Journal that these changes are to be undone, if they are to be confirmed. All of them, or none."""
+        pending: list[PendingConfirmation] = []
+        if context.confirm_within is None:
+            return pending
+        try:
+            for each in prepared:
+                waits = await self.confirmations.add(each.held, each.change, each.replaced, context.confirm_within)
+                pending += (waits,)
         except BaseException as error:
-            self.abandon(prepared, error)
-            if pending is not None:
-                await self.confirmations.drop(pending)
+            for each in prepared:
+                self.abandon(each, error)
+            for waits in pending:
+                await self.confirmations.drop(waits)
+            raise
+        return pending
+
+    async def _write_all(self, prepared: Sequence[PreparedChange], background_steps: BackgroundSteps | None) -> None:
+        """Write these changes in order. Where one fails, what was written is put back, and all are abandoned."""
+        written: list[PreparedChange] = []
+        try:
+            for each in prepared:
+                steps = _background(each.plan, each.change.entries, background_steps)
+                await write(each.held.opened(), each.plan, each.replaced, self.stopping.is_set, steps)
+                written += (each,)
+        except BaseException as error:
+            left = await _put_all_back(written)
+            for each in prepared:
+                self.abandon(each, error)
             if not isinstance(error, WriteFailed):
                 raise
-            if len(plan.indexes) == 1:
+            if len(prepared) == len(prepared[0].plan.indexes) == 1:
                 raise error.cause from error
-            raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
-        try:
-            await self.commit([prepared], None if pending is None else pending.token)
-        except BaseException:
-            if pending is not None:
-                await self.confirmations.drop(pending)
-            raise
-        if change.reverts is not None:
-            self.confirmations.end(change.reverts)
-        if pending is not None:
-            self.confirmations.start(pending, change, held)
-        return change
+            left = error.left + left
+            refused = WriteRefused(error.cause, error.index, not left, left)
+            if len(prepared) > 1:
+                refused.entry = {"map": prepared[len(written)].held.name}
+            raise refused from error
 
-    def _forget_task(self, task: "asyncio.Task[Change]") -> None:
+    def _forget_task(self, task: "asyncio.Task[list[Change]]") -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, also where nobody waits for it any more
@@ -446,6 +535,14 @@ class Changes:
         """Close all programs that are kept, and the journal."""
         self.replaced_programs.close()
         self.journal.close()
+
+
+async def _put_all_back(written: Sequence[PreparedChange]) -> list[int]:
+    """Undo what was written, in reverse order, and return the indexes where that failed."""
+    left = []
+    for each in reversed(written):
+        left += (await put_back(each.held.opened(), each.plan, each.replaced)).left
+    return left
 
 
 def _outcome(error: BaseException) -> str:
