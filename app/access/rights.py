@@ -129,7 +129,9 @@ class Actor:
     """Who sends a request.
 
     `name` also says how that is known: `token:deploy`, `unix:root`. `grant` is None for an actor without any right.
+    `expires` is when that ends, in seconds since 1970; None: it does not.
     """
 
     name: str
     grant: Grant | None
+    expires: float | None = None

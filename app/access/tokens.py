@@ -46,7 +46,7 @@ class Token:
         """Who sends a request with this token."""
         maps, programs = (None if names is None else frozenset(names) for names in (self.maps, self.programs))
         entries = None if self.entries is None else Ranges.of(self.entries)
-        return Actor(f"token:{self.name}", Grant(self.role, maps, entries, programs))
+        return Actor(f"token:{self.name}", Grant(self.role, maps, entries, programs), self.expires)
 
 
 _FILE: Final = TypeAdapter(list[Token])
@@ -188,6 +188,7 @@ class Tokens:
         self._fd: int | None = None  # the file that the answers of `look_up` were from
         self._loaded_stamp: tuple[int, ...] | None = None
         self._by_hash: dict[str, tuple[float | None, Actor]] = {}  # when the token expires, and its actor
+        self._version = 0
         self.degraded_reason: str | None = None  # why tokens cannot be checked, as of the last check
 
     def actor(self, secret: str) -> Actor | None:
@@ -206,6 +207,17 @@ class Tokens:
             raise
         self.degraded_reason = None
         return actor
+
+    def version(self) -> int:
+        """Return a number that is another one once the file has changed. What was found before no longer counts then.
+
+        A token that expires does not change the file: see `Actor.expires`.
+        """
+        try:
+            self._reload_changed()
+        except (OSError, ValueError, TokensUnusable):
+            self._version += 1  # the next check of a token tells why
+        return self._version
 
     def _find(self, hashed: str) -> Actor | None:
         try:
@@ -249,6 +261,7 @@ class Tokens:
         if self._fd is not None:
             os.close(self._fd)
         self._by_hash, self._loaded_stamp, self._fd = {}, None, None
+        self._version += 1
 
     def _stamp(self) -> tuple[int, ...] | None:
         """What changes when the file does; (): there is no file; None: no file is known yet."""

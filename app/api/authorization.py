@@ -92,6 +92,11 @@ class Authentication:
     certificates: Mapping[str, Actor] = field(default_factory=dict)
     read_only: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has to prove who they are."""
+        return self.peers is None and self.tokens is None and not self.certificates
+
     def actor(self, scope: Scope, authorization: bytes | None) -> Actor | None:
         """Return the caller of a request, or None if the request gives no proof of who sends it.
 
@@ -104,7 +109,7 @@ class Authentication:
         Raises:
             HttpProblem: unauthenticated: the token is not valid. keeper-unavailable: it cannot be checked now.
         """
-        if self.peers is None and self.tokens is None and not self.certificates:
+        if self.is_open:
             client = scope.get("client")
             return Actor(f"tcp:{client[0]}" if client and client[0] else "unix", EVERYTHING)
         if authorization is not None:

@@ -2,8 +2,8 @@
 
 `Connection` feeds what it receives to llhttp (`httptools`), which calls back for each part of a request. When the head
 of a request is complete, an `Exchange` (one request and its answer) calls the application; the body follows as it
-arrives. A simple request for one entry becomes a `FastRequest` instead, which `FastPath` takes when it is complete.
-Both end in `Connection.finish`, which starts the next request.
+arrives. A simple request for one entry is taken by `FastPath` instead, before the parser sees it. Both end in
+`Connection.finish`, which starts the next request.
 
 A request that breaks HTTP or exceeds a limit does not reach the application: `Connection.refuse` answers it, after the
 answers to the requests before it, and closes the connection.
@@ -28,10 +28,11 @@ from uvicorn.server import ServerState
 
 from app.access.certificates import names_of
 from app.access.peers import Peer
-from app.api.authorization import NAMES, PEER
+from app.api.authorization import COUNTED, NAMES, PEER
 from app.api.limits import Bounds
+from app.api.middleware import FAILED
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
-from app.server.fast_path import FastPath, FastRequest
+from app.server.fast_path import FastPath, Meanings
 from app.server.framing import (
     STATUS_LINES,
     Headers,
@@ -41,6 +42,7 @@ from app.server.framing import (
     unknown_method,
     with_target_host,
 )
+from app.server.hot_step import FastRequest
 from app.server.tls import Tls
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
@@ -52,6 +54,8 @@ _LINGER_QUIET_SECONDS: Final = 2.0  # without a byte received
 _MAX_LINGER_BYTES: Final = 32 << 20
 _MAX_WAITING_REQUESTS: Final = 16  # pipelined behind the one that is being answered
 _BODY_BUFFER_BYTES: Final = 65_536  # with more, the connection stops reading until the application takes it
+# How long a request of the fast path waits for the rest of its body: clients often send it in a packet of its own.
+_REST_SECONDS: Final = 0.05
 _MAX_FRAMING_PER_BODY_BYTE: Final = 8  # a chunk of one byte has 5 bytes of framing
 
 log = structlog.get_logger()
@@ -177,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
         # What the scopes of all requests have in common.
-        self._scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
+        self.scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
         self._default_headers: tuple[Headers, bytes] = [], b""  # the list of uvicorn, and its lines
         # The request that is being received.
         self._parser = self._make_parser()
@@ -185,8 +189,17 @@ class Connection(asyncio.Protocol):
         self._in_head = True  # False: in the body
         self._field_bytes = 0  # of header fields
         self._overhead_bytes = 0  # of the head, or of the body without its content, since that began
-        self._fast: FastRequest | None = None  # set while its body is received
         self._receiving: Exchange | None = None  # set while its body is received
+        # For the fast path.
+        self.identity: tuple[Any, ...] = ()
+        self.meanings: Meanings | None = None
+        self._fast: FastRequest | None = None  # until it is answered
+        self._backlog = b""  # received meanwhile
+        self._is_eof_due = False  # the client has ended its side meanwhile
+        self._incomplete = b""  # a request of the fast path without the rest of its body
+        self._rest_timer: asyncio.TimerHandle | None = None  # runs while the rest is waited for
+        self._failure: BaseException | None = None  # why the fast path failed with the next request of the parser
+        self._is_counted = False  # that one counts against requests_per_second already
         # The requests that are not answered yet, in order.
         self._running: FastRequest | Exchange | None = None
         self._waiting: deque[Exchange] = deque()
@@ -209,7 +222,7 @@ class Connection(asyncio.Protocol):
         self._connections.add(self)
         local: socket.socket | None = transport.get_extra_info("socket")
         server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        self._scope |= {
+        self.scope |= {
             "type": "http",
             "http_version": "1.1",
             "server": server[:2] if isinstance(server, tuple) else (server, None),
@@ -219,6 +232,8 @@ class Connection(asyncio.Protocol):
             PEER: Peer.of(local) if local is not None and local.family == socket.AF_UNIX else None,
             NAMES: names_of(transport.get_extra_info("peercert") or {}),
         }
+        addresses = [None if each is None else each[0] for each in (self.scope["client"], self.scope["server"])]
+        self.identity = *addresses, self.scope[PEER], tuple(self.scope[NAMES])
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -226,7 +241,7 @@ class Connection(asyncio.Protocol):
         self.is_lost = True
         self._connections.discard(self)
         self._stop_head_timer()
-        for timer in (self._idle_timer, self._linger_timer):
+        for timer in (self._idle_timer, self._linger_timer, self._rest_timer):
             if timer is not None:
                 timer.cancel()
         self.resume_writing()
@@ -238,6 +253,7 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close after the answer to the request that came last, or now."""
+        self._wait_no_more()
         last = self._waiting[-1] if self._waiting else self._running
         if last is None:
             self.close()
@@ -250,7 +266,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def _is_stream(self) -> bool:
-        return self._running is not None and self._running.scope.get("path") == "/events"
+        return isinstance(self._running, Exchange) and self._running.scope.get("path") == "/events"
 
     def eof_received(self) -> bool:
         """Close after the answers: the client sends no more, but may still read.
@@ -263,6 +279,10 @@ class Connection(asyncio.Protocol):
         """
         if self.is_closing or self._is_stream() or self.transport.get_extra_info("sslcontext"):
             return False
+        self._wait_no_more()
+        if self._backlog:
+            self._is_eof_due = True
+            return True
         is_first, self._has_client_ended = not self._has_client_ended, True  # it comes again when reading is resumed
         if is_first and (not self._in_head or self._overhead_bytes):
             self.refuse("malformed-header", "the request ends before it is complete; send all of it")
@@ -284,6 +304,50 @@ class Connection(asyncio.Protocol):
             self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
+        """Pass what the client sends to the fast path or to the parser."""
+        if self._fast is not None:
+            self._backlog += data
+            if len(self._backlog) > _BODY_BUFFER_BYTES:
+                self.transport.pause_reading()
+            return
+        is_second_part = bool(self._incomplete)
+        if is_second_part:
+            data = self._take_incomplete() + data
+        if (
+            self.fast_path is None
+            or self._running is not None
+            or self._overhead_bytes
+            or not self._in_head
+            or self._is_refused
+            or self._unread_timer is not None
+        ):
+            self._parse(data)
+            return
+        taken = self.fast_path.take(self, data)
+        if isinstance(taken, FastRequest):
+            if self._head_timer is not None:
+                self._stop_head_timer()
+            self._running = self._fast = taken
+            self._backlog = data[len(taken.data) :]
+        elif taken is None or is_second_part:
+            self._parse(data)
+        else:
+            self._incomplete = data
+            self._rest_timer = self._loop.call_later(_REST_SECONDS, self._wait_no_more)
+
+    def _take_incomplete(self) -> bytes:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        data, self._incomplete = self._incomplete, b""
+        return data
+
+    def _wait_no_more(self) -> None:
+        """Pass an incomplete request to the parser."""
+        if self._incomplete:
+            self._parse(self._take_incomplete())
+
+    def _parse(self, data: bytes) -> None:
         """Parse what the client sends. Refuse a head that is too large, and a body that is mostly framing."""
         if self._is_refused:
             self._dropped_bytes += len(data)
@@ -292,8 +356,6 @@ class Connection(asyncio.Protocol):
             return
         self._overhead_bytes += len(data)
         self._feed(data)
-        if self._fast is not None:  # the rest of its body may come late, or never
-            self.fall_back(self._fast)
         if self._overhead_bytes > self.bounds.header_bytes:
             if self._in_head:
                 self._refuse_large_head()
@@ -354,20 +416,8 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         elif self._field_bytes + len(self._target) > self.bounds.header_bytes:
             self._refuse_large_head()
-        elif self._begin_fast_request() or self._begin_exchange():
+        elif self._begin_exchange():
             self._in_head, self._overhead_bytes = False, 0
-
-    def _begin_fast_request(self) -> bool:
-        """Begin a request that is eligible for the fast path, if no other comes before it."""
-        if self.fast_path is None or self._running is not None or self._unread_timer is not None:
-            return False
-        method = self._parser.get_method()
-        headers = FastRequest.eligible_headers(method, self._target, self._headers)
-        if headers is None or self._parser.get_http_version() != "1.1":
-            return False
-        scope = {**self._scope, "headers": self._headers, "state": self._app_state.copy()}
-        self._running = self._fast = FastRequest(self, method, self._target, headers, scope)
-        return True
 
     def _begin_exchange(self) -> bool:
         """Begin a request that the application answers; False: it is refused, or asks for an upgrade."""
@@ -385,7 +435,7 @@ class Connection(asyncio.Protocol):
             return False
         path = url.path.decode("ascii")
         scope = {
-            **self._scope,
+            **self.scope,
             "http_version": version,
             "method": method.decode(),
             "path": unquote(path) if "%" in path else path,
@@ -394,6 +444,10 @@ class Connection(asyncio.Protocol):
             "headers": with_target_host(self._target, headers),
             "state": self._app_state.copy(),
         }
+        if self._failure is not None:
+            scope[FAILED], self._failure = self._failure, None
+        if self._is_counted:
+            scope[COUNTED], self._is_counted = True, False
         self._receiving = Exchange(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
         if self._running is None:
             self._start(self._receiving)
@@ -404,9 +458,6 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Add a part of the body."""
-        if self._fast is not None:  # its length is known, so there is no framing to count
-            self._fast.body += body
-            return
         allowed = len(body) * (1 + _MAX_FRAMING_PER_BODY_BYTE)
         self._overhead_bytes = max(self._overhead_bytes - allowed, -self.bounds.header_bytes)
         exchange = self._receiving
@@ -419,10 +470,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """End the body: the request is complete."""
         self._in_head, self._overhead_bytes = True, 0
-        if self._fast is not None and self.fast_path is not None:
-            request, self._fast = self._fast, None
-            self.fast_path.take(request)
-        elif self._receiving is not None and not self._is_refused:
+        if self._receiving is not None and not self._is_refused:
             self._receiving.has_more_body = False
             self._receiving.changed.set()
             self._receiving = None
@@ -433,26 +481,43 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self._server_state.tasks.discard)
         self._server_state.tasks.add(task)
 
-    def fall_back(self, request: FastRequest) -> None:
-        """Let the application answer a request of the fast path, whose body may still be incomplete."""
-        path = request.path.decode("ascii")
-        request.scope.update(method=request.method.decode(), path=path, raw_path=request.path, query_string=b"")
-        exchange = Exchange(self, request.scope, keep_alive=request.keep_alive)
-        exchange.body += request.body
-        exchange.changed.set()
-        if request is self._fast:
-            self._fast, self._receiving = None, exchange
-        else:
-            exchange.has_more_body = False
-        self._start(exchange)
+    def fall_back(self, request: FastRequest, failure: BaseException | None = None) -> None:
+        """Pass a request of the fast path to the parser, with what was received behind it.
 
-    def answer(self, request: FastRequest, status_line: bytes, rest: bytes) -> None:
-        """Answer a request of the fast path. The default headers are sent between `status_line` and `rest`."""
+        Args:
+            request: The request.
+            failure: It was tried, and this is why it failed. The application then answers with that.
+        """
+        self._running = self._fast = None
+        if self.is_lost:
+            return
+        self._failure, self._is_counted = failure, request.is_counted
+        data, self._backlog = request.data + self._backlog, b""
+        self.transport.resume_reading()
+        self._parse(data)
+        if not request.keep_alive:
+            self.shutdown()
+        self._end_after_backlog()
+
+    def answer(self, request: FastRequest, answer: bytes) -> None:
+        """Answer a request of the fast path."""
+        self._fast = None
         if not self.is_lost and not self.is_closing:
-            self.transport.write(b"%b%b%b" % (status_line, self.default_header_lines(), rest))
+            self.transport.write(answer)
             if not request.keep_alive:
                 self.close()
         self.finish()
+        if self._backlog:
+            data, self._backlog = self._backlog, b""
+            self.data_received(data)
+        self._end_after_backlog()
+
+    def _end_after_backlog(self) -> None:
+        """Do what `eof_received` could not do before the backlog was passed on."""
+        if self._is_eof_due and self._fast is None:
+            self._is_eof_due = False
+            if not self.eof_received():
+                self.close()
 
     def finish(self) -> None:
         """Go on after an answer: with the next request, with the refusal that waits, or idle."""
@@ -544,7 +609,7 @@ class Connection(asyncio.Protocol):
     def _check_idle(self) -> None:
         self._idle_timer = None
         left = self._idle_since + self.bounds.idle_seconds - self._loop.time()
-        if self._running is not None or (self._in_head and self._overhead_bytes):
+        if self._running is not None or self._incomplete or (self._in_head and self._overhead_bytes):
             return  # other limits of time apply
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._check_idle)

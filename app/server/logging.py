@@ -147,18 +147,18 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def log_events(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def log_events(lines: Sequence[tuple[str, str]]) -> None:
     """Log several events with one write: one write for each would cost a tenth of the time of a change.
 
     Args:
-        lines: The text of each event, and its facts.
+        lines: The text of each event, and its facts as the members of a JSON object.
     """
     if _is_terminal():
         for event, facts in lines:
-            log.info(event, **facts)
+            log.info(event, **from_json(f"{{{facts}}}"))
         return
-    stamp = {"level": "info", "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
-    _Stderr().write("".join([f"{_json({**facts, 'event': event, **stamp})}\n" for event, facts in lines]))
+    end = f'"level":"info","timestamp":"{datetime.now(UTC).isoformat().replace("+00:00", "Z")}"}}\n'
+    _Stderr().write("".join([f'{{{facts},"event":"{event}",{end}' for event, facts in lines]))
 
 
 def configure() -> None:

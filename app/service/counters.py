@@ -50,6 +50,7 @@ class Counters:
         changes: Changes of entries, by kind and outcome.
         journal: Commits of the journal.
         requests: Requests, by operation and status.
+        fast_requests: How many of them went the fast way.
         dropped_lines: Each returns how many lines of the log or the audit were dropped, by the reason.
     """
 
@@ -57,6 +58,7 @@ class Counters:
         self.changes: Counter[tuple[str, str]] = Counter()
         self.journal = Timing()
         self.requests: dict[tuple[str, int], Timing] = {}
+        self.fast_requests = 0
         self.dropped_lines: list[Callable[[], Mapping[str, int]]] = []
 
     def add_request(self, operation: str, status: int, seconds: float) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
@@ -11,7 +11,7 @@ from typing import Final
 
 from app.service.errors import EventsExpired, JournalUnreadable
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Event
+from app.store.records import Batch, Event
 
 # Sizes of events are weights: the number of entries of the change, plus 1.
 _RECENT_WEIGHT: Final = 16_384  # of all recent events together, which are kept in memory
@@ -126,12 +126,17 @@ class EventFeed:
         self.readers = 0
         journal.on_events = self._publish
 
-    def _publish(self, events: list[Event]) -> None:
-        """Take new events from the journal."""
-        for event in events:
-            cached = _cached(event)
-            self._recent.append(cached)
-            self._recent_weight += cached.weight
+    def _publish(self, events: Sequence[Event | Batch]) -> None:
+        """Take new events from the journal. Without a reader, they need not be made: a later one finds them there."""
+        if not self.readers:
+            self._recent.clear()
+            self._recent_weight = 0
+            return
+        for one in events:
+            for event in one.events() if isinstance(one, Batch) else (one,):
+                cached = _cached(event)
+                self._recent.append(cached)
+                self._recent_weight += cached.weight
         while self._recent_weight > _RECENT_WEIGHT and len(self._recent) > 1:
             self._recent_weight -= self._recent.popleft().weight
         self._has_news = True

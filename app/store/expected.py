@@ -8,12 +8,14 @@ from typing import Final
 from pydantic_core import from_json, to_json
 
 from app.store.database import Database
-from app.store.records import EMPTY, NUMBERS, Array, EntryChanges, Indexes, ProgramRecord, Programs, numbered
+from app.store.records import EMPTY, NUMBERS, Array, Batch, EntryChanges, Indexes, ProgramRecord, Programs, numbered
 
-_UNAPPLIED_CHANGES: Final = """
-    SELECT id, map, boot_id, entries,
+_UNAPPLIED_ROWS: Final = """
+    SELECT id, boot_id, map, entries,
         CASE kind WHEN 'expire' THEN (SELECT entries FROM changes AS undone WHERE undone.id = changes.reverts) END
-    FROM changes WHERE id > (SELECT folded FROM bookmarks) ORDER BY id LIMIT ?
+    FROM changes WHERE id > (SELECT folded FROM bookmarks)
+    UNION ALL SELECT id, boot_id, NULL, content, NULL FROM batches WHERE id > (SELECT folded FROM bookmarks)
+    ORDER BY id LIMIT ?
 """
 
 
@@ -152,7 +154,7 @@ class ExpectedTables:
 
     def is_behind(self) -> bool:
         """Tell whether there are changes that are not in the stored tables yet."""
-        return self._database.read(_UNAPPLIED_CHANGES, (1,)).fetchone() is not None
+        return self._database.read(_UNAPPLIED_ROWS, (1,)).fetchone() is not None
 
     def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
         """Apply changes that are not in the stored tables yet, the oldest first.
@@ -161,21 +163,63 @@ class ExpectedTables:
             max_changes: Stop after so many changes. Negative: no limit.
             max_entries: Stop after the change that reaches so many entries.
         """
-        execute, tables, applied = self._database.writer.execute, dict[str, PackedTable](), 0
-        with closing(execute(_UNAPPLIED_CHANGES, (max_changes,))) as rows:
-            for id_, map_, boot_id, packed, expired in rows:
-                # A change that has expired counts for nothing, also where another tool's write was left in its place.
-                entries = EntryChanges.unpacked(packed) if expired is None else EntryChanges.unpacked(expired).undone()
-                if map_ not in tables:
-                    stored = execute("SELECT programs, numbers FROM recorded WHERE map = ?", [map_]).fetchone()
-                    tables[map_] = PackedTable(*stored or ())
-                tables[map_].apply(entries, boot_id)
-                applied, max_entries = id_, max_entries - len(entries)
+        execute, tables, applied = self._database.writer.execute, _StoredTables(self._database), 0
+        with closing(execute(_UNAPPLIED_ROWS, (max_changes,))) as rows:
+            for id_, boot_id, map_, packed, expired in rows:
+                if map_ is None:
+                    max_entries -= tables.gather(boot_id, packed)
+                else:
+                    tables.apply_gathered()
+                    # What has expired counts for nothing, also where another tool's write was left in its place.
+                    undone = None if expired is None else EntryChanges.unpacked(expired).undone()
+                    entries = undone or EntryChanges.unpacked(packed)
+                    tables[map_].apply(entries, boot_id)
+                    max_entries -= len(entries)
+                applied = id_
                 if max_entries <= 0:
                     break
+        tables.apply_gathered()
         for map_, table in tables.items():
             execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *table.packed()))
         execute("UPDATE bookmarks SET folded = max(folded, ?)", (applied,))
+
+
+class _StoredTables(dict[str, PackedTable]):
+    """The stored tables by map, each read when it is asked for.
+
+    Batches are gathered before they are applied, as most of what they write is overwritten by the next ones.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._gathered: dict[str, dict[int, int]] = {}  # by map: the id of the program of each entry
+        self._programs: Programs = {}
+        self._boot_id = ""
+
+    def __missing__(self, map_: str) -> PackedTable:
+        query = "SELECT programs, numbers FROM recorded WHERE map = ?"
+        stored = self._database.writer.execute(query, [map_]).fetchone()
+        self[map_] = PackedTable(*stored or ())
+        return self[map_]
+
+    def gather(self, boot_id: str, content: bytes) -> int:
+        """Gather a row of `batches`, which come in their order. Returns the number of its entries."""
+        if boot_id != self._boot_id:
+            self.apply_gathered()
+            self._boot_id = boot_id
+        batch = Batch.unpacked(0, 0, 0.0, boot_id, content)
+        self._programs |= batch.programs
+        for write in batch.writes:
+            self._gathered.setdefault(write.map, {})[write.entry] = write.after
+        return len(batch.writes)
+
+    def apply_gathered(self) -> None:
+        """Apply what was gathered."""
+        for map_, entries in self._gathered.items():
+            indexes, after = (array(NUMBERS, numbers) for numbers in (entries.keys(), entries.values()))
+            named = {id_: self._programs[id_] for id_ in set(after)}
+            self[map_].apply(EntryChanges(indexes, after, after, named), self._boot_id)
+        self._gathered, self._programs = {}, {}
 
 
 def _as_range(indexes: Indexes) -> range | None:

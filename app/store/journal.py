@@ -14,18 +14,22 @@ from pydantic_core import from_json, to_json
 from app.store.database import MAX_BYTES, Database, JournalDamaged, JournalFailed, TransactionCallbacks
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
-from app.store.history import MAX_ENTRIES_PER_PAGE, History
+from app.store.history import LAST_CHANGE, MAX_ENTRIES_PER_PAGE, History
 from app.store.objects import ObjectRecords
 from app.store.records import (
     EVERY_CHANGE,
+    MAX_BATCH_SIZE,
     Array,
+    Batch,
     Change,
     ChangeFilter,
     EntryChanges,
+    EntryWrite,
     Event,
     Hold,
     Indexes,
     PendingConfirmation,
+    Programs,
 )
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
@@ -37,9 +41,9 @@ _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
 _SELECT_HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
 
-# Maintenance runs after so many events, or after changes with as many entries as count for so many events.
-_EVENTS_PER_MAINTENANCE: Final = 64
-_ENTRIES_COUNTED_AS_EVENT: Final = 64
+# Maintenance runs after so many events, or after changes with so many entries. Each time it writes the expected tables.
+_EVENTS_PER_MAINTENANCE: Final = 1024
+_ENTRIES_PER_MAINTENANCE: Final = 4096
 # What one maintenance prunes at most; more if changes with many entries were written.
 _MAX_PRUNED_ROWS: Final = 1024
 _MAX_PRUNED_BYTES: Final = 1 << 20
@@ -84,12 +88,15 @@ class Journal:
         self._database.on_commit = callback
 
     @property
-    def on_events(self) -> Callable[[list[Event]], None]:
-        """Called with new events in their order, before the methods that wrote them return."""
+    def on_events(self) -> Callable[[Sequence[Event | Batch]], None]:
+        """Called with new events in their order, before the methods that wrote them return.
+
+        A Batch stands for the events of its changes.
+        """
         return self._history.on_events
 
     @on_events.setter
-    def on_events(self, callback: Callable[[list[Event]], None]) -> None:
+    def on_events(self, callback: Callable[[Sequence[Event | Batch]], None]) -> None:
         self._history.on_events = callback
 
     @property
@@ -128,7 +135,7 @@ class Journal:
         history = self._history
         events = history.written_event - self._maintained_event
         entries = history.written_entries - self._maintained_entries
-        if events < _EVENTS_PER_MAINTENANCE and entries < _EVENTS_PER_MAINTENANCE * _ENTRIES_COUNTED_AS_EVENT:
+        if events < _EVENTS_PER_MAINTENANCE and entries < _ENTRIES_PER_MAINTENANCE:
             return
         self._maintained_event, self._maintained_entries = history.written_event, history.written_entries
         execute = self._database.writer.execute
@@ -148,14 +155,26 @@ class Journal:
     # Changes and events
 
     async def append(self, change: Change, *, token: str | None = None) -> Change:
-        """Write one change. See `append_all`. Returns the same object, which has its id now."""
-        await self.append_all([change], tokens=[] if token is None else [token])
+        """Write a change, and set its id.
+
+        A change that it undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
+
+        Args:
+            change: The change. Its id is 0.
+            token: Of the PendingConfirmation that was added for it.
+
+        Returns:
+            The same object.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        is_single = token is None and change.reverts is None
+        await self._database.write(partial(self._history.insert, change, token), single=is_single)
         return change
 
-    async def append_all(self, changes: Sequence[Change], *, tokens: Sequence[str] = ()) -> None:
-        """Write changes in this order, in one transaction, and set their ids.
-
-        A change that one of them undoes gets the state `reverted` or `expired`, and no longer waits for confirmation.
+    async def append_all(self, changes: Sequence[Change], tokens: Sequence[str] = ()) -> None:
+        """Write changes in this order, in one transaction, and set their ids: see `append`.
 
         Args:
             changes: The changes. Their ids are 0.
@@ -164,8 +183,37 @@ class Journal:
         Raises:
             JournalFailed: Nothing was written.
         """
-        is_single = len(changes) == 1 and not tokens and changes[0].reverts is None
-        await self._database.write(partial(self._history.insert, changes, tokens), single=is_single)
+
+        def work() -> None:
+            for place, change in enumerate(changes):
+                self._history.insert(change, tokens[place] if tokens else None)
+
+        await self._database.write(work)
+
+    async def append_batch(self, at: float, boot_id: str, programs: Programs, writes: Sequence[EntryWrite]) -> int:
+        """Write changes of single entries in this order, in one transaction: one row for up to MAX_BATCH_SIZE of them.
+
+        Args:
+            at: When they were made, in seconds since 1970.
+            boot_id: The boot in which they were made.
+            programs: Every program that they name, by id.
+            writes: The changes, at least one.
+
+        Returns:
+            The id of the first. The others have the ids after it.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+        starts = range(0, len(writes), MAX_BATCH_SIZE)
+        batches = [Batch(at, boot_id, programs, writes[start : start + MAX_BATCH_SIZE]) for start in starts]
+
+        def work() -> None:
+            for batch in batches:
+                self._history.insert_batch(batch)
+
+        await self._database.write(work, single=len(batches) == 1)
+        return batches[0].first_id
 
     async def confirm(self, change: Change, actor: str, at: float) -> Change:
         """Confirm a change: it no longer waits for confirmation. Returns the change with its new state.
@@ -373,7 +421,7 @@ class Journal:
         change = to_json({name: getattr(pending.change, name) for name in _CHANGE_FIELDS_IN_JSON}).decode()
         undo_pins = _UNDO_PINS.dump_json(pending.undo_pins).decode()
         row = pending.token, change, pending.change.entries.packed(), pending.deadline, undo_pins
-        query = "INSERT INTO waiting VALUES (?, NULL, (SELECT coalesce(max(id), 0) FROM changes), ?, ?, ?, ?)"
+        query = f"INSERT INTO waiting VALUES (?, NULL, {LAST_CHANGE}, ?, ?, ?, ?)"  # noqa: S608 - a constant
         await self._database.write(lambda: self._database.writer.execute(query, row), single=True)
 
     async def remove_pending(self, token: str) -> None:
@@ -405,9 +453,7 @@ class Journal:
         Raises:
             JournalFailed: The file cannot be read.
         """
-        query = "SELECT entries FROM changes WHERE id > ? AND map = ?"
-        found = self._database.read(query, [pending.after, pending.change.map]).fetchall()
-        return {index for (entries,) in found for index in EntryChanges.unpacked(entries).indexes}
+        return self._history.written_since(pending.change.map, pending.after)
 
 
 def check(file: Path) -> list[Hold]:

@@ -71,6 +71,18 @@ VERSIONS: Final = (
     CREATE INDEX changes_by_rare_state ON changes (state, id) WHERE state <> 'applied';
     """,
     """
+    -- Changes that were made together, and whose state is `applied`. Their ids, and those of their events, are
+    -- consecutive. A change is either here or in `changes`.
+    CREATE TABLE batches (
+        id INTEGER PRIMARY KEY,            -- of its last change
+        event INTEGER NOT NULL,            -- of its last change
+        size INTEGER NOT NULL,             -- number of changes
+        at REAL NOT NULL,                  -- seconds since 1970
+        boot_id TEXT NOT NULL,
+        content BLOB NOT NULL              -- format: records.Batch.packed
+    );
+    """,
+    """
     CREATE TABLE objects (                 -- object files that are loaded
         name TEXT PRIMARY KEY,
         content TEXT NOT NULL              -- JSON: see loading.version

@@ -349,7 +349,7 @@ class TestConcurrency:
         await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
         (waiting,) = app.state.service.changes.confirmations._pending.values()
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.service.journal, "append_all", raise_journal_failed)
+            patch.setattr(app.state.service.journal, "append", raise_journal_failed)
             assert not await app.state.service.changes.confirmations.undo(waiting)
         assert (await client.get(ENTRY)).status_code == 404
         assert (await client.get("/maps/jump_table")).json()["drift"] == []
@@ -545,7 +545,7 @@ class TestKilledBeforeCommit:
         monkeypatch.setattr(confirmations, "_RETRY_SECONDS", 0.001)
         journal = app.state.service.journal
         with monkeypatch.context() as patch:
-            for name in ("append_all", "remove_pending"):
+            for name in ("append", "remove_pending"):
                 patch.setattr(journal, name, raise_journal_failed)
             refused = await client.put(f"{ENTRY}?confirm_within=60", json={"program": "drop"})
             assert_problem(refused, 503, "journal-unavailable")

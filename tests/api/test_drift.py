@@ -319,7 +319,7 @@ class TestStart:
             update(*arguments)
 
         monkeypatch.setattr(kernel, "map_update", counted)
-        monkeypatch.setattr(Journal, "append_all", raise_journal_failed)
+        monkeypatch.setattr(Journal, "append", raise_journal_failed)
         async with started(registry, journal=Journal(file, "process")) as app:
             for _ in range(5):
                 await app.state.service.open_unavailable()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.bpf.uapi import MapType
-from app.service.changes.entries import set_entry, write_entry
+from app.service.changes.entries import SetResult, set_entry, write_entry
+from app.service.changes.group_commit import OneSet
 from app.service.changes.origin import RequestContext
 from app.service.errors import ProgramNotFound
 from app.service.lifecycle import Service
@@ -40,7 +41,7 @@ def commits(service: Service) -> int:
 async def put(service: Service, map_: str, index: int, program: str) -> int | None:
     held = service.registry.maps.get(map_)
     result = await set_entry(service.changes, held, index, ByName(program), CONTEXT)
-    return None if result.change is None else result.change.id
+    return result.change_id
 
 
 async def test_changes_of_several_maps_in_one_turn_share_a_commit(service: Service) -> None:
@@ -72,15 +73,16 @@ async def test_one_whose_map_is_being_written_keeps_no_other_map_waiting(service
 
 
 async def test_a_caller_that_fails_keeps_no_other_from_its_answer(service: Service) -> None:
-    held, answered = service.registry.maps.get("jump_table"), asyncio.Event()
+    held, changes = service.registry.maps.get("jump_table"), service.changes
 
-    def fail(*_: object) -> None:
-        message = "the connection is gone"
-        raise RuntimeError(message)
+    class Failing(OneSet[SetResult]):
+        def finish(self, first_id: int, error: BaseException | None) -> None:
+            message = "the connection is gone"
+            raise RuntimeError(message)
 
-    changes = service.changes
-    changes.group.submit(held, partial(write_entry, changes, held, 1, "drop", CONTEXT), fail)
-    changes.group.submit(held, partial(write_entry, changes, held, 2, "pass", CONTEXT), lambda *_: answered.set())
+    changes.group.submit(Failing(held, partial(write_entry, changes, held, 1, "drop", CONTEXT)))
+    other = OneSet(held, partial(write_entry, changes, held, 2, "pass", CONTEXT))
+    changes.group.submit(other)
     async with asyncio.timeout(10):
-        await answered.wait()
+        assert (await other.done)[1] == 2
     assert await put(service, "jump_table", 3, "tx") == 3

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,7 +32,7 @@ from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.programs import ByName, ProgramRef
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
-from app.store.records import Change, EntryChange, EntryChanges, Event
+from app.store.records import Batch, Change, EntryChange, EntryChanges, Event
 from tests.conftest import load
 from tests.service.model import ENTRIES, Made, Model, Told, WritePlan
 from tests.store.tables import entries_of
@@ -100,8 +100,9 @@ class Machine(RuleBasedStateMachine):
         self.changes.confirmations.uptime = lambda: self.model.now
         publish = journal.on_events
 
-        def on_events(events: list[Event]) -> None:
-            self.told += events
+        def on_events(events: Sequence[Event | Batch]) -> None:
+            for each in events:
+                self.told += each.events() if isinstance(each, Batch) else [each]
             publish(events)
 
         journal.on_events = on_events
@@ -162,7 +163,7 @@ class Machine(RuleBasedStateMachine):
             self.step.close()
             self.model.bury()
         if isinstance(result, SetResult):
-            return result.before, result.after.id, result.change and result.change.id
+            return result.before, result.after.id, result.change_id
         if isinstance(result, TableResult):
             return result.change and result.change.id, result.set, result.cleared, result.unchanged
         return result.id if isinstance(result, Change) else result
@@ -290,8 +291,9 @@ class Machine(RuleBasedStateMachine):
                 with contextlib.nullcontext() if journal_works else self.no_journal():
                     assert self.outcome(self.changes.confirmations.undo(waiting)) is journal_works
 
-    def no_journal(self) -> Any:
-        return patch.object(self.changes.journal, "append_all", side_effect=JournalFailed("full"))
+    def no_journal(self) -> contextlib.AbstractContextManager[Any]:
+        full = JournalFailed("full")
+        return patch.multiple(self.changes.journal, append=Mock(side_effect=full), append_batch=Mock(side_effect=full))
 
     @rule(index=INDEX, number=PROGRAM, within=WITHIN)
     def set_without_journal(self, index: int, number: int, within: int | None) -> None:

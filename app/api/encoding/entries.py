@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
@@ -13,10 +13,25 @@ from app.service.registry.registry import Registry
 ENTRIES_PER_CHUNK: Final = 4096  # about 2 ms to encode
 _MAX_TEMPLATES: Final = 4096
 
-# The JSON of an entry before and after its index and its tag, which is the same for all entries of a map that point to
-# the same program. The keys are the name of the map and the id() of the summary. No other object can get the same id(),
-# because the value keeps the summary alive.
-_templates: dict[tuple[str, int], tuple[ProgramSummary, bytes, bytes]] = {}
+
+class EntryTemplate(NamedTuple):
+    """What is the same in all entries of a map that point to the same program.
+
+    The tag is `tag_start`, the index in hex, and `tag_end`, in quotes. The JSON is `before`, the index and the tag, and
+    `after`. `size` is the length of `before` and `after` in bytes.
+    """
+
+    summary: ProgramSummary
+    tag_start: str
+    tag_end: str
+    before: str
+    after: str
+    size: int
+
+
+# By the name of the map, its id, and the id() of the summary. No other object can get the same id(), because the value
+# keeps the summary alive.
+_templates: dict[tuple[str, int, int], EntryTemplate] = {}
 
 
 def entry_etag(boot_id: str, map_id: int, index: int, program_id: int) -> str:
@@ -88,28 +103,32 @@ def entry_json(
     waiting: responses.Waiting | None = None,
 ) -> tuple[str, bytes]:
     """Return the entity tag and the JSON of an entry that points to a program. The arguments are as for `entry_of`."""
-    template = _templates.get((map_, id(summary)))
-    etag = entry_etag(registry.kernel.boot_id, map_id, index, summary.id)
-    if template is None or template[0] is not summary:
+    template = entry_template(registry, map_, map_id, summary)
+    tag, after = f"{template.tag_start}{index:x}{template.tag_end}", template.after
+    if waiting is not None:
+        after = f"{after.removesuffix('null}')}{waiting.model_dump_json()}}}"
+    return f'"{tag}"', f"{template.before}{_index_and_tag(index, tag)}{after}".encode()
+
+
+def entry_template(registry: Registry, map_: str, map_id: int, summary: ProgramSummary) -> EntryTemplate:
+    """Return what the entries of a map that point to this program have in common."""
+    key = map_, map_id, id(summary)
+    template = _templates.get(key)
+    if template is None or template.summary is not summary:
         if len(_templates) >= _MAX_TEMPLATES:
             _templates.clear()
-        entry = entry_of(registry, map_, map_id, index, summary).model_dump_json().encode()
-        template = _templates[map_, id(summary)] = summary, *_split(entry, index, etag)
-    after = template[2]
-    if waiting is not None:
-        after = b"%b%b}" % (after.removesuffix(b"null}"), waiting.model_dump_json().encode())
-    return etag, b"%b%b%b" % (template[1], _index_and_etag(index, etag), after)
+        entry = entry_of(registry, map_, map_id, 0, summary)
+        tag = entry.etag[1:-1]
+        before, found, after = entry.model_dump_json().partition(_index_and_tag(0, tag))
+        assert found
+        tag_start, _, tag_end = tag.rpartition("-0-")
+        size = len(before.encode()) + len(after.encode())
+        template = _templates[key] = EntryTemplate(summary, f"{tag_start}-", f"-{tag_end}", before, after, size)
+    return template
 
 
-def _index_and_etag(index: int, etag: str) -> bytes:
-    return f'"index":{index},"etag":"\\"{etag[1:-1]}\\""'.encode()
-
-
-def _split(entry: bytes, index: int, etag: str) -> tuple[bytes, bytes]:
-    """Return the JSON of an entry before and after its index and its tag."""
-    before, found, after = entry.partition(_index_and_etag(index, etag))
-    assert found
-    return before, after
+def _index_and_tag(index: int, tag: str) -> str:
+    return f'"index":{index},"etag":"\\"{tag}\\""'
 
 
 def table_chunks(

@@ -36,7 +36,7 @@ from app.service.errors import EntryEmpty
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import EMPTY, NUMBERS
+from app.store.records import NUMBERS
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -138,13 +138,14 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     waiting = waiting_of(held, index)
     etag, body = entry_json(registry, held.name, result.map_id, index, result.after, waiting)
     headers = {"ETag": etag}
-    if result.change is not None:
-        headers["Change-Id"] = str(result.change.id)
+    if result.change_id is not None:
+        headers["Change-Id"] = str(result.change_id)
+        before = None if result.before is None else registry.programs.record(result.before)
         scope[FACTS] = {
-            "change": result.change.id,
+            "change": result.change_id,
             "map": held.name,
             "index": index,
-            "before": program_fact(result.change.entries.programs.get(result.before or EMPTY)),
+            "before": program_fact(before),
             "after": {"name": result.after.name, "id": result.after.id},
         }
     if result.fit is not None:

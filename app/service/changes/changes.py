@@ -7,6 +7,7 @@ checks it, writes it, journals it and publishes it, or leaves everything as it w
 import asyncio
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -33,10 +34,12 @@ from app.service.registry.registry import Registry
 from app.store.journal import MAX_ENTRIES_PER_PAGE, Journal, JournalFailed
 from app.store.records import (
     EMPTY,
+    NUMBERS,
     Change,
     ChangeFilter,
     ChangeKind,
     EntryChanges,
+    EntryWrite,
     PendingConfirmation,
     ProgramRecord,
 )
@@ -107,7 +110,7 @@ class Changes:
         self.replaced_programs = ReplacedPrograms(registry.programs)
         self.undo_pins = UndoPins(registry.kernel, keep_dir)
         self.confirmations = Confirmations(registry, journal, self.replaced_programs, self.undo_pins, self._undo)
-        self.group = GroupCommit(self.commit, delivery)
+        self.group = GroupCommit(self._commit_sets, delivery)
         self._counters = counters or Counters()
         self._clock = clock
         self._running: set[asyncio.Task[list[Change]]] = set()
@@ -277,14 +280,13 @@ class Changes:
 
         `commit` or `abandon` has to follow.
         """
-        registry, array = self.registry, held.object
-        assert array is not None  # the plan was made for it
+        registry, table = self.registry, held.object
+        assert table is not None  # the plan was made for it
         records = self._records(held, plan)
-        where = held.name, array.id, registry.kernel.boot_id
+        where = held.name, table.id, registry.kernel.boot_id
         change = plan.to_change(where, kind, records, context, self._clock(), reverts)
         replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
-        indexes = plan.indexes
-        held.writing = {*held.writing, *indexes} if len(indexes) == 1 else IndexSet(indexes)
+        held.writing = IndexSet(plan.indexes)
         return PreparedChange(held, plan, change, replaced)
 
     def _records(self, held: HeldMap, plan: WritePlan) -> dict[int, ProgramRecord]:
@@ -315,6 +317,85 @@ class Changes:
                 self.abandon(each, failure)
             raise failure from error
 
+    def set_entry(
+        self, held: HeldMap, index: int, before: int, program: Program, context: RequestContext
+    ) -> EntryWrite:
+        """Point an entry to a program by one overwrite, as a part of a group commit. Call it under the map's lock.
+
+        Args:
+            held: The map.
+            index: u32, below max_entries.
+            before: The id of the program that the entry holds, or EMPTY.
+            program: The program.
+            context: Who asks.
+
+        Returns:
+            What is to be journalled.
+
+        Raises:
+            ServiceError: The kernel refuses it. Nothing is written.
+        """
+        table = held.opened()
+        if before != EMPTY:
+            self.replaced_programs.acquire_one(before)
+        try:
+            table.set(index, program)
+        except BaseException as error:
+            self._counters.changes["set", _outcome(error)] += 1
+            if before != EMPTY:
+                self.replaced_programs.release((before,))
+            raise
+        actor, request_id, note = context.actor, context.request_id, context.note
+        return EntryWrite(held.name, table.id, index, before, program.id, actor, request_id, note)
+
+    async def _commit_sets(self, written: Sequence[tuple[HeldMap, Sequence[EntryWrite]]]) -> int:
+        """Journal sets that were written, in this order and in one transaction, and publish them.
+
+        Args:
+            written: The sets, by map. They come from `set_entry`.
+
+        Returns:
+            The id of the first change.
+
+        Raises:
+            JournalUnavailable: All was put back; `left` names the indexes where that failed.
+        """
+        programs: dict[int, ProgramRecord] = {}
+        for held, writes in written:
+            known = {} if held.expected is None else held.expected.table.programs
+            ids = {id_ for write in writes for id_ in (write.before, write.after)} - {EMPTY}
+            programs |= self.registry.programs.records(ids, {}, known)
+            held.writing = {*held.writing, *[write.entry for write in writes]}
+        every = [write for _, writes in written for write in writes]
+        replaced = [write.before for write in every if write.before != EMPTY]
+        try:
+            first_id = await self.journal.append_batch(self._clock(), self.registry.kernel.boot_id, programs, every)
+        except JournalFailed as error:
+            left = await self._put_back_sets(written)
+            self._counters.changes["set", "not journalled"] += len(every)
+            self.replaced_programs.release(replaced)
+            raise JournalUnavailable(str(error), not left, left) from error
+        finally:
+            for held, _ in written:
+                held.writing = ()
+        for held, writes in written:
+            if held.expected is not None:
+                held.expected.apply_sets(writes, programs)
+        self._counters.changes["set", "applied"] += len(every)
+        self.replaced_programs.keep(first_id, replaced, len(every))
+        return first_id
+
+    async def _put_back_sets(self, written: Sequence[tuple[HeldMap, Sequence[EntryWrite]]]) -> list[int]:
+        """Undo sets, the last one first. Returns the indexes that could not be put back."""
+        left: list[int] = []
+        for held, writes in reversed(written):
+            replaced = self.replaced_programs.acquire({each.before for each in writes} - {EMPTY})
+            for each in reversed(writes):
+                entry, before, after = (array(NUMBERS, (number,)) for number in (each.entry, each.before, each.after))
+                left += (await put_back(held.opened(), WritePlan(entry, before, after, {}, {}), replaced)).left
+            self.replaced_programs.release(replaced)
+        return left
+
     def abandon(self, prepared: PreparedChange, error: BaseException) -> None:
         """Count a prepared change that came to nothing, and let go of what it kept."""
         self._counters.changes[prepared.change.kind, _outcome(error)] += 1
@@ -322,13 +403,14 @@ class Changes:
 
     def _release(self, prepared: PreparedChange) -> None:
         self.replaced_programs.release(prepared.replaced)
-        # Several changes of one entry each may be under way on the same map; a larger one is always alone.
-        held, plan = prepared.held, prepared.plan
-        held.writing = {*held.writing} - {*plan.indexes} if len(plan.indexes) == 1 else ()
+        prepared.held.writing = ()
 
     async def _journal_and_publish(self, prepared: Sequence[PreparedChange], tokens: Sequence[str] = ()) -> None:
         """Journal the changes, and tell the rest of the service. The event feed hears of them from the journal."""
-        await self.journal.append_all([each.change for each in prepared], tokens=tokens)
+        if len(prepared) == 1:
+            await self.journal.append(prepared[0].change, token=tokens[0] if tokens else None)
+        else:
+            await self.journal.append_all([each.change for each in prepared], tokens)
         for each in prepared:
             held, change = each.held, each.change
             held.writing = ()
@@ -337,7 +419,7 @@ class Changes:
             self._counters.changes[change.kind, "applied"] += 1
             if change.kind in _AUTOMATIC:
                 self.on_automatic(change)
-            self.replaced_programs.keep(change.id, each.replaced)
+            self.replaced_programs.keep(change.id, [*each.replaced])
 
     async def _carry_out(
         self,
@@ -460,12 +542,12 @@ class Changes:
         if change.boot_id != self.registry.kernel.boot_id:
             held.expected = None  # the array is gone, and so is what the ids mean
         else:
-            array = held.opened()
+            table = held.opened()
             held.writing = writing = IndexSet(undone.indexes)
             replaced = self.replaced_programs.acquire(set(undone.before) - {EMPTY})
             try:
-                if array.id == change.map_id:
-                    left = set(await self._write_back(array, pending))
+                if table.id == change.map_id:
+                    left = set(await self._write_back(table, pending))
             except BaseException:
                 self.replaced_programs.release(replaced)
                 raise
@@ -480,7 +562,7 @@ class Changes:
         record = plan.to_change(where, "expire", undone.programs, context, self._clock(), change.id)
         return PreparedChange(held, plan, record, replaced, undone)
 
-    async def _write_back(self, array: ProgramArray, pending: PendingConfirmation) -> list[int]:
+    async def _write_back(self, table: ProgramArray, pending: PendingConfirmation) -> list[int]:
         """Return the indexes that are not put back: they cannot be, or another tool has written there."""
         entries = pending.change.entries
         written = WritePlan(entries.indexes, entries.before, entries.after, {}, {})
@@ -494,7 +576,7 @@ class Changes:
                 program = self._program_before(pending, record)
                 if program is not None:
                     programs[id_] = stack.enter_context(program)
-            left, foreign = await put_back(array, written, programs)
+            left, foreign = await put_back(table, written, programs)
         return left + foreign
 
     def _program_before(self, pending: PendingConfirmation, record: ProgramRecord) -> Program | None:

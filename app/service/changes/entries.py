@@ -17,13 +17,13 @@ from app.service.changes.permissions import (
     check_reference,
     check_writes,
 )
-from app.service.changes.plan import PreparedChange, WritePlan
+from app.service.changes.plan import WritePlan
 from app.service.errors import EntryEmpty, UnsupportedFlags
 from app.service.objects.program import ProgramSummary
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef
-from app.store.records import EMPTY, Change, ChangeKind, EntryChanges
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, EntryWrite
 
 # Is called under the map's lock with the id of the entry's program (None: empty), and raises what forbids the change.
 Precondition = Callable[[int | None], None]
@@ -38,8 +38,8 @@ class SetResult:
         before: The id of the program that was there. None: it was empty.
         after: The program that is there.
         fit: How surely a dry run knows that the program fits.
-        change: The journalled change; where the request repeats one that waits for its confirmation, that one. None:
-            the program was there already, or it was a dry run.
+        change_id: The id of the journalled change; where the request repeats one that waits for its confirmation, of
+            that one. None: the program was there already, or it was a dry run.
         entries: What a dry run would change. None: nothing.
     """
 
@@ -47,7 +47,7 @@ class SetResult:
     before: int | None
     after: ProgramSummary
     fit: Fit | None = None
-    change: Change | None = None
+    change_id: int | None = None
     entries: EntryChanges | None = None
 
 
@@ -78,9 +78,10 @@ async def set_entry(
         ServiceError: Whatever forbids it: see Changes.apply, Programs.resolve and `precondition`.
     """
     if not dry_run and context.confirm_within is None and flags == BPF_ANY and isinstance(ref, ByName):
-        return await changes.group.run(
-            held, partial(write_entry, changes, held, index, ref.name, context, precondition)
-        )
+        write = partial(write_entry, changes, held, index, ref.name, context, precondition)
+        result, change_id = await changes.group.run(held, write)
+        result.change_id = change_id
+        return result
     programs = changes.registry.programs
     async with held.lock:
         array = held.opened()
@@ -107,7 +108,7 @@ async def set_entry(
                 repeated = _repeated(changes, held, "set", index, program.id, context)
                 if repeated is not None:
                     result.before = repeated.entries.before[0] or None
-                    result.change = None if dry_run else repeated
+                    result.change_id = None if dry_run else repeated.id
                     return result
             if precondition is not None:
                 precondition(before)
@@ -116,7 +117,8 @@ async def set_entry(
                 return result
             plan = WritePlan.one(index, before, program, ref.path if isinstance(ref, Pinned) else None)
             applied = await changes.apply(held, "set", plan, context, dry_run=dry_run)
-    result.fit, result.change, result.entries = applied.fit, applied.change, applied.entries
+    result.fit, result.entries = applied.fit, applied.entries
+    result.change_id = None if applied.change is None else applied.change.id
     return result
 
 
@@ -127,7 +129,7 @@ def write_entry(
     name: str,
     context: RequestContext,
     precondition: Precondition | None = None,
-) -> tuple[SetResult, PreparedChange | None]:
+) -> tuple[SetResult, EntryWrite | None]:
     """Point an entry to a held program, as a part of a group commit: nothing is awaited.
 
     Call it under the map's lock.
@@ -162,16 +164,8 @@ def write_entry(
     if before == program.id:
         check_confirmed(held, (index,))
         return result, None
-    plan = WritePlan.one(index, before, program)
-    check_writes(programs, held, plan, context)
-    prepared = changes.prepare(held, "set", plan, context)
-    try:
-        array.set(index, program)
-    except BaseException as error:
-        changes.abandon(prepared, error)
-        raise
-    result.change = prepared.change
-    return result, prepared
+    check_writes(programs, held, (index,), (program.id,), context)
+    return result, changes.set_entry(held, index, before or EMPTY, program, context)
 
 
 async def clear_entry(

@@ -1,80 +1,128 @@
-"""Group commit: changes of one entry that come in one turn of the event loop share a transaction of the journal."""
+"""Group commit: sets of one entry that come in one turn of the event loop share a transaction of the journal."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from app.service.changes.plan import PreparedChange
 from app.service.registry.held import HeldMap
+from app.store.records import EntryWrite
 
 R = TypeVar("R")
-# Checks and writes, and returns the result and what is to be journalled. None: nothing had to be written.
-Write = Callable[[], tuple[R, PreparedChange | None]]
-# Takes the result, or the error.
-Done = Callable[[R | None, BaseException | None], None]
 
 log = structlog.get_logger()
 
 
-class _Queued(NamedTuple, Generic[R]):
+class Sets(Protocol):
+    """Sets of entries of one map, by one request or by many.
+
+    Attributes:
+        held: The map.
+    """
+
     held: HeldMap
-    write: Write[R]
-    done: Done[R]
+
+    def write(self) -> Sequence[EntryWrite]:
+        """Check and write. Nothing is awaited, and nothing is raised.
+
+        Returns:
+            What is to be journalled.
+        """
+
+    def finish(self, first_id: int, error: BaseException | None) -> None:
+        """Answer.
+
+        Args:
+            first_id: The id of the change of the first write. The others have the ids after it.
+            error: Why the writes could not be journalled. All of them are put back.
+        """
+
+
+class OneSet(Generic[R]):
+    """A set by one request, whose result somebody awaits."""
+
+    def __init__(self, held: HeldMap, write: Callable[[], tuple[R, EntryWrite | None]]) -> None:
+        """Take over a set.
+
+        Args:
+            held: The map.
+            write: Checks and writes, with nothing awaited. Returns the result, and what is to be journalled. None:
+                nothing had to be written.
+        """
+        self.held, self._write = held, write
+        self.done: asyncio.Future[tuple[R, int | None]] = asyncio.get_running_loop().create_future()
+        self._result: R
+        self._is_written = False
+
+    def write(self) -> Sequence[EntryWrite]:
+        """Check and write."""
+        try:
+            self._result, written = self._write()
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            self._fail(error)
+            return ()
+        self._is_written = written is not None
+        return () if written is None else (written,)
+
+    def finish(self, first_id: int, error: BaseException | None) -> None:
+        """Pass the result on, and the id of the change."""
+        if error is not None and self._is_written:
+            self._fail(error)
+        elif not self.done.done():  # else it failed, or it is cancelled and nobody waits for it any more
+            self.done.set_result((self._result, first_id if self._is_written else None))
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class GroupCommit:
-    """Runs queued changes of one entry under their maps' locks, and journals them together.
+    """Runs queued sets under their maps' locks, and journals them together.
 
     While one group waits for the disk, the next one gathers. Thread rule: one event loop.
     """
 
     def __init__(
         self,
-        commit: Callable[[Sequence[PreparedChange]], Awaitable[None]],
+        commit: Callable[[Sequence[tuple[HeldMap, Sequence[EntryWrite]]]], Awaitable[int]],
         delivery: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Make an empty queue.
 
         Args:
-            commit: Journals and publishes what was written, or puts it back and raises.
+            commit: Journals and publishes what was written, and returns the id of the first change; or puts it back
+                and raises.
             delivery: Surrounds all answers of a group, so that their log lines can be written at once.
         """
         self._commit = commit
         self._delivery = delivery
-        self._queue: list[_Queued[Any]] = []
+        self._queue: list[Sets] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
 
-    async def run(self, held: HeldMap, write: Write[R]) -> R:
-        """Run one change in the next group, and return its result once it is journalled.
+    async def run(self, held: HeldMap, write: Callable[[], tuple[R, EntryWrite | None]]) -> tuple[R, int | None]:
+        """Run one set in the next group.
 
         Args:
             held: The map that it writes.
-            write: Checks and writes, with nothing awaited.
+            write: See OneSet.
+
+        Returns:
+            The result, and the id of the change once it is journalled. None: nothing had to be written.
 
         Raises:
             JournalUnavailable: It could not be journalled, and was put back.
             Exception: Whatever `write` raises.
         """
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        one = OneSet(held, write)
+        self.submit(one)
+        return await one.done
 
-        def done(result: R | None, error: BaseException | None) -> None:
-            if future.done():
-                return  # cancelled: nobody waits for it any more
-            if error is None:
-                future.set_result(result)  # type: ignore[arg-type]
-            else:
-                future.set_exception(error)
-
-        self.submit(held, write, done)
-        return await future
-
-    def submit(self, held: HeldMap, write: Write[R], done: Done[R]) -> None:
-        """Run one change in the next group, and pass its outcome to `done`."""
-        self._queue.append(_Queued(held, write, done))
+    def submit(self, sets: Sets) -> None:
+        """Run these sets in the next group."""
+        self._queue.append(sets)
         if self._runner is None:
             self._runner = self._start(self._run_groups())
 
@@ -99,9 +147,9 @@ class GroupCommit:
         finally:
             self._runner = None
 
-    async def _run_free(self, group: list[_Queued[Any]]) -> None:
+    async def _run_free(self, group: list[Sets]) -> None:
         """Run those whose map is free. The others wait in line behind whoever writes there."""
-        free: list[_Queued[Any]] = []
+        free: list[Sets] = []
         locked: list[HeldMap] = []
         try:
             for each in group:
@@ -117,37 +165,23 @@ class GroupCommit:
             for held in locked:
                 held.lock.release()
 
-    async def _run_in_line(self, each: _Queued[Any]) -> None:
+    async def _run_in_line(self, each: Sets) -> None:
         async with each.held.lock:
             await self._run_group([each])
 
-    async def _run_group(self, group: list[_Queued[Any]]) -> None:
+    async def _run_group(self, group: list[Sets]) -> None:
         """Write, journal and answer. Call it under the locks of all maps."""
-        written: list[tuple[_Queued[Any], Any]] = []
-        prepared: list[PreparedChange] = []
-        for each in group:
+        written = [(each.held, each.write()) for each in group]
+        first_id, failure = 0, None
+        if any(writes for _, writes in written):
             try:
-                result, one = each.write()
-            except Exception as error:  # noqa: BLE001 - the caller gets it
-                _finish(each, None, error)
-                continue
-            written.append((each, result))
-            if one is not None:
-                prepared.append(one)
-        failure: BaseException | None = None
-        if prepared:
-            try:
-                await self._commit(prepared)
+                first_id = await self._commit(written)
             except Exception as error:  # noqa: BLE001 - all callers get it
                 failure = error
         with self._delivery():
-            for each, result in written:
-                _finish(each, None if failure is not None else result, failure)
-
-
-def _finish(each: _Queued[Any], result: Any, error: BaseException | None) -> None:
-    """Pass the outcome on. A caller that fails keeps no other from its answer."""
-    try:
-        each.done(result, error)
-    except Exception:
-        log.exception("internal error in an answer to a change", map=each.held.name)
+            for each, (_, writes) in zip(group, written, strict=True):
+                try:
+                    each.finish(first_id, failure)
+                except Exception:  # a caller that fails keeps no other from its answer
+                    log.exception("internal error in an answer to a change", map=each.held.name)
+                first_id += len(writes)

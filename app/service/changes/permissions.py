@@ -40,24 +40,35 @@ def check_plan(
         EntryWaits: An entry waits for the confirmation of another change.
     """
     check_entries(held, plan.indexes, context)
-    check_writes(programs, held, plan, context, reverts)
+    check_writes(programs, held, plan.indexes, plan.after, context, reverts)
 
 
 def check_writes(
-    programs: Programs, held: HeldMap, plan: WritePlan, context: RequestContext, reverts: int | None = None
+    programs: Programs,
+    held: HeldMap,
+    indexes: Collection[int],
+    after: Collection[int],
+    context: RequestContext,
+    reverts: int | None = None,
 ) -> None:
-    """Check a plan whose entries were checked already: its programs, and what waits for a confirmation.
+    """Check writes whose entries were checked already: their programs, and what waits for a confirmation.
 
-    It takes the arguments of `check_plan`.
+    Args:
+        programs: What the service holds, to know programs by their names.
+        held: The map.
+        indexes: The entries that are written.
+        after: For each, the id of the program that it is to hold, or EMPTY.
+        context: Who asks.
+        reverts: As in `check_plan`.
 
     Raises:
         Forbidden: A program is beyond the bounds of the caller.
         EntryWaits: An entry waits for the confirmation of another change.
     """
     if context.grant.programs is not None:
-        _check_programs(programs, plan.indexes, plan.after, context)
+        _check_programs(programs, indexes, after, context)
     if held.unconfirmed is not None:
-        check_confirmed(held, plan.indexes, reverts)
+        check_confirmed(held, indexes, reverts)
 
 
 def check_confirmation(programs: Programs, held: HeldMap, change: Change, context: RequestContext) -> None:

@@ -1,7 +1,7 @@
 """Programs that changes have replaced, kept open so that they can be put back."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from app.service.errors import KernelError, ServiceError
@@ -30,25 +30,36 @@ class ReplacedPrograms:
         self.max_programs = MAX_PROGRAMS
         self._open: dict[int, Program] = {}
         self._uses: Counter[int] = Counter()
-        self._by_change: OrderedDict[int, frozenset[int]] = OrderedDict()
+        # By the id of the first of some changes: how many changes, and what they have replaced.
+        self._by_change: OrderedDict[int, tuple[int, Sequence[int]]] = OrderedDict()
+        self._changes = 0
 
     def acquire(self, ids: Iterable[int]) -> dict[int, Program]:
         """Keep these programs open until `release`. Those that cannot be opened (gone, or no right to) are left out."""
         found = {}
         for id_ in set(ids):
-            if id_ not in self._open:
-                while len(self._open) >= self.max_programs and self._by_change:
-                    self._release_oldest_change()
-                try:
-                    program = self._opened(ById(id_))
-                except KernelError:
-                    program = None
-                if program is None:
-                    continue
-                self._open[id_] = program
-            self._uses[id_] += 1
-            found[id_] = self._open[id_]
+            if id_ in self._open or self._keep_open(id_):
+                self._uses[id_] += 1
+                found[id_] = self._open[id_]
         return found
+
+    def acquire_one(self, id_: int) -> None:
+        """Keep a program open until `release`, if it can be opened. It is to be released in any case."""
+        if id_ not in self._open:
+            self._keep_open(id_)
+        self._uses[id_] += 1
+
+    def _keep_open(self, id_: int) -> bool:
+        """Open a program. Returns False where it is gone, or there is no right to."""
+        while len(self._open) >= self.max_programs and self._by_change:
+            self._release_oldest_changes()
+        try:
+            program = self._opened(ById(id_))
+        except KernelError:
+            program = None
+        if program is not None:
+            self._open[id_] = program
+        return program is not None
 
     def release(self, ids: Iterable[int]) -> None:
         """Let go of programs that were acquired."""
@@ -56,19 +67,29 @@ class ReplacedPrograms:
             self._uses[id_] -= 1
             if not self._uses[id_]:
                 del self._uses[id_]
-                self._open.pop(id_).close()
+                if id_ in self._open:
+                    self._open.pop(id_).close()
 
-    def keep(self, change_id: int, ids: Iterable[int]) -> None:
-        """Keep acquired programs for a journalled change. The oldest change beyond the limit lets go of its own."""
-        self._by_change[change_id] = frozenset(ids)
-        while len(self._by_change) > _MAX_CHANGES:
-            self._release_oldest_change()
+    def keep(self, change_id: int, ids: Sequence[int], changes: int = 1) -> None:
+        """Keep acquired programs for journalled changes. The oldest changes beyond the limit let go of theirs.
+
+        Args:
+            change_id: The id of the first of them.
+            ids: The programs, each as often as it was acquired.
+            changes: How many changes.
+        """
+        self._by_change[change_id] = changes, ids
+        self._changes += changes
+        while self._changes > _MAX_CHANGES and len(self._by_change) > 1:
+            self._release_oldest_changes()
 
     def keep_entries_of(self, array_id: int, ids: Iterable[int]) -> None:
         """Keep the programs of an array that another one replaces, as those of a change are kept."""
         acquired = self.acquire(ids)
-        self.release(self._by_change.pop(-array_id, ()))
-        self.keep(-array_id, acquired)
+        changes, before = self._by_change.pop(-array_id, (0, ()))
+        self._changes -= changes
+        self.release(before)
+        self.keep(-array_id, [*acquired])
 
     def find_for_new_array(self, record: ProgramRecord) -> Program | None:
         """Open a recorded program for an array that replaces the one of the record.
@@ -131,10 +152,10 @@ class ReplacedPrograms:
 
     def discard(self, ids: Collection[int]) -> None:
         """Keep these programs for no change any more: what they need besides is gone, so they must not be put back."""
-        for change_id, kept in self._by_change.items():
-            gone = kept & frozenset(ids)
+        for change_id, (changes, kept) in self._by_change.items():
+            gone = [id_ for id_ in kept if id_ in ids]
             if gone:
-                self._by_change[change_id] = kept - gone
+                self._by_change[change_id] = changes, [id_ for id_ in kept if id_ not in ids]
                 self.release(gone)
 
     def close(self) -> None:
@@ -145,8 +166,9 @@ class ReplacedPrograms:
         self._uses.clear()
         self._by_change.clear()
 
-    def _release_oldest_change(self) -> None:
-        _, ids = self._by_change.popitem(last=False)
+    def _release_oldest_changes(self) -> None:
+        _, (changes, ids) = self._by_change.popitem(last=False)
+        self._changes -= changes
         self.release(ids)
 
     def _opened(self, ref: ProgramRef) -> Program | None:

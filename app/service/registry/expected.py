@@ -1,13 +1,14 @@
 """What the entries of a held map are expected to hold, by every change that was made through the service."""
 
 from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import ne
 from typing import Final
 
 from app.store.expected import Table
-from app.store.records import Array, EntryChanges, Indexes, ProgramRecord, Programs
+from app.store.records import Array, EntryChanges, EntryWrite, ProgramRecord, Programs
 
 _ENTRIES_PER_COMPARISON: Final = 256  # entries that are compared at once; where they differ, one by one
 _MIN_PROGRAMS: Final = 1024  # programs that stay known, also where no entry is expected to hold them any more
@@ -48,7 +49,18 @@ class ExpectedTable:
         if self.drift or self.to_restore or self.lost:
             self._forget_drift(entries.indexes)
 
-    def _forget_drift(self, indexes: Indexes) -> None:
+    def apply_sets(self, writes: Sequence[EntryWrite], programs: Programs) -> None:
+        """Expect what sets have put into their entries. That ends their drift. `programs`: those that they name."""
+        numbers, known = self.table.numbers, self.table.programs
+        for write in writes:
+            numbers[write.entry] = write.after
+            if write.after not in known:
+                self._add_programs({write.after: programs[write.after]})
+                known = self.table.programs
+        if self.drift or self.to_restore or self.lost:
+            self._forget_drift([write.entry for write in writes])
+
+    def _forget_drift(self, indexes: Iterable[int]) -> None:
         for index in indexes:
             self.drift.pop(index, None)
             self.to_restore.discard(index)
