@@ -703,12 +703,12 @@ class ProgramTypeNotAllowed(ServiceError):
 
     code = "program-type-not-allowed"
     sentence = (
-        "program {program!r} is of type {type}, which may not be loaded; leave it out with programs.{program}.load = "
-        "false, or add the type to objects.program_types"
+        "program {program!r} is of type {program_type}, which may not be loaded; leave it out with "
+        "programs.{program}.load = false, or add the type to objects.program_types"
     )
     program: str
     section: str
-    type: str
+    program_type: str
 
 
 @dataclass(eq=False)
@@ -807,7 +807,7 @@ class ObjectRefused(ServiceError):
     """
 
     code = "object-refused"
-    sentence = "the kernel refuses {what}: {message}{where}"
+    sentence = "the kernel refuses {what}: {message}; {remedy}"
     program: str | None
     errno: str
     message: str
@@ -817,11 +817,14 @@ class ObjectRefused(ServiceError):
 
     def __str__(self) -> str:
         what = "the object file" if self.program is None else f"program {self.program!r}"
-        where, source = "", self.source
+        remedy, source = (
+            "mend its source, and compile it anew (log_tail has the end of the verifier's log)",
+            self.source,
+        )
         if source is not None:
-            place = "" if source["file"] is None else f" {source['file']}:{source['line']}"
-            where = f"; see{place}: {source['text']}"
-        return self.sentence.format(what=what, message=self.message, where=where)
+            place = "the line" if source["file"] is None else f"{source['file']}:{source['line']}"
+            remedy = f"mend {place}, and compile it anew: {source['text']}"
+        return self.sentence.format(what=what, message=self.message, remedy=remedy)
 
 
 @dataclass(eq=False)

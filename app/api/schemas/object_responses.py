@@ -30,7 +30,7 @@ class ObjectProgram(BaseModel):
         return ObjectProgram(
             name=f"{name}.{facts.name}", program=facts.name, section=facts.section, type=prog_type_name(facts.type),
             attach_type=facts.attach_type, instructions=facts.instructions,
-            id=None if each.program is None else each.program.id, pins=[] if each.pin is None else [each.pin],
+            id=each.id or None, pins=[] if each.pin is None else [each.pin],
         )  # fmt: skip
 
 

@@ -304,7 +304,8 @@ class Loads:
         try:
             for facts in answer.programs:
                 if facts.is_loaded:
-                    version.programs[facts.name] = LoadedProgram(facts, program=Program(kernel, left.pop(0)))
+                    version.programs[facts.name] = LoadedProgram(facts)
+                    version.programs[facts.name].open(Program(kernel, left.pop(0)))
             for map_facts in answer.maps:
                 replacement = taking_places.get(map_facts.name)
                 if replacement is None:

@@ -66,6 +66,7 @@ def wanted_entries(
         wanted.add(array_name, index, fresh.programs[program])
     if asked.switch is not None:
         _add_switch(registry, fresh, asked.switch, wanted)
+    moved: list[tuple[str, int, str]] = []
     in_use = []
     for place, version in enumerate(earlier):
         for id_, program in version.program_ids().items():
@@ -76,10 +77,11 @@ def wanted_entries(
             ]
             if left and asked.move and program not in fresh.programs:
                 raise NoSuccessor(name, program, _told(left, program))
-            for map_, index in left if asked.move else ():
-                wanted.add(map_, index, fresh.programs[program])
+            moved += [(map_, index, program) for map_, index in left if asked.move]
             if place and not asked.move:
                 in_use += _told(left, program)
+    for map_, index, program in sorted(moved):
+        wanted.add(map_, index, fresh.programs[program])
     if in_use:
         remedy = 'send "move": true, or set them to other programs first'
         raise ObjectInUse(name, in_use[:_MAX_ENTRIES_TOLD], remedy)

@@ -255,10 +255,13 @@ class ObjectFiles:
                 async with self._slots:
                     fresh = await self._load_fitting(name, loaded, (elf, digest, size), asked, dry_run=dry_run)
                 try:
-                    return await self._install(name, loaded, fresh, content, context, dry_run=dry_run)
+                    result = await self._install(name, loaded, fresh, content, context, dry_run=dry_run)
                 except BaseException:
                     fresh.close()
                     raise
+                if dry_run:
+                    fresh.close()
+                return result
             finally:
                 os.close(elf)
 

@@ -19,6 +19,7 @@ class LoadedProgram:
 
     Attributes:
         facts: What the file says of it.
+        id: The kernel's id of the program. 0: it is not loaded.
         pin: Where the service has pinned it. None: nowhere.
         program: The open program. None: it is not open.
     """
@@ -26,6 +27,11 @@ class LoadedProgram:
     facts: ProgramFacts
     pin: str | None = None
     program: Program | None = None
+    id: int = 0
+
+    def open(self, program: Program) -> None:
+        """Keep the program open from now on."""
+        self.program, self.id = program, program.id
 
     @property
     def object(self) -> OwnedFd | None:
@@ -124,7 +130,7 @@ class Version:
             OSError: A pin cannot be opened. What was opened stays open until `close`.
         """
         for program in self.programs.values():
-            program.program = Program(kernel, kernel.obj_get(program.pin or ""))
+            program.open(Program(kernel, kernel.obj_get(program.pin or "")))
         for map_ in self.maps.values():
             if map_.is_owned:
                 map_.object = owned_map(kernel, kernel.obj_get(map_.pin or ""), map_.facts)
