@@ -83,6 +83,7 @@ def _serve(settings: Settings, file: Path) -> None:
 
         # Open the journal as that user, who has to own it.
         journal = startup.open_journal(settings)
+        copies = assemble.open_copies(settings)
 
         # Give up all other rights.
         startup.give_up_rights(kernel)
@@ -91,7 +92,7 @@ def _serve(settings: Settings, file: Path) -> None:
         files = share_open_files(settings, assemble.held_at_start(settings, journal))
         if files.is_reduced:
             log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
-        app = assemble.make_app(settings, registry, journal, keeper, files)
+        app = assemble.make_app(settings, registry, journal, keeper, files, copies)
         at_exit.callback(app.state.audit.close)
         at_exit.callback(app.state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}

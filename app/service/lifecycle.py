@@ -115,6 +115,7 @@ class Service:
         """Begin to end: streams of events end, and new requests are refused."""
         self.is_stopping = True
         self.feed.stop()
+        self.objects.stop()
 
     async def finish(self) -> None:
         """Wait for the changes that are under way, and stop everything that runs beside requests."""

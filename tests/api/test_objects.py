@@ -15,6 +15,7 @@ from app.cli import demo
 from app.loader.client import DirectLoader
 from app.loader.messages import ObjectLimits
 from app.service.errors import KernelError
+from app.service.loading.copies import Copies
 from app.service.loading.object_files import ObjectOptions
 from app.service.registry.registry import Registry
 from tests.api.conftest import assert_problem, client_of, started
@@ -50,7 +51,7 @@ def files(tmp_path: Path) -> Path:
 def options(files: Path, **limits: Any) -> ObjectOptions:
     """How object files are loaded: below `files`, and from requests."""
     bounds = ObjectLimits(object_dirs=[str(files)], upload=True, **limits)
-    return ObjectOptions(DirectLoader(bounds), bounds.max_bytes, upload=True, copies=files.parent / "copies")
+    return ObjectOptions(DirectLoader(bounds), bounds.max_bytes, upload=True, copies=Copies(files.parent / "copies"))
 
 
 @pytest.fixture

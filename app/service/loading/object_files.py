@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -63,13 +62,13 @@ class ObjectOptions:
         loader: Reads and loads them. None: there is no kernel to load into.
         max_bytes: The largest file.
         upload: Whether a request may bring a file.
-        copies: The folder for copies of files that requests bring. None: they cannot be loaded again.
+        copies: Keeps copies of files that requests bring. None: they cannot be loaded again.
     """
 
     loader: ObjectLoader | None = None
     max_bytes: int = 8 << 20
     upload: bool = False
-    copies: Path | None = None
+    copies: Copies | None = None
 
 
 NO_LOADER: Final = ObjectOptions()
@@ -154,7 +153,7 @@ class ObjectFiles:
         self._drift = drift
         self._keep_dir = keep_dir
         self.options = options
-        self._copies = None if options.copies is None else Copies(options.copies)
+        self._copies = options.copies
         self._loader = options.loader
         self.loads = Loads(registry, options.loader, options.max_bytes, can_hold_pins=keep_dir is not None)
         self._objects: dict[str, LoadedObject] = {}
@@ -697,10 +696,14 @@ class ObjectFiles:
             raise error if isinstance(error, ServiceError) else JournalUnreadable(str(error)) from error
         loaded.version, loaded.previous = fresh, None
 
-    async def finish(self) -> None:
-        """Give up what is being loaded, and wait until everything is as it was."""
+    def stop(self) -> None:
+        """Give up what is being loaded."""
         if self._loader is not None:
             self._loader.close()
+
+    async def finish(self) -> None:
+        """Wait until what was given up is as it was."""
+        self.stop()
         if self._running:
             await asyncio.wait(self._running)
 
@@ -711,6 +714,8 @@ class ObjectFiles:
                 if version is not None:
                     version.close()
         self._objects.clear()
+        if self._copies is not None:
+            self._copies.close()
 
 
 def _program_names(name: str, version: Version) -> dict[str, LoadedProgram]:

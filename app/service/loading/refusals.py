@@ -63,7 +63,8 @@ def _of_load(refusal: Refusal, warnings: list[str]) -> ServiceError:
     program = None if refused is None else refused[1]
     relocation = _FAILED_RELOCATION.search(text)
     if relocation is not None or _POISONED.search(refusal.log):
-        detail = seen.message if relocation is None else relocation[2]
+        told = [line for line in seen.tail if "failed to resolve" in line]
+        detail = relocation[2] if relocation is not None else told[0] if told else seen.message
         return errors.RelocationFailed(program if relocation is None else relocation[1], detail)
     extern = _MISSING_EXTERN.search(text) if refused is None else None
     if extern is not None:
