@@ -21,7 +21,9 @@ class Cmd(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    BTF_GET_FD_BY_ID = 19
     MAP_FREEZE = 22
+    PROG_BIND_MAP = 35
 
 
 class MapType(IntEnum):

@@ -6,6 +6,7 @@ import resource
 import signal
 from typing import Final
 
+from app.bpf.uapi import Cmd
 from app.sandbox.capabilities import drop_capabilities, effective_capabilities, end_with_parent, switch_user
 from app.sandbox.landlock import restrict_files
 from app.sandbox.seccomp import install_allow_list
@@ -32,8 +33,16 @@ _READABLE: Final = (
 )
 # bpf_map__reuse_fd() of libbpf 1.1 opens "/", to get a number for its fd.
 _LISTED: Final = ("/",)
-# BPF_MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, OBJ_GET_INFO_BY_FD, BTF_LOAD, BTF_GET_FD_BY_ID, MAP_FREEZE, PROG_BIND_MAP
-_COMMANDS: Final = (0, 2, 5, 15, 18, 19, 22, 35)
+_COMMANDS: Final = (
+    Cmd.MAP_CREATE,
+    Cmd.MAP_UPDATE_ELEM,
+    Cmd.PROG_LOAD,
+    Cmd.OBJ_GET_INFO_BY_FD,
+    Cmd.BTF_LOAD,
+    Cmd.BTF_GET_FD_BY_ID,
+    Cmd.MAP_FREEZE,
+    Cmd.PROG_BIND_MAP,
+)
 # BPF_BTF_GET_NEXT_ID takes CAP_SYS_ADMIN. With ENOENT for an answer, libbpf does without the types of modules.
 _MISSING_COMMANDS: Final = (23,)
 
