@@ -39,6 +39,7 @@ _ARRAY_TYPES: Final = {2, 3, 4, 6, 8, 12, 14, 16, 17, 20}  # one value for each 
 _RING_TYPES: Final = {27, 31}  # ring buffers: max_entries is their size in bytes
 _ARENA: Final = 33  # max_entries is its size in pages
 _HASH_OVERHEAD_BYTES: Final = 64  # of one entry
+_MAX_NAMES: Final = 100  # of what a file has, in a refusal
 _UNSPECIFIED: Final = 0  # BPF_PROG_TYPE_UNSPEC
 # The fields that a map and the one that replaces it must share, in the order of struct bpf_map_info.
 _SHAPE: Final = ("type", "key_size", "value_size", "max_entries", "flags")
@@ -49,7 +50,9 @@ class Refused(Exception):
 
     def __init__(self, code: str, *, errno: int = 0, log: str = "", **facts: Any) -> None:
         super().__init__(code)
-        self.refusal = Refusal(code, facts, errno, log)
+        # An answer is one datagram, and the names in a file may be many.
+        bounded = {name: fact[:_MAX_NAMES] if isinstance(fact, list) else fact for name, fact in facts.items()}
+        self.refusal = Refusal(code, bounded, errno, log)
 
 
 def main(channel_fd: str, seconds: str) -> None:

@@ -326,7 +326,6 @@ class ObjectFiles:
     ) -> ObjectResult:
         """Hold a version that was loaded, and change the entries that lead to it: all of it, or nothing."""
         fresh.number = 1 if loaded is None else loaded.version.number + 1
-        self._check_names(name, fresh)
         earlier = [] if loaded is None else loaded.versions
         after = LoadedObject(name, fresh, earlier[0] if earlier else None)
         before = [] if loaded is None else [loaded.version, loaded.previous]
@@ -334,6 +333,7 @@ class ObjectFiles:
         async with AsyncExitStack() as stack:
             wanted = wanted_entries(self._registry, name, fresh, earlier, await self._registry.maps.uses())
             await self._lock(stack, name, wanted)
+            self._check_names(name, fresh)
             self._check_releasable(name, fresh, doomed)
             parts = parts_of(self._registry, wanted, await self._read(wanted))
             for part in parts:
@@ -399,8 +399,10 @@ class ObjectFiles:
                 raise NameTaken(full, "the name is held already; release that one, or choose another for the object")
 
     async def _lock(self, stack: AsyncExitStack, name: str, wanted: WantedEntries) -> None:
-        """Lock the maps that are written, and everything that is held of the object file. Always in the same order."""
+        """Lock the names, the maps that are written, and everything that is held of the object file, in this order."""
         registry = self._registry
+        await stack.enter_async_context(registry.programs.holding)
+        await stack.enter_async_context(registry.maps.holding)
         concerned: list[HeldMap | HeldProgram] = [
             *(each for each in registry.maps if each.part_of == name or each.name in wanted.entries),
             *(each for each in registry.programs if each.part_of == name),

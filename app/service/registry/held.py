@@ -218,6 +218,11 @@ class Holdings(Generic[M]):
         self._held: dict[str, M] = {}
         self._holding = asyncio.Lock()  # of whoever holds or releases
 
+    @property
+    def holding(self) -> asyncio.Lock:
+        """The lock of whoever holds or releases. It comes before the locks of what is held."""
+        return self._holding
+
     def __iter__(self) -> Iterator[M]:
         return iter(list(self._held.values()))
 
