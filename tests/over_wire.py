@@ -19,7 +19,7 @@ class CountingFastPath(FastPath):
 
     @property
     def answered(self) -> int:
-        return self._service.counters.fast_requests
+        return self.service.counters.fast_requests
 
 
 class OverWire(httpx.AsyncBaseTransport):

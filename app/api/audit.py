@@ -32,7 +32,7 @@ _NO_REGULAR_FILE: Final = "it is no regular file"
 _DENIED_STATUSES: Final = {401, 403, 421, 429}
 
 # Each line: the operation, and its facts, as the members of a JSON object.
-Lines = Sequence[tuple[str, str]]
+Lines = Sequence[tuple[str, bytes]]
 
 log = structlog.get_logger()
 
@@ -74,7 +74,7 @@ class FileWriter(Protocol):
 
 def _log_each(lines: Lines) -> None:
     for operation, facts in lines:
-        log.info(operation, **from_json(f"{{{facts}}}"))
+        log.info(operation, **from_json(b"{%b}" % facts))
 
 
 class Audit:
@@ -104,7 +104,7 @@ class Audit:
         self._file, self._fsync, self._open, self._fd = file, fsync, opened, -1
         self._to_log, self._make_writer = to_log, None if fsync else make_writer
         self.writer: FileWriter | None = None
-        self._lines: list[tuple[str, str]] = []
+        self._lines: list[tuple[str, bytes]] = []
         self._is_buffered = False
         self._lost = 0  # lines that went to the log, as the file cannot be written
         self.reopen()
@@ -182,9 +182,9 @@ class Audit:
         self._add(operation, facts)
 
     def _add(self, operation: str, facts: dict[str, Any]) -> None:
-        self.add(operation, [to_json(facts, fallback=repr).decode()[1:-1]])
+        self.add(operation, [to_json(facts, fallback=repr)[1:-1]])
 
-    def add(self, operation: str, lines: Iterable[str]) -> None:
+    def add(self, operation: str, lines: Iterable[bytes]) -> None:
         """Record requests of the fast path.
 
         Args:
@@ -211,8 +211,10 @@ class Audit:
         if self._fd < 0 and self.writer is None:
             self._to_log(lines)
             return
-        at = datetime.now(UTC).isoformat()
-        text = "".join([f'{{"at":"{at}","what":"{operation}",{facts}}}\n' for operation, facts in lines]).encode()
+        at = datetime.now(UTC).isoformat().encode()
+        text = b"".join(
+            [b'{"at":"%b","what":"%b",%b}\n' % (at, operation.encode(), facts) for operation, facts in lines]
+        )
         if self.writer is not None:
             self.writer.put(text)
             return
@@ -223,7 +225,7 @@ class Audit:
                 os.fsync(self._fd)
         except OSError as error:
             for operation, facts in lines:
-                lost = from_json(f"{{{facts}}}")
+                lost = from_json(b"{%b}" % facts)
                 log.warning("the audit file cannot be written", error=error.strerror, event_lost=operation, **lost)
             self._lost += len(lines)
             return

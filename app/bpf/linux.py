@@ -1,6 +1,7 @@
 """The kernel port on the running Linux: each method fills in union bpf_attr and calls bpf(2).
 
-`map_lookup` and `map_update` are the hot path of the service, so they reuse one buffer per thread.
+Reading, writing and clearing one entry is the hot path of the service: a C extension does it where it was built, and
+otherwise `_Element`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from app import native
 from app.bpf import attr
 from app.bpf.bpffs import LinuxBpffs
 from app.bpf.bulk import fallback
@@ -23,6 +25,9 @@ from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_retrying, call_holding_gil, call_releasing_gil, failure
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
 
+if native.is_used:
+    from app.bpf import _element
+
 # Indexes into the buffer of `_Element`, in u32 words: the fields of struct MapElem, then the key and the value.
 _FD: Final = 0
 _FLAGS: Final = 6  # two words
@@ -31,10 +36,10 @@ _VALUE: Final = 9
 
 
 class _Element(threading.local):
-    """A reusable buffer with the arguments of MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM, key and value included.
+    """The commands on one element of a map with u32 keys and values, as `_element.c` has them.
 
-    For maps with u32 keys and values. Each thread has a buffer of its own. `buffer` is (its words, the arguments of
-    bpf(2) behind the command: address and size of the struct).
+    Each thread has a buffer of its own, with the arguments of MAP_LOOKUP_ELEM and MAP_UPDATE_ELEM, key and value
+    included.
     """
 
     def __init__(self) -> None:
@@ -43,7 +48,26 @@ class _Element(threading.local):
         fields = attr.MapElem.from_buffer(self._words)
         fields.key, fields.value = start + 4 * _KEY, start + 4 * _VALUE
         words = memoryview(self._words).cast("B").cast("I")
-        self.buffer = words, (ctypes.c_void_p(start), ctypes.c_int(ctypes.sizeof(fields)))
+        # Its words, and the arguments of bpf(2) behind the command: address and size of the struct.
+        self._buffer = words, (ctypes.c_void_p(start), ctypes.c_int(ctypes.sizeof(fields)))
+
+    def lookup(self, fd: int, index: int) -> int:
+        element, call = self._buffer
+        element[_FD], element[_KEY], element[_FLAGS] = fd, index, 0
+        if call_holding_gil(NUMBER, _LOOKUP, *call) < 0:
+            raise failure(Cmd.MAP_LOOKUP_ELEM)
+        return element[_VALUE]
+
+    def update(self, fd: int, index: int, value: int, flags: int) -> None:
+        element, call = self._buffer
+        element[_FD], element[_KEY], element[_VALUE] = fd, index, value
+        element[_FLAGS], element[_FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
+        if call_holding_gil(NUMBER, _UPDATE, *call) < 0:
+            raise failure(Cmd.MAP_UPDATE_ELEM)
+
+    def delete(self, fd: int, index: int) -> None:
+        key = ctypes.c_uint32(index)
+        bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), call_releasing_gil)
 
 
 # The bytes by which a program may lengthen its packet in a test run: PROG_TEST_RUN copies the packet out as a whole, or
@@ -72,7 +96,7 @@ class LinuxKernel(LinuxBpffs):
         """
         if NUMBER.value < 0:
             raise OSError(errno.ENOSYS, f"bpf(2) has no known system call number on {platform.machine()}")
-        self._element = _Element()
+        self._element = _element if native.is_used else _Element()
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
     def opened_ahead(
@@ -108,11 +132,7 @@ class LinuxKernel(LinuxBpffs):
     def map_lookup(self, fd: int, index: int, value_size: int = 4) -> int:
         """Read one value (MAP_LOOKUP_ELEM)."""
         if value_size == _U32_BYTES:
-            element, call = self._element.buffer
-            element[_FD], element[_KEY], element[_FLAGS] = fd, index, 0
-            if call_holding_gil(NUMBER, _LOOKUP, *call) < 0:
-                raise failure(Cmd.MAP_LOOKUP_ELEM)
-            return element[_VALUE]
+            return self._element.lookup(fd, index)
         key, value = ctypes.c_uint32(index), ctypes.create_string_buffer(value_size)
         fields = attr.MapElem(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
         bpf(Cmd.MAP_LOOKUP_ELEM, fields)
@@ -156,11 +176,7 @@ class LinuxKernel(LinuxBpffs):
         One exception: while another process clears an entry that loaded programs refer to by a constant index, the
         call waits for that clear to end, on the map's poke mutex.
         """
-        element, call = self._element.buffer
-        element[_FD], element[_KEY], element[_VALUE] = fd, index, value
-        element[_FLAGS], element[_FLAGS + 1] = flags & 0xFFFFFFFF, flags >> 32
-        if call_holding_gil(NUMBER, _UPDATE, *call) < 0:
-            raise failure(Cmd.MAP_UPDATE_ELEM)
+        self._element.update(fd, index, value, flags)
 
     def map_delete(self, fd: int, index: int) -> None:
         """Clear one entry (MAP_DELETE_ELEM), without the GIL.
@@ -168,8 +184,7 @@ class LinuxKernel(LinuxBpffs):
         Waits 8 ms and more where a loaded program refers to the index by a constant: prog_array_map_poke_run() then
         waits for an RCU grace period.
         """
-        key = ctypes.c_uint32(index)
-        bpf(Cmd.MAP_DELETE_ELEM, attr.MapKey(map_fd=fd, key=ctypes.addressof(key)), call_releasing_gil)
+        self._element.delete(fd, index)
 
     def map_freeze(self, fd: int) -> None:
         """Make a map refuse further writes (MAP_FREEZE, Linux 5.2)."""

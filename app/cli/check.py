@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import click
 
+from app import native
 from app.access.peers import is_loopback
 from app.access.tokens import TokenFile, TokensUnusable
 from app.bpf.kernel import Kernel
@@ -90,6 +91,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("WRONG", "kernel", f"{error.strerror}: jumptable runs on x86-64 and aarch64")
         return
     yield Finding("ok", "kernel", kernel.name)
+    yield Finding("ok", "implementation", native.told())
     yield from _pin_dirs(settings)
     yield from _objects(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)

@@ -324,16 +324,16 @@ class Connection(asyncio.Protocol):
             self._parse(data)
             return
         taken = self.fast_path.take(self, data)
-        if isinstance(taken, FastRequest):
+        if taken is None or (is_second_part and isinstance(taken, int)):
+            self._parse(data)
+        elif isinstance(taken, int):
+            self._incomplete = data
+            self._rest_timer = self._loop.call_later(_REST_SECONDS, self._wait_no_more)
+        else:
             if self._head_timer is not None:
                 self._stop_head_timer()
             self._running = self._fast = taken
             self._backlog = data[len(taken.data) :]
-        elif taken is None or is_second_part:
-            self._parse(data)
-        else:
-            self._incomplete = data
-            self._rest_timer = self._loop.call_later(_REST_SECONDS, self._wait_no_more)
 
     def _take_incomplete(self) -> bytes:
         if self._rest_timer is not None:
@@ -504,6 +504,10 @@ class Connection(asyncio.Protocol):
         self._fast = None
         if not self.is_lost and not self.is_closing:
             self.transport.write(answer)
+            if request.keep_alive and not self._backlog and not self._is_eof_due:
+                self._running = None
+                self._begin_idle()
+                return
             if not request.keep_alive:
                 self.close()
         self.finish()
@@ -532,10 +536,13 @@ class Connection(asyncio.Protocol):
             self.transport.write(self._refusal)
             self.close()
         else:
-            # One timer serves many requests: it looks at the time when it ends. A timer for each would cost several µs.
-            self._idle_since = self._loop.time()
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(self.bounds.idle_seconds, self._check_idle)
+            self._begin_idle()
+
+    def _begin_idle(self) -> None:
+        # One timer serves many requests: it looks at the time when it ends. A timer for each would cost several µs.
+        self._idle_since = self._loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self.bounds.idle_seconds, self._check_idle)
 
     def refuse(self, code: str, detail: str) -> None:
         """Answer what cannot become an exchange with a problem, in its turn, and close. Later calls do nothing.

@@ -4,8 +4,8 @@ Most requests are of this kind, and the general way costs several times what the
 its own. What the head of a request means is found out once, by the parser, the routes and the access rights of the
 general way, and kept by its bytes: a `Meaning`. The next request with the same head has the same meaning.
 
-The requests that arrive in one turn of the event loop are gone through together (`HotStep`): read or write the entry,
-then make the answer. The sets of one map are `Sets` of a group commit, so they share a row of the journal.
+The requests for one map that arrive in one turn of the event loop are gone through together: a `Turn`. Its sets are a
+part of a group commit, so they share a row of the journal. The functions of `hot_step` do what is to be done for each.
 
 Only what succeeds is answered here. Any other request falls back: its bytes go to the parser, as if they came just now.
 """
@@ -19,26 +19,40 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import httptools
+import structlog
 from fastapi import FastAPI
+from pydantic_core import from_json, to_json
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app import native
 from app.access.rights import Actor
+from app.api.audit import Audit, program_fact
 from app.api.authorization import ACTOR, AUTHORIZATION, Authentication, check_access
+from app.api.encoding.entries import EntryTemplate, entry_template
+from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
-from app.api.middleware import request_id_of
+from app.api.middleware import new_request_id, request_id_of
 from app.api.problems import HttpProblem
+from app.api.schemas.requests import SetEntry, program_ref
+from app.server import hot_step
 from app.server.framing import Headers
-from app.server.hot_step import FastRequest, HotMap, HotStep, Meaning
+from app.server.hot_step import AnswerText, FastRequest
+from app.service.changes.entries import write_entry
+from app.service.changes.origin import RequestContext
 from app.service.errors import ServiceError
 from app.service.lifecycle import Service
-from app.service.registry.held import HeldMap
-from app.store.records import EntryWrite
+from app.service.registry.held import HeldMap, HeldProgram
+from app.service.registry.programs import ByName
+from app.store.records import EMPTY, EntryWrite, ProgramRecord
+
+if native.is_used:
+    from app.server import _hot_step as hot_step_in_c
 
 _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
 _MAX_MEANINGS: Final = 4096
-_ENTRY: Final = re.compile(rb"(?:0|[1-9][0-9]{0,9}) HTTP/1\.1")  # what follows "/entries/"
+_MAX_BODIES: Final = 4096  # whose program is known, and programs whose text is known, of one map
 # With one of these headers, a request means more than is looked at here.
 _UNUSUAL_HEADERS: Final = frozenset(
     {b"content-encoding", b"expect", b"if-match", b"if-none-match", b"prefer", b"transfer-encoding", b"upgrade"}
@@ -47,6 +61,8 @@ _UNUSUAL_HEADERS: Final = frozenset(
 _PASSING_HEADER: Final = re.compile(rb"\r\n(?i:x-request-id|traceparent|tracestate):[ -~]*(?=\r\n|\Z)")
 _REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id): *([ -~]*)")
 _UNLIMITED: Final = Limits()
+
+log = structlog.get_logger()
 
 
 class FastConnection(Protocol):
@@ -82,14 +98,67 @@ class Meanings:
     """
 
     is_current: bool
-    by_head: dict[tuple[bytes, bytes], Meaning]
+    by_head: "dict[tuple[bytes, bytes], Meaning]"
+
+
+class HotMap:
+    """A held map, with what its requests have in common.
+
+    Attributes:
+        held: The map.
+        array: Its array.
+        programs: By the body of a request, the program that it names.
+        texts: By the id of a program, the text of an answer, and what that was made of.
+    """
+
+    def __init__(self, held: HeldMap) -> None:
+        """Take a map that is open."""
+        self.held, self.array = held, held.opened()
+        self.programs: dict[bytes, HeldProgram] = {}
+        self.texts: dict[int, tuple[EntryTemplate, bytes, AnswerText]] = {}
+
+
+class Meaning:
+    """What the head of a request means.
+
+    Attributes:
+        map: The map.
+        operation: The operation id: `set_entry` or `get_entry`.
+        is_write: It is `set_entry`.
+        actor: Who sends it.
+        grant: What the actor may do.
+        is_bounded: The actor may not do everything with every entry of the map.
+        body_bytes: The length of the body.
+        audit: Of a set, parts of the line of the audit, in JSON: those between the request id and the status, between
+            the status and the index, and between the id of the change and the index. None: it is a read.
+    """
+
+    __slots__ = (
+        "actor", "audit", "body_bytes", "grant", "is_bounded", "is_write", "map", "operation",
+    )  # fmt: skip
+
+    def __init__(self, map_: HotMap, operation: str, actor: Actor, body_bytes: int, folder: str) -> None:
+        """Take what was found out. `folder`: the path without the index."""
+        self.map, self.operation, self.actor, self.body_bytes = map_, operation, actor, body_bytes
+        self.is_write = operation == "set_entry"
+        grant, protected = actor.grant, map_.held.protected.parts
+        assert grant is not None  # else the request was refused
+        self.grant = grant
+        has_all = grant.entries is None and grant.programs is None
+        self.is_bounded = not has_all or (self.is_write and grant.role != "admin" and bool(protected))
+        self.audit: tuple[bytes, bytes, bytes] | None = None
+        if self.is_write:
+            who = b'","actor":%b,"outcome":"done","status":' % to_json(actor.name)
+            self.audit = who, f',"path":"{folder}'.encode(), f',"map":"{map_.held.name}","index":'.encode()
 
 
 class FastPath:
     """Answers requests that may go the fast way. Thread rule: one event loop.
 
     Attributes:
-        step: Reads, writes and answers.
+        step: `hot_step`, or the same in C.
+        service: What is worked on.
+        audit: Records the requests.
         sets: By map, the sets that gather for the next group commit.
     """
 
@@ -97,16 +166,18 @@ class FastPath:
         """Know nothing yet. `app`: its routes, access rights and service count."""
         state = app.state
         self._app = app
-        self._service: Service = state.service
+        self.step: Any = hot_step_in_c if native.is_used and state.service.registry.kernel.name == "linux" else hot_step
+        self.service: Service = state.service
+        self.audit: Audit = state.audit
         self._authentication: Authentication = state.authentication
         self._limits: Limits = state.limits
         self._meanings: dict[tuple[Any, ...], Meanings] = {}  # by what tells connections apart
         self._count = 0  # of meanings
         self._tokens_version = 0  # of the tokens by which the meanings were found
         self._maps: dict[HeldMap, HotMap] = {}
-        self.step = HotStep(self._service, state.audit)
-        self._reads: list[FastRequest] = []  # that arrived in this turn of the event loop
-        self.sets: dict[HotMap, _MapSets] = {}  # that wait for the next group commit
+        self._facts: dict[int, tuple[ProgramRecord, bytes]] = {}  # by a program's id: what the audit tells of it
+        self._reads: dict[HotMap, Turn] = {}  # that arrived in this turn of the event loop
+        self.sets: dict[HotMap, Turn] = {}
 
     def take(self, connection: FastConnection, data: bytes) -> "FastRequest | int | None":
         """Take a request off what a connection has received, if it may go the fast way.
@@ -119,17 +190,16 @@ class FastPath:
             The request, which is answered soon, or falls back; an int: so many bytes of its body are still to come;
             None: it is for the parser.
         """
-        head, end, body = data.partition(b"\r\n\r\n")
-        line, _, fields = head.partition(b"\r\n")
-        front, _, last = line.rpartition(b"/entries/")
-        if not end or not _ENTRY.fullmatch(last):
+        parts = self.step.split_head(data)
+        if parts is None:
             return None
+        front, index, fields, body = parts
         known = connection.meanings
         if known is None or not known.is_current:
             known = connection.meanings = self._meanings_of(connection)
         meaning, request_id = known.by_head.get((front, fields)), None
         if meaning is None:
-            meaning, request_id = self._find(connection, known, front, last, fields)
+            meaning, request_id = self._find(connection, known, front, index, fields)
             if meaning is None:
                 return None
         missing = meaning.body_bytes - len(body)
@@ -137,7 +207,8 @@ class FastPath:
             return missing
         if missing < 0:
             body, data = body[:missing], data[:missing]
-        request = FastRequest(connection, meaning, int(last[:-9]), body, data, request_id)
+        request: FastRequest = self.step.FastRequest(connection, meaning, index, body, data)
+        request.request_id = request_id
         return request if self._admit(request) else None
 
     def _admit(self, request: FastRequest) -> bool:
@@ -151,24 +222,23 @@ class FastPath:
             except HttpProblem:
                 return False
             request.is_counted = True
-        if meaning.is_write:
-            sets = self.sets.get(meaning.map)
-            if sets is None:
-                sets = self.sets[meaning.map] = _MapSets(self, meaning.map)
-                self._service.changes.group.submit(sets)
-            sets.requests.append(request)
-        else:
-            self._reads.append(request)
-            if len(self._reads) == 1:
+        turns = self.sets if meaning.is_write else self._reads
+        turn = turns.get(meaning.map)
+        if turn is None:
+            turn = turns[meaning.map] = Turn(self, meaning.map)
+            if meaning.is_write:
+                self.service.changes.group.submit(turn)
+            elif len(turns) == 1:
                 asyncio.get_running_loop().call_soon(self._answer_reads)
+        turn.requests.append(request)
         return True
 
     def _answer_reads(self) -> None:
         """Answer the reads of this turn one after another, so that no client wakes up in between."""
-        reads, self._reads = self._reads, []
-        if not self.is_outdated():
-            self.step.read(reads)
-        self.step.finish(reads, 0, None)
+        reads, self._reads = self._reads, {}
+        for turn in reads.values():
+            turn.read()
+            turn.finish(0, None)
 
     def is_outdated(self) -> bool:
         """Whether meanings no longer count, as tokens have changed or the service ends. They are then forgotten."""
@@ -177,13 +247,24 @@ class FastPath:
             self._tokens_version = version
             self.forget()
             return True
-        return self._service.is_stopping
+        return self.service.is_stopping
 
     def forget(self) -> None:
         """Forget all meanings."""
         for known in self._meanings.values():
             known.is_current = False
         self._meanings, self._maps, self._count = {}, {}, 0
+
+    def fact(self, id_: int) -> bytes:
+        """Return what the audit tells of a program, as JSON."""
+        if id_ == EMPTY:
+            return b"null"
+        record, known = self.service.registry.programs.record(id_), self._facts.get(id_)
+        if known is None or known[0] != record:
+            if len(self._facts) >= _MAX_BODIES:
+                self._facts.clear()
+            known = self._facts[id_] = record, to_json(program_fact(record))
+        return known[1]
 
     # What the regular way knows
 
@@ -196,7 +277,7 @@ class FastPath:
         return known
 
     def _find(
-        self, connection: FastConnection, known: Meanings, front: bytes, last: bytes, fields: bytes
+        self, connection: FastConnection, known: Meanings, front: bytes, index: int, fields: bytes
     ) -> tuple[Meaning | None, str | None]:
         """Return what a head means whose bytes were not seen before, and the request id that it gives."""
         fields = b"\r\n" + fields
@@ -207,7 +288,7 @@ class FastPath:
             if rest == fields[2:] or not rest:
                 sent = None
             self.is_outdated()  # so that what is found now is known to count
-            meaning = self._meaning(connection, b"%b/entries/%b\r\n%b\r\n\r\n" % (front, last, rest))
+            meaning = self._meaning(connection, b"%b/entries/%d HTTP/1.1\r\n%b\r\n\r\n" % (front, index, rest))
             if meaning is None:
                 return None, None
             self._count += 1
@@ -237,7 +318,7 @@ class FastPath:
             scope["app"], scope["route"] = self._app, route
             check_access(scope, operation, name, self._authentication, _UNLIMITED)
             actor: Actor = scope[ACTOR]
-            held = self._service.registry.maps.get(name)
+            held = self.service.registry.maps.get(name)
             held.opened()
             hot = self._maps.get(held)
             if hot is None or held.object is not hot.array:
@@ -294,19 +375,174 @@ class _Head:
         self.is_complete = True
 
 
-class _MapSets:
-    """The sets of one map that go the fast way in one group commit."""
+class Turn:
+    """Requests for one map that are gone through together: sets, which are a part of a group commit, or reads."""
 
     def __init__(self, fast_path: FastPath, map_: HotMap) -> None:
         self._fast_path, self._map, self.held = fast_path, map_, map_.held
+        self._service = fast_path.service
         self.requests: list[FastRequest] = []
 
+    def read(self) -> None:
+        """Read the entries. `finish` has to follow."""
+        expected = self.held.expected
+        if self._is_usual() and expected is not None and not self._has_bounded():
+            self._go_through(None)
+            numbers = expected.table.numbers
+            for request in self.requests:
+                if request.after != EMPTY and numbers[request.index] != request.after:
+                    request.after = EMPTY  # somebody else has written there
+
     def write(self) -> Sequence[EntryWrite]:
-        """Write the entries. From here on, sets of this map gather for the next group."""
-        fast_path = self._fast_path
-        del fast_path.sets[self._map]
-        return () if fast_path.is_outdated() else fast_path.step.write(self._map, self.requests)
+        """Write the entries under the map's lock. From here on, sets of this map gather for the next group."""
+        del self._fast_path.sets[self._map]
+        if not self._is_usual() or self.held.moved is not None:
+            return ()
+        if self._has_bounded():
+            return self._write_one_by_one()
+        targets = {}
+        for body in {request.body for request in self.requests}:
+            program = self._program(body)
+            if program is not None and program.object is not None and program.moved is None:
+                targets[body] = program.object.id, program.object.fd
+        self._go_through(targets)
+        map_, map_id, writes = self.held.name, self._map.array.id, list[EntryWrite]()
+        for each in self.requests:
+            if each.is_written:
+                id_ = each.request_id = each.request_id or new_request_id()
+                actor = each.meaning.actor.name
+                writes.append(EntryWrite(map_, map_id, each.index, each.before, each.after, actor, id_))
+            elif each.before != EMPTY and each.after == EMPTY:  # the kernel has refused
+                self._service.changes.replaced_programs.release_one(each.before)
+        return writes
+
+    def _go_through(self, targets: dict[bytes, tuple[int, int]] | None) -> None:
+        registry, array, replaced = self._service.registry, self._map.array, self._service.changes.replaced_programs
+        try:
+            lookups, updates = self._fast_path.step.go_through(
+                self.requests, registry.untimed_kernel, array.fd, array.max_entries, targets, replaced.acquire_one
+            )
+        except Exception:  # what was written counts all the same
+            log.exception("internal error in the fast path", map=self.held.name)
+        else:
+            registry.kernel_timings["map_lookup"].add_several(*lookups)
+            registry.kernel_timings["map_update"].add_several(*updates)
 
     def finish(self, first_id: int, error: BaseException | None) -> None:
-        """Answer what was written. The rest falls back."""
-        self._fast_path.step.finish(self.requests, first_id, error)
+        """Answer the requests, or let them fall back.
+
+        Args:
+            first_id: The id of the change of the first set.
+            error: Why nothing could be journalled: what was written is put back.
+        """
+        done: list[FastRequest] = []
+        for request in self.requests:
+            if error is not None and request.is_written:
+                request.connection.fall_back(request, error)
+            elif request.after == EMPTY:
+                request.connection.fall_back(request)
+            else:
+                done.append(request)
+        if done:
+            self._answer(done, first_id)
+
+    def _is_usual(self) -> bool:
+        return not (
+            self._fast_path.is_outdated()
+            or self.held.object is not self._map.array
+            or self.held.unconfirmed is not None
+        )
+
+    def _has_bounded(self) -> bool:
+        return any(meaning.is_bounded for meaning in {request.meaning for request in self.requests})
+
+    def _write_one_by_one(self) -> list[EntryWrite]:
+        """Write the entries for actors whose rights have to be looked at each time."""
+        writes: list[EntryWrite] = []
+        for request in self.requests:
+            program, actor = self._program(request.body), request.meaning.actor
+            if program is None:
+                continue
+            request.request_id = request.request_id or new_request_id()
+            context = RequestContext(actor.name, request.request_id, grant=request.meaning.grant)
+            with suppress(ServiceError):
+                result, written = write_entry(self._service.changes, self.held, request.index, program.name, context)
+                request.before, request.after = result.before or EMPTY, result.after.id
+                if written is not None:
+                    request.is_written = True
+                    writes.append(written)
+        return writes
+
+    def _program(self, body: bytes) -> HeldProgram | None:
+        """Return the program that a body names. None: it says something else, or there is none of that name."""
+        programs = self._map.programs
+        held = programs.get(body)
+        if held is None or held.released:
+            name = _program_named_by(body)
+            held = None if name is None else self._service.registry.programs.find(name)
+            if held is not None:
+                if len(programs) >= _MAX_BODIES:
+                    programs.clear()
+                programs[body] = held
+        return held
+
+    def _answer(self, requests: list[FastRequest], first_id: int) -> None:
+        for request in requests:
+            if request.request_id is None:
+                request.request_id = new_request_id()
+        first, now = requests[0], time.perf_counter()
+        date = first.connection.default_header_lines()
+        texts = {id_: self._text(id_, date) for id_ in {request.after for request in requests}}
+        facts: dict[int, bytes] = {}
+        if first.meaning.is_write:
+            facts = {id_: self._fast_path.fact(id_) for id_ in {*texts, *[request.before for request in requests]}}
+        made, lines = self._fast_path.step.answers(requests, first_id, texts, facts)
+        counters, operation = self._service.counters, first.meaning.operation
+        for request, answer in zip(requests, made, strict=True):
+            request.connection.answer(request, answer)
+        created = [now - each.began for each in requests if each.is_written and each.before == EMPTY]
+        if created:
+            counters.timing(operation, 201).add_several(len(created), sum(created), max(created))
+        if len(created) < len(requests):
+            rest = [now - each.began for each in requests if not each.is_written or each.before != EMPTY]
+            counters.timing(operation, 200).add_several(len(rest), sum(rest), max(rest))
+        counters.fast_requests += len(requests)
+        if lines:
+            self._fast_path.audit.add(operation, lines)
+
+    def _text(self, id_: int, date: bytes) -> AnswerText:
+        """Return the text of the answers that tell of this program. `date`: the headers of every answer."""
+        hot, registry = self._map, self._service.registry
+        template = entry_template(registry, self.held.name, hot.array.id, registry.programs.describe(id_))
+        known = hot.texts.get(id_)
+        if known is not None and known[0] is template and known[1] == date:
+            return known[2]
+        tag_start, tag_end, before, after = (
+            part.encode() for part in (template.tag_start, template.tag_end, template.before, template.after)
+        )
+        text = AnswerText(
+            ok=b'HTTP/1.1 200 OK\r\n%betag: "%b' % (date, tag_start),
+            created=b'HTTP/1.1 201 Created\r\n%betag: "%b' % (date, tag_start),
+            tag_end=b'%b"\r\n' % tag_end,
+            middle=b"content-type: application/json\r\nx-request-id: ",
+            before_index=b'\r\n\r\n%b"index":' % before,
+            before_tag=b',"etag":"\\"%b' % tag_start,
+            end=b'%b\\""%b\n' % (tag_end, after),
+            size=len(before) + len(tag_start) + len(tag_end) + len(after) + len(b'"index":,"etag":"\\"\\""\n'),
+        )
+        if len(hot.texts) >= _MAX_BODIES:
+            hot.texts.clear()
+        hot.texts[id_] = template, date, text
+        return text
+
+
+def _program_named_by(body: bytes) -> str | None:
+    """Return the held name of a program, if a body says nothing else."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+        check_members(body, value)
+        given = SetEntry.model_validate(value)
+    except (ValueError, RepeatedMembers):
+        return None
+    ref = program_ref(given.program)
+    return ref.name if isinstance(ref, ByName) and given.flags == 0 else None

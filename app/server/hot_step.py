@@ -1,108 +1,57 @@
 """The hot step: what is done for each request of the fast path, and so is written for speed.
 
-It goes through requests whose meaning is known: look up the entry, overwrite it where another program is to be there,
-and fill the numbers into the text of the answer. Whatever is unusual falls back to the regular way.
+It compares bytes and fills in numbers; what they mean was found out before. `_hot_step.c` is the same in C, for those
+who have a compiler when they install the service. The tests hold one against the other, byte for byte.
 """
 
 import errno
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from pydantic_core import from_json, to_json
+from app.bpf.kernel import Kernel
+from app.store.records import EMPTY
 
-from app.access.rights import Actor
-from app.api.audit import Audit, program_fact
-from app.api.encoding.entries import entry_template
-from app.api.json_members import RepeatedMembers, check_members
-from app.api.middleware import new_request_id
-from app.api.schemas.requests import SetEntry, program_ref
-from app.service.changes.entries import write_entry
-from app.service.changes.origin import RequestContext
-from app.service.errors import ServiceError
-from app.service.lifecycle import Service
-from app.service.objects.program import Program
-from app.service.registry.held import HeldMap, HeldProgram
-from app.service.registry.programs import ByName
-from app.store.records import EMPTY, EntryWrite, ProgramRecord
-
-if TYPE_CHECKING:
-    from app.server.fast_path import FastConnection
-
-_MAX_FACTS: Final = 4096
-_MAX_TARGETS: Final = 4096  # of one map
-_STATUS_LINES: Final = {200: "HTTP/1.1 200 OK\r\n", 201: "HTTP/1.1 201 Created\r\n"}
+_VERSION = b" HTTP/1.1"
+_MAX_INDEX_DIGITS = 10
+_MAX_INDEX = (1 << 32) - 1
 
 
-class Target:
-    """A held program that requests put into entries."""
+class AnswerText(NamedTuple):
+    """The text of the answers that tell of one program in the entries of one map, but for the numbers.
 
-    __slots__ = ("held", "id", "program")
-
-    def __init__(self, held: HeldProgram, program: Program) -> None:
-        self.held, self.program, self.id = held, program, program.id
-
-
-class HotMap:
-    """A held map, with what its requests have in common.
+    An answer is: `ok` or `created`, the index in hex, `tag_end`, `change-id: N` and `content-length: N` with their line
+    ends, `middle`, the request id, `before_index`, the index, `before_tag`, the index in hex, `end`.
 
     Attributes:
-        held: The map.
-        array: Its array.
-        fd: The fd of the array.
-        targets: By the body of a request, the program that it names.
+        size: The length of its body without the index, which is there twice: in decimal and in hex.
     """
 
-    __slots__ = ("array", "fd", "held", "targets")
-
-    def __init__(self, held: HeldMap) -> None:
-        """Take a map that is open."""
-        self.held, self.array = held, held.opened()
-        self.fd = self.array.fd
-        self.targets: dict[bytes, Target] = {}
-
-
-class Meaning:
-    """What the head of a request means.
-
-    Attributes:
-        map: The map.
-        operation: The operation id: `set_entry` or `get_entry`.
-        is_write: It is `set_entry`.
-        actor: Who sends it.
-        is_bounded: The actor may not do everything with every entry of the map.
-        body_bytes: The length of the body.
-        path: The path without the index.
-        audit: The beginning of the line of the audit, in JSON, behind the request id.
-    """
-
-    __slots__ = ("actor", "audit", "body_bytes", "is_bounded", "is_write", "map", "operation", "path")
-
-    def __init__(self, map_: HotMap, operation: str, actor: Actor, body_bytes: int, path: str) -> None:
-        self.map, self.operation, self.actor, self.body_bytes, self.path = map_, operation, actor, body_bytes, path
-        self.is_write = operation == "set_entry"
-        grant, protected = actor.grant, map_.held.protected.parts
-        assert grant is not None  # else the request was refused
-        has_all = grant.entries is None and grant.programs is None
-        self.is_bounded = not has_all or (self.is_write and grant.role != "admin" and bool(protected))
-        self.audit = f'"actor":{to_json(actor.name).decode()},"outcome":"done","status":'
+    ok: bytes
+    created: bytes
+    tag_end: bytes
+    middle: bytes
+    before_index: bytes
+    before_tag: bytes
+    end: bytes
+    size: int
 
 
 class FastRequest:
     """A request that the fast path has taken.
 
     Attributes:
-        connection: Where it comes from.
-        meaning: What its head means.
+        connection: Where it comes from: a FastConnection.
+        meaning: What its head means: a Meaning. Only its attribute `audit` is used here.
         index: The entry, u32. It may be beyond the end.
         body: Its body.
         data: All its bytes.
-        request_id: The request id that it gives. None: it gets a new one.
         began: When it came, in seconds of time.perf_counter().
+        request_id: Its request id. None: it gets one.
         keep_alive: The connection stays open after the answer.
         is_counted: It counts against requests_per_second already.
-        before: Of a set that succeeded: the id of the program that was there, or EMPTY.
-        after: The id of the program that is there. EMPTY: the request has fallen back.
+        before: Of a set: the id of the program that was there, or EMPTY.
+        after: The id of the program that is there. EMPTY: the request falls back.
         is_written: The entry was overwritten.
     """
 
@@ -111,202 +60,142 @@ class FastRequest:
         "meaning", "request_id",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        connection: "FastConnection",
-        meaning: Meaning,
-        index: int,
-        body: bytes,
-        data: bytes,
-        request_id: str | None,
-    ) -> None:
+    request_id: str | None
+
+    def __init__(self, connection: Any, meaning: Any, index: int, body: bytes, data: bytes) -> None:
         self.connection, self.meaning, self.index, self.body, self.data = connection, meaning, index, body, data
-        self.request_id = request_id or new_request_id()
-        self.began = time.perf_counter()
+        self.began, self.request_id = time.perf_counter(), None
         self.keep_alive, self.is_counted, self.is_written = True, False, False
         self.before = self.after = EMPTY
 
 
-class HotStep:
-    """Goes through requests, many at a time."""
+class CallTimes:
+    """How often a call of the kernel was made, and the seconds that it took: in all, and the longest time."""
 
-    def __init__(self, service: Service, audit: Audit) -> None:
-        self._service, self._audit = service, audit
-        self._registry, self._changes = service.registry, service.changes
-        self._replaced = service.changes.replaced_programs
-        self._kernel = service.registry.kernel
-        self._facts: dict[int, tuple[ProgramRecord, str]] = {}  # by a program's id: what the audit tells of it
+    __slots__ = ("count", "longest", "total")
 
-    def read(self, requests: Sequence[FastRequest]) -> None:
-        """Read the entries of these requests. `finish` has to follow."""
-        lookup = self._kernel.map_lookup
-        for request in requests:
-            meaning, index = request.meaning, request.index
-            hot = meaning.map
-            held, array = hot.held, hot.array
-            expected = held.expected
-            try:
-                if (
-                    held.object is array
-                    and index < array.max_entries
-                    and not meaning.is_bounded
-                    and held.unconfirmed is None
-                ):
-                    id_ = lookup(hot.fd, index)
-                    if expected is None or expected.table.numbers[index] == id_:
-                        request.after = id_
-            except OSError:  # it is empty, or the kernel refuses
-                pass
+    def __init__(self) -> None:
+        self.count, self.total, self.longest = 0, 0.0, 0.0
 
-    def write(self, hot: HotMap, requests: Sequence[FastRequest]) -> list[EntryWrite]:
-        """Write the entries of one map under its lock. `finish` has to follow.
+    def add(self, seconds: float) -> None:
+        """Add a call."""
+        self.count += 1
+        self.total += seconds
+        self.longest = max(self.longest, seconds)
 
-        Returns:
-            What is to be journalled.
-        """
-        held, array, fd, writes = hot.held, hot.array, hot.fd, list[EntryWrite]()
-        is_usual = held.object is array and held.moved is None and held.unconfirmed is None
-        lookup, update, replaced = self._kernel.map_lookup, self._kernel.map_update, self._replaced
-        map_, map_id, max_entries, targets = held.name, array.id, array.max_entries, hot.targets
-        for request in requests:
-            target, index, meaning = targets.get(request.body), request.index, request.meaning
-            if target is None or target.held.object is not target.program:
-                target = self._target(hot, request.body)
-            if target is None or not is_usual or index >= max_entries:
-                continue
-            if meaning.is_bounded or target.held.moved is not None:
-                self._write_bounded(request, target, writes)
-                continue
-            after = target.id
-            try:
-                before = lookup(fd, index)
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    continue
-                before = EMPTY
-            if before != after:
-                if before:
-                    replaced.acquire_one(before)
-                try:
-                    update(fd, index, target.program.fd, 0)
-                except OSError:
-                    if before:
-                        replaced.release((before,))
-                    continue
-                writes.append(EntryWrite(map_, map_id, index, before, after, meaning.actor.name, request.request_id))
-                request.is_written = True
-            request.before, request.after = before, after
-        return writes
-
-    def _target(self, hot: HotMap, body: bytes) -> Target | None:
-        """Return the program that a body names. None: it says something else, or there is none of that name."""
-        name = _program_named_by(body)
-        held = None if name is None else self._registry.programs.find(name)
-        if held is None or held.object is None:
-            return None
-        if len(hot.targets) >= _MAX_TARGETS:
-            hot.targets.clear()
-        target = hot.targets[body] = Target(held, held.object)
-        return target
-
-    def _write_bounded(self, request: FastRequest, target: Target, writes: list[EntryWrite]) -> None:
-        """Write an entry for an actor whose rights have to be looked at each time."""
-        actor = request.meaning.actor
-        assert actor.grant is not None
-        context = RequestContext(actor.name, request.request_id, grant=actor.grant)
-        try:
-            result, written = write_entry(
-                self._changes, request.meaning.map.held, request.index, target.held.name, context
-            )
-        except ServiceError:
-            return
-        request.before, request.after = result.before or EMPTY, result.after.id
-        if written is not None:
-            writes.append(written)
-            request.is_written = True
-
-    def finish(self, requests: Sequence[FastRequest], first_id: int, error: BaseException | None) -> None:
-        """Answer the requests, or let them fall back.
-
-        Args:
-            requests: What `read` or `write` has gone through.
-            first_id: The id of the first change.
-            error: Why what was written is put back.
-        """
-        if error is not None:
-            for request in requests:
-                if request.is_written:
-                    request.after = EMPTY
-                    request.connection.fall_back(request, error)
-            requests = [request for request in requests if not request.is_written]
-        self._answer(requests, first_id)
-
-    def _answer(self, requests: Sequence[FastRequest], change_id: int) -> None:
-        """Send the answers. `change_id`: the id of the first change."""
-        if not requests:
-            return
-        now, lines, answered = time.perf_counter(), list[str](), 0
-        registry, add_request = self._registry, self._service.counters.add_request
-        describe = registry.programs.describe
-        date = requests[0].connection.default_header_lines().decode("latin-1")
-        for request in requests:
-            connection, after = request.connection, request.after
-            if after == EMPTY:
-                connection.fall_back(request)
-                continue
-            meaning, index, request_id = request.meaning, request.index, request.request_id
-            hot, status, change = meaning.map, 200, ""
-            template = entry_template(registry, hot.held.name, hot.array.id, describe(after))
-            if meaning.is_write:
-                line = f'"request_id":"{request_id}",{meaning.audit}'
-                if request.is_written:
-                    if request.before == EMPTY:
-                        status = 201
-                    change = f"change-id: {change_id}\r\n"
-                    line += (
-                        f'{status},"path":"{meaning.path}{index}","change":{change_id},"map":"{hot.held.name}",'
-                        f'"index":{index},"before":{self._fact(request.before)},"after":{self._fact(after)}'
-                    )
-                    change_id += 1
-                else:
-                    line += f'200,"path":"{meaning.path}{index}"'
-                lines.append(line)
-            tag = f"{template.tag_start}{index:x}{template.tag_end}"
-            entry = f'"index":{index},"etag":"\\"{tag}\\""'
-            connection.answer(
-                request,
-                (
-                    f'{_STATUS_LINES[status]}{date}etag: "{tag}"\r\n{change}'
-                    f"content-length: {template.size + len(entry) + 1}\r\ncontent-type: application/json\r\n"
-                    f"x-request-id: {request_id}\r\n\r\n{template.before}{entry}{template.after}\n"
-                ).encode(),
-            )
-            add_request(meaning.operation, status, now - request.began)
-            answered += 1
-        self._service.counters.fast_requests += answered
-        if lines:
-            self._audit.add("set_entry", lines)
-
-    def _fact(self, id_: int) -> str:
-        """Return what the audit tells of a program, as JSON."""
-        if id_ == EMPTY:
-            return "null"
-        record = self._registry.programs.record(id_)
-        known = self._facts.get(id_)
-        if known is None or known[0] is not record:
-            if len(self._facts) >= _MAX_FACTS:
-                self._facts.clear()
-            known = self._facts[id_] = record, to_json(program_fact(record)).decode()
-        return known[1]
+    def told(self) -> tuple[int, float, float]:
+        """Return what was added."""
+        return self.count, self.total, self.longest
 
 
-def _program_named_by(body: bytes) -> str | None:
-    """Return the held name of a program, if a body says nothing else."""
-    try:
-        value = from_json(body, allow_inf_nan=False)
-        check_members(body, value)
-        given = SetEntry.model_validate(value)
-    except (ValueError, RepeatedMembers):
+def split_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:
+    """Split what was received into what tells the meaning of a request, and the rest.
+
+    Args:
+        data: What was received. It begins with a request.
+
+    Returns:
+        The request line up to `/entries/`, the index, the header fields, and what comes behind the head. None: the head
+        is incomplete, or it is not about an entry.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    line, line_end, fields = head.partition(b"\r\n")
+    front, slash, last = line.rpartition(b"/entries/")
+    digits = last[: -len(_VERSION)]
+    if not (end and line_end and slash and last.endswith(_VERSION) and digits.isdigit()):
         return None
-    ref = program_ref(given.program)
-    return ref.name if isinstance(ref, ByName) and given.flags == 0 else None
+    if len(digits) > _MAX_INDEX_DIGITS or (digits[0] == ord("0") and len(digits) > 1) or int(digits) > _MAX_INDEX:
+        return None
+    return front, int(digits), fields, rest
+
+
+def go_through(
+    requests: list[FastRequest],
+    kernel: Kernel,
+    fd: int,
+    max_entries: int,
+    targets: dict[bytes, tuple[int, int]] | None,
+    keep_open: Callable[[int], None],
+) -> tuple[tuple[int, float, float], tuple[int, float, float]]:
+    """Read the entries of some requests of one map, or point them to the programs that the requests name.
+
+    Args:
+        requests: The requests. Their `before`, `after` and `is_written` are set. `after` is left EMPTY where the entry
+            is empty or something is unusual; with `before` set, the kernel has refused to overwrite it.
+        kernel: The kernel. In C, it is the running Linux.
+        fd: The fd of the array.
+        max_entries: Of the array.
+        targets: By the body of a request, the id of the program that it names, and the fd. None: all are reads.
+        keep_open: Called with the id of a program before it is replaced.
+
+    Returns:
+        What CallTimes tells of the lookups, and of the updates.
+    """
+    lookups, updates, clock = CallTimes(), CallTimes(), time.perf_counter
+    for request in requests:
+        target = None if targets is None else targets.get(request.body)
+        if (target is None and targets is not None) or request.index >= max_entries:
+            continue
+        began = clock()
+        try:
+            before = kernel.map_lookup(fd, request.index)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                continue
+            before = EMPTY
+        finally:
+            lookups.add(clock() - began)
+        after, program_fd = (before, -1) if target is None else target
+        request.before = before
+        if after != before:
+            if before != EMPTY:
+                keep_open(before)
+            began = clock()
+            try:
+                kernel.map_update(fd, request.index, program_fd, 0)
+            except OSError:
+                continue
+            finally:
+                updates.add(clock() - began)
+            request.is_written = True
+        request.after = after
+    return lookups.told(), updates.told()
+
+
+def answers(
+    requests: list[FastRequest], first_id: int, texts: dict[int, AnswerText], facts: dict[int, bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Make the answers to some requests of one map.
+
+    Args:
+        requests: The requests. None is left EMPTY.
+        first_id: The id of the change of the first that has written.
+        texts: By the id of the program that is there: the text of the answer.
+        facts: By the id of a program, EMPTY included: what the audit tells of it, as JSON.
+
+    Returns:
+        The answers, and the lines of the audit: one for each set.
+    """
+    made, lines, change_id = list[bytes](), list[bytes](), first_id
+    for request in requests:
+        index, request_id, audit = request.index, (request.request_id or "").encode(), request.meaning.audit
+        text, decimal, hex_ = texts[request.after], b"%d" % index, b"%x" % index
+        start, status, change = text.ok, b"200", b""
+        if request.is_written:
+            change = b"change-id: %d\r\n" % change_id
+            if request.before == EMPTY:
+                start, status = text.created, b"201"
+        length = text.size + len(decimal) + len(hex_)
+        made.append(
+            b"%b%b%b%bcontent-length: %d\r\n%b%b%b%b%b%b%b"
+            % (start, hex_, text.tag_end, change, length, text.middle, request_id, text.before_index, decimal,
+               text.before_tag, hex_, text.end)
+        )  # fmt: skip
+        if audit is not None:
+            line = b'"request_id":"%b%b%b%b%b"' % (request_id, audit[0], status, audit[1], decimal)
+            if request.is_written:
+                both = facts[request.before], facts[request.after]
+                line += b',"change":%d%b%b,"before":%b,"after":%b' % (change_id, audit[2], decimal, *both)
+            lines.append(line)
+        change_id += request.is_written
+    return made, lines

@@ -147,7 +147,7 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def log_events(lines: Sequence[tuple[str, str]]) -> None:
+def log_events(lines: Sequence[tuple[str, bytes]]) -> None:
     """Log several events with one write: one write for each would cost a tenth of the time of a change.
 
     Args:
@@ -155,10 +155,10 @@ def log_events(lines: Sequence[tuple[str, str]]) -> None:
     """
     if _is_terminal():
         for event, facts in lines:
-            log.info(event, **from_json(f"{{{facts}}}"))
+            log.info(event, **from_json(b"{%b}" % facts))
         return
-    end = f'"level":"info","timestamp":"{datetime.now(UTC).isoformat().replace("+00:00", "Z")}"}}\n'
-    _Stderr().write("".join([f'{{{facts},"event":"{event}",{end}' for event, facts in lines]))
+    end = f'"level":"info","timestamp":"{datetime.now(UTC).isoformat().replace("+00:00", "Z")}"}}\n'.encode()
+    _writer.put(b"".join([b'{%b,"event":"%b",%b' % (facts, event.encode(), end) for event, facts in lines]))
 
 
 def configure() -> None:

@@ -40,6 +40,14 @@ class Timing:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
+    def add_several(self, count: int, total: float, longest: float) -> None:
+        """Count it several times. One took the longest time, in seconds; the rest count as equally long."""
+        if count > 1:
+            self.counts[bisect_left(BOUNDS, (total - longest) / (count - 1))] += count - 1
+        if count:
+            self.counts[bisect_left(BOUNDS, longest)] += 1
+        self.total += total
+
 
 class Counters:
     """What one service has counted since its start.
@@ -63,10 +71,14 @@ class Counters:
 
     def add_request(self, operation: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
+        self.timing(operation, status).add(seconds)
+
+    def timing(self, operation: str, status: int) -> Timing:
+        """Return how long requests of this operation and status take. It counts them."""
         timing = self.requests.get((operation, status))
         if timing is None:
             timing = self.requests[operation, status] = Timing()
-        timing.add(seconds)
+        return timing
 
 
 def timed_kernel(kernel: Kernel, timings: Mapping[str, Timing]) -> Kernel:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import native
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
@@ -21,15 +22,19 @@ PACKET = bytes([3]) + bytes(13)
 @pytest.fixture(
     params=[
         "memory",
-        *(pytest.param(each, marks=pytest.mark.kernel) for each in ("linux", "linux, one call per entry")),
+        *(
+            pytest.param(each, marks=pytest.mark.kernel)
+            for each in ("linux", "linux, one call per entry", "linux, in pure Python")
+        ),
     ]
 )
-def kernel(request: pytest.FixtureRequest) -> Kernel:
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """Each implementation of the port that runs in this process."""
     if request.param == "memory":
         return MemoryKernel()
+    monkeypatch.setattr(native, "is_used", request.param != "linux, in pure Python")
     kernel = LinuxKernel()
-    kernel.use_bulk_programs = request.param == "linux"
+    kernel.use_bulk_programs = request.param != "linux, one call per entry"
     return kernel
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app import native
 from app.access.tokens import Token, TokenFile, Tokens
 from app.api.audit import Audit
 from app.api.authorization import Authentication
@@ -66,6 +67,12 @@ UNUSUAL = [
     put().replace(b'{"program": "drop"}', b'{"program": {"name":1}}').replace(b"Length: 19", b"Length: 23"),
     get(3, b"Content-Length: 0"), get(3, b"Connection: close"),
 ]  # fmt: skip
+
+
+@pytest.fixture(params=["in C", "in Python"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hot step runs in both."""
+    monkeypatch.setattr(native, "is_used", request.param == "in C")
 
 
 @pytest.fixture

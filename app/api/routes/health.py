@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__
+from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
@@ -43,6 +43,9 @@ class Version(BaseModel):
     version: str = Field(examples=["0.1.0"])
     kernel: str = Field(description="linux, or memory: then nothing is real.", examples=["linux"])
     kernel_release: str = Field(examples=["6.18.44"])
+    implementation: str = Field(
+        description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
+    )
 
 
 class Explanation(BaseModel):
@@ -126,7 +129,9 @@ async def get_readiness(request: Request) -> Response:
 async def get_version(request: Request) -> Response:
     """Return the version of the service, and the kernel that it works on."""
     kernel = service_of(request).registry.kernel.name
-    return responses.Json(Version(version=__version__, kernel=kernel, kernel_release=platform.release()))
+    release, implementation = platform.release(), native.told()
+    told = Version(version=__version__, kernel=kernel, kernel_release=release, implementation=implementation)
+    return responses.Json(told)
 
 
 @router.get(

@@ -61,6 +61,9 @@ class Collector:
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
         )  # fmt: skip
+        fast = CounterMetricFamily("jumptable_fast_requests", "Of these requests, those that went the fast way.")
+        fast.add_metric((), counters.fast_requests)
+        yield fast
         yield from self._maps()
         lines = CounterMetricFamily(
             "jumptable_log_lines_dropped",

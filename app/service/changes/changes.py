@@ -343,7 +343,7 @@ class Changes:
         except BaseException as error:
             self._counters.changes["set", _outcome(error)] += 1
             if before != EMPTY:
-                self.replaced_programs.release((before,))
+                self.replaced_programs.release_one(before)
             raise
         actor, request_id, note = context.actor, context.request_id, context.note
         return EntryWrite(held.name, table.id, index, before, program.id, actor, request_id, note)

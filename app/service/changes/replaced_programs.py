@@ -64,11 +64,15 @@ class ReplacedPrograms:
     def release(self, ids: Iterable[int]) -> None:
         """Let go of programs that were acquired."""
         for id_ in ids:
-            self._uses[id_] -= 1
-            if not self._uses[id_]:
-                del self._uses[id_]
-                if id_ in self._open:
-                    self._open.pop(id_).close()
+            self.release_one(id_)
+
+    def release_one(self, id_: int) -> None:
+        """Let go of a program that was acquired."""
+        self._uses[id_] -= 1
+        if not self._uses[id_]:
+            del self._uses[id_]
+            if id_ in self._open:
+                self._open.pop(id_).close()
 
     def keep(self, change_id: int, ids: Sequence[int], changes: int = 1) -> None:
         """Keep acquired programs for journalled changes. The oldest changes beyond the limit let go of theirs.

@@ -23,6 +23,7 @@ class Registry:
 
     Attributes:
         kernel: The kernel, with its calls timed.
+        untimed_kernel: The same for those who time the calls themselves.
         kernel_timings: How long the calls take, by name.
         maps: The held maps.
         programs: The held programs.
@@ -36,6 +37,7 @@ class Registry:
             pin_dirs: The folders below which a request may name pins.
         """
         self.kernel_timings = {name: Timing() for name in TIMED_CALLS}
+        self.untimed_kernel = kernel
         self.kernel = timed_kernel(kernel, self.kernel_timings)
         self.maps = Maps(self.kernel, pin_dirs)
         self.programs = Programs(self.kernel, pin_dirs)
