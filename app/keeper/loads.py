@@ -23,6 +23,7 @@ from app.loader.messages import MAX_REQUEST_BYTES, LoadRequest, ObjectLimits
 from app.sandbox.channel import receive_with_fds, send_with_fds
 
 MAX_LOADS: Final = 2  # at a time: a process each
+_MAX_ENDING: Final = 8  # processes that have answered, or are late, and are still there
 _SECONDS_BETWEEN_LOOKS: Final = 0.5  # at processes that are about to end
 _MAX_FILES: Final = 1024  # that were read and may be loaded
 
@@ -73,7 +74,8 @@ class Loads:
         """
         if not self._limits.is_enabled:
             raise OSError(errno.EPERM, "object files cannot be loaded")
-        if len(self._running) + len(self._ending) >= MAX_LOADS:
+        self._forget_ended()
+        if len(self._running) >= MAX_LOADS or len(self._ending) >= _MAX_ENDING:
             raise OSError(errno.EBUSY, "too many object files are loaded at the same time")
         channel = socket.socket(fileno=os.dup(channel_fd))
         try:
@@ -121,7 +123,7 @@ class Loads:
             ready: Those of `fds` that can be read.
         """
         now = time.monotonic()
-        self._ending = [loader for loader in self._ending if not loader.has_ended]
+        self._forget_ended()
         for fd, load in list(self._running.items()):
             if fd in ready or load.loader.deadline <= now:
                 del self._running[fd]
@@ -134,6 +136,9 @@ class Loads:
                         os.close(each)
                 if not load.loader.has_ended:
                     self._ending.append(load.loader)
+
+    def _forget_ended(self) -> None:
+        self._ending = [loader for loader in self._ending if not loader.has_ended]
 
     def close(self) -> None:
         """End all processes."""

@@ -385,3 +385,10 @@ class TestSwitch:
         assert entry["id"] == told["previous"]["program_ids"]["entry"]
         again = await put(client, files, switch=switch, variables={"label": "x"})
         assert (again.json()["object"]["version"], len(again.json()["changes"])) == (2, 1)
+
+    async def test_the_table_of_the_object_itself_does_not_lead_to_it(
+        self, client: httpx.AsyncClient, files: Path
+    ) -> None:
+        await put(client, files)
+        switch = {"map": "parser.stages", "index": 9, "program": "entry"}
+        assert_problem(await put(client, files, switch=switch, variables={"label": "x"}), 422, "object-unsupported")

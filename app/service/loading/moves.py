@@ -12,6 +12,7 @@ from app.service.errors import (
     MapNotHeld,
     NoSuccessor,
     ObjectInUse,
+    ObjectUnsupported,
     ProgramNotInObject,
     ValuesOnReplacedMap,
 )
@@ -55,6 +56,7 @@ def wanted_entries(
     Raises:
         NoSuccessor: An entry is to be moved to a program that the version does not have.
         ObjectInUse: An entry holds a program that will be gone.
+        ObjectUnsupported: The switch is in an array that goes with the version before.
         ProgramNotInObject: The switch names a program that the version does not have.
         ValuesOnReplacedMap: The initialisers are for an array that is not held, so a change of it cannot be journalled.
     """
@@ -65,6 +67,9 @@ def wanted_entries(
             raise ValuesOnReplacedMap(map_, index, program)
         wanted.add(array_name, index, fresh.programs[program])
     if asked.switch is not None:
+        if _goes(registry, name, fresh, asked.switch.map):
+            reason = f"switch names {asked.switch.map!r}, which is its own array; name the table that leads to it"
+            raise ObjectUnsupported(reason)
         _add_switch(registry, fresh, asked.switch, wanted)
     moved: list[tuple[str, int, str]] = []
     in_use = []

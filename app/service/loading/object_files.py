@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -157,7 +158,7 @@ class ObjectFiles:
         self._loader = options.loader
         self.loads = Loads(registry, options.loader, options.max_bytes, can_hold_pins=keep_dir is not None)
         self._objects: dict[str, LoadedObject] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(_LOADS_AT_A_TIME)
         self._running: set[asyncio.Task[Any]] = set()
         changes.undo_pins.others = self._pins
