@@ -1,7 +1,5 @@
 """What the process that loads an object file gives up before it reads the first byte of it."""
 
-import contextlib
-import os
 import resource
 import signal
 from typing import Final
@@ -14,7 +12,6 @@ from app.sandbox.seccomp import install_allow_list
 # To load programs and make maps: CAP_BPF, and what the types of programs take besides.
 CAPABILITIES: Final = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]
 _NOBODY: Final = 65534
-_NICENESS: Final = 10  # other requests come first
 _LIMITS: Final = {
     resource.RLIMIT_AS: 512 << 20,  # bytes
     resource.RLIMIT_CPU: 20,  # seconds
@@ -61,8 +58,6 @@ def confine(seconds: float) -> list[str]:
     """
     unconfined = []
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
     for limit, wanted in _LIMITS.items():
         _, hard = resource.getrlimit(limit)
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -189,7 +189,7 @@ def test_mutated_files_end_in_an_answer_and_leave_the_keeper_as_it_was(config: P
         assert client.get("/objects").json() == {"objects": []}
         assert client.put(PARSER, content=seeds[0], headers=BINARY).status_code == 201
     assert sum(codes.values()) == FUZZED
-    assert len(codes) > 3
+    assert {"loaded", "object-refused", "object-unreadable"} <= set(codes)
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
