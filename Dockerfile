@@ -1,6 +1,8 @@
-# Stage 1: the service and its dependencies in a virtual environment. All of them have wheels: nothing is compiled.
+# Stage 1: the service and its dependencies in a virtual environment. All of these have wheels; of the service itself, the
+# C extension is compiled. What runs has no compiler.
 FROM python:3.13-slim AS build
 
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
 # The releases that uv.lock names, and no others: pip checks their hashes.
 # The environment gets no pip of its own. Bytecode is made here, as a read-only container cannot write it later.
@@ -11,7 +13,8 @@ RUN python -m venv --without-pip /opt/jumptable \
     && pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --require-hashes --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY app ./app
-RUN pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --no-deps .
+RUN pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --no-deps . \
+    && cd / && /opt/jumptable/bin/python -c 'from app import native; assert native.is_used, native.told()'
 
 
 # Stage 2: what runs.

@@ -12,18 +12,19 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.app import create_app
+from app.api.state import State
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
 from app.cli import demo
+from app.server.run import raise_memlock
 from app.service.objects.program import Program
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from tests import field_report, private_mounts
-
-REQUIRED = os.environ.get("KERNEL_TESTS") == "required"
+from tests.probes import NOTHING_MAY_LACK, REQUIRED
 
 
 def _kernel_refuses() -> str | None:
@@ -31,6 +32,7 @@ def _kernel_refuses() -> str | None:
     if os.geteuid() != 0:
         return "kernel tests need root: sudo .venv/bin/pytest"
     try:
+        raise_memlock()
         kernel = LinuxKernel()
         kernel.close(kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1))
         private_mounts.enter()
@@ -46,12 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     """The first lines of a run tell what it runs on, and whether kernel tests may be skipped."""
-    kernel_tests = "required" if REQUIRED else "skipped where they cannot run (KERNEL_TESTS=required: they fail there)"
+    kernel_tests = "skipped where they cannot run (KERNEL_TESTS=required: they fail there)"
+    if REQUIRED:
+        kernel_tests = "required" if NOTHING_MAY_LACK else "required, but for what this kernel lacks"
     return f"kernel: {platform.system()} {platform.release()} {platform.machine()}; kernel tests: {kernel_tests}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip kernel tests where they cannot run; with KERNEL_TESTS=required they fail there instead."""
+    """Skip kernel tests where they cannot run; with KERNEL_TESTS=required or =probed they fail there instead."""
     marked = [item for item in items if item.get_closest_marker("kernel")]
     why = _kernel_refuses() if marked else None
     if why is None:
@@ -62,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def kernel_is_missing() -> None:
-    pytest.fail(f"KERNEL_TESTS=required, but {_kernel_refuses()}")
+    pytest.fail(f"kernel tests are required, but {_kernel_refuses()}")
 
 
 @pytest.fixture
@@ -130,7 +134,7 @@ def registry(kernel: Kernel, pins: Path) -> Iterator[Registry]:
 @contextlib.contextmanager
 def application(registry: Registry, journal: Journal | None = None, **options: Any) -> Iterator[FastAPI]:
     """The application over it, with a journal in memory unless one is given."""
-    app = create_app(registry, journal or Journal(Path(":memory:"), "process"), **options)
+    app = create_app(State(registry, journal or Journal(Path(":memory:"), "process"), **options))
     yield app
     app.state.service.close()
 
@@ -141,7 +145,7 @@ def load(kernel: Kernel, value: int = 2, type_: int = ProgType.XDP, *, name: str
 
 
 def tool(name: str) -> bool:
-    """Whether a command is installed; with KERNEL_TESTS=required it has to be."""
+    """Whether a command is installed; where kernel tests are required it has to be."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
-    assert found or not REQUIRED, f"KERNEL_TESTS=required, but {name} is not installed: apt-get install {name}"
+    assert found or not REQUIRED, f"kernel tests are required, but {name} is not installed: apt-get install {name}"
     return found

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import h11
 import httpx
@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
+from app.api.state import State
 from app.server.connection import Connection
 from app.server.fast_path import FastPath
 
@@ -31,7 +32,7 @@ class OverWire(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, app: FastAPI, *, direct: bool = True) -> None:
-        self.direct: CountingFastPath | None = CountingFastPath(app) if direct else None
+        self.direct: CountingFastPath | None = CountingFastPath(cast("State", app.state)) if direct else None
         self._config = uvicorn.Config(
             app, http=Connection, ws="none", log_config=None, access_log=False, proxy_headers=False
         )

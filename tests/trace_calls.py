@@ -19,6 +19,7 @@ import httpx
 import structlog
 
 from app.api.app import create_app
+from app.api.state import State
 from app.bpf.linux import LinuxKernel
 from app.cli.demo import fill
 from app.service.registry.registry import Registry
@@ -73,7 +74,7 @@ async def _main(folder: Path) -> None:
     kernel.table_programs()
     registry = Registry(kernel, [str(folder)])
     fill(registry)
-    app = create_app(registry, Journal(Path(":memory:"), "process"))
+    app = create_app(State(registry, Journal(Path(":memory:"), "process")))
     service = app.state.service
     await service.start()
     regular, fast = (

@@ -43,6 +43,10 @@ class Ranges:
     def __contains__(self, index: int) -> bool:
         return any(first <= index <= last for first, last in self.parts)
 
+    def texts(self) -> list[str]:
+        """Return the ranges as texts like "8-15" and "60", as `of` parses them."""
+        return [str(first) if first == last else f"{first}-{last}" for first, last in self.parts]
+
     def slices(self, length: int) -> Iterator[slice]:
         """Return the ranges as slices of a table of this length. They may overlap."""
         for first, last in self.parts:

@@ -1,24 +1,18 @@
-"""The application: the parts put together, nothing opened."""
+"""The application: FastAPI with the routes. `app.api.deferred` loads it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, cast
 
 from fastapi import FastAPI
+from starlette.datastructures import State as AnyState
 from starlette.types import ASGIApp
 
 from app import __version__
-from app.api.audit import Audit
 from app.api.authorization import Authentication
-from app.api.limits import Limits, LongAnswers
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
-from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables
-from app.api.routes import objects as objects_routes
-from app.service.lifecycle import Service
-from app.service.loading.object_files import NO_LOADER, ObjectOptions
-from app.service.registry.registry import Registry
-from app.store.journal import Journal
+from app.api.routes import changes, docs, entries, events, health, maps, metrics, programs, tables, web
+from app.api.routes import objects as object_routes
+from app.api.state import State
 
 _DESCRIPTION: Final = """
 An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables of `bpf_tail_call()`.
@@ -34,74 +28,36 @@ An HTTP API for eBPF program arrays (`BPF_MAP_TYPE_PROG_ARRAY`): the jump tables
 class _Application(FastAPI):
     """FastAPI, with the envelope in the place of its layers for errors, telemetry, body limits and dependencies."""
 
+    def __init__(self, state: State) -> None:
+        super().__init__(
+            title="jumptable",
+            version=__version__,
+            description=_DESCRIPTION,
+            openapi_url=None,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+        )
+        self.state = cast("AnyState", state)
+        self.collectors = metrics.collectors(state.service)
+        self._documented: Authentication | None = None  # the one that `openapi_schema` tells of
+        for module in (entries, tables, changes, events, maps, programs, object_routes, health, docs, metrics, web):
+            # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
+            self.router.routes.extend(module.router.routes)
+
     def build_middleware_stack(self) -> ASGIApp:
         """What a request goes through before it is routed."""
         return RequestMiddleware(self.router)
 
-
-def create_app(
-    registry: Registry,
-    journal: Journal,
-    *,
-    keep_dir: str | None = None,
-    drift_interval: float = 5.0,
-    authentication: Authentication | None = None,
-    limits: Limits | None = None,
-    audit: Audit | None = None,
-    objects: ObjectOptions = NO_LOADER,
-) -> FastAPI:
-    """Put the application together. Nothing is opened yet.
-
-    Its lifespan starts the service before the first request, and keeps it up to date beside the requests.
-
-    Args:
-        registry: The maps and programs.
-        journal: The journal, open.
-        keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
-        drift_interval: Seconds between two checks of all tables.
-        authentication: How the service knows who asks. None: everybody who can connect may do everything.
-        limits: What one caller may take.
-        audit: Where attempts are recorded.
-        objects: How object files are loaded.
-    """
-    app = _Application(
-        title="jumptable",
-        version=__version__,
-        description=_DESCRIPTION,
-        lifespan=_lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-    )
-    app.state.authentication = authentication or Authentication()
-    app.state.limits = limits or Limits()
-    app.state.long_answers = LongAnswers()
-    app.state.audit = audit or Audit()
-    app.state.service = Service(
-        registry,
-        journal,
-        keep_dir=keep_dir,
-        drift_interval=drift_interval,
-        objects=objects,
-        delivery=app.state.audit.buffered,
-    )
-    app.state.service.changes.on_automatic = app.state.audit.automatic
-    app.state.metrics = metrics.collectors(app.state.service)
-    for module in (entries, tables, changes, events, maps, programs, objects_routes, health, docs, metrics):
-        # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
-        app.router.routes.extend(module.router.routes)
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    return app
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document. It is made when it is first asked for, and when there is another authentication."""
+        authentication: Authentication = self.state.authentication
+        if self.openapi_schema is None or self._documented is not authentication:
+            self.openapi_schema, self._documented = document(self, authentication), authentication
+        return self.openapi_schema
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.service
-    await service.start()
-    service.run()
-    try:
-        yield
-    finally:
-        await service.finish()
+def create_app(state: State) -> FastAPI:
+    """Make the application that answers requests with `state`. Its service has to be started."""
+    return _Application(state)

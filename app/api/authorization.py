@@ -35,6 +35,8 @@ RIGHTS: Final[dict[str, Right]] = {
     "get_health": Right.NONE,
     "get_readiness": Right.NONE,
     "explain_problem": Right.NONE,
+    "get_index": Right.DOCS,
+    "get_web_file": Right.DOCS,
     "get_version": Right.READ,
     "get_metrics": Right.METRICS,
     "get_docs": Right.DOCS,
@@ -262,21 +264,32 @@ def check_entry(scope: Scope, index: int) -> None:
 
 
 def check_host(scope: Scope) -> None:
-    """On a loopback address, check that Host and Origin name this machine.
+    """Check that Host and Origin are not those of a web page of another site.
 
-    A web page of another site can reach the service by DNS rebinding. It then sends the name of its own site.
+    On a loopback address and on a unix socket, both have to name this machine. Such a page can reach the service by DNS
+    rebinding, also through a unix socket that `ssh -L` has forwarded, and then sends the name of its own site. On a
+    unix socket Host may also be a name without a dot: clients have to send some name there, and no site has such a one.
+    Elsewhere Origin has to be that of Host in whatever may change something, as browsers show a client certificate also
+    for what other sites send. They do not let those read the answer.
 
     Raises:
         HttpProblem: host-not-allowed: a header names another machine.
     """
+    is_unix = scope.get(PEER) is not None
     server = scope.get("server")
-    if server is None or not server[0] or not is_loopback(server[0]):
-        return
+    is_local = is_unix or (server is not None and server[0] and is_loopback(server[0]))
+    may_change = not is_local and scope["method"] not in {"GET", "HEAD"}
     for name, value in scope["headers"]:
-        if name in _HOST_HEADERS and not _is_local(value):
-            header, host = name.decode().capitalize(), value.decode("latin-1")[:100]
-            detail = f"{header} {host!r} does not name this machine; use localhost or a loopback address"
-            raise HttpProblem("host-not-allowed", detail)
+        if name not in _HOST_HEADERS:
+            continue
+        if is_local and not _is_local(value) and not (is_unix and name == b"host" and b"." not in value):
+            detail = "does not name this machine; use localhost or a loopback address"
+        elif may_change and name == b"origin" and (b"host", value.partition(b"://")[2]) not in scope["headers"]:
+            detail = "is not that of Host; open the page of this service itself"
+        else:
+            continue
+        text = value.decode("latin-1")[:100]
+        raise HttpProblem("host-not-allowed", f"{name.decode().capitalize()} {text!r} {detail}")
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from starlette.types import Scope
 from app.access.rights import Actor
 from app.api.audit import FACTS
 from app.api.authorization import ACTOR, ASK, forbidden, grant_of
-from app.api.middleware import REQUEST_ID
+from app.api.scope import REQUEST_ID
 from app.service.changes.origin import RequestContext
 from app.service.lifecycle import Service
 from app.service.objects.source import Source

@@ -37,8 +37,8 @@ def check_members(text: bytes | bytearray, value: Any) -> None:
     """
     # Each member has a colon behind its name, so there are at least as many as members. Strings may have more of them,
     # but few have one behind a quotation mark.
-    members = _count_members(value)
-    if text.count(b":") == members:
+    colons = text.count(b":")
+    if not colons or colons == (members := _count_members(value)):
         return
     is_spaced = any(colon[:1] in text and colon in text for colon in _SPACED_COLONS)
     if not is_spaced and text.count(b'":') == members:

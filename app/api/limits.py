@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
 from app.api.problems import HttpProblem
@@ -17,6 +16,10 @@ _MAX_BUCKETS: Final = 1024  # actors whose rate is tracked; the one who was idle
 _STALL_SECONDS: Final = 1.0  # that a reader of a long answer may read nothing while others wait
 _READERS_RETRY_SECONDS: Final = 10
 _HELD_RETRY_SECONDS: Final = 60
+
+
+class ClientGone(Exception):
+    """The client has gone, or reads nothing while others wait: no more of the answer has to be made."""
 
 
 class Bounds:
@@ -154,7 +157,7 @@ class LongAnswers:
         """Wait until the client has read most of what was sent.
 
         Raises:
-            ClientDisconnect: It is gone; or it reads nothing while others wait for a slot.
+            ClientGone: It is gone; or it reads nothing while others wait for a slot.
         """
         is_read = False
         while not is_read:
@@ -164,7 +167,7 @@ class LongAnswers:
                     is_read = True
             except TimeoutError:
                 if self._waiting:
-                    raise ClientDisconnect from None
+                    raise ClientGone from None
 
 
 def too_many(detail: str, seconds: float) -> HttpProblem:

@@ -1,10 +1,8 @@
 """The outermost ASGI layer. It sets the request id and the path, handles HEAD, and turns errors into responses."""
 
 import asyncio
-import os
 import re
 import time
-from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -13,19 +11,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.authorization import AUTHORIZATION
+from app.api.error_responses import error_code, error_response, problem
+from app.api.limits import ClientGone
 from app.api.pretty import PrettySender, is_pretty
-from app.api.problems import INTERNAL_DETAIL, HttpProblem, error_code, error_response, problem
+from app.api.problems import INTERNAL_DETAIL, HttpProblem
+from app.api.scope import BODY_IS_READ, FAILED, IS_HEAD, REQUEST_ID, request_id_of
 from app.service.errors import ServiceError, Stopping
 
-# Keys of the ASGI scope.
-REQUEST_ID: Final = "jumptable.request_id"  # str
-IS_HEAD: Final = "jumptable.is_head"  # bool
-BODY_IS_READ: Final = "jumptable.body_is_read"  # bool: all of the body was read
-FAILED: Final = "jumptable.failed"  # the exception with which the fast path failed to answer the request
-
-_RANDOM_BYTES: Final = 4096  # that are asked for at once
-_ID_DIGITS: Final = 32
-_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PERCENT_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
@@ -56,7 +48,7 @@ class RequestMiddleware:
                 exchange.scope.pop("route", None)
             response = error_response(error, exchange.scope, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
-        except ClientDisconnect:
+        except (ClientDisconnect, ClientGone):
             log.info("the client disconnected", request_id=exchange.request_id, path=scope["path"])
         except asyncio.CancelledError:
             # The service is shutting down, and the grace period has ended.
@@ -70,7 +62,8 @@ class RequestMiddleware:
             response = problem("internal", INTERNAL_DETAIL, exchange.request_id)
             await response(exchange.scope, receive, exchange.send)
         finally:
-            operation = getattr(exchange.scope.get("route"), "operation_id", None) or "none"
+            routed = getattr(exchange.scope.get("route"), "operation_id", None)
+            operation = "set_entry" if FAILED in scope else routed or "none"  # what the fast path tries
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id, reason)
             if operation != "watch_events":
@@ -121,35 +114,6 @@ class _Exchange:
         elif self.is_head:
             message = {**message, "body": b""}
         await self._send_on(message)
-
-
-def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """Return the request's own X-Request-ID if it is safe to repeat, else a new id.
-
-    Args:
-        headers: The headers of the request, by lower-case name.
-    """
-    sent = headers.get(b"x-request-id")
-    if sent is not None and _SAFE_REQUEST_ID.fullmatch(text := sent.decode("latin-1")):
-        return text
-    return new_request_id()
-
-
-class _RandomIds:
-    """Random ids of 128 bits. To ask the kernel for many at once takes a tenth of the time."""
-
-    def __init__(self) -> None:
-        self._hex, self._position = "", 0
-
-    def next(self) -> str:
-        """Return the next one, as 32 hexadecimal digits."""
-        if self._position >= len(self._hex):
-            self._hex, self._position = os.urandom(_RANDOM_BYTES).hex(), 0
-        start, self._position = self._position, self._position + _ID_DIGITS
-        return self._hex[start : self._position]
-
-
-new_request_id: Final = _RandomIds().next
 
 
 def _normalized_path(scope: Scope) -> str:

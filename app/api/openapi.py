@@ -57,6 +57,7 @@ def _header(name: str, description: str) -> dict[str, Any]:
 ETAG: Final = _header("ETag", "The entity tag. It changes when the kernel holds something else.")
 DRY_RUN: Final = _header("Dry-Run", "`true` after a dry run.")
 CHANGE_ID: Final = _header("Change-Id", "The id of the change that was made.")
+PREFERENCE: Final = _header("Preference-Applied", "`return=minimal` if the entries of the change are left out.")
 LOCATION: Final = _header("Location", "The path of the new resource.")
 
 # Headers of problems, by status.
@@ -136,29 +137,27 @@ def problems(*codes: str, in_body: str | None = None) -> Responses:
     return responses
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of the application. It is built on the first call."""
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description.strip(),
-            contact={"name": "The maintainers of jumptable"},
-            license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-            servers=[{"url": "/", "description": "The service that answers with this document."}],
-            tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
-            routes=app.routes,
-        )
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        for each in _schemas(schema):
-            _simplify(each)
-            if "anyOf" in each:
-                each["anyOf"] = _alternatives(each["anyOf"], schema["components"]["schemas"])
-        for parameter in _parameters(schema):
-            _drop_null(parameter)
-        _add_security(schema, app.state.authentication)
-        app.openapi_schema = schema
-    return app.openapi_schema
+def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
+    """Make the OpenAPI document of the application."""
+    schema = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description.strip(),
+        contact={"name": "The maintainers of jumptable"},
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": "/", "description": "The service that answers with this document."}],
+        tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+        routes=app.routes,
+    )
+    schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+    for each in _schemas(schema):
+        _simplify(each)
+        if "anyOf" in each:
+            each["anyOf"] = _alternatives(each["anyOf"], schema["components"]["schemas"])
+    for parameter in _parameters(schema):
+        _drop_null(parameter)
+    _add_security(schema, authentication)
+    return schema
 
 
 def _schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -239,5 +238,7 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
         security.append({})  # on the unix socket the kernel says who the caller is
     for path in schema["paths"].values():
         for operation in path.values():
-            is_open = RIGHTS[operation["operationId"]] is Right.NONE
-            operation["security"] = [] if is_open else security
+            right = RIGHTS[operation["operationId"]]
+            operation["security"] = [] if right is Right.NONE else security
+            if right is Right.DOCS and authentication.tokens is not None and {} not in security:
+                operation["security"] = [*security, {}]  # without a token it tells less

@@ -15,7 +15,8 @@ _ETAG_LIST: Final = re.compile(rf"[ \t,]*{_ETAG}(?:[ \t]*,(?:[ \t]*{_ETAG})?)*[ 
 _EXAMPLE_ETAG: Final = '"0f1e2d3c4b5a6978"'
 
 
-def _header(name: str, description: str, example: str) -> dict[str, Any]:
+def header_parameter(name: str, description: str, example: str) -> dict[str, Any]:
+    """Return a header of requests as the OpenAPI document describes it."""
     return {
         "name": name,
         "in": "header",
@@ -30,12 +31,12 @@ def _header(name: str, description: str, example: str) -> dict[str, Any]:
 # Routes do not declare them as parameters, because FastAPI drops all but one of several lines of the same header.
 PARAMETERS: Final[dict[str, Any]] = {
     "parameters": [
-        _header(
+        header_parameter(
             "If-Match",
             "Make the change only if the entry has one of these tags. `*`: only if the entry is not empty.",
             _EXAMPLE_ETAG,
         ),
-        _header(
+        header_parameter(
             "If-None-Match",
             "Make the change only if the entry has none of these tags. `*`: only if the entry is empty.",
             "*",
@@ -44,12 +45,12 @@ PARAMETERS: Final[dict[str, Any]] = {
 }
 TABLE_PARAMETERS: Final = {
     "parameters": [
-        _header(
+        header_parameter(
             "If-Match",
             "Make the change only if the table has one of these tags. `*`: in any case.",
             _EXAMPLE_ETAG,
         ),
-        _header(
+        header_parameter(
             "If-None-Match",
             "Make the change only if the table has none of these tags. `*`: never.",
             "*",
@@ -58,17 +59,17 @@ TABLE_PARAMETERS: Final = {
 }
 OBJECT_PARAMETERS: Final = {
     "parameters": [
-        _header(
+        header_parameter(
             "If-Match",
             "Only if what is loaded has one of these tags. `*`: only if something is loaded under the name.",
             _EXAMPLE_ETAG,
         ),
-        _header("If-None-Match", "`*`: only if nothing is loaded under the name.", "*"),
+        header_parameter("If-None-Match", "`*`: only if nothing is loaded under the name.", "*"),
     ]
 }
 READ_PARAMETERS: Final = {
     "parameters": [
-        _header("If-None-Match", "Answer 304 if the resource still has one of these tags.", _EXAMPLE_ETAG),
+        header_parameter("If-None-Match", "Answer 304 if the resource still has one of these tags.", _EXAMPLE_ETAG),
     ]
 }
 

@@ -1,7 +1,7 @@
 """The HTTP form of every error: application/problem+json (RFC 9457).
 
 `PROBLEMS` is the one table from a problem's code to its status, title and remedy. Routes raise `HttpProblem` or a
-`ServiceError`; `error_response` turns either into a response.
+`ServiceError`; `error_response` of `app.api.error_responses` turns either into a response.
 """
 
 import json
@@ -10,19 +10,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-import structlog
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Match
-from starlette.types import Scope
-
-from app.service.errors import BodyIndexOutOfRange, ServiceError, WriteRefused
-
-_MAX_PATH_CHARS: Final = 256  # of a path that a detail repeats
 MEDIA_TYPE: Final = "application/problem+json"
 INTERNAL_DETAIL: Final = "an internal error occurred; report it with this request_id, under which the log has more"
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +236,9 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "host-not-allowed": ProblemType(
         421,
-        "Host or Origin does not name this machine",
-        "On a loopback address, Host and Origin must be localhost or a loopback address.",
+        "Host or Origin is that of another machine",
+        "On a loopback address and a unix socket, Host and Origin must be localhost or a loopback address. Elsewhere "
+        "Origin of a change must be that of Host.",
     ),
     "headers-too-large": ProblemType(
         431,
@@ -316,52 +306,16 @@ class HttpProblem(Exception):
         self.headers, self.facts = headers or {}, facts or {}
 
 
-def error_code(error: ServiceError | HttpProblem | HTTPException) -> str | None:
-    """Return the problem code of an error, or None for an error of routing."""
-    if isinstance(error, HTTPException):
-        return None
-    return error.cause.code if isinstance(error, WriteRefused) else error.code
-
-
-def error_response(error: ServiceError | HttpProblem | HTTPException, scope: Scope, request_id: str) -> Response:
-    """Return the response for an error.
-
-    Args:
-        error: The error. An `HTTPException` comes from Starlette's routing: 404 or 405.
-        scope: The ASGI scope of the request.
-        request_id: The id of the request.
-    """
-    if isinstance(error, ServiceError):
-        return service_problem(error, request_id)
-    if isinstance(error, HttpProblem):
-        return problem(error.code, error.detail, request_id, facts=error.facts, headers=error.headers)
-    return _routing_problem(error, scope, request_id)
-
-
-def service_problem(error: ServiceError, request_id: str) -> Response:
-    """Return the response for an error of the service."""
-    in_body = isinstance(error, BodyIndexOutOfRange)
-    code = error.cause.code if isinstance(error, WriteRefused) else error.code
-    return problem(code, str(error), request_id, facts=error.facts() | (error.entry or {}), in_body=in_body)
-
-
-def problem(
-    code: str,
-    detail: str,
-    request_id: str,
-    *,
-    facts: dict[str, Any] | None = None,
-    headers: dict[str, str] | None = None,
-    in_body: bool = False,
-) -> Response:
-    """Return the response for a problem.
+def problem_body(
+    code: str, detail: str, request_id: str, *, facts: dict[str, Any] | None = None, in_body: bool = False
+) -> tuple[int, bytes]:
+    """Return the status and the JSON of a problem.
 
     Args:
         code: A key of `PROBLEMS`.
         detail: One sentence about this occurrence.
         request_id: The id of the request.
         facts: Members of the problem beside the standard ones. They never replace a standard member.
-        headers: Headers of the response.
         in_body: Whether the body of the request caused the problem. The status is then 422, not 404.
     """
     problem_type = PROBLEMS[code]
@@ -377,44 +331,15 @@ def problem(
     members = standard | {name: fact for name, fact in (facts or {}).items() if name not in standard}
     content = json.dumps(members, separators=(",", ":"), ensure_ascii=False) + "\n"
     # A fact may have characters that UTF-8 has not, such as those that stand for other bytes in a path.
-    return Response(content.encode("utf-8", "replace"), status, headers, MEDIA_TYPE)
+    return status, content.encode("utf-8", "replace")
 
 
 def bare_problem(code: str, detail: str) -> bytes:
     """Return a whole HTTP/1.1 response for bytes that did not become a request. It closes the connection."""
-    body = problem(code, detail, os.urandom(16).hex()).body
-    status = HTTPStatus(PROBLEMS[code].status)
+    number, body = problem_body(code, detail, os.urandom(16).hex())
+    status = HTTPStatus(number)
     head = (
         f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
-    return head.encode() + bytes(body)
-
-
-def _routing_problem(error: HTTPException, scope: Scope, request_id: str) -> Response:
-    """Return the response for 404 and 405. Only Starlette's routing raises HTTPException."""
-    if error.status_code == 404:
-        path: str = scope["path"]
-        there = f"there is no resource at {path[:_MAX_PATH_CHARS]!r}"
-        without = path.rstrip("/")
-        if without != path and _allowed_methods({**scope, "path": without}):
-            detail = f"{there}; leave out the slash at the end: {without[:_MAX_PATH_CHARS]}"
-        else:
-            begins = sorted({f"/{route.path.split('/')[1]}" for route in scope["app"].routes})
-            detail = f"{there}; send a path that begins with one of {', '.join(begins)}"
-        return problem("not-found", detail, request_id)
-    if error.status_code == 405:
-        allow = ", ".join(_allowed_methods(scope))
-        detail = f"the resource does not support {scope['method']}; it supports {allow}"
-        return problem("method-not-allowed", detail, request_id, headers={"Allow": allow})
-    log.error("unexpected", status=error.status_code, detail=error.detail, request_id=request_id)
-    return problem("internal", INTERNAL_DETAIL, request_id)
-
-
-def _allowed_methods(scope: Scope) -> list[str]:
-    """Return all methods of the path. Starlette itself gives only those of the first route that matches."""
-    methods: set[str] = set()
-    for route in scope["app"].routes:
-        if route.matches(scope)[0] is not Match.NONE:
-            methods |= route.methods
-    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+    return head.encode() + body

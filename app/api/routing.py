@@ -24,8 +24,8 @@ from starlette.types import Receive, Scope, Send
 from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
 from app.api.json_members import RepeatedMembers, check_members
-from app.api.middleware import BODY_IS_READ
 from app.api.problems import HttpProblem
+from app.api.scope import BODY_IS_READ
 from app.api.table_parser import InvalidTable, MalformedTable, parse_table
 from app.service.errors import MapUnavailable, MapUnknown
 

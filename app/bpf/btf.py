@@ -8,6 +8,7 @@ import mmap
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -52,9 +53,7 @@ def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = ()) -
     """
     found: dict[tuple[str, str], set[int]] = {}
     ids: dict[str, int] = {}
-    # Anonymous memory instead of bytes: malloc would raise its threshold and keep blocks of this size from then on.
-    with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
-        file.readinto(data)
+    with _vmlinux() as data:
         types = _Types(data)
         for kind, name, id_ in types.named({types.name(each): each for each in (*wanted, *functions)}):
             if name in wanted and kind == _STRUCT:
@@ -68,6 +67,25 @@ def layout(wanted: Mapping[str, Sequence[str]], functions: Sequence[str] = ()) -
     if unclear:
         raise LookupError(*unclear)
     return Layout({key: found[key].pop() for key in keys}, ids)
+
+
+def has_name(name: str) -> bool:
+    """Return whether anything in the running kernel has this name: a type, a function, a field. Takes some ms.
+
+    Raises:
+        OSError: The kernel provides no BTF.
+    """
+    with _vmlinux() as data:
+        return data.find(b"\0%s\0" % name.encode()) >= 0
+
+
+@contextmanager
+def _vmlinux() -> Iterator[mmap.mmap]:
+    """Yield the type information of the running kernel."""
+    # Anonymous memory instead of bytes: malloc would raise its threshold and keep blocks of this size from then on.
+    with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
+        file.readinto(data)
+        yield data
 
 
 class _Types:

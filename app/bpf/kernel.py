@@ -32,12 +32,13 @@ class MapInfo:
 class MapState:
     """The facts about a map that only /proc/self/fdinfo/FD reports.
 
-    `memlock` is in bytes. `owner_type` (enum bpf_prog_type) and `owner_jited` describe the first program that was put
-    into a program array or that was loaded to jump through it; before that, both are None.
+    `memlock` is in bytes; it and `frozen` are None where this process may not read that file. `owner_type` (enum
+    bpf_prog_type) and `owner_jited` describe the first program that was put into a program array or that was loaded to
+    jump through it; before that, both are None.
     """
 
-    memlock: int
-    frozen: bool
+    memlock: int | None
+    frozen: bool | None
     owner_type: int | None
     owner_jited: bool | None
 
@@ -61,6 +62,19 @@ class ProgInfo:
     gpl: bool
     run_count: int
     run_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """Something that kernels differ in.
+
+    `name` is `writer`, `reader`, `iterators`, `without capability` or `memlock`; of the kernel in memory, `memory`.
+    `can` is None where it is not known. `detail` is for an operator: what the kernel can or cannot, and why.
+    """
+
+    name: str
+    can: bool | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,10 @@ class Kernel(Protocol):
     @property
     def degraded_reason(self) -> str | None:
         """The reason why some methods fail at present, with a remedy; None while all work."""
+
+    @property
+    def abilities(self) -> Sequence[Ability]:
+        """What this kernel can and cannot. Empty until the process that starts the service has asked."""
 
     @property
     def boot_id(self) -> str:

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import threading
 from array import array
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from app.bpf.bpffs import LinuxBpffs
 from app.bpf.bulk import fallback
 from app.bpf.bulk import programs as bulk_programs
 from app.bpf.bulk.programs import TablePrograms
-from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
+from app.bpf.kernel import Ability, MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.syscall import NUMBER, bpf, bpf_retrying, call_holding_gil, call_releasing_gil, failure
 from app.bpf.uapi import BPF_OBJ_NAME_LEN, Cmd, MapType
 
@@ -83,6 +84,7 @@ class LinuxKernel(LinuxBpffs):
 
     name = "linux"
     degraded_reason: str | None = None
+    abilities: Sequence[Ability] = ()  # set by who starts the service: app.sandbox.abilities asks for them
 
     # False makes `map_ids` and `map_write` use one command per entry even where the programs of `bulk` could be had.
     # Tests set it, to observe or interrupt each single write.
@@ -114,13 +116,29 @@ class LinuxKernel(LinuxBpffs):
             map_type=type_, key_size=key_size, value_size=value_size, max_entries=max_entries, map_name=_name(name)
         )
         btf_fd = self._btf_load() if type_ == MapType.PROG_ARRAY else None
-        if btf_fd is None:
-            return bpf(Cmd.MAP_CREATE, fields)
         try:
-            fields.btf_fd, fields.btf_key_type_id, fields.btf_value_type_id = btf_fd, 1, 1
+            if btf_fd is not None:
+                fields.btf_fd, fields.btf_key_type_id, fields.btf_value_type_id = btf_fd, 1, 1
             return bpf(Cmd.MAP_CREATE, fields)
+        except OSError as error:
+            if error.errno == errno.EPERM and self._is_out_of_memlock():
+                raise OSError(errno.EDQUOT, "MAP_CREATE: RLIMIT_MEMLOCK leaves no room for the map") from error
+            raise
         finally:
+            if btf_fd is not None:
+                os.close(btf_fd)
+
+    def _is_out_of_memlock(self) -> bool:
+        """Tell whether MAP_CREATE was refused for RLIMIT_MEMLOCK, which is EPERM as well (before Linux 5.11).
+
+        BTF_LOAD needs the same capability and counts against no limit. Where it works, the limit is what is left.
+        """
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+            return False
+        btf_fd = self._btf_load()
+        if btf_fd is not None:
             os.close(btf_fd)
+        return btf_fd is not None
 
     def _btf_load(self) -> int | None:
         blob = ctypes.create_string_buffer(attr.BTF_U32, len(attr.BTF_U32))

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import socket
 import sys
 from collections.abc import Collection, Iterator
@@ -14,7 +15,7 @@ import click
 from app import native
 from app.access.peers import is_loopback
 from app.access.tokens import TokenFile, TokensUnusable
-from app.bpf.kernel import Kernel
+from app.bpf.kernel import Ability, Kernel
 from app.cli.common import CONFIG, load_or_fail
 from app.config import Settings
 from app.config import Tls as TlsSection
@@ -26,7 +27,8 @@ from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, socket_group, unreachable_socket, unserved_socket
 from app.server.open_files import share_open_files
-from app.server.startup import MIN_FREE_BYTES, StartError, check_state, free_bytes, service_user
+from app.server.run import raise_memlock
+from app.server.startup import MIN_FREE_BYTES, StartError, check_bpf_allowed, check_state, free_bytes, service_user
 from app.server.tls import Tls, TlsError
 from app.service.changes.undo_pins import check_keep_dir, foreign_names
 from app.service.errors import PinUnusable, ServiceError
@@ -86,16 +88,30 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _journal(settings.server.state_dir / "journal.db", recorded_holds)
     yield _open_files(settings, recorded_holds)
     try:
+        if settings.server.kernel == "linux":
+            raise_memlock()  # as serve does, so that the report is of what serve meets
         kernel = make_kernel(settings.server.kernel)
+        check_bpf_allowed(kernel)
     except OSError as error:
         yield Finding("WRONG", "kernel", f"{error.strerror}: jumptable runs on x86-64 and aarch64")
         return
-    yield Finding("ok", "kernel", kernel.name)
+    except StartError as error:
+        yield Finding("WRONG", "kernel", str(error))
+        return
+    yield Finding("ok", "kernel", f"{kernel.name}, {platform.release()} on {platform.machine()}")
+    for ability in kernel.abilities:
+        yield _ability(ability)
     yield Finding("ok", "implementation", native.told())
     yield from _pin_dirs(settings)
     yield from _objects(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)
     yield from _maps_and_programs(kernel, settings, recorded_holds)
+
+
+def _ability(ability: Ability) -> Finding:
+    """Only what `serve` does with it makes a difference: a limit can be raised, the rest is as the kernel is."""
+    is_trouble = ability.name == "memlock" and ability.can is False
+    return Finding("warn" if is_trouble else "ok", f"kernel: {ability.name}", ability.detail)
 
 
 def _user(settings: Settings) -> Finding:

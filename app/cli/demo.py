@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from app import __version__
-from app.api.app import create_app
+from app.api.state import State
 from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
@@ -19,7 +19,7 @@ from app.sandbox.process_name import set_process_name
 from app.server import logging
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, listen_tcp
-from app.server.run import raise_open_files, serve
+from app.server.run import raise_memlock, raise_open_files, serve
 from app.server.startup import StartError
 from app.service.errors import ServiceError, kernel_failure
 from app.service.loading.object_files import ObjectOptions
@@ -53,6 +53,8 @@ def demo_command(host: str, port: int, kernel: str) -> None:
     set_process_name("jumptable: demo")
     raise_open_files()
     try:
+        if kernel != "memory":
+            raise_memlock()
         _demo(host, port, kernel)
     finally:
         logging.finish()
@@ -71,11 +73,11 @@ def _demo(host: str, port: int, kernel: str) -> None:
         limits = ObjectLimits(upload=True)
         loader = DirectLoader(limits) if registry.kernel.name == "linux" else None
         objects = ObjectOptions(loader, limits.max_bytes, limits.upload)
-        app = create_app(registry, Journal(Path(folder) / "journal.db", "process"), objects=objects)
+        state = State(registry, Journal(Path(folder) / "journal.db", "process"), objects=objects)
         try:
-            serve(app, listener)
+            serve(state, listener)
         finally:
-            app.state.service.close()
+            state.service.close()
     registry.close()
 
 

@@ -16,7 +16,7 @@ from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError, open_listener, passed_socket
 from app.server.open_files import share_open_files
 from app.server.reload import Reload
-from app.server.run import preload, raise_open_files, serve
+from app.server.run import preload, raise_memlock, raise_open_files, serve
 from app.server.systemd import Notifier, is_restarted
 from app.server.tls import TlsError
 from app.service.registry.registry import Registry
@@ -38,6 +38,8 @@ def serve_command(file: Path, show_config: bool) -> None:
     set_process_name("jumptable: listener")
     raise_open_files()
     try:
+        if settings.server.kernel == "linux":
+            raise_memlock()
         _serve(settings, file.absolute())
     except (ListenError, startup.StartError, TlsError, JournalDamaged, JournalFailed, OSError) as error:
         fail(str(error), 1)
@@ -67,6 +69,7 @@ def _serve(settings: Settings, file: Path) -> None:
 
         # Open what the configuration names.
         kernel = assemble.make_kernel(server.kernel, keeper, server.keep_dir)
+        startup.check_bpf_allowed(kernel)
         registry = Registry(kernel, [str(folder) for folder in server.pin_dirs])
         at_exit.callback(registry.close)
         assemble.hold_configured(registry, settings)
@@ -77,7 +80,7 @@ def _serve(settings: Settings, file: Path) -> None:
         at_exit.callback(listener.close)
 
         # Switch to the service's user. All that this process makes from now on is private to that user.
-        preload()
+        preload(os.geteuid() if user is None else user.pw_uid)
         startup.switch_to_service_user(settings, user, lock)
         os.umask(0o077)
 
@@ -92,14 +95,14 @@ def _serve(settings: Settings, file: Path) -> None:
         files = share_open_files(settings, assemble.held_at_start(settings, journal))
         if files.is_reduced:
             log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
-        app = assemble.make_app(settings, registry, journal, keeper, files, copies)
-        at_exit.callback(app.state.audit.close)
-        at_exit.callback(app.state.service.close)
+        state = assemble.make_state(settings, registry, journal, keeper, files, copies)
+        at_exit.callback(state.audit.close)
+        at_exit.callback(state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}
         log.info("serving", **listener.address, kernel=kernel.name, uid=os.geteuid(), **pids)
         watch = None if keeper is None else KeeperWatch(keeper, registry, is_restarted=is_restarted())
-        reload = Reload(file, settings, app, keeper)
-        serve(app, listener.socket, assemble.connection_bounds(settings, files), tls, notifier, watch, reload)
+        reload = Reload(file, settings, state, keeper)
+        serve(state, listener.socket, assemble.connection_bounds(settings, files), tls, notifier, watch, reload)
     log.info("ended")
     if watch is not None and watch.has_ended_service:
         sys.exit(1)  # with 0, systemd would not start it again

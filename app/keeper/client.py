@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from app.bpf.bulk.programs import TablePrograms
-from app.bpf.kernel import MapInfo
+from app.bpf.kernel import Ability, MapInfo, MapState
 from app.bpf.linux import LinuxKernel
 from app.keeper.messages import MAX_REPLY, MAX_SEQUENCE, REPLY, REQUEST, KeeperConfig, Op
 from app.loader.files import sealed
@@ -73,8 +73,9 @@ class KeeperClient:
         with config_writer:
             with other, config_reader:
                 self._process = subprocess.Popen(  # noqa: S603 - only code of this project
-                    # -I: neither the environment nor the current folder decide what is imported.
-                    [sys.executable, "-I", "-c", _CODE, str(other.fileno()), str(config_reader.fileno()), root],
+                    # -I: neither the environment nor the current folder decide what is imported. -S: nothing of other
+                    # projects is, which .pth files would; the keeper needs the standard library alone.
+                    [sys.executable, "-I", "-S", "-c", _CODE, str(other.fileno()), str(config_reader.fileno()), root],
                     pass_fds=[other.fileno(), config_reader.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={},
@@ -255,6 +256,13 @@ class KeeperClient:
             if self._programs is None:
                 self._programs = TablePrograms(self._table_program(0), self._table_program(1))
             return self._programs
+
+    def abilities(self) -> tuple[Ability, ...]:
+        """Return what the kernel can with the keeper's rights; nothing if the keeper does not tell."""
+        try:
+            return tuple(Ability(*each) for each in json.loads(self.ask(Op.ABILITIES)[0]))
+        except OSError:
+            return ()
 
     def _table_program(self, number: int) -> int | None:
         try:
@@ -466,6 +474,16 @@ class KeeperKernel(LinuxKernel):
         """Return the facts about a map, also for a stand-in."""
         info = self._described[fd][1] if fd in self._described else None
         return super().map_info(fd) if info is None else info
+
+    def map_state(self, fd: int) -> MapState:
+        """Return the state of a map. Where this process may not read its own fdinfo, the keeper does.
+
+        Before Linux 5.14, fdinfo belongs to root in a process that has changed its user (commit 7bc3fa0172a4).
+        """
+        try:
+            return super().map_state(fd)
+        except PermissionError:
+            return MapState(**json.loads(self._keeper.ask(Op.MAP_STATE, fd=fd)[0]))
 
     def close(self, fd: int) -> None:
         """Close an fd."""

@@ -35,10 +35,10 @@ class Op(IntEnum):
     AUDIT = 10  # -> the fd of the audit file, open for appending
     TOKEN = 11  # text: SHA-256 of a bearer token, in hex -> its record (JSON) or nothing; an fd (O_PATH) of the tokens
     TABLE_PROGRAM = 12  # number: 0 for the writer of app.bpf.bulk, 1 for the reader -> its fd, or none if it has none
-    READ_OBJECT = 13  # text: the path of an object file -> the fd of sealed memory with its content
-    LOAD_OBJECT = (
-        14  # the fd of a channel (SOCK_SEQPACKET) in which a LoadRequest waits -> nothing; see `app.keeper.loads`
-    )
+    ABILITIES = 13  # -> what the kernel can with the keeper's rights: JSON, a list of [name, can, detail] (`Ability`)
+    MAP_STATE = 14  # the fd of a program array -> the fields of `MapState`: JSON
+    READ_OBJECT = 15  # text: the path of an object file -> the fd of sealed memory with its content
+    LOAD_OBJECT = 16  # the fd of a channel with a LoadRequest in it -> nothing yet: see `app.keeper.loads`
 
 
 REQUEST: Final = struct.Struct("<III")  # operation, number, sequence number

@@ -15,18 +15,20 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Final
 
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.bulk import programs as bulk_programs
+from app.bpf.kernel import Ability
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
 from app.keeper.loads import Loads
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
+from app.sandbox.abilities import abilities
 from app.sandbox.capabilities import drop_capabilities
 from app.sandbox.channel import receive, send
 from app.sandbox.process_name import set_process_name
@@ -73,6 +75,7 @@ class Keeper:
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
         self._loads = Loads(config.objects, self._kernel)
+        self._abilities = b""  # the answer to Op.ABILITIES, once it is known
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
     def serve(self, channel: socket.socket, parent: int | None = None) -> None:
@@ -123,7 +126,7 @@ class Keeper:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument, _ = REQUEST.unpack_from(question)
-            if given is not None and number not in {Op.PIN_ARRAY, Op.LOAD_OBJECT}:
+            if given is not None and number not in {Op.PIN_ARRAY, Op.MAP_STATE, Op.LOAD_OBJECT}:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
@@ -172,11 +175,15 @@ class Keeper:
             case Op.CHECK_PIN:
                 with self._paths.folder(text):
                     kernel.check_pin(text)
-            case Op.LOAD_OBJECT if given is not None:
-                self._loads.start(given)
             case Op.TABLE_PROGRAM if not text:
                 program = bulk_programs.loaded(kernel)[argument]
                 fd = None if program is None else os.dup(program)  # the keeper keeps its own fd
+            case Op.ABILITIES if not text:
+                content = self._abilities = self._abilities or _dump(abilities(kernel))
+            case Op.MAP_STATE if given is not None and not text:
+                content = self._map_state(given)
+            case Op.LOAD_OBJECT if given is not None:
+                self._loads.start(given)
             case _:
                 content, fd = self._open_file(number, text)
         return content, fd
@@ -198,6 +205,11 @@ class Keeper:
             case _:
                 raise OSError(errno.EINVAL, "no such operation, or not with these arguments or this configuration")
         return content, fd
+
+    def _map_state(self, fd: int) -> bytes:
+        if self._kernel.obj_kind(fd) != "map" or self._describe_other(fd) is not None:
+            raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
+        return json.dumps(asdict(self._kernel.map_state(fd))).encode()
 
     def _pass_on(self, fd: int) -> tuple[bytes, int | None]:
         """Return the fd of a program array or a program; close any other fd and return the description instead."""
@@ -290,6 +302,10 @@ def _find_token(file: str, digest: str) -> tuple[bytes, int | None]:
         found = [each for each in json.load(opened) if hmac.compare_digest(each["hash"], digest)]
         record = json.dumps(found[0]).encode() if found else b""
         return record, os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+
+
+def _dump(found: Iterable[Ability]) -> bytes:
+    return json.dumps([astuple(each) for each in found]).encode()
 
 
 def _identity(name: str, folder: int) -> tuple[int, int]:

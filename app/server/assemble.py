@@ -4,15 +4,14 @@ import errno
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI
 
 from app.access.peers import Peers
 from app.access.rights import Actor, Ranges
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
-from app.api.app import create_app
 from app.api.audit import Audit, open_audit
 from app.api.authorization import Authentication
 from app.api.limits import Bounds, Limits
+from app.api.state import State
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
@@ -21,6 +20,7 @@ from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel, KeeperLoader
 from app.keeper.messages import Op
 from app.loader.client import DirectLoader
+from app.sandbox.abilities import abilities
 from app.server import logging
 from app.server.line_writer import LineWriter
 from app.server.logging import log_events
@@ -49,6 +49,7 @@ def make_kernel(name: str, keeper: KeeperClient | None = None, keep_dir: Path | 
         return MemoryKernel()
     kernel = LinuxKernel() if keeper is None else KeeperKernel(keeper, None if keep_dir is None else str(keep_dir))
     kernel.table_programs()  # loads them now, so that the first request does not wait for it
+    kernel.abilities = abilities(kernel) if keeper is None else keeper.abilities()
     return kernel
 
 
@@ -94,15 +95,15 @@ def held_at_start(settings: Settings, journal: Journal) -> int:
     return len(configured | {(hold.kind, hold.name) for hold in journal.holds()})
 
 
-def make_app(
+def make_state(
     settings: Settings,
     registry: Registry,
     journal: Journal,
     keeper: KeeperClient | None = None,
     files: OpenFiles | None = None,
     copies: Copies | None = None,
-) -> FastAPI:
-    """The application as configured.
+) -> State:
+    """What requests are answered with, as configured.
 
     Args:
         settings: The configuration.
@@ -117,7 +118,7 @@ def make_app(
     """
     keep_dir, limits = settings.server.keep_dir, settings.limits
     readers, held = bounded_limits(settings, files)
-    app = create_app(
+    state = State(
         registry,
         journal,
         keep_dir=None if keep_dir is None else str(keep_dir),
@@ -133,11 +134,11 @@ def make_app(
         objects=_object_options(settings, keeper, copies),
     )
     if files is not None:
-        app.state.service.changes.replaced_programs.max_programs = files.replaced
-    writer = app.state.audit.writer
+        state.service.changes.replaced_programs.max_programs = files.replaced
+    writer = state.audit.writer
     if isinstance(writer, LineWriter):
-        app.state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
-    return app
+        state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
+    return state
 
 
 def open_copies(settings: Settings) -> Copies | None:

@@ -22,16 +22,15 @@ from urllib.parse import unquote
 import httptools
 import structlog
 import uvicorn
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 from uvicorn.server import ServerState
 
 from app.access.certificates import names_of
 from app.access.peers import Peer
 from app.api.authorization import COUNTED, NAMES, PEER
-from app.api.limits import Bounds
-from app.api.middleware import FAILED
+from app.api.limits import Bounds, ClientGone
 from app.api.problems import INTERNAL_DETAIL, HttpProblem, bare_problem
+from app.api.scope import FAILED
 from app.server.fast_path import FastPath, Meanings
 from app.server.framing import (
     STATUS_LINES,
@@ -75,6 +74,7 @@ class Exchange:
         self.changed = asyncio.Event()  # set when `receive` has something to return
         self.is_started = self.is_answered = False
         self._connection = connection
+        self._unsent = b""  # the head, until the first part of the body comes, or the event loop has its turn
         self._expects_continue = dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue"
         self._is_chunked = False
 
@@ -115,30 +115,37 @@ class Exchange:
         """Send the head or a part of the body, once the client has read enough of what came before.
 
         Raises:
-            ClientDisconnect: The client has gone, so more of the body need not be made.
+            ClientGone: The client has gone, so more of the body need not be made.
         """
         connection = self._connection
         await connection.writable.wait()
         if connection.is_lost or connection.is_closing:
             if message.get("more_body", False):
-                raise ClientDisconnect
+                raise ClientGone
             return
         if message["type"] == "http.response.start":
             self.is_started, self._expects_continue = True, False
-            connection.transport.write(self._head(message["status"], message.get("headers", [])))
+            self._unsent = self._head(message["status"], message.get("headers", []))
+            connection.call_soon(self._flush)
             return
         body, is_last = message.get("body", b""), not message.get("more_body", False)
         if self._is_chunked:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            connection.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
-        elif self.scope["method"] != "HEAD":
-            connection.transport.write(body)
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"0\r\n\r\n" if is_last else b"")
+        elif self.scope["method"] == "HEAD":
+            body = b""
+        self._flush(body)
         if is_last:
             self.is_answered = True
             self.changed.set()
             if not self.keep_alive:
                 connection.close()
             connection.finish()
+
+    def _flush(self, body: bytes = b"") -> None:
+        """Send the head if it is not sent yet, and a part of the body with it: one packet, or one record of TLS."""
+        unsent, self._unsent = self._unsent + body, b""
+        if unsent and not self._connection.is_lost:
+            self._connection.transport.write(unsent)
 
     def _head(self, status: int, headers: Headers) -> bytes:
         added: Headers = []
@@ -178,12 +185,14 @@ class Connection(asyncio.Protocol):
         self.is_lost = False
         self.is_closing = False  # nothing more is answered
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
+        self.call_soon = self._loop.call_soon
         self._server_state, self._app_state = server_state, app_state
         self._connections: set[Any] = server_state.connections
         # What the scopes of all requests have in common.
         self.scope: dict[str, Any] = {"asgi": {"version": config.asgi_version, "spec_version": "2.3"}}
         self._default_headers: tuple[Headers, bytes] = [], b""  # the list of uvicorn, and its lines
         # The request that is being received.
+        self._tcp: socket.socket | None = None  # None: not over TCP
         self._parser = self._make_parser()
         self._target, self._headers = b"", Headers()
         self._in_head = True  # False: in the body
@@ -221,6 +230,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self._connections.add(self)
         local: socket.socket | None = transport.get_extra_info("socket")
+        self._tcp = None if local is None or local.family == socket.AF_UNIX else local
         server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         self.scope |= {
             "type": "http",
@@ -328,12 +338,21 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         elif isinstance(taken, int):
             self._incomplete = data
+            self._acknowledge()
             self._rest_timer = self._loop.call_later(_REST_SECONDS, self._wait_no_more)
         else:
             if self._head_timer is not None:
                 self._stop_head_timer()
             self._running = self._fast = taken
             self._backlog = data[len(taken.data) :]
+
+    def _acknowledge(self) -> None:
+        """Let the kernel acknowledge now what it has received, and not after 40 ms: tcp(7).
+
+        A client that sends the body by itself may wait for that (Nagle's algorithm, RFC 9293, 3.7.4).
+        """
+        if self._tcp is not None:
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _take_incomplete(self) -> bytes:
         if self._rest_timer is not None:
@@ -363,6 +382,8 @@ class Connection(asyncio.Protocol):
                 self.refuse("malformed-header", "the chunks are more than what is in them; send larger ones")
         elif self._in_head and self._overhead_bytes and self._head_timer is None:
             self._start_head_timer()
+        if not self._in_head:
+            self._acknowledge()
 
     def _make_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)

@@ -20,9 +20,7 @@ from typing import Any, Final, Protocol
 
 import httptools
 import structlog
-from fastapi import FastAPI
 from pydantic_core import from_json, to_json
-from starlette.routing import Match
 from starlette.types import Scope
 
 from app import native
@@ -32,9 +30,10 @@ from app.api.authorization import ACTOR, AUTHORIZATION, Authentication, check_ac
 from app.api.encoding.entries import EntryTemplate, entry_template
 from app.api.json_members import RepeatedMembers, check_members
 from app.api.limits import Limits
-from app.api.middleware import new_request_id, request_id_of
 from app.api.problems import HttpProblem
 from app.api.schemas.requests import SetEntry, program_ref
+from app.api.scope import new_request_id, request_id_of
+from app.api.state import State
 from app.server import hot_step
 from app.server.framing import Headers
 from app.server.hot_step import AnswerText, FastRequest
@@ -52,14 +51,16 @@ if native.is_used:
 _OPERATIONS: Final = {b"GET": "get_entry", b"PUT": "set_entry"}
 _MAX_BODY_BYTES: Final = 256  # bytes of one that names a program
 _MAX_MEANINGS: Final = 4096
+_MAX_HEADER_BYTES: Final = 4096  # of all header fields of a request
 _MAX_BODIES: Final = 4096  # whose program is known, and programs whose text is known, of one map
+_ENTRIES_PATH: Final = re.compile("/maps/([^/]+)/entries")
 # With one of these headers, a request means more than is looked at here.
 _UNUSUAL_HEADERS: Final = frozenset(
     {b"content-encoding", b"expect", b"if-match", b"if-none-match", b"prefer", b"transfer-encoding", b"upgrade"}
 )
 # Headers that differ from request to request, and change nothing but the request id.
 _PASSING_HEADER: Final = re.compile(rb"\r\n(?i:x-request-id|traceparent|tracestate):[ -~]*(?=\r\n|\Z)")
-_REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id): *([ -~]*)")
+_REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id): *([ -~]*?) *(?=\r\n|\Z)")
 _UNLIMITED: Final = Limits()
 
 log = structlog.get_logger()
@@ -93,10 +94,12 @@ class Meanings:
     """What heads mean, for connections of one identity.
 
     Attributes:
+        owner: What has found them out: another one takes its place when the configuration is read anew.
         is_current: They still count.
         by_head: By the bytes of the request line up to the index, and those of the header fields.
     """
 
+    owner: "FastPath"
     is_current: bool
     by_head: "dict[tuple[bytes, bytes], Meaning]"
 
@@ -162,10 +165,8 @@ class FastPath:
         sets: By map, the sets that gather for the next group commit.
     """
 
-    def __init__(self, app: FastAPI) -> None:
-        """Know nothing yet. `app`: its routes, access rights and service count."""
-        state = app.state
-        self._app = app
+    def __init__(self, state: State) -> None:
+        """Know nothing yet. `state`: its access rights and service count."""
         self.step: Any = hot_step_in_c if native.is_used and state.service.registry.kernel.name == "linux" else hot_step
         self.service: Service = state.service
         self.audit: Audit = state.audit
@@ -194,8 +195,10 @@ class FastPath:
         if parts is None:
             return None
         front, index, fields, body = parts
+        if len(front) + len(fields) > _MAX_HEADER_BYTES:
+            return None
         known = connection.meanings
-        if known is None or not known.is_current:
+        if known is None or not known.is_current or known.owner is not self:
             known = connection.meanings = self._meanings_of(connection)
         meaning, request_id = known.by_head.get((front, fields)), None
         if meaning is None:
@@ -273,7 +276,7 @@ class FastPath:
         identity = connection.identity if self._authentication.is_open else connection.identity[1:]
         known = self._meanings.get(identity)
         if known is None:
-            known = self._meanings[identity] = Meanings(is_current=True, by_head={})
+            known = self._meanings[identity] = Meanings(self, is_current=True, by_head={})
         return known
 
     def _find(
@@ -285,8 +288,6 @@ class FastPath:
         rest = _PASSING_HEADER.sub(b"", fields)[2:]
         meaning = known.by_head.get((front, rest))
         if meaning is None:
-            if rest == fields[2:] or not rest:
-                sent = None
             self.is_outdated()  # so that what is found now is known to count
             meaning = self._meaning(connection, b"%b/entries/%d HTTP/1.1\r\n%b\r\n\r\n" % (front, index, rest))
             if meaning is None:
@@ -296,7 +297,7 @@ class FastPath:
                 self.forget()
             elif known.is_current:
                 known.by_head[front, rest] = meaning
-        request_id = None if sent is None else request_id_of({b"x-request-id": sent[1].rstrip()})
+        request_id = None if sent is None else request_id_of({b"x-request-id": sent[1]})
         return meaning, request_id
 
     def _meaning(self, connection: FastConnection, head: bytes) -> Meaning | None:
@@ -310,12 +311,11 @@ class FastPath:
         folder = path.rpartition("/")[0]
         scope: Scope = {**connection.scope, "headers": parsed.headers, "path": path, "method": parsed.method.decode()}
         scope[AUTHORIZATION] = fields.get(b"authorization")
-        route = next((each for each in self._app.routes if each.matches(scope)[0] is Match.FULL), None)
-        if getattr(route, "operation_id", None) != operation:
+        found = _ENTRIES_PATH.fullmatch(folder)
+        if found is None:
             return None
-        name = folder.split("/")[2]
+        name = found[1]
         with suppress(HttpProblem, ServiceError):
-            scope["app"], scope["route"] = self._app, route
             check_access(scope, operation, name, self._authentication, _UNLIMITED)
             actor: Actor = scope[ACTOR]
             held = self.service.registry.maps.get(name)
@@ -447,11 +447,10 @@ class Turn:
             self._answer(done, first_id)
 
     def _is_usual(self) -> bool:
-        return not (
-            self._fast_path.is_outdated()
-            or self.held.object is not self._map.array
-            or self.held.unconfirmed is not None
-        )
+        if self.held.object is not self._map.array:  # the map is released, or has another array now
+            self._fast_path.forget()
+            return False
+        return not self._fast_path.is_outdated() and self.held.unconfirmed is None
 
     def _has_bounded(self) -> bool:
         return any(meaning.is_bounded for meaning in {request.meaning for request in self.requests})

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.access.peers import Peers
 from app.access.rights import Ranges
+from app.api.state import State
 from app.config import ConfigurationError, Program, Settings, load
 from app.config import Map as MapSection
 from app.keeper.client import KeeperClient
@@ -34,16 +34,16 @@ log = structlog.get_logger()
 class Reload:
     """Reads the configuration anew and applies what needs no restart. Thread rule: one event loop."""
 
-    def __init__(self, file: Path, settings: Settings, app: FastAPI, keeper: KeeperClient | None) -> None:
+    def __init__(self, file: Path, settings: Settings, state: State, keeper: KeeperClient | None) -> None:
         """Read nothing yet.
 
         Args:
             file: The configuration file, absolute.
             settings: What was read from it at the start.
-            app: The application.
+            state: What requests are answered with.
             keeper: Opens the file, which this process may have no right to read; None: this process does.
         """
-        self._file, self._started, self._app, self._keeper = file, settings, app, keeper
+        self._file, self._started, self._state, self._keeper = file, settings, state, keeper
         self._maps, self._programs = dict(settings.maps), dict(settings.programs)  # those that count now
         self._lock = asyncio.Lock()
 
@@ -66,7 +66,7 @@ class Reload:
 
     async def _apply(self, settings: Settings) -> None:
         self._apply_rights_and_limits(settings)
-        service: Service = self._app.state.service
+        service = self._state.service
         held, later = self._hold(service, settings)
         released, kept = await self._release(service, settings)
         await service.open_unavailable()
@@ -83,7 +83,7 @@ class Reload:
             return load(self._file, file.read())
 
     def _apply_rights_and_limits(self, settings: Settings) -> None:
-        state, limits = self._app.state, settings.limits
+        state, limits = self._state, settings.limits
         state.authentication = dataclasses.replace(
             state.authentication,
             peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
@@ -94,8 +94,7 @@ class Reload:
         files = share_open_files(settings, len(registry.maps) + len(registry.programs))
         state.limits.change(*bounded_limits(settings, files), limits.requests_per_second, limits.burst)
         state.service.changes.replaced_programs.max_programs = files.replaced
-        self._app.openapi_schema = None  # it names the ways to authenticate
-        Connection.bounds, Connection.fast_path = connection_bounds(settings, files), FastPath(self._app)
+        Connection.bounds, Connection.fast_path = connection_bounds(settings, files), FastPath(state)
 
     def _hold(self, service: Service, settings: Settings) -> tuple[list[str], list[str]]:
         """Hold what is new, without opening it, and let the keys of the rest count.

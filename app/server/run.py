@@ -14,10 +14,13 @@ from typing import Final
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
+from app.api import deferred
 from app.api.limits import Bounds
-from app.server import logging
+from app.api.state import State
+from app.bpf.linux import LinuxKernel
+from app.sandbox.abilities import counts_map_memory
+from app.server import late_imports, logging
 from app.server.connection import Connection, TlsHandshake
 from app.server.fast_path import FastPath
 from app.server.keeper_watch import KeeperWatch
@@ -38,16 +41,35 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def preload() -> None:
-    """Import what is otherwise imported later, when the process may no longer be allowed to read the files."""
-    for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "fastapi.telemetry._runtime"):
+def raise_memlock() -> None:
+    """Raise RLIMIT_MEMLOCK as far as it may be raised, where the kernel counts maps and programs against it.
+
+    Kernel: those before Linux 5.11 do. Where they do not, the limit stays as it is: it bounds mlock(2) alone.
+    """
+    if counts_map_memory(LinuxKernel()) is not True:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for limit in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(OSError, ValueError):  # it takes CAP_SYS_RESOURCE to go beyond the hard limit
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+            return
+
+
+def preload(uid: int) -> None:
+    """Import what is otherwise imported later, when the process may no longer be allowed to read the files.
+
+    Args:
+        uid: Of the user that the process is then.
+    """
+    for module in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop"):
         importlib.import_module(module)
     for encoding in ("ascii", "latin-1", "idna"):
         codecs.lookup(encoding)
+    late_imports.prepare(uid)
 
 
 def serve(
-    app: FastAPI,
+    state: State,
     listener: socket.socket,
     bounds: Bounds | None = None,
     tls: Tls | None = None,
@@ -58,7 +80,7 @@ def serve(
     """Serve until SIGTERM or SIGINT, or until `watch` ends the service. Requests being answered then get 10 s to end.
 
     Args:
-        app: The application.
+        state: What requests are answered with.
         listener: A listening socket, which is closed at the end.
         bounds: The limits of a connection; None: the default ones.
         tls: The TLS context; None: without TLS.
@@ -72,7 +94,7 @@ def serve(
     if tls is not None:
         TlsHandshake.tls = tls
     config = uvicorn.Config(
-        app,
+        deferred.Application(state),
         loop="uvloop",
         http=Connection if tls is None else TlsHandshake,
         ws="none",
@@ -84,16 +106,14 @@ def serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     logging.start()
-    app.state.service.counters.dropped_lines.append(logging.dropped_lines)
-    Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(app)
-    # The imported modules live as long as the process: the garbage collector skips them from here on. A table of 65,536
-    # entries makes half a million objects without cycles: the higher thresholds keep it from scanning them repeatedly.
+    state.service.counters.dropped_lines.append(logging.dropped_lines)
+    Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(state)
+    # The imported modules live as long as the process: the garbage collector skips them from here on.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
     # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
     sys.setswitchinterval(0.0005)
     config.load()
-    server = _Server(config, app, manager or Notifier({}), watch, reload)
+    server = _Server(config, state, manager or Notifier({}), watch, reload)
     server.run(sockets=[listener])
     if not server.started:
         raise ListenError("the service could not start; the log tells why")
@@ -103,13 +123,13 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        app: FastAPI,
+        state: State,
         manager: Notifier,
         watch: KeeperWatch | None,
         reload: Reload | None,
     ) -> None:
         super().__init__(config)
-        self._app = app
+        self._state = state
         self._manager = manager
         self._watch = watch
         self._watching: asyncio.Task[None] | None = None
@@ -148,7 +168,7 @@ class _Server(uvicorn.Server):
 
     def _reopen_audit(self) -> None:
         try:
-            self._app.state.audit.reopen()
+            self._state.audit.reopen()
         except OSError as error:
             log.warning("the audit file cannot be opened anew; the old one is written on", reason=error.strerror)
 
@@ -167,7 +187,7 @@ class _Server(uvicorn.Server):
     def _begin_stop(self) -> None:
         if self._watching is not None and self._watching is not asyncio.current_task():
             self._watching.cancel()
-        self._app.state.service.stop()
+        self._state.service.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")

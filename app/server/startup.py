@@ -19,6 +19,7 @@ from app.config import Settings
 from app.keeper.client import KeeperClient
 from app.keeper.messages import KeeperConfig
 from app.keeper.process import NEEDED
+from app.sandbox.abilities import refuses_all
 from app.sandbox.capabilities import drop_capabilities, effective_capabilities, switch_user
 from app.sandbox.seccomp import install_filter
 from app.store import journal
@@ -236,6 +237,21 @@ def _give_journal(folder: Path, user: pwd.struct_passwd) -> None:
             os.close(fd)
 
 
+def check_bpf_allowed(kernel: Kernel) -> None:
+    """Check that the kernel answers bpf(2) to this process.
+
+    Raises:
+        StartError: It refuses every call.
+    """
+    if refuses_all(kernel):
+        message = (
+            "this kernel answers no bpf(2) call of a process without CAP_BPF, as those before Linux 6.1 do: start as "
+            "root, or with the capability CAP_BPF (AmbientCapabilities=), or set kernel.unprivileged_bpf_disabled to "
+            "0; in a container, its seccomp profile has to allow bpf(2)"
+        )
+        raise StartError(message)
+
+
 def give_up_rights(kernel: Kernel) -> None:
     """Give up all capabilities, and install the filter of system calls.
 
@@ -243,7 +259,7 @@ def give_up_rights(kernel: Kernel) -> None:
     """
     for kept in ([], *([each] for each in _BPF_CAPABILITIES)):
         drop_capabilities(kept, spare=_BPF_CAPABILITIES)
-        if not _refuses_all(kernel):
+        if not refuses_all(kernel):
             break
     drop_capabilities(kept)
     if kept:
@@ -253,12 +269,3 @@ def give_up_rights(kernel: Kernel) -> None:
         install_filter()
     except OSError as error:
         log.warning("system calls are not filtered: the service could attach what it holds", reason=error.strerror)
-
-
-def _refuses_all(kernel: Kernel) -> bool:
-    """Whether this kernel refuses even a call that needs no rights."""
-    try:
-        kernel.map_info(-1)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return False

@@ -999,6 +999,10 @@ _CAPABILITIES: Final = {
     "PROG_LOAD": "CAP_BPF and CAP_NET_ADMIN (xdp, sched_cls) or CAP_PERFMON (kprobe, tracepoint)",
     "OBJ_PIN": "write permission to that folder of bpffs, or CAP_DAC_OVERRIDE",
 }
+_MEMLOCK: Final = (
+    "room under RLIMIT_MEMLOCK, against which Linux before 5.11 counts maps (LimitMEMLOCK=infinity, "
+    "ulimit -l unlimited)"
+)
 
 
 def kernel_failure(command: str, error: OSError) -> ServiceError:
@@ -1009,6 +1013,8 @@ def kernel_failure(command: str, error: OSError) -> ServiceError:
         error: What the command failed with.
     """
     name = errno_name(error.errno or 0)
+    if error.errno == errno.EDQUOT:  # what the port makes of an EPERM for this reason
+        return KernelPermission(command, "EPERM", _MEMLOCK)
     if error.errno in {errno.EPERM, errno.EACCES}:
         capability = _CAPABILITIES.get(command, "CAP_BPF, or a file descriptor that was opened for writing")
         return KernelPermission(command, name, capability)

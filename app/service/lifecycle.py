@@ -1,6 +1,7 @@
 """The service as a whole: put together, started, kept up to date, and ended."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
@@ -78,12 +79,17 @@ class Service:
         self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
         self.feed = EventFeed(journal)
         self.is_stopping = False
+        self._made_at = time.monotonic()
         journal.on_commit = self.counters.journal.add
         self._drift_interval = drift_interval
         self._journal_failing: str | None = None  # as it was logged
         self._is_wal_large = False
         self._tasks: list[asyncio.Task[None]] = []
         self._not_followed: dict[tuple[str, str], str] = {}  # why, by kind and name
+
+    def uptime(self) -> float:
+        """Return how long the service has existed, in seconds."""
+        return time.monotonic() - self._made_at
 
     async def start(self) -> None:
         """Do what comes before the first request.

@@ -157,13 +157,14 @@ class ExpectedTables:
         return self._database.read(_UNAPPLIED_ROWS, (1,)).fetchone() is not None
 
     def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
-        """Apply changes that are not in the stored tables yet, the oldest first.
+        """Apply changes that are not in the stored tables yet, the oldest first. Compress those that are large.
 
         Args:
             max_changes: Stop after so many changes. Negative: no limit.
             max_entries: Stop after the change that reaches so many entries.
         """
         execute, tables, applied = self._database.writer.execute, _StoredTables(self._database), 0
+        smaller: list[tuple[bytes, int]] = []
         with closing(execute(_UNAPPLIED_ROWS, (max_changes,))) as rows:
             for id_, boot_id, map_, packed, expired in rows:
                 if map_ is None:
@@ -175,12 +176,16 @@ class ExpectedTables:
                     entries = undone or EntryChanges.unpacked(packed)
                     tables[map_].apply(entries, boot_id)
                     max_entries -= len(entries)
+                    compressed = EntryChanges.compressed(packed)
+                    if compressed is not packed:
+                        smaller.append((compressed, id_))
                 applied = id_
                 if max_entries <= 0:
                     break
         tables.apply_gathered()
         for map_, table in tables.items():
             execute("INSERT OR REPLACE INTO recorded VALUES (?,?,?)", (map_, *table.packed()))
+        self._database.writer.executemany("UPDATE changes SET entries = ? WHERE id = ?", smaller)
         execute("UPDATE bookmarks SET folded = max(folded, ?)", (applied,))
 
 

@@ -1,5 +1,6 @@
 """The journal: one SQLite file in state_dir with all that the service has to remember."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,9 +42,14 @@ _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
 _SELECT_HOLDS: Final = "SELECT * FROM holds ORDER BY kind, name"
 
-# Maintenance runs after so many events, or after changes with so many entries. Each time it writes the expected tables.
+# Maintenance runs after so many events. After changes of many entries it takes as long as they do, so it waits until
+# none has come for a while, unless very many wait for it.
 _EVENTS_PER_MAINTENANCE: Final = 1024
-_ENTRIES_PER_MAINTENANCE: Final = 4096
+_MANY_ENTRIES: Final = 4096
+_MAX_WAITING_ENTRIES: Final = 1 << 22
+_QUIET_SECONDS: Final = 0.25
+# How many entries one maintenance moves into the expected tables, about 13 ms; more if one change has more.
+_ENTRIES_PER_MAINTENANCE: Final = 1 << 16
 # What one maintenance prunes at most; more if changes with many entries were written.
 _MAX_PRUNED_ROWS: Final = 1024
 _MAX_PRUNED_BYTES: Final = 1 << 20
@@ -68,7 +74,7 @@ class Journal:
         self._history = history = History(self._database)
         self._database.set_callbacks(
             TransactionCallbacks(
-                history.transaction_rolled_back, history.transaction_committed, self._maintain, history.publish
+                history.transaction_rolled_back, history.transaction_committed, self._maintain, self._publish
             )
         )
         self._expected = ExpectedTables(self._database)
@@ -76,6 +82,9 @@ class Journal:
         # What was written up to the last maintenance. It has to run now, and then now and then.
         self._maintained_event = -_EVENTS_PER_MAINTENANCE
         self._maintained_entries = 0
+        self._is_quiet = False  # nobody waits for the maintenance after this transaction
+        self._quiet_timer: asyncio.TimerHandle | None = None
+        self._quiet_task: asyncio.Task[None] | None = None
         self._maintain()
 
     @property
@@ -123,27 +132,38 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
+        if self._quiet_timer is not None:
+            self._quiet_timer.cancel()
         self._database.close()
 
     # Transactions
 
     def _maintain(self) -> None:
-        """Do a checkpoint and prune, if enough was written since the last time.
+        """Do maintenance if it is due and cannot wait."""
+        events = self._history.written_event - self._maintained_event
+        waiting = self._history.written_entries - self._maintained_entries
+        if self._is_quiet or events >= _EVENTS_PER_MAINTENANCE or waiting >= _MAX_WAITING_ENTRIES:
+            self._is_quiet = False
+            self._maintain_now(max(events, 1), waiting)
+
+    def _maintain_now(self, events: int, waiting: int) -> None:
+        """Do a checkpoint and prune.
 
         The work is limited, because with durability `process` it blocks the event loop.
+
+        Args:
+            events: How many were written since the last time.
+            waiting: How many entries of changes wait for a checkpoint. Those of earlier runs are not counted.
         """
-        history = self._history
-        events = history.written_event - self._maintained_event
-        entries = history.written_entries - self._maintained_entries
-        if events < _EVENTS_PER_MAINTENANCE and entries < _ENTRIES_PER_MAINTENANCE:
-            return
-        self._maintained_event, self._maintained_entries = history.written_event, history.written_entries
+        entries = min(waiting, _ENTRIES_PER_MAINTENANCE)
+        self._maintained_event = self._history.written_event
+        self._maintained_entries += entries
         execute = self._database.writer.execute
         with suppress(sqlite3.Error):  # the next maintenance makes up for it
             execute("BEGIN IMMEDIATE")
             try:
                 # Twice what was written, so that a backlog shrinks.
-                self._expected.checkpoint(2 * events, 2 * entries + _EVENTS_PER_MAINTENANCE)
+                self._expected.checkpoint(2 * events, entries + _EVENTS_PER_MAINTENANCE)
                 self._history.prune(_MAX_PRUNED_ROWS + entries // 8, _MAX_PRUNED_BYTES + 24 * entries)
                 execute("COMMIT")
             except BaseException:
@@ -151,6 +171,26 @@ class Journal:
                 raise
         with suppress(sqlite3.Error):
             self._database.check_size()
+
+    def _publish(self) -> None:
+        """Tell of what is committed. Let maintenance of many entries come when nobody waits for it."""
+        self._history.publish()
+        if self._history.written_entries - self._maintained_entries >= _MANY_ENTRIES:
+            self._maintain_later()
+
+    def _maintain_later(self) -> None:
+        if self._quiet_timer is not None:
+            self._quiet_timer.cancel()
+        self._quiet_timer = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._begin_quiet_maintenance)
+
+    def _begin_quiet_maintenance(self) -> None:
+        self._quiet_task = asyncio.create_task(self._maintain_while_quiet())
+
+    async def _maintain_while_quiet(self) -> None:
+        """Do one maintenance, after an empty transaction in its turn. The rest comes after another quiet time."""
+        self._is_quiet = True
+        with suppress(JournalFailed):
+            await self._database.write(lambda: None)
 
     # Changes and events
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api.pretty import Indenter
 from app.api.problems import PROBLEMS
+from app.bpf.kernel import Ability
 from app.bpf.memory.kernel import MemoryKernel
 from app.service import errors
 from app.service.registry.registry import Registry
@@ -40,6 +42,13 @@ class TestHealth:
     async def test_version_tells_name_version_and_kernel(self, registry: Registry, client: httpx.AsyncClient) -> None:
         told = (await client.get("/version")).json()
         assert (told["name"], told["version"], told["kernel"]) == ("jumptable", __version__, registry.kernel.name)
+        assert (told["keeper"], 0 <= told["uptime_seconds"] < 600) == (None, True)
+
+    async def test_version_tells_what_the_kernel_can(self, client: httpx.AsyncClient, registry: Registry) -> None:
+        can = Ability("writer", can=False, detail="whole tables are written with one call for each entry")
+        cast("Any", registry.kernel).abilities = (can,)
+        told = (await client.get("/version")).json()
+        assert told["abilities"] == [{"name": "writer", "can": False, "detail": can.detail}]
 
     async def test_draining_service_answers_only_healthz(self) -> None:
         with application(Registry(MemoryKernel())) as app:

@@ -35,6 +35,8 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "explain_problem": ("GET", "/problems/internal", None),
     "get_version": ("GET", "/version", None),
     "get_metrics": ("GET", "/metrics", None),
+    "get_index": ("GET", "/", None),
+    "get_web_file": ("GET", "/web/style.css", None),
     "get_docs": ("GET", "/docs", None),
     "get_docs_asset": ("GET", "/docs/assets/favicon.png", None),
     "get_openapi": ("GET", "/openapi.json", None),
@@ -623,6 +625,18 @@ class TestHostAndOrigin:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             for origin, status in (("http://localhost:8080", 200), ("https://evil.example", 421), ("null", 421)):
                 assert (await client.get("/maps", headers={"Origin": origin})).status_code == status
+
+    async def test_origin_of_a_change_has_to_be_that_of_host_on_other_addresses(self, app: FastAPI) -> None:
+        """A browser shows the client certificate of its user also for what a page of another site sends."""
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="https://node.example:8443") as client:
+            for origin, status in (
+                ("https://node.example:8443", 404), ("https://evil.example", 421), ("null", 421),
+                ("https://node.example", 421),
+            ):  # fmt: skip
+                answer = await client.post("/changes/1/confirm", headers={"Origin": origin})
+                assert answer.status_code == status
+                assert (await client.get("/maps", headers={"Origin": origin})).status_code == 200
 
 
 @pytest.mark.usefixtures("both_ways")

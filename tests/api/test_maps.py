@@ -1,12 +1,13 @@
 """/maps and /programs: reading, holding and releasing."""
 
 import asyncio
+import errno
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.bpf.kernel import Kernel
+from app.bpf.kernel import Kernel, MapState
 from app.service.objects.opening import make_array
 from app.service.objects.source import Pinned
 from app.service.registry.held import HeldMap, HeldProgram
@@ -34,6 +35,7 @@ class TestGetMap:
             "owner": {"program_type": "xdp", "jited": True},
             "pins": [],
             "created_here": True,
+            "protected": [],
             "state": "held",
             "reason": None,
             "drift": [],
@@ -47,6 +49,20 @@ class TestGetMap:
     ) -> None:
         registry.maps.adopt("fresh", make_array(kernel, "fresh", 4))
         assert (await client.get("/maps/fresh")).json()["owner"] is None
+
+    async def test_what_cannot_be_read_of_a_map_is_null_with_a_warning(
+        self, kernel: Kernel, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As before Linux 5.14, when the keeper has ended."""
+
+        def refuse(*_: object) -> MapState:
+            raise PermissionError(errno.EACCES, "fdinfo")
+
+        monkeypatch.setattr(type(kernel), "map_state", refuse)
+        assert (await client.put(ENTRY, json={"program": "drop"})).status_code == 201
+        told = (await client.get("/maps/jump_table")).json()
+        assert (told["memlock"], told["frozen"], told["owner"], told["used"]) == (None, None, None, 1)
+        assert any("memlock, frozen and owner are not known" in each for each in told["warnings"])
 
     async def test_unknown_map_is_refused(self, client: httpx.AsyncClient) -> None:
         for method in ("GET", "DELETE"):

@@ -40,10 +40,21 @@ class TestMetrics:
             ("jumptable_maps_unavailable", {}, 0),
             ("jumptable_programs", {}, 5),
             ("jumptable_event_readers", {}, 0),
+            ("jumptable_journal_failing", {}, 0),
+            ("jumptable_keeper_failing", {}, 0),
         ):
             assert counters[name, tuple(sorted(labels.items()))] == value, name
         assert counters["jumptable_kernel_call_seconds_count", (("call", "map_update"),)] >= 3
         assert counters["jumptable_journal_commit_seconds_count", ()] >= 3
+
+    async def test_metrics_tell_how_long_it_is_until_a_change_is_undone(self, client: httpx.AsyncClient) -> None:
+        left = ("jumptable_unconfirmed_seconds_left", ())
+        assert left not in await scrape(client)
+        await client.put(f"{TABLE}/4?confirm_within=600", json={"program": "pass"})
+        await client.put(f"{TABLE}/5?confirm_within=60", json={"program": "pass"})
+        assert 0 < (await scrape(client))[left] <= 60
+        await client.post("/changes/2/confirm")
+        assert 60 < (await scrape(client))[left] <= 600
 
     async def test_timing_the_calls_leaves_the_callers_kernel_as_it_is(self, kernel: Kernel, app: FastAPI) -> None:
         assert app.state.service.registry.kernel is not kernel

@@ -75,6 +75,54 @@ class TestUpdateEntries:
         assert len((await client.get("/changes")).json()["changes"]) == 1
 
 
+class TestReturnMinimal:
+    """Prefer: return=minimal (RFC 7240)."""
+
+    @pytest.mark.parametrize("method", ["PUT", "PATCH"])
+    async def test_change_is_told_without_its_entries(self, client: httpx.AsyncClient, method: str) -> None:
+        answer = await client.request(method, TABLE, json=listed(_3="drop"), headers={"Prefer": "return=minimal"})
+        assert answer.headers["preference-applied"] == "return=minimal"
+        change = (await client.get(f"/changes/{answer.headers['change-id']}")).json()
+        del change["entries"]
+        assert answer.json() == {"change": change, "set": 1, "cleared": 0, "unchanged": 0}
+        assert await names(client) == {3: "drop"}
+
+    async def test_nothing_to_write_is_told_likewise(self, client: httpx.AsyncClient) -> None:
+        answer = await client.patch(TABLE, json=listed(_3=None), headers={"Prefer": "return=minimal"})
+        assert answer.headers["preference-applied"] == "return=minimal"
+        assert answer.json() == {"change": None, "set": 0, "cleared": 0, "unchanged": 1}
+
+    @pytest.mark.parametrize(
+        "lines",
+        [["respond-async, Return=minimal; foo=1"], ["wait=10", 'return="minimal"'], ["x=\"a, b\", return = minimal"],
+         ["return=minimal, return=representation"]],
+    )  # fmt: skip
+    async def test_it_is_found_among_other_preferences(self, client: httpx.AsyncClient, lines: list[str]) -> None:
+        answer = await client.put(TABLE, json=listed(_3="drop"), headers=[("Prefer", line) for line in lines])
+        assert answer.headers["preference-applied"] == "return=minimal"
+
+    @pytest.mark.parametrize(
+        "line",
+        ["return=representation, return=minimal", 'x="return=minimal"', 'x="a, return=minimal"', "return", "minimal",
+         'return="minimal, x', ""],
+    )  # fmt: skip
+    async def test_any_other_preference_is_ignored(self, client: httpx.AsyncClient, line: str) -> None:
+        answer = await client.put(TABLE, json=listed(_3="drop"), headers={"Prefer": line})
+        assert "preference-applied" not in answer.headers
+        assert len(answer.json()["change"]["entries"]) == 1
+
+    async def test_dry_run_tells_the_entries_all_the_same(self, client: httpx.AsyncClient) -> None:
+        answer = await client.put(
+            TABLE, json=listed(_3="drop"), params={"dry_run": True}, headers={"Prefer": "return=minimal"}
+        )
+        assert "preference-applied" not in answer.headers
+        assert [each["index"] for each in answer.json()["entries"]] == [3]
+
+    async def test_refusal_is_told_in_full(self, client: httpx.AsyncClient) -> None:
+        answer = await client.put(TABLE, json=listed(_99="drop"), headers={"Prefer": "return=minimal"})
+        assert_problem(answer, 422, "index-out-of-range")
+
+
 class TestReplaceEntries:
     async def test_unlisted_entries_are_cleared(self, client: httpx.AsyncClient) -> None:
         await client.put(TABLE, json={"programs": ["drop", None, "pass"]})

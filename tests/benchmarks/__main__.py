@@ -17,7 +17,7 @@ from tests.benchmarks.table import Row, told
 
 FOLDER = Path(__file__).parent
 _SIZES = {"64": 64, "1024": 1024, "65536": 65_536} | {f"called{count}": callers.SIZE for count in callers.COUNTS}
-_OTHERS = {"unix64": 64, "power64": 64, "fresh64": 64, "memory64": 64, "floor64": 64, "floor1024": 1024,
+_OTHERS = {"unix64": 64, "power64": 64, "tls64": 64, "fresh64": 64, "memory64": 64, "floor64": 64, "floor1024": 1024,
            "floor65536": 65_536, "bpftool65536": 65_536}  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def _measured(bench: Bench, chosen: list[str]) -> Iterator[Row]:
     for name, size in (prefixed | _OTHERS).items():
         bench.pin_array(name, size)
     called = {f"{prefix}called{count}": count for prefix in ("ours", "go") for count in callers.COUNTS}
-    if not chosen:
+    if not chosen or any("memory" in part for part in chosen):
         yield from states.memory(bench)
     with ExitStack() as stack:
         stack.enter_context(callers.loaded(bench, called))
@@ -36,6 +36,7 @@ def _measured(bench: Bench, chosen: list[str]) -> Iterator[Row]:
             "ours": ours(bench, "ours", [f"ours{name}" for name in _SIZES]),
             "unix": ours(bench, "unix", ["unix64"], unix=True),
             "power": ours(bench, "power", ["power64"], durability="power"),
+            "tls": ours(bench, "tls", ["tls64"], tls=True),
         }.items():
             bench.servers[name] = stack.enter_context(server)
         for work in (*works.WORKS, *states.WORKS, *callers.WORKS):

@@ -28,23 +28,30 @@ Figures = dict[str, float]
 
 @dataclass
 class Server:
-    """Something that answers at `address`. `prefix`: of its arrays' names."""
+    """Something that answers at `address`, over TLS where `tls`. `prefix`: of its arrays' names."""
 
     name: str
     address: str
     prefix: str
     token: str = ""
     pid: int = 0
+    tls: bool = False
 
     def memory(self) -> float:
-        """Resident, with the keeper where there is one: bytes."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        total = 0
-        for pid in (str(self.pid), *children):
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS"):
-                    total += int(line.split()[1]) * 1024
-        return total
+        """What it takes, with the keeper where there is one: bytes.
+
+        It is the proportional set size: of a page that several processes have, each counts its part (proc(5)).
+        """
+        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._processes()]
+        return sum(int(rollup.partition("\nPss:")[2].split()[0]) * 1024 for rollup in rollups)
+
+    def cpu(self) -> float:
+        """What it has computed since its start, with the keeper where there is one: s."""
+        files = [file for pid in self._processes() for file in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+    def _processes(self) -> list[str]:
+        return [str(self.pid), *Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to it over TCP, for `ask`."""
@@ -107,15 +114,18 @@ class Bench:
             *({"programs": [PROGRAMS[(index + turn) % 2] for index in range(size)]} for turn in range(2))
         )
 
-    def load(self, server: Server, path: str, bodies: str = "", **options: float) -> Figures:
-        """What `peer load` tells: rate (1/s), p50 and p99 (s), count."""
-        with self.loading(server, path, bodies, **options) as told:
+    def load(self, server: Server, path: str, bodies: str = "", header: str = "", **options: float) -> Figures:
+        """What `peer load` tells: rate (1/s), p50 and p99 (s), count. `header`: one more, as `NAME: VALUE`."""
+        with self.loading(server, path, bodies, header, **options) as told:
             return told()
 
     @contextmanager
-    def loading(self, server: Server, path: str, bodies: str = "", **options: float) -> Iterator[Callable[[], Figures]]:
+    def loading(
+        self, server: Server, path: str, bodies: str = "", header: str = "", **options: float
+    ) -> Iterator[Callable[[], Figures]]:
         """The same beside something else; what comes is to be called for the figures."""
-        with self._peer(server, "load", f"-path={path}", f"-bodies={bodies}", **options) as process:
+        arguments = f"-path={path}", f"-bodies={bodies}", f"-header={header}"
+        with self._peer(server, "load", *arguments, **options) as process:
             yield lambda: _figures(process)
 
     def delay(self, server: Server, path: str, bodies: str, **options: float) -> Figures:
@@ -141,6 +151,7 @@ class Bench:
     @contextmanager
     def _peer(self, server: Server, command: str, *arguments: str, **options: float) -> Iterator[subprocess.Popen[str]]:
         arguments += tuple(f"-{name}={value}" for name, value in options.items())
+        arguments += ("-tls",) if server.tls else ()
         process = subprocess.Popen(
             [str(self.folder / "peer"), command, f"-address={server.address}", f"-token={server.token}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from app.api.audit import Audit
 from app.api.authorization import Authentication
 from app.api.limits import Limits
 from app.bpf.uapi import ProgType
+from app.server import fast_path
+from app.service.objects.program_array import ProgramArray
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.conftest import application, load
@@ -172,6 +175,69 @@ async def test_unusual_request_falls_back_to_the_regular_way(registry: Registry,
         assert wire.direct.answered == 1
         await Line(wire).ask(request_)
         assert wire.direct.answered == 1
+
+
+async def answered_fast(wire: OverWire, *asked: bytes) -> list[bool]:
+    """Whether each of these requests was answered the fast way."""
+    assert wire.direct is not None
+    found = []
+    for each in asked:
+        before = wire.direct.answered
+        await Line(wire).ask(each)
+        found.append(wire.direct.answered > before)
+    return found
+
+
+class TestMeanings:
+    async def test_map_that_was_released_and_held_anew_is_fast_again(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire, maps = OverWire(app), registry.maps
+            assert await answered_fast(wire, put(), get()) == [True, True]
+            array, held = maps.get("jump_table").opened(), maps.get("jump_table")
+            copy = ProgramArray(registry.kernel, registry.kernel.dup(array.fd))
+            held.release()
+            del maps._held["jump_table"]
+            assert status((await Line(wire).ask(get()))[0]) == 404
+            maps.adopt("jump_table", copy)
+            await app.state.service.drift.begin(maps.get("jump_table"))
+            assert await answered_fast(wire, put("pass"), get()) == [True, True]
+
+    async def test_large_heads_are_not_kept(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            assert await answered_fast(wire, get(3, b"X-More: " + b"x" * 5000), put(), get()) == [False, True, True]
+
+    async def test_meanings_are_bounded(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fast_path, "_MAX_MEANINGS", 10)
+        async with started(registry) as app:
+            wire = OverWire(app)
+            await Line(wire).ask(put())
+            assert await answered_fast(wire, *[get(3, b"X-More: %d" % each) for each in range(50)]) == [True] * 50
+            assert wire.direct is not None
+            assert sum(len(each.by_head) for each in wire.direct._meanings.values()) <= 10
+
+    @pytest.mark.parametrize("unsafe", [b"a\xff", b"a b", b"", b"a\tb"])
+    async def test_unsafe_request_id_is_replaced(self, registry: Registry, unsafe: bytes) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+            for _ in range(2):
+                asked = put().replace(b"mine", unsafe).replace(b"Content-T", b"traceparent: 0-1\r\nContent-T")
+                [answer] = await Line(wire).ask(asked)
+                [sent] = re.findall(rb"x-request-id: (.*)\r\n", answer)
+                assert re.fullmatch(rb"[0-9a-f]{32}", sent)
+
+    async def test_expired_token_is_refused_on_an_open_connection(
+        self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tokens = TokenFile(tmp_path / "tokens.json")
+        secret = tokens.add(Token("mine", "", "admin", 0.0, expires=time.time() + 1000))
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            line = Line(OverWire(app))
+            asked = put("drop", 3, f"Authorization: Bearer {secret}".encode())
+            assert status((await line.ask(asked))[0]) == 201
+            later = time.time() + 2000
+            monkeypatch.setattr(time, "time", lambda: later)
+            assert status((await line.ask(asked))[0]) == 401
 
 
 class TestBatch:

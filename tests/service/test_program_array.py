@@ -144,6 +144,15 @@ class TestSet:
         with make_array(kernel, "table", 8) as array, load(kernel) as program, pytest.raises(expected):
             array.set(3, program)
 
+    def test_memory_that_rlimit_memlock_refuses_is_told_as_such(self) -> None:
+        class Full(MemoryKernel):
+            def map_create(self, type_: int, key_size: int, value_size: int, max_entries: int, name: str = "") -> int:
+                raise OSError(errno.EDQUOT, "refused")
+
+        with pytest.raises(KernelPermission, match=r"EPERM.*RLIMIT_MEMLOCK") as caught:
+            make_array(Full(), "table", 8)
+        assert "CAP_BPF" not in str(caught.value)
+
 
 class TestClearIndex:
     def test_cleared_entry_is_empty(self, array: ProgramArray, program: Program) -> None:

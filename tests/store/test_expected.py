@@ -30,11 +30,16 @@ class TestEntryChanges:
         changes = EntryChanges(range(2, 4002), ids, ids, {1: PROGRAMS[0]})
         assert [each.index for each in EntryChanges.unpacked(changes.packed())] == list(range(2, 4002))
 
-    def test_a_packed_table_takes_less_than_4_bytes_for_each_entry(self) -> None:
+    def test_a_compressed_table_takes_less_than_4_bytes_for_each_entry(self) -> None:
         """A change of 65,536 entries, each from one program to another."""
         before, after = (array("I", [812 + (index + turn) % 3 for index in range(65_536)]) for turn in (0, 1))
         programs = {id_: replace(PROGRAMS[0], id=id_) for id_ in (812, 813, 814)}
-        assert len(EntryChanges(range(65_536), before, after, programs).packed()) < 4 * 65_536
+        packed = EntryChanges(range(65_536), before, after, programs).packed()
+        compressed = EntryChanges.compressed(packed)
+        assert len(compressed) < 4 * 65_536
+        assert EntryChanges.unpacked(compressed) == EntryChanges.unpacked(packed)
+        assert EntryChanges.has_index(compressed, 65_535)
+        assert EntryChanges.compressed(compressed) is compressed
 
 
 class TestPackedTable:

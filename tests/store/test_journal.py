@@ -579,10 +579,38 @@ class TestMaintenance:
         for number in range(500):
             asyncio.run(journal.append(change()))
             assert number + 1 - self.checkpointed(journal) < 64
+
+    @pytest.mark.parametrize("durability", ["process", "power"])
+    def test_checkpoint_of_large_tables_waits_until_none_comes(
+        self, file: Path, durability: Literal["process", "power"]
+    ) -> None:
+        """It comes all the same, and the tables are compressed then."""
+        opened = Journal(file, durability)
         table = EntryChanges.of(EntryChange(index, None, DROP) for index in range(8192))
-        asyncio.run(journal.append(replace(change(), entries=table)))
-        assert self.checkpointed(journal) == 501, "one large table causes a checkpoint"
-        assert expected(journal) == (Array(41, "boot"), dict.fromkeys(range(8192), DROP))
+
+        def sizes() -> list[int]:
+            return [len(row["entries"]) for row in opened._database.read("SELECT entries FROM changes")]
+
+        async def append() -> None:
+            for _ in range(10):
+                await opened.append(replace(change(), entries=table))
+            assert self.checkpointed(opened) == 0
+            assert min(sizes()) > 12 * 8192
+            while self.checkpointed(opened) < 10:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(append())
+        assert max(sizes()) < 4 * 8192
+        assert len(opened.changes()[0]) == 1, "a page ends with a large change"
+        assert opened.changes(after=9)[0][0].entries == table
+        opened.close()
+
+    def test_very_many_entries_wait_no_longer(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal_module, "_MAX_WAITING_ENTRIES", 30_000)
+        table = EntryChanges.of(EntryChange(index, None, DROP) for index in range(8192))
+        for number in range(1, 30):
+            asyncio.run(journal.append(replace(change(), entries=table)))
+            assert (number - self.checkpointed(journal)) * 8192 < 30_000 + 8192
 
     def test_a_backlog_is_worked_off_in_small_steps(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(journal_module, "_EVENTS_PER_MAINTENANCE", 10_000)

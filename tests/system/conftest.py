@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.api.app import create_app
+from app.api.state import State
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
@@ -69,7 +70,7 @@ class Inside:
             self.registry.programs.add(HeldProgram(name, Pinned(str(self.pins / name))))
         self.registry.open_unavailable()
         self.journal = Journal(self.disk / "journal.db")
-        app = create_app(self.registry, self.journal, keep_dir=str(self.pins / "keep"))
+        app = create_app(State(self.registry, self.journal, keep_dir=str(self.pins / "keep")))
         self.service = app.state.service
         self.changes = self.service.changes
         self.changes._clock = lambda: self.now

@@ -1,17 +1,17 @@
 """/docs of a service with tokens, in a real browser."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Page, expect
 
 from tests.running import Service, running, write_config
-from tests.system.browser import CHROMIUM, browser
 from tests.system.test_exposed import jumptable
-
-_STATUS = "document.querySelector('.live-responses-table tbody .response-col_status')?.textContent.trim()"
+from tests.web.browser import chromium, needs_chromium
 
 
 @pytest.fixture
@@ -42,31 +42,34 @@ def test_documentation_is_open_where_callers_have_tokens(guarded: tuple[Service,
 
 @pytest.mark.field
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
-def test_requests_of_the_page_carry_the_token_that_is_entered(guarded: tuple[Service, str], tmp_path: Path) -> None:
+@needs_chromium
+def test_requests_of_the_page_carry_the_token_that_is_entered(guarded: tuple[Service, str]) -> None:
     """Field 13: the documentation in a browser: it shows all operations, and its requests are authorized."""
     service, secret = guarded
     document = httpx.get(f"{service.url}/openapi.json").json()
     operations = sum(len(path) for path in document["paths"].values())
-    with browser(tmp_path / "profile") as page:
-        page.open(f"{service.url}/docs")
-        page.wait_for(f"document.querySelectorAll('.opblock').length === {operations}")
-
-        def status_of_list_maps() -> str:
-            page.click("#operations-maps-list_maps .opblock-summary-control")
-            page.click("#operations-maps-list_maps .try-out__btn")
-            page.click("#operations-maps-list_maps .execute")
-            return str(page.wait_for(_STATUS))[:3]
-
-        assert status_of_list_maps() == "401"
-        page.open(f"{service.url}/docs")
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(f"{service.url}/docs")
+        expect(page.locator(".opblock")).to_have_count(operations, timeout=60_000)
+        _list_maps(page, "401")
+        page = browser.new_page()
+        page.goto(f"{service.url}/docs")
         page.click(".auth-wrapper .authorize")
-        page.type(".auth-container input", secret)
+        page.fill(".auth-container input", secret)
         page.click(".auth-btn-wrapper .authorize")
         page.click(".auth-btn-wrapper .btn-done")
-        assert status_of_list_maps() == "200"
-        answer = page.run("document.querySelector('.live-responses-table .highlight-code').innerText")
+        _list_maps(page, "200")
+        answer = page.locator(".live-responses-table .highlight-code").first.inner_text()
         assert [each["name"] for each in json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["maps"]]
         page.reload()
-        page.wait_for("document.querySelector('.auth-wrapper .authorize.unlocked') !== null")
-        assert page.run("JSON.stringify({...localStorage, ...sessionStorage})").find(secret) < 0
+        expect(page.locator(".auth-wrapper .authorize")).to_have_class(re.compile("unlocked"))
+        assert secret not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+
+
+def _list_maps(page: Page, status: str) -> None:
+    """Try the operation out on the page, which then shows the status."""
+    page.click("#operations-maps-list_maps .opblock-summary-control")
+    page.click("#operations-maps-list_maps .try-out__btn")
+    page.click("#operations-maps-list_maps .execute")
+    expect(page.locator(".live-responses-table tbody .response-col_status")).to_contain_text(status)

@@ -75,6 +75,20 @@ class TestPeers:
             assert self.ask(service, 12345, daemon, [], "GET") == 403
             assert self.ask(service, 12345, 12345, [], "GET") == 0
 
+    def test_socket_is_of_no_use_to_a_web_page_that_it_was_forwarded_to(self, folder: Path) -> None:
+        """`ssh -L 8080:/run/jumptable/api.sock` brings the socket to where a browser is."""
+        with serve(configured(folder), folder / "run/api.sock") as service, service.client() as client:
+            for headers, status in (
+                ({"Host": "localhost:8080", "Origin": "http://localhost:8080"}, 200),
+                ({"Host": "jumptable"}, 200),
+                ({"Host": "evil.example:8080"}, 421),
+                ({"Host": "localhost:8080", "Origin": "https://evil.example"}, 421),
+                ({"Host": "localhost:8080", "Origin": "http://intranet"}, 421),
+            ):
+                assert client.get("/maps", headers=headers).status_code == status, headers
+                on_fast_path = client.get("/maps/jump_table/entries/3", headers=headers)
+                assert (on_fast_path.status_code == 421) is (status == 421), headers
+
     def test_log_names_the_user_of_a_change(self, folder: Path) -> None:
         with serve(configured(folder), folder / "run/api.sock") as service, service.client() as client:
             assert client.get("/maps").status_code == 200

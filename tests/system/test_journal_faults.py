@@ -231,6 +231,7 @@ class TestProcess:
                 assert "journal.db was removed or replaced" in answer.json()["detail"]
             assert client.get(TABLE).content == before
             assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+            assert "\njumptable_journal_failing 1.0\n" in client.get("/metrics").text
             service.wait_for("the journal cannot be written: changes are put back")
 
     @pytest.mark.field

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 
 from app.access.tokens import Token, TokenFile
 from app.bpf import asm
+from app.bpf.kernel import MapState
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
 from app.keeper.client import KeeperClient, KeeperKernel
 from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
+from app.sandbox.abilities import abilities
 from app.sandbox.channel import receive, send
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
@@ -245,6 +247,41 @@ assert keeper.degraded_reason is None
 keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestAbilities:
+    def test_keeper_tells_what_the_kernel_can_with_its_rights(self, keeper: KeeperClient, linux: LinuxKernel) -> None:
+        assert keeper.abilities() == abilities(linux)
+        assert keeper.abilities() == keeper.abilities()
+        assert errno_of(keeper.ask, Op.ABILITIES, 0, "x") == EINVAL
+
+    def test_state_is_told_of_arrays_and_of_nothing_else(
+        self, keeper: KeeperClient, pins: Path, linux: LinuxKernel
+    ) -> None:
+        fds = [linux.obj_get(f"{pins}/{name}") for name in ("table", "hash", "drop")]
+        told = json.loads(keeper.ask(Op.MAP_STATE, fd=fds[0])[0])
+        assert MapState(**told) == linux.map_state(fds[0])
+        before = _fds(keeper.pid)
+        for fd in (*fds[1:], 0, None):
+            assert errno_of(lambda fd=fd: keeper.ask(Op.MAP_STATE, fd=fd)) == EINVAL
+        assert errno_of(lambda: keeper.ask(Op.MAP_STATE, text=f"{pins}/table", fd=fds[0])) == EINVAL
+        assert _fds(keeper.pid) == before
+        for fd in fds:
+            linux.close(fd)
+
+    def test_keeper_reads_what_the_listener_may_not(
+        self, kernel: KeeperKernel, pins: Path, linux: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As before Linux 5.14 in a process that has changed its user."""
+        fd = kernel.obj_get(f"{pins}/table")
+        state = linux.map_state(fd)
+
+        def refuse(*_: object) -> MapState:
+            raise PermissionError(EACCES, "fdinfo")
+
+        monkeypatch.setattr(LinuxKernel, "map_state", refuse)
+        assert kernel.map_state(fd) == state
+        kernel.close(fd)
 
 
 class TestKeepDir:

@@ -148,8 +148,10 @@ class TestEnd:
                 {"Authorization": f"Bearer {tokens.add(Token(name, '', 'admin', time.time()))}"} for name in "ab"
             )
             assert client.get("/maps", headers=known).status_code == 200
+            assert "\njumptable_keeper_failing 0.0\n" in client.get("/metrics").text
             os.kill(keeper, signal.SIGKILL)
             until(lambda: client.get("/readyz").status_code == 503)
+            assert "\njumptable_keeper_failing 1.0\n" in client.get("/metrics").text
             assert client.get(ENTRY, headers=known).status_code == 404, "it was looked up before"
             for answer in (
                 client.get("/maps", headers=fresh),

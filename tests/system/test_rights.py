@@ -24,7 +24,9 @@ AS_NOBODY = f"""
 import os
 from app.server import run as server
 from app.server import startup as start
-server.preload()
+server.preload({NOBODY})
+from app.cli import serve as command
+command.preload = lambda uid: None
 def service_user(settings):
     os.setgroups([])
     os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
@@ -34,11 +36,23 @@ start.service_user = service_user
 NO_LATE_IMPORT = """
 import sys
 from app.server import startup as start
+from app.api.deferred import Application
 class Late:
+    loads = False
     def find_spec(self, name, *_):
-        print("imported late:", name, flush=True)
+        if not self.loads:
+            print("imported late:", name, flush=True)
+late = Late()
 give_up_rights = start.give_up_rights
-start.give_up_rights = lambda kernel: (give_up_rights(kernel), sys.meta_path.insert(0, Late()))
+start.give_up_rights = lambda kernel: (give_up_rights(kernel), sys.meta_path.insert(0, late))
+load = Application._load
+async def loading(application):
+    late.loads = True
+    try:
+        return await load(application)
+    finally:
+        late.loads = False
+Application._load = loading
 """
 
 
@@ -51,6 +65,7 @@ class TestLeastPrivilege:
             assert set(told["Uid"].split()) == {str((tmp_path / "state").stat().st_uid)} != {"0"}
             assert _capabilities(service) == {0}
             assert told["NoNewPrivs"] == "1"
+            assert client.get("/version").json()["keeper"] == "running"
             body = {"pinned": f"{pins}/fresh", "create": {"max_entries": 4}}
             assert client.put("/maps/fresh", json=body).status_code == 201
             drop = client.get("/programs/drop").json()["id"]
@@ -87,7 +102,7 @@ class TestLeastPrivilege:
         _, config = prepared
         first = (
             "from app.server import startup\n"
-            "startup._refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
+            "startup.refuses_all = lambda _: 'CAP_BPF' not in startup.effective_capabilities()"
         )
         with serve(config, tmp_path / "run/api.sock", first=first) as service, service.client() as client:
             service.wait_for("keeps a capability.*CAP_BPF|CAP_BPF.*keeps a capability")

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import schemathesis
@@ -16,7 +16,9 @@ from schemathesis.python import asgi
 from starlette.types import Message
 
 from app.access.tokens import Token, TokenFile, Tokens
+from app.api import deferred
 from app.api.authorization import Authentication
+from app.api.state import State
 from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
 from app.loader.client import DirectLoader
@@ -50,7 +52,10 @@ class Served:
     app: FastAPI
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] != "/events":
+        if scope["type"] == "lifespan":  # starts and ends the service
+            await deferred.Application(cast("State", self.app.state))(scope, receive, send)
+            return
+        if scope["path"] != "/events":
             await self.app(scope, receive, send)
             return
         enough = asyncio.Event()

@@ -7,14 +7,13 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from app.api.schemas.responses import Change
+from app.api.schemas.responses import Change, ChangeSummary
 from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
 
 ENTRIES_PER_CHUNK: Final = 4096  # about 1 ms to encode
 MAX_PREBUILT_CHUNKS: Final = 16  # at most 11 MB
 _PROGRAM: Final = TypeAdapter(ProgramRecord)
-_FIELDS_WITHOUT_ENTRIES: Final = [name for name in Change.model_fields if name != "entries"]
 
 
 class EntriesPrebuilt:
@@ -55,9 +54,17 @@ def change_chunks(record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None)
     Returns:
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 1 ms.
     """
-    values = {name: getattr(record, name) for name in _FIELDS_WITHOUT_ENTRIES}
-    text = Change.model_validate(values | {"entries": []}).model_dump_json()
+    text = Change.model_validate({**_facts(record), "entries": []}).model_dump_json()
     return entries_chunks(text, record.entries, prebuilt)
+
+
+def change_summary(record: ChangeRecord) -> ChangeSummary:
+    """Return a journalled change without its entries."""
+    return ChangeSummary.model_validate(_facts(record))
+
+
+def _facts(record: ChangeRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in ChangeSummary.model_fields}
 
 
 def entries_chunks(text: str, entries: EntryChanges | None, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:

@@ -1,18 +1,28 @@
-"""Responses that may be long. They are encoded while they are read, so they are never in memory as a whole."""
+"""Responses with JSON. Long ones are encoded while they are read, so they are never in memory as a whole."""
 
 import asyncio
 from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.limits import LongAnswers
-from app.api.middleware import IS_HEAD
-from app.api.schemas.responses import Json
+from app.api.scope import IS_HEAD
 
 _SENT_BYTES: Final = 128 * 1024  # before the reader has to have read them
+
+
+class Json(Response):
+    """A JSON response. It ends in a newline, so that a terminal shows its prompt on a new line."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: BaseModel | bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        text = content if isinstance(content, bytes) else content.model_dump_json().encode()
+        super().__init__(text + b"\n", status, headers)
 
 
 def long_json(chunks: Iterator[bytes], headers: dict[str, str] | None = None) -> Response:

@@ -27,7 +27,7 @@ from app.api.problems import HttpProblem
 from app.api.routes.entries import CHANGE, WRITE
 from app.api.routes.tables import answer
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import fields, parameters, requests, responses
 from app.api.visibility import visible_change
 from app.service.changes.permissions import check_confirmation
 from app.service.changes.revert import revert_change
@@ -240,7 +240,7 @@ async def revert_change_route(
 )
 async def reconcile_map(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: requests.Reconcile,
     note: Note = None,
     confirm_within: ConfirmWithin = None,

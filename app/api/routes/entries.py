@@ -24,12 +24,12 @@ from app.api.dependencies import (
 )
 from app.api.encoding.changes import entries_chunks
 from app.api.encoding.entries import entry_json, entry_of, table_chunks, table_etag, waiting_of
-from app.api.encoding.responses import long_json
+from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import PARAMETERS, READ_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import fields, parameters, requests, responses
 from app.api.visibility import visible_entries
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
 from app.service.errors import EntryEmpty
@@ -100,8 +100,8 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
 )
 async def set_entry_route(
     request: Request,
-    name: fields.MapName,
-    index: fields.Index,
+    name: parameters.MapName,
+    index: parameters.Index,
     body: requests.SetEntry,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -130,7 +130,7 @@ async def set_entry_route(
         dry_run=dry_run,
     )
     answer = set_answer(request.scope, service.registry, held, index, result)
-    return responses.Json(answer.body, answer.status, answer.headers)
+    return Json(answer.body, answer.status, answer.headers)
 
 
 def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, result: SetResult) -> responses.Answer:
@@ -166,7 +166,7 @@ def set_answer(scope: Scope, registry: Registry, held: HeldMap, index: int, resu
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,
 )
-async def get_entry(request: Request, name: fields.MapName, index: fields.Index) -> Response:
+async def get_entry(request: Request, name: parameters.MapName, index: parameters.Index) -> Response:
     """Return the program that an entry points to.
 
     Every request asks the kernel, so it also shows what other tools write.
@@ -177,7 +177,7 @@ async def get_entry(request: Request, name: fields.MapName, index: fields.Index)
     answer = read_answer(request.scope, service, held, index)
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)
-    return responses.Json(answer.body, answer.status, answer.headers)
+    return Json(answer.body, answer.status, answer.headers)
 
 
 def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> responses.Answer:
@@ -211,8 +211,8 @@ def read_answer(scope: Scope, service: Service, held: HeldMap, index: int) -> re
 )
 async def clear_entry_route(
     request: Request,
-    name: fields.MapName,
-    index: fields.Index,
+    name: parameters.MapName,
+    index: parameters.Index,
     allow_missing: Annotated[bool, Query(description="204 also where the entry is empty already.")] = False,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -249,7 +249,7 @@ async def clear_entry_route(
 )
 async def list_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     start: Annotated[fields.Decimal, Query(description="The lowest index of the page.")] = 0,
     limit: Annotated[
         fields.Positive | None,

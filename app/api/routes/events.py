@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 from app.api.authorization import ACTOR, grant_of, may_still
 from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
-from app.api.middleware import IS_HEAD
 from app.api.openapi import Responses, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
+from app.api.scope import IS_HEAD
 from app.api.visibility import event_data, event_view
 from app.service.event_feed import Encoded, EventFeed
 from app.store.records import Event

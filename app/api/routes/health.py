@@ -12,11 +12,13 @@ from app import __version__, native
 from app.access.rights import Right
 from app.api.authorization import grant_of
 from app.api.dependencies import service_of
-from app.api.middleware import REQUEST_ID
+from app.api.encoding.responses import Json
+from app.api.error_responses import problem
 from app.api.openapi import answers, problems
-from app.api.problems import PROBLEMS, HttpProblem, problem
+from app.api.problems import PROBLEMS, HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import responses
+from app.api.scope import REQUEST_ID
+from app.keeper.client import KeeperKernel
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
 
@@ -36,6 +38,14 @@ class Readiness(BaseModel):
     reasons: list[str]
 
 
+class Ability(BaseModel):
+    """Something that kernels differ in."""
+
+    name: str = Field(examples=["writer"])
+    can: bool | None = Field(description="null: it is not known.")
+    detail: str = Field(examples=["whole tables are written inside the kernel, in one call for many entries"])
+
+
 class Version(BaseModel):
     """What is running."""
 
@@ -46,6 +56,11 @@ class Version(BaseModel):
     implementation: str = Field(
         description="What answers most requests: `C extension`, or `pure Python` and why.", examples=["C extension"]
     )
+    abilities: list[Ability] = Field(description="What this kernel can and cannot, asked when the service started.")
+    keeper: Literal["running", "failing"] | None = Field(
+        description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
+    )
+    uptime_seconds: int = Field(description="How long the service has been running.", examples=[86400])
 
 
 class Explanation(BaseModel):
@@ -66,7 +81,7 @@ class Explanation(BaseModel):
 )
 async def get_health() -> Response:
     """Answer a liveness probe. It says nothing about maps and programs."""
-    return responses.Json(Health())
+    return Json(Health())
 
 
 @router.get(
@@ -116,7 +131,7 @@ async def get_readiness(request: Request) -> Response:
             reasons = []
         detail = "; ".join(reasons) or "something that is to be held could not be opened"
         return problem(code, detail, request.scope[REQUEST_ID], facts={"reasons": reasons})
-    return responses.Json(Readiness(reasons=[]))
+    return Json(Readiness(reasons=[]))
 
 
 @router.get(
@@ -127,11 +142,23 @@ async def get_readiness(request: Request) -> Response:
     responses=answers(Version, "The versions.") | problems(),
 )
 async def get_version(request: Request) -> Response:
-    """Return the version of the service, and the kernel that it works on."""
-    kernel = service_of(request).registry.kernel.name
-    release, implementation = platform.release(), native.told()
-    told = Version(version=__version__, kernel=kernel, kernel_release=release, implementation=implementation)
-    return responses.Json(told)
+    """Return the version of the service, the kernel that it works on, and how long it has been running."""
+    service = service_of(request)
+    kernel = service.registry.kernel
+    keeper: Literal["running", "failing"] | None = None
+    if isinstance(kernel, KeeperKernel):
+        keeper = "running" if kernel.degraded_reason is None else "failing"
+    return Json(
+        Version(
+            version=__version__,
+            kernel=kernel.name,
+            kernel_release=platform.release(),
+            implementation=native.told(),
+            abilities=[Ability(name=each.name, can=each.can, detail=each.detail) for each in kernel.abilities],
+            keeper=keeper,
+            uptime_seconds=int(service.uptime()),
+        )
+    )
 
 
 @router.get(
@@ -146,4 +173,4 @@ async def explain_problem(code: str) -> Response:
     if code not in PROBLEMS:
         raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
     kind = PROBLEMS[code]
-    return responses.Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))
+    return Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

@@ -11,13 +11,15 @@ from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import ASK, forbidden, grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
+from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import parameters, requests, responses
 from app.api.visibility import visible_drift, visible_entries
 from app.bpf.uapi import prog_type_name
 from app.service.errors import MapUnknown
 from app.service.lifecycle import Service
+from app.service.objects.program_array import UNREADABLE
 from app.service.registry.held import HeldMap
 from app.store.records import EMPTY
 
@@ -45,8 +47,9 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if array is None:
         return responses.HeldMap(
             name=held.name, id=None, kernel_name=None, max_entries=None, used=None, flags=None, memlock=None,
-            frozen=None, owner=None, pins=held.pins, created_here=held.created_here, state="unavailable",
-            reason=held.reason, drift=[], waiting=_waiting(held, grant), warnings=warnings,
+            frozen=None, owner=None, pins=held.pins, created_here=held.created_here,
+            protected=held.protected.texts(), state="unavailable", reason=held.reason, drift=[],
+            waiting=_waiting(held, grant), warnings=warnings,
         )  # fmt: skip
     found = await held.read()
     used = len(found) - visible_entries(grant, found).count(EMPTY)
@@ -54,6 +57,8 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
     if held.object is not array:
         return await _map(service, held, grant)  # opened anew meanwhile
     state = array.state()
+    if state == UNREADABLE:
+        warnings.append("memlock, frozen and owner are not known: the kernel lets only root read them, by the keeper")
     owner = None
     if state.owner_type is not None:
         owner = responses.Owner(program_type=prog_type_name(state.owner_type), jited=state.owner_jited)
@@ -71,6 +76,7 @@ async def _map(service: Service, held: HeldMap, grant: Grant, *, just_opened: bo
         owner=owner,
         pins=held.pins,
         created_here=held.created_here,
+        protected=held.protected.texts(),
         state="held",
         reason=None,
         warnings=warnings,
@@ -104,7 +110,7 @@ async def list_maps(request: Request) -> Response:
     for held in sorted((each for each in registry.maps if grant.has_map(each.name)), key=lambda each: each.name):
         with contextlib.suppress(MapUnknown):  # released while others had their turn
             maps.append(await _map(service_of(request), held, grant))
-    return responses.Json(responses.Maps(maps=maps))
+    return Json(responses.Maps(maps=maps))
 
 
 @router.get(
@@ -114,10 +120,10 @@ async def list_maps(request: Request) -> Response:
     response_model=responses.HeldMap,
     responses=answers(responses.HeldMap, "The map.") | problems("map-unknown", *KERNEL),
 )
-async def get_map(request: Request, name: fields.MapName) -> Response:
+async def get_map(request: Request, name: parameters.MapName) -> Response:
     """Return a map: its size, what fits into it, and what keeps it alive."""
     registry = service_of(request).registry
-    return responses.Json(await _map(service_of(request), registry.maps.get(name), grant_of(request.scope)))
+    return Json(await _map(service_of(request), registry.maps.get(name), grant_of(request.scope)))
 
 
 @router.put(
@@ -143,7 +149,7 @@ async def get_map(request: Request, name: fields.MapName) -> Response:
 )
 async def hold_map(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: requests.HoldMap,
     force: Annotated[bool, Query(description="Also where the array held so far may then be emptied for good.")] = False,
     dry_run: DryRun = False,
@@ -164,7 +170,7 @@ async def hold_map(
     if not dry_run:
         add_audit_facts(request.scope, map=name, map_id=answer.id, created=answer.created_here)
     headers = change_headers(dry_run=dry_run, location=f"/maps/{name}" if is_new else None)
-    return responses.Json(answer, 201 if is_new else 200, headers)
+    return Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -177,7 +183,7 @@ async def hold_map(
 )
 async def release_map(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     force: Annotated[bool, Query(description="Also where the kernel may then empty it for good.")] = False,
     dry_run: DryRun = False,
 ) -> Response:

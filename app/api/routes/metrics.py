@@ -85,6 +85,23 @@ class Collector:
             (),
             {(): len(self._service.changes.confirmations)},
         )
+        left = self._service.changes.confirmations.seconds_left
+        yield _gauge(
+            "jumptable_unconfirmed_seconds_left",
+            "Until the first of them is undone; there is none where nothing waits.",
+            (),
+            {} if left is None else {(): left},
+        )
+        failing = self._service.journal.failing is not None
+        yield _gauge(
+            "jumptable_journal_failing", "1: changes cannot be journalled, and are put back.", (), {(): failing}
+        )
+        yield _gauge(
+            "jumptable_keeper_failing",
+            "1: the keeper has ended, or does not answer.",
+            (),
+            {(): registry.kernel.degraded_reason is not None},
+        )
         yield _gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._service.feed.readers})
 
     def _maps(self) -> Iterator[Metric]:
@@ -145,4 +162,4 @@ def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mappin
 async def get_metrics(request: Request) -> Response:
     """Return the metrics. Drift and used entries are those of the last check, every `drift_interval` seconds."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(request.app.state.metrics), media_type=media_type)
+    return Response(encode(request.app.collectors), media_type=media_type)

@@ -10,11 +10,12 @@ from app.api import openapi
 from app.api.audit import entries_facts
 from app.api.dependencies import ConfirmWithin, DryRun, Note, add_audit_facts, context_of, service_of
 from app.api.encoding.changes import change_chunks, entries_chunks
+from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.preconditions import OBJECT_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routing import CONTENT, ObjectRoute
-from app.api.schemas import fields, object_requests, object_responses, responses
+from app.api.schemas import object_requests, object_responses, parameters
 from app.service.loading.object_files import ObjectPrecondition, ObjectResult
 
 router = APIRouter(route_class=ObjectRoute, tags=["objects"])
@@ -43,7 +44,7 @@ _CHANGING = (
 async def list_objects(request: Request) -> Response:
     """List the object files that are loaded, by name. Those that could not be loaded again yet are among them."""
     told = [object_responses.ObjectFile.of(each) for each in service_of(request).objects]
-    return responses.Json(object_responses.ObjectFiles(objects=told))
+    return Json(object_responses.ObjectFiles(objects=told))
 
 
 @router.get(
@@ -54,10 +55,10 @@ async def list_objects(request: Request) -> Response:
     responses=answers(object_responses.ObjectFile, "The object file.", headers=openapi.ETAG)
     | problems("object-unknown"),
 )
-async def get_object(request: Request, name: fields.ObjectName) -> Response:
+async def get_object(request: Request, name: parameters.ObjectName) -> Response:
     """Return an object file: its programs and maps, which of them are held, and the version before."""
     loaded = service_of(request).objects.get(name)
-    return responses.Json(object_responses.ObjectFile.of(loaded), headers={"ETag": loaded.etag})
+    return Json(object_responses.ObjectFile.of(loaded), headers={"ETag": loaded.etag})
 
 
 @router.put(
@@ -86,7 +87,7 @@ async def get_object(request: Request, name: fields.ObjectName) -> Response:
 )
 async def load_object(
     request: Request,
-    name: fields.ObjectName,
+    name: parameters.ObjectName,
     body: object_requests.LoadObject,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -128,7 +129,7 @@ async def load_object(
         headers["Dry-Run"] = "true"
     elif result.is_new:
         headers["Location"] = f"/objects/{name}"
-    return responses.Json(b"".join(_encoded(result)), 201 if result.is_new else 200, headers)
+    return Json(b"".join(_encoded(result)), 201 if result.is_new else 200, headers)
 
 
 def _encoded(result: ObjectResult) -> Iterator[bytes]:
@@ -162,7 +163,7 @@ def _encoded(result: ObjectResult) -> Iterator[bytes]:
     ),
     openapi_extra=OBJECT_PARAMETERS,
 )  # fmt: skip
-async def unload_object(request: Request, name: fields.ObjectName, dry_run: DryRun = False) -> Response:
+async def unload_object(request: Request, name: parameters.ObjectName, dry_run: DryRun = False) -> Response:
     """Release the programs and arrays of an object file. The entries of its own arrays go with them.
 
     While entries of other held maps hold its programs it is refused with 409.

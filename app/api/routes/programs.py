@@ -8,10 +8,11 @@ from app.access.rights import Grant
 from app.api import openapi
 from app.api.authorization import grant_of
 from app.api.dependencies import DryRun, add_audit_facts, change_headers, check_holdable, context_of, service_of
+from app.api.encoding.responses import Json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import fields, requests, responses
+from app.api.schemas import parameters, requests, responses
 from app.service.lifecycle import Service
 from app.service.objects.program import loaded_at
 from app.service.program_runs import run_program as run_held_program
@@ -69,7 +70,7 @@ async def list_programs(request: Request) -> Response:
     uses = await service.registry.maps.uses()
     held = [each for each in service.registry.programs if grant.has_program(each.name)]
     told = [_program(service, each, uses, grant) for each in sorted(held, key=lambda each: each.name)]
-    return responses.Json(responses.Programs(programs=told))
+    return Json(responses.Programs(programs=told))
 
 
 @router.get(
@@ -79,12 +80,12 @@ async def list_programs(request: Request) -> Response:
     response_model=responses.Program,
     responses=answers(responses.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
-async def get_program(request: Request, name: fields.ProgramName) -> Response:
+async def get_program(request: Request, name: parameters.ProgramName) -> Response:
     """Return a program: its type, its maps, the entries that point to it, and whether its pin leads to another one."""
     service = service_of(request)
     await service.pins.check(service.registry.programs.get(name))
     uses = await service.registry.maps.uses()
-    return responses.Json(_program(service, service.registry.programs.get(name), uses, grant_of(request.scope)))
+    return Json(_program(service, service.registry.programs.get(name), uses, grant_of(request.scope)))
 
 
 @router.put(
@@ -110,7 +111,7 @@ async def get_program(request: Request, name: fields.ProgramName) -> Response:
 )
 async def hold_program(
     request: Request,
-    name: fields.ProgramName,
+    name: parameters.ProgramName,
     body: requests.HoldProgram,
     dry_run: DryRun = False,
 ) -> Response:
@@ -129,7 +130,7 @@ async def hold_program(
     if not dry_run:
         add_audit_facts(request.scope, program=name, program_id=answer.id)
     headers = change_headers(dry_run=dry_run, location=f"/programs/{name}" if is_new else None)
-    return responses.Json(answer, 201 if is_new else 200, headers)
+    return Json(answer, 201 if is_new else 200, headers)
 
 
 @router.delete(
@@ -142,7 +143,7 @@ async def hold_program(
 )
 async def release_program(
     request: Request,
-    name: fields.ProgramName,
+    name: parameters.ProgramName,
     dry_run: DryRun = False,
 ) -> Response:
     """Release a program. Entries that point to it still do: the kernel keeps it alive for them."""
@@ -160,7 +161,7 @@ async def release_program(
     responses=answers(responses.Run, "What came out.")
     | problems("program-unknown", "program-unavailable", "program-not-runnable", "read-only", *KERNEL, *BODY),
 )
-async def run_program(request: Request, name: fields.ProgramName, body: requests.RunProgram) -> Response:
+async def run_program(request: Request, name: parameters.ProgramName, body: requests.RunProgram) -> Response:
     """Run a program on a packet, with BPF_PROG_TEST_RUN.
 
     The real program runs, with its real tail calls and its real effects on maps. So a jump can be seen, or a program
@@ -171,7 +172,7 @@ async def run_program(request: Request, name: fields.ProgramName, body: requests
     result = await run_held_program(held, bytes.fromhex(body.packet), body.repeat, lambda: service.is_stopping)
     if result is None:
         raise HttpProblem("draining", "the service is stopping; send the request again when it is back")
-    return responses.Json(
+    return Json(
         responses.Run(
             returned=result.returned,
             meaning=result.meaning,

@@ -1,14 +1,14 @@
 """A whole table, or several of its entries: PUT and PATCH of /maps/{name}/entries."""
 
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, cast
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import openapi
+from app.api import openapi, preferences
 from app.api.audit import entries_facts
 from app.api.dependencies import (
     ConfirmWithin,
@@ -20,24 +20,26 @@ from app.api.dependencies import (
     context_of,
     service_of,
 )
-from app.api.encoding.changes import EntriesPrebuilt, change_chunks, entries_chunks
+from app.api.encoding.changes import EntriesPrebuilt, change_chunks, change_summary, entries_chunks
 from app.api.encoding.entries import table_etag
-from app.api.encoding.responses import long_json
+from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, problems
 from app.api.preconditions import TABLE_PARAMETERS, Conditions
 from app.api.problems import HttpProblem
 from app.api.routes.entries import REFERENCE, WRITE
 from app.api.routing import TableRoute
-from app.api.schemas import fields, requests, responses, table_requests
+from app.api.schemas import parameters, requests, responses, table_requests
 from app.service.changes.origin import RequestContext
 from app.service.changes.tables import RequestedEntries, TablePrecondition, TableResult, change_table
 from app.service.registry.programs import ByName
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
 
+_Result = responses.Applied | responses.DryApplied | responses.MinimalApplied
+_PARAMETERS: Final = {"parameters": [*TABLE_PARAMETERS["parameters"], preferences.PARAMETER]}
 _RESPONSES = (
     answers(
-        responses.Applied | responses.DryApplied, "What was done.", headers=openapi.DRY_RUN | openapi.CHANGE_ID
+        _Result, "What was done.", headers=openapi.DRY_RUN | openapi.CHANGE_ID | openapi.PREFERENCE
     )
     | problems(
         "map-unknown",
@@ -111,19 +113,35 @@ def _applied(result: TableResult, prebuilt: EntriesPrebuilt) -> Iterator[bytes]:
 def answer(
     request: Request, result: TableResult, *, dry_run: bool, prebuilt: EntriesPrebuilt | None = None, **facts: object
 ) -> Response:
-    """Return the answer. `facts` go to the audit, if something was changed."""
-    if result.change is not None:
-        change = result.change
-        add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
+    """Return the answer with the entries. `facts` go to the audit, if something was changed."""
+    _audit(request, result, facts)
     return long_json(
         _applied(result, prebuilt or EntriesPrebuilt()), change_headers(dry_run=dry_run, change=result.change)
     )
+
+
+def _minimal_answer(request: Request, result: TableResult, **facts: object) -> Response:
+    """Return the answer without the entries."""
+    _audit(request, result, facts)
+    change = None if result.change is None else change_summary(result.change)
+    minimal = responses.MinimalApplied(
+        change=change, set=result.set, cleared=result.cleared, unchanged=result.unchanged
+    )
+    headers = change_headers(dry_run=False, change=result.change)
+    return Json(minimal, headers=headers | {"Preference-Applied": preferences.MINIMAL})
+
+
+def _audit(request: Request, result: TableResult, facts: Mapping[str, object]) -> None:
+    if result.change is not None:
+        change = result.change
+        add_audit_facts(request.scope, change=change.id, map=change.map, **facts, **entries_facts(change.entries))
 
 
 async def _change(
     request: Request, name: str, requested: RequestedEntries, context: RequestContext, *, replace: bool, dry_run: bool
 ) -> Response:
     service, prebuilt = service_of(request), EntriesPrebuilt()
+    is_minimal = not dry_run and preferences.prefers_minimal(request)
     result = await change_table(
         service.changes,
         service.registry.maps.get(name),
@@ -132,22 +150,25 @@ async def _change(
         replace=replace,
         precondition=_precondition(request),
         dry_run=dry_run,
-        background_steps=prebuilt.build,
+        background_steps=None if is_minimal else prebuilt.build,
     )
-    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, set=result.set, cleared=result.cleared)
+    counts = {"set": result.set, "cleared": result.cleared}
+    if is_minimal:
+        return _minimal_answer(request, result, **counts)
+    return answer(request, result, dry_run=dry_run, prebuilt=prebuilt, **counts)
 
 
 @router.put(
     "/maps/{name}/entries",
     operation_id="replace_entries",
     summary="Replace the whole table",
-    response_model=responses.Applied | responses.DryApplied,
+    response_model=_Result,
     responses=_RESPONSES,
-    openapi_extra=TABLE_PARAMETERS,
+    openapi_extra=_PARAMETERS,
 )
 async def replace_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: table_requests.ReplaceEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,
@@ -173,13 +194,13 @@ async def replace_entries(
     "/maps/{name}/entries",
     operation_id="update_entries",
     summary="Change several entries",
-    response_model=responses.Applied | responses.DryApplied,
+    response_model=_Result,
     responses=_RESPONSES,
-    openapi_extra=TABLE_PARAMETERS,
+    openapi_extra=_PARAMETERS,
 )
 async def update_entries(
     request: Request,
-    name: fields.MapName,
+    name: parameters.MapName,
     body: table_requests.UpdateEntries,
     note: Note = None,
     confirm_within: ConfirmWithin = None,

@@ -1,11 +1,10 @@
-"""Types of single fields and parameters: names, indexes, numbers, paths."""
+"""Types of single fields: names, indexes, numbers, paths."""
 
 import functools
 import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from fastapi import Path
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
 from app.bpf.uapi import MAX_INDEX
@@ -55,9 +54,6 @@ def time_of(text: Any) -> float:
 NAME_SCHEMA: Final = WithJsonSchema({"type": "string", "pattern": _NAME})
 Name = Annotated[str, AfterValidator(checked_name), NAME_SCHEMA]
 U32 = Annotated[int, Field(ge=0, le=MAX_INDEX)]
-MapName = Annotated[Name, Path(description="The name under which the map is held.", examples=["jump_table"])]
-ProgramName = Annotated[Name, Path(description="The name under which the program is held.", examples=["drop"])]
-ObjectName = Annotated[Name, Path(description="The name under which the object file is loaded.", examples=["parser"])]
 Decimal = Annotated[
     int,
     PlainValidator(decimal),
@@ -65,9 +61,6 @@ Decimal = Annotated[
 ]
 Time = Annotated[float, PlainValidator(time_of), WithJsonSchema({"type": "string", "format": "date-time"})]
 Positive = Annotated[Decimal, Field(gt=0), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_INDEX})]
-Index = Annotated[
-    Decimal, Path(description="The index of the entry: a decimal u32 below the map's max_entries.", examples=[3])
-]
 PinPath = Annotated[
     str,
     Field(

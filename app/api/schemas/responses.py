@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from starlette.responses import Response
 
 from app.api.schemas.fields import NAME_SCHEMA
 from app.bpf.uapi import MAX_INDEX
@@ -31,14 +30,10 @@ class Answer:
     body: bytes
 
 
-class Json(Response):
-    """A JSON response. It ends in a newline, so that a terminal shows its prompt on a new line."""
+class _BuiltLater(BaseModel):
+    """The base of models that the fast path does not need: a start does not wait until they are built."""
 
-    media_type = "application/json"
-
-    def __init__(self, content: BaseModel | bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        text = content if isinstance(content, bytes) else content.model_dump_json().encode()
-        super().__init__(text + b"\n", status, headers)
+    model_config = ConfigDict(defer_build=True)
 
 
 class EntryProgram(BaseModel):
@@ -80,6 +75,8 @@ class Waiting(BaseModel):
 class WaitingEntries(Waiting):
     """A change of this map that is undone unless it is confirmed in time."""
 
+    model_config = ConfigDict(defer_build=True)
+
     entries: list[int] = Field(description="The indexes of the entries that it has changed, rising.", examples=[[3]])
 
 
@@ -95,7 +92,7 @@ class Entry(BaseModel):
     )
 
 
-class Entries(BaseModel):
+class Entries(_BuiltLater):
     """The entries of a map that point to a program, by rising index."""
 
     map: str = Field(examples=["jump_table"])
@@ -107,7 +104,7 @@ class Entries(BaseModel):
     next: int | None = Field(description="The `start` of the next page; null: this is the last one.")
 
 
-class ChangedProgram(BaseModel):
+class ChangedProgram(_BuiltLater):
     """A program as it was when it was recorded. Its `id` is valid only until the machine reboots."""
 
     name: str | None
@@ -124,7 +121,7 @@ class ChangedProgram(BaseModel):
         return id_ or None
 
 
-class ChangedEntry(BaseModel):
+class ChangedEntry(_BuiltLater):
     """One entry of a change: its programs before and after. null: the entry is empty."""
 
     index: int = Field(examples=[3])
@@ -135,12 +132,14 @@ class ChangedEntry(BaseModel):
 class DryEntry(Entry):
     """The entry as it would be after the change, from a dry run."""
 
+    model_config = ConfigDict(defer_build=True)
+
     fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
-class Change(BaseModel):
-    """A change of entries, as the journal records it."""
+class _ChangeMade(_BuiltLater):
+    # What was done, by whom.
 
     id: int = Field(examples=[17])
     at: datetime
@@ -159,7 +158,14 @@ class Change(BaseModel):
         "`restore`: the entries were put back to what the journal says, at the request of a caller or when the service "
         "started. `adopt`: what the kernel held was recorded, and nothing was written."
     )
+
+
+class _ChangedEntries(_BuiltLater):
     entries: list[ChangedEntry]
+
+
+class _ChangeState(_BuiltLater):
+    # What became of it.
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )
@@ -169,7 +175,15 @@ class Change(BaseModel):
     reverts: int | None = Field(description="The id of the change that this one undoes.")
 
 
-class Changes(BaseModel):
+class Change(_ChangeState, _ChangedEntries, _ChangeMade):  # the fields come in the order from the last to the first
+    """A change of entries, as the journal records it."""
+
+
+class ChangeSummary(_ChangeState, _ChangeMade):
+    """A change of entries, as the journal records it, without the entries."""
+
+
+class Changes(_BuiltLater):
     """Changes, by rising id; with `order=desc` by falling id."""
 
     changes: list[Change]
@@ -179,7 +193,7 @@ class Changes(BaseModel):
     )
 
 
-class Applied(BaseModel):
+class Applied(_BuiltLater):
     """The result of a change of entries. `set`, `cleared` and `unchanged` are numbers of entries."""
 
     change: Change | None = Field(description="The change; null: nothing had to be written, or this was a dry run.")
@@ -195,14 +209,23 @@ class DryApplied(Applied):
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
 
-class Owner(BaseModel):
+class MinimalApplied(_BuiltLater):
+    """The result of a change of entries, without the entries: for those who prefer `return=minimal`."""
+
+    change: ChangeSummary | None = Field(description="The change; null: nothing had to be written.")
+    set: int
+    cleared: int
+    unchanged: int
+
+
+class Owner(_BuiltLater):
     """What the first program in the array has fixed. It stays so for as long as the array exists."""
 
     program_type: str = Field(examples=["xdp"])
     jited: bool | None
 
 
-class Drift(BaseModel):
+class Drift(_BuiltLater):
     """An entry in which the kernel and the journal differ. null: the entry is empty."""
 
     index: int = Field(examples=[3])
@@ -212,7 +235,7 @@ class Drift(BaseModel):
     kernel: ChangedProgram | None = Field(description="The program that the entry points to.")
 
 
-class HeldMap(BaseModel):
+class HeldMap(_BuiltLater):
     """A held map. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["jump_table"])
@@ -229,6 +252,10 @@ class HeldMap(BaseModel):
     )
     pins: list[str] = Field(description="The paths at which the service opened or pinned the map.")
     created_here: bool
+    protected: list[str] = Field(
+        description="The entries that only an admin may change: indexes, and ranges with both ends.",
+        examples=[["0-3", "60"]],
+    )
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
@@ -236,20 +263,20 @@ class HeldMap(BaseModel):
     warnings: list[str]
 
 
-class Maps(BaseModel):
+class Maps(_BuiltLater):
     """All held maps."""
 
     maps: list[HeldMap]
 
 
-class Use(BaseModel):
+class Use(_BuiltLater):
     """An entry that points to the program."""
 
     map: str = Field(examples=["jump_table"])
     index: int = Field(examples=[3])
 
 
-class Program(BaseModel):
+class Program(_BuiltLater):
     """A held program. While it is unavailable, fields that only the kernel knows are null."""
 
     name: str = Field(examples=["drop"])
@@ -270,13 +297,13 @@ class Program(BaseModel):
     warnings: list[str]
 
 
-class Programs(BaseModel):
+class Programs(_BuiltLater):
     """All held programs."""
 
     programs: list[Program]
 
 
-class Run(BaseModel):
+class Run(_BuiltLater):
     """The result of a test run."""
 
     returned: int = Field(description="The return value of the program, u32.", examples=[2])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from app.bpf.bulk.fallback import OneCallPerEntry
-from app.bpf.kernel import MapInfo, MapState, ProgInfo, TestRun
+from app.bpf.kernel import Ability, MapInfo, MapState, ProgInfo, TestRun
 from app.bpf.memory.interpreter import decode, run, sk_buff, xdp_md
 from app.bpf.memory.objects import Map, Objects, Program, check_compatible
 from app.bpf.uapi import (
@@ -73,6 +73,7 @@ class MemoryKernel(OneCallPerEntry, MemoryBpffs):
 
     name = "memory"
     degraded_reason: str | None = None
+    abilities: Sequence[Ability] = (Ability("memory", can=True, detail="this kernel is a simulation in memory"),)
 
     def __init__(self) -> None:
         self.boot_id = str(uuid.uuid4())

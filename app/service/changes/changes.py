@@ -285,14 +285,14 @@ class Changes:
         records = self._records(held, plan)
         where = held.name, table.id, registry.kernel.boot_id
         change = plan.to_change(where, kind, records, context, self._clock(), reverts)
-        replaced = self.replaced_programs.acquire(set(plan.before) - {EMPTY})
+        replaced = self.replaced_programs.acquire(plan.replaced)
         held.writing = IndexSet(plan.indexes)
         return PreparedChange(held, plan, change, replaced)
 
     def _records(self, held: HeldMap, plan: WritePlan) -> dict[int, ProgramRecord]:
         """Return what is known of the programs that a plan replaces and puts in, by id."""
         known = {} if held.expected is None else held.expected.table.programs
-        ids = (*(set(plan.before) - {EMPTY}), *plan.programs)
+        ids = (*plan.replaced, *plan.programs)
         return self.registry.programs.records(ids, plan.pinned, known)
 
     def _entries(self, held: HeldMap, plan: WritePlan) -> EntryChanges:

@@ -75,6 +75,13 @@ class Confirmations:
     def __len__(self) -> int:
         return len(self._pending)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until the first of them is undone, in seconds; below 0: that is overdue. None: none waits."""
+        if not self._pending:
+            return None
+        return min(pending.deadline for pending in self._pending.values()) - self.uptime()
+
     def check_releasable(self, held: Held[Program] | HeldMap) -> None:
         """Check that no undo would need this program or map.
 

@@ -31,6 +31,8 @@ from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, EntryChanges, 
 _NO_ID: Final = -1
 _SMALL: Final = 8  # references: for so few, a search through the table is faster than making a set of it
 
+_QUICK: Final = 1024  # entries: for so few, each step takes some 10 µs
+
 N = TypeVar("N", bound=Hashable)
 
 # Is called under the map's lock with the array's id and what each entry holds (0: nothing), by index. It raises what
@@ -137,11 +139,11 @@ async def change_table(
             programs = _open(changes, requested, found, in_table, context, stack)
             check_not_moved(held, context)
             check_names_not_moved(changes.registry.programs, requested.refs, context)
-            await asyncio.sleep(0)
+            await _let_others_run(requested)
             listed = _listed(requested, programs, found)
             plan = listed.changing()
             unchanged = len(listed) - len(plan)
-            await asyncio.sleep(0)
+            await _let_others_run(requested)
             if replace:
                 plan = plan.then_clear(_to_clear(requested.indexes, found, context.grant), found)
             kind: ChangeKind = "replace" if replace else "update"
@@ -166,6 +168,12 @@ async def change_table(
                 error.entry = _entry(requested, plan.indexes[plan.after.index(error.program_id)])
                 raise
     return TableResult.of(applied, plan, unchanged=unchanged, fit=applied.fit if dry_run else None)
+
+
+async def _let_others_run(requested: RequestedEntries) -> None:
+    """Let the event loop have its turn between two steps that take long."""
+    if len(requested.indexes) > _QUICK:
+        await asyncio.sleep(0)
 
 
 @contextmanager

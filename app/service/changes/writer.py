@@ -17,6 +17,7 @@ from app.store.records import EMPTY, NUMBERS
 _MAX_INLINE_SETS: Final = (
     64  # are written in the event loop: a thread would take longer. Clears may wait in the kernel.
 )
+_MAX_SINGLE_SETS: Final = 4  # are written one by one: to give them to the kernel together takes longer
 # A larger plan is given to the kernel in slices, as many entries as it writes in a certain time: so the end of the
 # service is noticed, and a kernel that is not preemptible lets other threads run on that processor in between.
 _FIRST_SLICE: Final = 16  # entries
@@ -74,7 +75,7 @@ async def write(
     Raises:
         WriteFailed: The kernel refused an entry, or the service ends (`cause` is Stopping).
     """
-    do = _write_one_by_one if len(plan.indexes) <= _MAX_INLINE_SETS else _write_in_slices
+    do = _write_one_by_one if len(plan.indexes) <= _MAX_SINGLE_SETS else _write_in_slices
     writing = _inline_or_in_thread(plan.after, partial(do, table, plan, is_stopping))
     done, error = await (writing if len(plan.indexes) < _BACKGROUND_FROM else _beside(writing, background_steps))
     if error is not None:

@@ -30,6 +30,7 @@ from app.service.objects.program import OwnedFd, Program
 
 CLEAR = -1  # instead of a program's fd in `write_many`
 _U32_BYTES = 4
+UNREADABLE = MapState(memlock=None, frozen=None, owner_type=None, owner_jited=None)
 # `get_many` reads the whole range of its indexes, unless the range has more than so many entries per index.
 _MAX_RANGE_PER_INDEX = 8
 
@@ -91,12 +92,17 @@ class ProgramArray(OwnedFd):
     def state(self) -> MapState:
         """Return its memory, whether it is frozen, and which program type it accepts, as of now.
 
+        What this process may not read is None: before Linux 5.14 that is so after it has changed its user, while the
+        keeper cannot be asked.
+
         Raises:
-            KernelPermission, KernelError: The kernel reports nothing about it.
+            KernelError: The kernel reports nothing about it for any other reason.
         """
         try:
             return self._kernel.map_state(self.fd)
         except OSError as error:
+            if error.errno in {errno.EACCES, errno.EPIPE, errno.ETIMEDOUT}:
+                return UNREADABLE
             raise kernel_failure("fdinfo", error) from error
 
     def check_index(self, index: int) -> None:

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -15,7 +16,10 @@ import (
 
 // target is a server and what is asked of it. There is no more to HTTP here than one request and its answer need, so
 // that the load takes as little as possible of the cores that it shares with the servers.
-type target struct{ address, path, bodies, token *string }
+type target struct {
+	address, path, bodies, token, header *string
+	tls                                  *bool
+}
 
 func targets(flags *flag.FlagSet) target {
 	return target{
@@ -23,6 +27,8 @@ func targets(flags *flag.FlagSet) target {
 		flags.String("path", "", "%d: the number of the connection"),
 		flags.String("bodies", "", "a file with a body a line, which take turns, each a PUT, or DELETE; none: GET"),
 		flags.String("token", "", ""),
+		flags.String("header", "", "one more of each request, as NAME: VALUE"),
+		flags.Bool("tls", false, "over TLS, whoever shows whatever certificate"),
 	}
 }
 
@@ -31,7 +37,13 @@ func (t target) dial() (net.Conn, *bufio.Reader, error) {
 	if strings.HasPrefix(*t.address, "/") {
 		network = "unix"
 	}
-	connection, err := net.Dial(network, *t.address)
+	dial := net.Dial
+	if *t.tls {
+		dial = func(network, address string) (net.Conn, error) {
+			return tls.Dial(network, address, &tls.Config{InsecureSkipVerify: true})
+		}
+	}
+	connection, err := dial(network, *t.address)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -44,6 +56,9 @@ func (t target) requests(number int) ([][]byte, error) {
 	head := where + " HTTP/1.1\r\nHost: localhost\r\n"
 	if *t.token != "" {
 		head += "Authorization: Bearer " + *t.token + "\r\n"
+	}
+	if *t.header != "" {
+		head += *t.header + "\r\n"
 	}
 	if *t.bodies == "" {
 		return [][]byte{[]byte("GET " + head + "\r\n")}, nil

@@ -1,0 +1,157 @@
+"""The command `jumptable status`: the whole node on one screen."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from app.cli.options import connects, outputs
+from app.cli.output import Cell, ago, entries_text, entry_text, length, plural, say, show, table
+from app.client import Client
+from app.client.answers import Change, ChangedEntry, Drift, HeldMap, Program
+
+_MAX_ROWS: Final = 8  # of each table, so that all of it fits on a screen
+_LAST_CHANGES: Final = 5
+
+
+@click.command("status", epilog="Example: jumptable status || jumptable status -o json | jq .reasons")
+@connects
+@outputs("json", "yaml")
+def status_command(client: Client, output: str | None) -> None:
+    """Show the node on one screen. Exit 1: it is not ready."""
+    version, readiness = client.get_version(), client.get_readiness()
+    maps, programs = client.list_maps(), client.list_programs()
+    waiting = client.list_changes(state="unconfirmed", order="desc")["changes"]
+    last = client.list_changes(order="desc", limit=_LAST_CHANGES)["changes"]
+    answer: dict[str, Any] = {
+        "url": client.url,
+        "ready": readiness.ready,
+        "reasons": readiness.reasons,
+        "version": version,
+        "maps": maps,
+        "programs": programs,
+        "waiting": waiting,
+        "changes": last,
+    }
+
+    def people() -> None:
+        state = Cell("ready", "green") if readiness.ready else Cell("NOT READY", "red")
+        node = platform.node() if client.url.startswith("unix:") else client.url
+        kernel = (
+            f"Linux {version['kernel_release']}" if version["kernel"] == "linux" else "a kernel in memory: not real"
+        )
+        say(state, f"   jumptable {version['version']} on {node}, {kernel}", *_since(version))
+        for reason in readiness.reasons:
+            say(Cell(f"  {reason}", "red"))
+        _show_maps(maps)
+        _show_waiting(waiting)
+        _show_programs(programs)
+        _show_changes(last)
+
+    show(output, answer, list, people)
+    sys.exit(0 if readiness.ready else 1)
+
+
+def _since(version: Mapping[str, Any]) -> list[str | Cell]:
+    """Return since when it runs, and whether its keeper does, where the service tells that."""
+    uptime, keeper = version.get("uptime_seconds"), version.get("keeper")
+    since: list[str | Cell] = [] if uptime is None else [f", up {length(uptime)}"]
+    return since if keeper is None else [*since, ", keeper ", Cell(keeper, "green" if keeper == "running" else "red")]
+
+
+def _show_maps(maps: list[HeldMap]) -> None:
+    click.echo()
+    if not maps:
+        say("No map is held: `jumptable hold map NAME --pinned PATH` holds one.")
+        return
+    table(("map", "entries", "drift", "waiting", "state"), [map_row(each) for each in maps[:_MAX_ROWS]])
+    _more(len(maps), "jumptable maps")
+    drifted = [(held["name"], drift_text(each)) for held in maps for each in held["drift"]]
+    for name, text in drifted[:_MAX_ROWS]:
+        say(Cell(f"  {name} {text}", "red"), f"  (jumptable reconcile {name})")
+    _more(len(drifted), "jumptable maps NAME")
+
+
+def drift_text(drift: Drift) -> str:
+    """Return an entry that has drifted, on one line: what is journalled, and what is there."""
+    entry: ChangedEntry = {"index": drift["index"], "before": drift["journal"], "after": drift["kernel"]}
+    return f"{entry_text(entry)}, by another tool"
+
+
+def map_row(held: HeldMap) -> tuple[str | Cell, ...]:
+    """Return name, fill, drift, what waits, and the state of a map."""
+    drift, waiting = len(held["drift"]), sum(len(each["entries"]) for each in held["waiting"])
+    fill = "" if held["used"] is None else f"{held['used']:,} of {held['max_entries']:,}"
+    return (
+        Cell(held["name"], "bold"),
+        fill,
+        Cell(str(drift), "red" if drift else "dim"),
+        Cell(str(waiting), "yellow" if waiting else "dim"),
+        state_cell(held),
+    )
+
+
+def state_cell(held: HeldMap | Program) -> Cell:
+    """Return the state of what is held, with what is wrong. Warnings are counted; in full they are shown one by one."""
+    if held["state"] == "unavailable":
+        return Cell(f"unavailable: {held['reason']}", "red")
+    if held["warnings"]:
+        return Cell(f"held, {plural(len(held['warnings']), 'warning')}", "yellow")
+    return Cell("held", "green")
+
+
+def _show_waiting(waiting: list[Change]) -> None:
+    if not waiting:
+        return
+    click.echo()
+    say(Cell("Undone unless confirmed:", "yellow"))
+    for change in waiting[:_MAX_ROWS]:
+        say(
+            f"  {change['id']}  {change['map']}  {entries_text(change['entries'])}  ",
+            Cell(ago(change["confirm_by"]), "yellow"),
+            f"  (jumptable confirm {change['id']})",
+        )
+    _more(len(waiting), "jumptable log --state unconfirmed")
+
+
+def _show_programs(programs: list[Program]) -> None:
+    click.echo()
+    wrong = [each for each in programs if each["state"] == "unavailable"]
+    unused = sum(not each["used_by"] for each in programs)
+    say(f"{plural(len(programs), 'program')} held, {unused} of them in no entry")
+    for each in wrong[:_MAX_ROWS]:
+        say(f"  {each['name']}  ", state_cell(each))
+    _more(len(wrong), "jumptable programs")
+
+
+def _show_changes(last: list[Change]) -> None:
+    if not last:
+        return
+    click.echo()
+    table(("last changes", "when", "who", "map", "what"), [change_row(each) for each in last])
+
+
+def change_row(change: Change) -> tuple[str | Cell, ...]:
+    """Return a change in a row: id, when, who, map, and what."""
+    return (str(change["id"]), ago(change["at"]), change["actor"], change["map"], what_text(change))
+
+
+def what_text(change: Change) -> str:
+    """Return what a change did, with its state where that is no matter of course, and its note."""
+    parts = [f"{change['kind']} {entries_text(change['entries'])}".strip()]
+    if change["reverts"] is not None:
+        parts.append(f"undoes {change['reverts']}")
+    if change["state"] == "unconfirmed":
+        parts.append(f"UNCONFIRMED, undone {ago(change['confirm_by'])}")
+    elif change["state"] != "applied":
+        parts.append(change["state"])
+    if change["note"]:
+        parts.append(f"“{change['note']}”")
+    return "; ".join(parts)
+
+
+def _more(number: int, command: str) -> None:
+    if number > _MAX_ROWS:
+        say(Cell(f"… and {number - _MAX_ROWS} more: {command}", "dim"))

@@ -1,0 +1,1 @@
+"""The tests on other kernels, each booted under qemu: `python -m tests.kernels`."""

@@ -1,0 +1,209 @@
+"""Each view: axe finds nothing in it, and it says plainly what the service does not have."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, FilePayload, Route, expect
+
+from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType
+from tests.running import Service
+from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
+
+pytestmark = [pytest.mark.kernel, needs_chromium, pytest.mark.slow]
+
+FAKES = Path(__file__).parent
+TABLE = "/maps/jump_table/entries"
+VIEWS = {
+    "overview": "",
+    "table": "maps/jump_table?entry=3",
+    "large table": "maps/large",
+    "changes": "changes",
+    "change": "changes?id=2",
+    "graph": "graph",
+    "programs": "programs",
+    "packet": "packet",
+    "nothing": "nothing-there",
+}
+OBJECT: FilePayload = {"name": "parser.bpf.o", "mimeType": "application/octet-stream", "buffer": b"\x7fELF"}
+SHAPES: list[dict[str, Any]] = [
+    {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
+    {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"},
+]
+
+
+def fill(client: httpx.Client) -> None:
+    """Entries, a change that waits, and one that was reverted; and a table that is too large for names."""
+    for index, program in ((0, "pass"), (3, "drop"), (9, "tx")):
+        client.put(f"{TABLE}/{index}", json={"program": program}).raise_for_status()
+    client.put(f"{TABLE}/3", json={"program": "pass"}, params={"confirm_within": 3600}).raise_for_status()
+    client.post("/changes/3/revert").raise_for_status()
+    kernel = LinuxKernel()
+    array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 1024, "large")
+    client.put("/maps/large", json={"id": kernel.map_info(array).id}).raise_for_status()
+    kernel.close(array)
+    client.put("/maps/large/entries/5", json={"program": "drop"}).raise_for_status()
+
+
+def answer_instead(watched: Watched, path: str, body: Any, status: int = 200, method: str = "GET") -> None:
+    """Answer a path of the service in its place."""
+
+    def answer(route: Route) -> None:
+        if route.request.method == method:
+            media_type = "application/json" if status < 400 else "application/problem+json"
+            route.fulfill(status=status, body=json.dumps(body), content_type=media_type)
+        else:
+            route.fallback()
+
+    watched.context.route(re.compile(rf":\d+{path}(\?|$)"), answer)
+
+
+@needs_modules
+class TestAccessibility:
+    @pytest.mark.parametrize("shape", SHAPES, ids=["wide, light", "narrow, dark"])
+    def test_axe_finds_nothing_in_any_view(
+        self, browser: Browser, service: Service, client: httpx.Client, shape: dict[str, Any]
+    ) -> None:
+        fill(client)
+        with Watched(browser, service.url, **shape) as watched:
+            answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
+            objects = json.loads((FAKES / "fake_objects.json").read_text())
+            answer_instead(watched, "/objects", objects["list"])
+            answer_instead(watched, "/objects/parser", objects["refused"], 422, "PUT")
+            page = watched.open()
+            found = {}
+            for name, path in VIEWS.items():
+                page.goto(f"{service.url}/#/{path}")
+                page.wait_for_selector("main h1", state="attached")
+                expect(page.locator(".loading")).to_have_count(0)
+                if name == "change":
+                    page.wait_for_selector(".details")
+                if name == "graph":
+                    page.wait_for_selector("svg.graph")
+                    page.click("summary")
+                if name == "programs":
+                    page.set_input_files("input[type=file]", OBJECT)
+                    page.click("button:has-text('Verify only')")
+                    page.wait_for_selector(".source-line")
+                found[name] = axe_violations(page)
+            page.goto(f"{service.url}/#/maps/jump_table?entry=4")
+            page.click(".targets .target >> nth=0")
+            page.click(".draft button.primary")
+            expect(page.locator("dialog")).to_contain_text("they fit")
+            found["review"] = axe_violations(page)
+        assert {name: each for name, each in found.items() if each} == {}
+
+    def test_nothing_is_wider_than_a_narrow_screen(
+        self, browser: Browser, service: Service, client: httpx.Client
+    ) -> None:
+        fill(client)
+        with Watched(browser, service.url, viewport={"width": 360, "height": 700}) as watched:
+            page = watched.open()
+            for path in VIEWS.values():
+                page.goto(f"{service.url}/#/{path}")
+                page.wait_for_selector("main h1", state="attached")
+                expect(page.locator(".loading")).to_have_count(0)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+
+
+class TestRoutesThatAreNotThere:
+    def test_graph_and_objects_that_the_service_does_not_have_are_told_plainly(self, watched: Watched) -> None:
+        problem = {"code": "not-found", "title": "No such resource", "status": 404, "detail": "there is no resource"}
+        for path in ("/graph", "/objects"):
+            answer_instead(watched, path, problem, 404)
+        page = watched.open("graph")
+        expect(page.locator("main")).to_contain_text("This service has no route /graph (404)")
+        page.click("nav a:has-text('Programs')")
+        expect(page.locator("main")).to_contain_text("This service has no route /objects (404)")
+        expect(page.locator(".rows")).to_contain_text("drop")
+        page.goto(f"{watched.url}/#/maps/jump_table?entry=3")
+        expect(page.locator(".panel")).to_contain_text("it has no route /graph")
+
+
+class TestGraph:
+    def test_what_is_wrong_stands_out_and_leads_to_the_table(self, watched: Watched) -> None:
+        answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
+        page = watched.open("graph")
+        findings = page.locator(".findings")
+        expect(findings).to_contain_text("jumps to entry 5 of jump_table, which is empty")
+        expect(findings).to_contain_text("The longest chain has 2 jumps; the kernel allows 33")
+        expect(findings).to_contain_text("Never reached: entry 9 of jump_table")
+        page.click("svg.graph .gap")
+        expect(page.locator(".panel h2")).to_contain_text("Entry 5")
+        expect(page.locator(".panel .callers")).to_contain_text("jumps to one of 6 entries")
+
+    def test_graph_is_moved_and_zoomed_by_keys_and_mouse(self, watched: Watched) -> None:
+        answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
+        page = watched.open("graph")
+        picture = page.locator("svg.graph")
+        fitted = picture.locator("> g").get_attribute("transform")
+        picture.focus()
+        for key in ("+", "ArrowLeft"):
+            before = picture.locator("> g").get_attribute("transform")
+            page.keyboard.press(key)
+            expect(picture.locator("> g")).not_to_have_attribute("transform", before or "")
+        page.keyboard.press("0")
+        expect(picture.locator("> g")).to_have_attribute("transform", fitted or "")
+        box = picture.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 120, box["y"] + 60, steps=4)
+        page.mouse.up()
+        expect(picture.locator("> g")).not_to_have_attribute("transform", fitted or "")
+        page.click("button[aria-label='Fit it in']")
+        expect(picture.locator("> g")).to_have_attribute("transform", fitted or "")
+
+    def test_more_than_a_hundred_programs_are_a_list(self, watched: Watched) -> None:
+        graph = json.loads((FAKES / "fake_graph.json").read_text())
+        shape, array = graph["programs"][0], graph["arrays"][0]
+        more = [shape | {"id": 1000 + number, "name": f"more{number}"} for number in range(100)]
+        graph["programs"] += more
+        array["entries"] += [{"index": 10, "program": each["id"]} for each in more]
+        answer_instead(watched, "/graph", graph)
+        page = watched.open("graph")
+        expect(page.locator("main")).to_contain_text("106 programs, too many for a picture")
+        expect(page.locator("svg.graph")).to_have_count(0)
+        expect(page.locator("tbody tr")).to_have_count(106)
+
+
+class TestObjects:
+    def test_caller_who_may_not_see_objects_is_told_so(self, watched: Watched) -> None:
+        detail = "token:mira (role reader): object files are for callers without bounds"
+        problem = {"code": "forbidden", "title": "The caller has no right to do this", "status": 403, "detail": detail}
+        answer_instead(watched, "/objects", problem, 403)
+        page = watched.open("programs")
+        expect(page.locator("main")).to_contain_text(f"You may not see them: {detail}")
+        expect(page.locator(".upload")).to_have_count(0)
+
+    def test_verifiers_answer_is_shown_beside_the_source_line(self, watched: Watched) -> None:
+        objects = json.loads((FAKES / "fake_objects.json").read_text())
+        answer_instead(watched, "/objects", objects["list"])
+        answer_instead(watched, "/objects/parser", objects["refused"], 422, "PUT")
+        page = watched.open("programs")
+        page.set_input_files("input[type=file]", OBJECT)
+        with page.expect_request("**/objects/parser?dry_run=true") as sent:
+            page.click("button:has-text('Verify only')")
+        assert sent.value.post_data_buffer == b"\x7fELF"
+        expect(page.locator(".source-line")).to_contain_text("parser.bpf.c:21")
+        expect(page.locator(".source-line")).to_contain_text("invalid access to packet")
+        second = page.locator(".log tbody tr").nth(1)
+        expect(second).to_contain_text("__u8 first = *(__u8 *)data;")
+        expect(second).to_contain_text("R1 offset is outside of the packet")
+
+    def test_verified_object_shows_what_it_would_change_before_it_is_loaded(self, watched: Watched) -> None:
+        objects = json.loads((FAKES / "fake_objects.json").read_text())
+        answer_instead(watched, "/objects", objects["list"])
+        answer_instead(watched, "/objects/parser", objects["verified"], 200, "PUT")
+        page = watched.open("programs")
+        page.set_input_files("input[type=file]", OBJECT)
+        page.click("button:has-text('Verify only')")
+        expect(page.locator(".upload")).to_contain_text("The verifier accepts 2 programs: entry, v6")
+        expect(page.locator(".upload tbody tr")).to_contain_text("jump_table")
+        with page.expect_request("**/objects/parser?confirm_within=60"):
+            page.click("button:has-text('Load')")
+        expect(page.locator(".messages")).to_contain_text("Object parser is loaded, as version 3")
