@@ -29,6 +29,11 @@ LABEL org.opencontainers.image.title="jumptable" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:3.13-slim"
 
+# What loads object files. It needs libelf and zlib, which come with it.
+RUN apt-get update -qq \
+    && apt-get install -qq -y --no-install-recommends libbpf1 >/dev/null \
+    && rm -rf /var/lib/apt/lists/*
+
 # The uid is fixed so that the owner of pins and of the state on the host can be named.
 # Nothing is installed in a running container, so pip goes.
 RUN groupadd --gid 10001 jumptable \

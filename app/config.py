@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 from app.access.peers import PeerRule
 from app.access.rights import Grant, Ranges, Role
-from app.bpf.uapi import MAX_INDEX
+from app.bpf.uapi import MAX_INDEX, PROG_TYPE_NAMES
+from app.loader.messages import ObjectLimits
 from app.service.objects.source import ById, Pinned, checked_name
 
 # JUMPTABLE_SERVER__PORT=9000 sets server.port. Other variables that begin with JUMPTABLE_ do not count: Kubernetes
@@ -56,9 +57,17 @@ def _index_range(text: str) -> str:
     return text
 
 
+def _program_type(name: str) -> str:
+    if name not in PROG_TYPE_NAMES[1:]:
+        message = f"is no type of programs; there are: {', '.join(PROG_TYPE_NAMES[1:])}"
+        raise ValueError(message)
+    return name
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 IndexRange = Annotated[str, AfterValidator(_index_range)]
 Name = Annotated[str, AfterValidator(checked_name)]
+ProgramType = Annotated[str, AfterValidator(_program_type)]
 Id = Annotated[int, Field(ge=1, le=MAX_INDEX, strict=True)]
 SocketPath = Annotated[AbsolutePath, AfterValidator(_fits_in_sun_path)]
 
@@ -244,6 +253,36 @@ class Audit(_Section):
     fsync: bool = False
 
 
+class Objects(_Section):
+    """[objects]: object files that requests may have loaded. Without object_dirs and upload, none can be."""
+
+    # Files may be named only below these folders.
+    object_dirs: list[AbsolutePath] = []
+    # True: a request may bring the file itself.
+    upload: bool = False
+    # The largest file, in bytes.
+    max_bytes: int = Field(default=8 << 20, ge=1, le=64 << 20)
+    # The memory that all maps of one file may take, in bytes, and the entries that one map may have.
+    map_bytes: int = Field(default=64 << 20, ge=4096)
+    max_map_entries: int = Field(default=1 << 20, ge=1, le=MAX_INDEX)
+    # The types of programs that may be loaded.
+    program_types: list[ProgramType] = ["xdp", "sched_cls", "socket_filter"]
+    # Seconds after which a load is given up.
+    timeout: float = Field(default=30.0, gt=0, le=300)
+
+    def limits(self) -> ObjectLimits:
+        """What object files may ask for."""
+        return ObjectLimits(
+            object_dirs=[str(each) for each in self.object_dirs],
+            upload=self.upload,
+            max_bytes=self.max_bytes,
+            map_bytes=self.map_bytes,
+            max_map_entries=self.max_map_entries,
+            program_types=[PROG_TYPE_NAMES.index(each) for each in self.program_types],
+            timeout=self.timeout,
+        )
+
+
 class Limits(_Section):
     """[limits]"""
 
@@ -273,6 +312,7 @@ class Settings(_Section):
     tokens: Tokens | None = None
     tls: Tls | None = None
     limits: Limits = Limits()
+    objects: Objects = Objects()
     audit: Audit = Audit()
 
     def authenticates(self) -> bool:

@@ -1,34 +1,54 @@
-"""Programs in C, compiled with clang and loaded with bpftool, as somebody else's loader would."""
+"""Object files for the tests, compiled by clang from C, and loaded with bpftool, as somebody else's loader would."""
 
+import functools
+import platform
 import subprocess
+import tempfile
 from pathlib import Path
 
 from app.bpf.linux import LinuxKernel
 from tests.conftest import tool
 
-_SOURCES = Path(__file__).parent / "programs"
+SOURCES = Path(__file__).parent / "objects"
 
 
-def compile_object(name: str, folder: Path) -> Path:
-    """Compile tests/programs/NAME.bpf.c into a folder, and return the object file."""
-    assert tool("clang")
-    target = folder / f"{name}.o"
-    command = ["clang", "-O2", "-g", "-Wall", "-Wno-unused-function", "-target", "bpf", "-c"]
-    subprocess.run([*command, str(_SOURCES / f"{name}.bpf.c"), "-o", str(target)], check=True)
-    return target
+def has_clang() -> bool:
+    """Whether clang is installed; with KERNEL_TESTS=required it has to be."""
+    return tool("clang")
+
+
+@functools.cache
+def object_file(name: str) -> bytes:
+    """The object file of tests/objects/NAME.bpf.c."""
+    return compiled((SOURCES / f"{name}.bpf.c").read_text(), f"{name}.bpf.c")
+
+
+@functools.cache
+def compiled(source: str, name: str = "test.bpf.c") -> bytes:
+    """The object file of a source. `name`: how the file is called in what it tells of its lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, name).write_text(source)
+        # The second folder has linux/types.h on Debian.
+        includes = [f"-I{SOURCES}", f"-I/usr/include/{platform.machine()}-linux-gnu"]
+        command = ["clang", "-g", "-O2", "-target", "bpf", *includes, "-c", name, "-o", "test.o"]
+        subprocess.run(command, cwd=folder, check=True, timeout=60)
+        return Path(folder, "test.o").read_bytes()
 
 
 def load_object(name: str, folder: Path, pins: Path, *options: str) -> dict[str, int]:
-    """Load tests/programs/NAME.bpf.c, and pin its programs and maps in the new folder `pins`.
+    """Load tests/objects/NAME.bpf.c with bpftool, and pin its programs and maps in the new folder `pins`.
 
     Returns:
         The id of each program and each map by its name.
     """
+    assert has_clang()
     assert tool("bpftool")
+    file = folder / f"{name}.o"
+    file.write_bytes(object_file(name))
     pins.mkdir()
     (pins / "programs").mkdir()
     (pins / "maps").mkdir()
-    where = ["loadall", str(compile_object(name, folder)), str(pins / "programs"), "pinmaps", str(pins / "maps")]
+    where = ["loadall", str(file), str(pins / "programs"), "pinmaps", str(pins / "maps")]
     subprocess.run(["bpftool", "prog", *where, *options], check=True, capture_output=True)
     kernel, found = LinuxKernel(), {}
     for pin in (*(pins / "programs").iterdir(), *(pins / "maps").iterdir()):

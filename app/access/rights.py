@@ -17,7 +17,8 @@ class Right(Enum):
     NONE = auto()  # health checks and the texts of problems: open to everybody
     READ = auto()
     WRITE = auto()  # entries, test runs
-    ADMIN = auto()  # hold, release, reconcile, protected entries
+    ADMIN = auto()  # hold, release, reconcile, protected entries, object files
+    INSPECT = auto()  # read what only an admin may see: object files, with the paths of their files
     METRICS = auto()
     DOCS = auto()  # the documentation; open to everybody where callers have tokens
 
@@ -28,7 +29,7 @@ _READER: Final = frozenset({Right.NONE, Right.READ, Right.METRICS, Right.DOCS})
 RIGHTS: Final[dict[Role, frozenset[Right]]] = {
     "reader": _READER,
     "writer": _READER | {Right.WRITE},
-    "admin": _READER | {Right.WRITE, Right.ADMIN},
+    "admin": _READER | {Right.WRITE, Right.ADMIN, Right.INSPECT},
     "metrics": frozenset({Right.NONE, Right.METRICS}),
 }
 

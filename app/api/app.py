@@ -11,6 +11,7 @@ from app.api.authorization import Authentication
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import document
 from app.api.routes import changes, docs, entries, events, graph, health, maps, metrics, programs, tables, web
+from app.api.routes import objects as object_routes
 from app.api.state import State
 
 _DESCRIPTION: Final = """
@@ -41,7 +42,20 @@ class _Application(FastAPI):
         self.state = cast("AnyState", state)
         self.collectors = metrics.collectors(state.service)
         self._documented: Authentication | None = None  # the one that `openapi_schema` tells of
-        for module in (entries, tables, changes, events, maps, programs, graph, health, docs, metrics, web):
+        for module in (
+            entries,
+            tables,
+            changes,
+            events,
+            maps,
+            programs,
+            object_routes,
+            graph,
+            health,
+            docs,
+            metrics,
+            web,
+        ):
             # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
             self.router.routes.extend(module.router.routes)
 

@@ -64,7 +64,13 @@ RIGHTS: Final[dict[str, Right]] = {
     "release_map": Right.ADMIN,
     "hold_program": Right.ADMIN,
     "release_program": Right.ADMIN,
+    "list_objects": Right.INSPECT,
+    "get_object": Right.INSPECT,
+    "load_object": Right.ADMIN,
+    "unload_object": Right.ADMIN,
 }
+# What these do may concern any map and any program.
+UNBOUNDED_ONLY: Final = frozenset({"list_objects", "get_object", "load_object", "unload_object"})
 ASK: Final = "stay within the bounds, or ask an admin of the service for wider ones"
 CHANGING: Final = {Right.WRITE, Right.ADMIN}  # the rights of operations that change something
 
@@ -182,7 +188,7 @@ def check_access(
     Args:
         scope: The ASGI scope of the request. `scope[ACTOR]` becomes the caller, or None if it is not known.
         operation: The operation id of the route.
-        name: The name of the map or program in the path.
+        name: The name of the map, program or object file in the path.
         authentication: How callers are authenticated.
         limits: Count the request against the caller's rate.
 
@@ -212,7 +218,15 @@ def check_access(
         raise HttpProblem(
             "read-only", "the service is read-only by its configuration; take read_only out of it to make changes"
         )
-    if name is not None and scope["path"].startswith("/maps/"):
+    _check_bounds(scope, operation, name)
+
+
+def _check_bounds(scope: Scope, operation: str, name: str | None) -> None:
+    """Check that what the path names is within the bounds of the caller."""
+    if operation in UNBOUNDED_ONLY:
+        if not grant_of(scope).is_unbounded:
+            raise forbidden(scope, f"object files are for callers without bounds; {ASK}")
+    elif name is not None and scope["path"].startswith("/maps/"):
         check_map(scope, name)
     elif name is not None and not grant_of(scope).has_program(name):
         raise forbidden(scope, f"program {name!r} is not among the programs of this caller; {ASK}")

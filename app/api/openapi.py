@@ -39,6 +39,7 @@ _TAGS: Final = {
     "entries": "The entries of a map, one by one and as a whole table.",
     "maps": "Program arrays, held under names.",
     "programs": "Programs, held under names.",
+    "objects": "Object files, with their programs and arrays held as NAME.program and NAME.map.",
     "graph": "Who jumps where: all loaded programs and arrays.",
     "changes": "The journal of changes: confirm, revert, reconcile, follow.",
     "service": "The service itself: health, version, metrics, problems.",

@@ -57,6 +57,16 @@ TABLE_PARAMETERS: Final = {
         ),
     ]
 }
+OBJECT_PARAMETERS: Final = {
+    "parameters": [
+        header_parameter(
+            "If-Match",
+            "Only if what is loaded has one of these tags. `*`: only if something is loaded under the name.",
+            _EXAMPLE_ETAG,
+        ),
+        header_parameter("If-None-Match", "`*`: only if nothing is loaded under the name.", "*"),
+    ]
+}
 READ_PARAMETERS: Final = {
     "parameters": [
         header_parameter("If-None-Match", "Answer 304 if the resource still has one of these tags.", _EXAMPLE_ETAG),

@@ -49,6 +49,19 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         "Requests may not use this path",
         "Use a path below one of the folders in pin_dirs, or add a folder to pin_dirs and restart the service.",
     ),
+    "file-not-allowed": ProblemType(
+        403,
+        "Requests may not load this object file",
+        "Name a file below one of objects.object_dirs, or let an operator add a folder there, or set objects.upload.",
+    ),
+    "program-type-not-allowed": ProblemType(
+        403,
+        "Programs of this type may not be loaded",
+        "Leave the program out (programs.NAME.load = false), or let an operator add the type to objects.program_types.",
+    ),
+    "object-unknown": ProblemType(
+        404, "No such object file", "GET /objects lists those that are loaded. PUT /objects/{name} loads one."
+    ),
     "map-unknown": ProblemType(
         404, "No such map", "GET /maps lists the held maps. PUT /maps/{name} holds another one."
     ),
@@ -93,7 +106,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         "There is nothing to confirm. POST /changes/{id}/revert undoes the change.",
     ),
     "in-use": ProblemType(
-        409, "A change that waits for confirmation needs the object", "Confirm or revert that change first."
+        409,
+        "Something else needs the object",
+        "The detail says what: confirm or revert a change, move or clear entries, or unload the object file.",
+    ),
+    "file-changing": ProblemType(
+        409, "The object file changed while it was read", "Send the request again when the file is complete."
     ),
     "name-taken": ProblemType(
         409,
@@ -137,6 +155,65 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "validation": ProblemType(
         422, "The request is invalid", "errors lists each invalid place in the request and what belongs there."
+    ),
+    "file-unusable": ProblemType(
+        422, "The object file cannot be read", "Follow the remedy in the problem: name a regular file that is there."
+    ),
+    "object-unreadable": ProblemType(
+        422,
+        "The bytes are no object file",
+        "Compile it anew with clang -target bpf -g, and send it whole. reason is what libbpf says.",
+    ),
+    "object-unsupported": ProblemType(
+        422, "The object file is of a kind that is not loaded", "The detail says what is not supported."
+    ),
+    "object-too-large": ProblemType(
+        422,
+        "The object file would take too much memory",
+        "Give map fewer entries (maps.NAME.max_entries), or let an operator raise the limits in [objects].",
+    ),
+    "object-timeout": ProblemType(
+        422,
+        "The object file was not loaded in time",
+        "Make its programs smaller, or let an operator raise objects.timeout.",
+    ),
+    "object-refused": ProblemType(
+        422,
+        "The kernel refuses a program of the object file",
+        "source and instruction show the place, message the verifier's reason, log_tail the end of its log.",
+    ),
+    "relocation-failed": ProblemType(
+        422,
+        "The object file refers to something that this kernel does not have",
+        "Ask for it with bpf_core_field_exists() or bpf_core_type_exists() first, or declare it __weak.",
+    ),
+    "kfunc-missing": ProblemType(
+        422,
+        "This kernel does not have a function that the object file calls",
+        "Declare function __weak, and ask whether it is there before it is called.",
+    ),
+    "program-type-unknown": ProblemType(
+        422, "The section of a program does not tell its type", "Name it with programs.NAME.type."
+    ),
+    "map-not-found": ProblemType(
+        422, "No such map", "Name a map of the object file, or a held one. GET /maps lists the held maps."
+    ),
+    "map-not-replaceable": ProblemType(
+        422,
+        "A map of the object file cannot be replaced by this one",
+        "differences lists each field in which the two differ. Give a map of the same shape.",
+    ),
+    "variable-unknown": ProblemType(
+        422, "The object file has no such global variable", "variables lists those that it has. Compile it with -g."
+    ),
+    "variable-too-long": ProblemType(422, "The value does not fit the variable", "size is that of the variable."),
+    "values-on-replaced-map": ProblemType(
+        422,
+        "The object file has initialisers for an array that is replaced",
+        'Send "values": "set" to write them as a change of entries, or "ignore" to leave them out.',
+    ),
+    "pinning-refused": ProblemType(
+        422, "A map of the object file asks to be pinned by name", 'Send "pinning": "ignore", or "hold".'
     ),
     "program-not-found": ProblemType(
         422,
@@ -195,6 +272,11 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         503,
         "The journal cannot be used",
         "Mend what the detail says. If a change was being made, put_back says whether it was undone.",
+    ),
+    "loader-unavailable": ProblemType(
+        503,
+        "Object files cannot be loaded here",
+        "Install libbpf 1.0 or later (on Debian and Ubuntu: apt-get install libbpf1). All else works without it.",
     ),
     "keeper-unavailable": ProblemType(
         503,

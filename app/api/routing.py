@@ -36,6 +36,8 @@ _MAX_ERRORS: Final = 20  # in one answer
 # Their answers may be long, and only so many of them are made at a time.
 _LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change", "get_graph"})
 
+CONTENT: Final = "jumptable.content"  # key of the ASGI scope: the object file that a request brought
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Endpoint = Callable[..., Coroutine[Any, Any, Response]]
 Pretty = Annotated[bool, Query(description="Indent the JSON of the answer, also of a problem.")]
@@ -146,6 +148,18 @@ class TableRoute(StrictRoute):
             return await parse_table(body, max_entries)
         except MalformedTable as error:
             raise HttpProblem("malformed-json", str(error)) from error
+
+
+class ObjectRoute(StrictRoute):
+    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and the JSON is empty."""
+
+    async def read_body(self, request: Request) -> Any:
+        """Read the body of a request, and parse it unless it is an object file."""
+        media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+        if media_type != "application/octet-stream":
+            return await super().read_body(request)
+        request.scope[CONTENT] = bytes(await _read_body(request, service_of(request).objects.options.max_bytes))
+        return {}
 
 
 class _ParsedRequest:

@@ -4,6 +4,7 @@ from app.api.audit import Audit
 from app.api.authorization import Authentication
 from app.api.limits import Limits, LongAnswers
 from app.service.lifecycle import Service
+from app.service.loading.object_files import NO_LOADER, ObjectOptions
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 
@@ -29,6 +30,7 @@ class State:
         authentication: Authentication | None = None,
         limits: Limits | None = None,
         audit: Audit | None = None,
+        objects: ObjectOptions = NO_LOADER,
     ) -> None:
         """Put it together. Nothing is opened, and nothing runs yet.
 
@@ -40,12 +42,18 @@ class State:
             authentication: How the service knows who asks. None: everybody who can connect may do everything.
             limits: What one caller may take.
             audit: Where attempts are recorded.
+            objects: How object files are loaded.
         """
         self.authentication = authentication or Authentication()
         self.limits = limits or Limits()
         self.long_answers = LongAnswers()
         self.audit = audit or Audit()
         self.service = Service(
-            registry, journal, keep_dir=keep_dir, drift_interval=drift_interval, delivery=self.audit.buffered
+            registry,
+            journal,
+            keep_dir=keep_dir,
+            drift_interval=drift_interval,
+            objects=objects,
+            delivery=self.audit.buffered,
         )
         self.service.changes.on_automatic = self.audit.automatic

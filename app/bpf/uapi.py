@@ -22,11 +22,13 @@ class Cmd(IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
     BTF_LOAD = 18
+    BTF_GET_FD_BY_ID = 19
     MAP_FREEZE = 22
     LINK_CREATE = 28
     LINK_GET_FD_BY_ID = 30
     LINK_GET_NEXT_ID = 31
     ITER_CREATE = 33
+    PROG_BIND_MAP = 35
 
 
 class MapType(IntEnum):

@@ -20,7 +20,9 @@ from app.cli.common import CONFIG, load_or_fail
 from app.config import Settings
 from app.config import Tls as TlsSection
 from app.keeper.paths import own_file
-from app.keeper.process import KEPT, NEEDED
+from app.keeper.process import KEPT, KEPT_FOR_OBJECTS, NEEDED
+from app.loader.libbpf import LIBRARY, library
+from app.sandbox import landlock
 from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, socket_group, unreachable_socket, unserved_socket
@@ -101,6 +103,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield _ability(ability)
     yield Finding("ok", "implementation", native.told())
     yield from _pin_dirs(settings)
+    yield from _objects(settings)
     yield _keep_dir(kernel, settings.server.keep_dir)
     yield from _maps_and_programs(kernel, settings, recorded_holds)
 
@@ -275,6 +278,39 @@ def _pin_dirs(settings: Settings) -> Iterator[Finding]:
         if settings.server.kernel == "linux" and not folder.is_dir():
             remedy = "is no folder: mount bpffs (mount -t bpf bpf /sys/fs/bpf)"
             yield Finding("warn", f"server.pin_dirs {folder}", remedy)
+
+
+def _objects(settings: Settings) -> Iterator[Finding]:
+    """Whether object files can be loaded, if any may be."""
+    section = settings.objects
+    if not section.limits().is_enabled:
+        yield Finding("ok", "objects", "no object file can be loaded: neither object_dirs nor upload is set")
+        return
+    for folder in section.object_dirs:
+        if not folder.is_dir():
+            yield Finding("warn", f"objects.object_dirs {folder}", f"is no folder: install -d -m 0755 {folder}")
+        elif folder.stat().st_mode & 0o022 or folder.stat().st_uid:
+            remedy = "others than root can write it, and so choose what is loaded: chown root: and chmod 755 it"
+            yield Finding("warn", f"objects.object_dirs {folder}", remedy)
+    try:
+        library()
+    except (OSError, AttributeError) as error:
+        remedy = "apt-get install libbpf1, or another release from 1.0 on; without it PUT /objects/{name} is 503"
+        yield Finding("warn", "objects", f"{error}: {remedy}")
+        return
+    lacking = [each for each in KEPT_FOR_OBJECTS if each not in effective_capabilities()]
+    if lacking and set(NEEDED) & set(effective_capabilities()):
+        yield Finding(
+            "warn", "objects", f"the keeper lacks {', '.join(lacking)}: deploy/README.md, section Object files"
+        )
+    if not landlock.version():
+        detail = "this kernel has no Landlock (Linux 5.13), so the process that loads a file can open what any user can"
+        yield Finding("warn", "objects", detail)
+    if settings.server.keep_dir is None:
+        detail = "set server.keep_dir: without it, programs do not outlive the service, and files are loaded again"
+        yield Finding("warn", "objects", detail)
+    if not lacking:
+        yield Finding("ok", "objects", f"{LIBRARY}; {'also' if section.upload else 'no'} files that requests bring")
 
 
 def _keep_dir(kernel: Kernel, folder: Path | None) -> Finding:

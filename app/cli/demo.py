@@ -13,6 +13,8 @@ from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.bpf.uapi import MapType, ProgType
 from app.cli.common import fail
+from app.loader.client import DirectLoader
+from app.loader.messages import ObjectLimits
 from app.sandbox.process_name import set_process_name
 from app.server import logging
 from app.server.assemble import make_kernel
@@ -20,6 +22,7 @@ from app.server.listen import ListenError, listen_tcp
 from app.server.run import raise_memlock, raise_open_files, serve
 from app.server.startup import StartError
 from app.service.errors import ServiceError, kernel_failure
+from app.service.loading.object_files import ObjectOptions
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program
 from app.service.registry.registry import Registry
@@ -67,7 +70,10 @@ def _demo(host: str, port: int, kernel: str) -> None:
     url = f"http://{f'[{address}]' if ':' in address else address}:{number}"
     click.echo(_instructions(url, kernel_and_reason))
     with tempfile.TemporaryDirectory(prefix="jumptable-") as folder:
-        state = State(registry, Journal(Path(folder) / "journal.db", "process"))
+        limits = ObjectLimits(upload=True)
+        loader = DirectLoader(limits) if registry.kernel.name == "linux" else None
+        objects = ObjectOptions(loader, limits.max_bytes, limits.upload)
+        state = State(registry, Journal(Path(folder) / "journal.db", "process"), objects=objects)
         try:
             serve(state, listener)
         finally:

@@ -86,6 +86,7 @@ def _serve(settings: Settings, file: Path) -> None:
 
         # Open the journal as that user, who has to own it.
         journal = startup.open_journal(settings)
+        copies = assemble.open_copies(settings)
 
         # Give up all other rights.
         startup.give_up_rights(kernel)
@@ -94,7 +95,7 @@ def _serve(settings: Settings, file: Path) -> None:
         files = share_open_files(settings, assemble.held_at_start(settings, journal))
         if files.is_reduced:
             log.warning("the limits are lower than configured", reason=str(files), remedy="raise LimitNOFILE=")
-        state = assemble.make_state(settings, registry, journal, keeper, files)
+        state = assemble.make_state(settings, registry, journal, keeper, files, copies)
         at_exit.callback(state.audit.close)
         at_exit.callback(state.service.close)
         pids = {} if keeper is None else {"keeper": keeper.pid}

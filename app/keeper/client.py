@@ -26,7 +26,9 @@ from app.bpf.iterators import Iterators
 from app.bpf.kernel import Ability, MapInfo, MapState
 from app.bpf.linux import LinuxKernel
 from app.keeper.messages import MAX_REPLY, MAX_SEQUENCE, REPLY, REQUEST, KeeperConfig, Op
-from app.sandbox.channel import receive, send
+from app.loader.files import sealed
+from app.loader.messages import MAX_ANSWER_BYTES, LoadAnswer, LoadRequest, ObjectLimits
+from app.sandbox.channel import receive, receive_with_fds, send, send_with_fds
 
 _TIMEOUT_SECONDS: Final = 10.0  # for the start, and for an answer to a thread that may wait
 _LOOP_TIMEOUT_SECONDS: Final = 0.2  # for an answer to a thread that runs an event loop, which stands still meanwhile
@@ -559,3 +561,59 @@ class KeeperKernel(LinuxKernel):
         """Close an fd."""
         self._described.pop(fd, None)
         super().close(fd)
+
+
+class KeeperLoader:
+    """Reads and loads object files by way of the keeper. Thread rule: any thread but that of an event loop."""
+
+    def __init__(self, keeper: KeeperClient, limits: ObjectLimits) -> None:
+        """Ask this keeper, which knows these limits."""
+        self._keeper = keeper
+        self._limits = limits
+        self._channels: set[socket.socket] = set()
+        self._is_closed = False
+
+    def seal(self, content: bytes) -> int:
+        """Return the fd of sealed memory with this content."""
+        return sealed(content)
+
+    def read_file(self, path: str) -> int:
+        """Return the fd of sealed memory with the content of a file.
+
+        Raises:
+            OSError: As `app.loader.files.read_file`, or as `KeeperClient.ask`.
+        """
+        return self._keeper.open(Op.READ_OBJECT, text=path)
+
+    def load(self, request: LoadRequest, elf: int, maps: Sequence[int]) -> tuple[LoadAnswer, list[int]]:
+        """Load an object file, as `app.loader.client.DirectLoader.load` does.
+
+        Raises:
+            OSError: As `KeeperClient.ask`; EBUSY: the keeper loads as many as it can already; EPERM: the file was not
+                read by the keeper, and may not be uploaded; EPIPE: the keeper has ended.
+        """
+        channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with channel:
+            with other:
+                send_with_fds(channel, request.dump(), [elf, *maps])
+                self._keeper.ask(Op.LOAD_OBJECT, fd=other.fileno())
+            channel.settimeout(self._limits.timeout + _TIMEOUT_SECONDS)
+            self._channels.add(channel)
+            try:
+                content, fds = (b"", []) if self._is_closed else receive_with_fds(channel, MAX_ANSWER_BYTES)
+            except TimeoutError as failure:
+                raise OSError(errno.ETIMEDOUT, _KEEPER_HANGS) from failure
+            finally:
+                self._channels.discard(channel)
+        if content:
+            return LoadAnswer.load(content), fds
+        if self._is_closed:
+            raise OSError(errno.ESHUTDOWN, "the loader is closed")
+        raise OSError(errno.EPIPE, _KEEPER_ENDED)
+
+    def close(self) -> None:
+        """Wait no longer for what is being loaded."""
+        self._is_closed = True
+        for channel in list(self._channels):
+            with contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_RDWR)

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Final, Self
 
+from app.loader.messages import NO_OBJECTS, ObjectLimits
+
 
 class Op(IntEnum):
     """The operations of the keeper. It answers any other number with EINVAL.
@@ -40,6 +42,8 @@ class Op(IntEnum):
     #             [map ids, jumps], each jump the fields of `Jump`; null for a program that cannot be opened
     ATTACHMENTS = 17  # number: 0 to begin, 1 to go on -> JSON: a list of what was found in SLICE_SECONDS, each the
     #                   fields of `Attachment`, or a text: what could not be looked at; null at the end
+    READ_OBJECT = 18  # text: the path of an object file -> the fd of sealed memory with its content
+    LOAD_OBJECT = 19  # the fd of a channel with a LoadRequest in it -> nothing yet: see `app.keeper.loads`
 
 
 REQUEST: Final = struct.Struct("<III")  # operation, number, sequence number
@@ -65,6 +69,7 @@ class KeeperConfig:
         audit: The audit file; None: not configured.
         tokens: The file of bearer tokens; None: not configured.
         socket: The listener's unix socket, which the keeper removes at its end unless somebody listens on it.
+        objects: What object files may ask for.
     """
 
     pin_dirs: Sequence[str] = ()
@@ -75,6 +80,7 @@ class KeeperConfig:
     audit: str | None = None
     tokens: str | None = None
     socket: str | None = None
+    objects: ObjectLimits = NO_OBJECTS
 
     def dump(self) -> bytes:
         """Return the configuration as JSON."""
@@ -83,4 +89,5 @@ class KeeperConfig:
     @classmethod
     def load(cls, text: bytes) -> Self:
         """Return the configuration that `dump` has written."""
-        return cls(**json.loads(text))
+        facts = json.loads(text)
+        return cls(**facts | {"objects": ObjectLimits(**facts["objects"])})

@@ -29,6 +29,7 @@ from app.bpf.inventory import Attachment
 from app.bpf.kernel import Ability
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
+from app.keeper.loads import Loads
 from app.keeper.messages import MAX_REPLY, MAX_TEXT, REPLY, REQUEST, SLICE_SECONDS, KeeperConfig, Op
 from app.keeper.paths import AllowedPaths, open_file, own_file
 from app.sandbox.abilities import abilities
@@ -40,6 +41,9 @@ from app.sandbox.process_name import set_process_name
 NEEDED: Final = ["CAP_BPF", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
 # The capabilities that the keeper does not drop. CAP_CHOWN: to give keep_dir to the listener's user.
 KEPT: Final = [*NEEDED, "CAP_CHOWN"]
+# Those that it keeps besides where object files can be loaded: the process that loads one switches its user with the
+# last two, and keeps the rest.
+KEPT_FOR_OBJECTS: Final = ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SETUID", "CAP_SETGID"]
 _MAX_ARRAY_ENTRIES: Final = 1 << 20
 _MAX_ATTACHMENTS: Final = 128  # in one answer, which has room for them
 _SEND_TIMEOUT: Final = struct.pack("@ll", 10, 0)  # struct timeval: 10 seconds
@@ -55,14 +59,16 @@ def main(channel_fd: str, config_fd: str) -> None:
     """
     channel = socket.socket(fileno=int(channel_fd))
     set_process_name("jumptable: keeper")
-    drop_capabilities(KEPT)
     with os.fdopen(int(config_fd), "rb") as file:
-        keeper = Keeper(KeeperConfig.load(file.read()))
+        config = KeeperConfig.load(file.read())
+    drop_capabilities([*KEPT, *(KEPT_FOR_OBJECTS if config.objects.is_enabled else ())])
+    keeper = Keeper(config)
     # Otherwise a listener that sends its own end as an fd and never reads the answer would block this process for ever.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     parent = _parent_pidfd()  # before the first reply, after which the listener may end and another process get its pid
     send(channel, REPLY.pack(0, 0))
     keeper.serve(channel, parent)
+    keeper.close()
     keeper.remove_stale_socket()
 
 
@@ -74,6 +80,7 @@ class Keeper:
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
         self._attachments: Iterator[Attachment | str] = iter(())  # what is left to be listed
+        self._loads = Loads(config.objects, self._kernel)
         self._abilities = b""  # the answer to Op.ABILITIES, once it is known
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
 
@@ -85,14 +92,15 @@ class Keeper:
             parent: A pidfd of the process that started the keeper. Its end counts even if another process still holds
                 the other end of the channel. None: only the channel counts.
         """
-        poll = select.poll()
-        for watched in (channel.fileno(), parent):
-            if watched is not None:
-                poll.register(watched, select.POLLIN)
+        watched = [channel.fileno()] if parent is None else [channel.fileno(), parent]
         while True:
             try:
-                if any(fd == parent for fd, _ in poll.poll()):
+                ready = self._wait(watched)
+                if parent in ready:
                     return
+                self._loads.finish(ready)
+                if channel.fileno() not in ready:
+                    continue
                 try:
                     question, fd = receive(channel, REQUEST.size + MAX_TEXT + 1)
                 except OSError as error:
@@ -107,13 +115,24 @@ class Keeper:
             except (BrokenPipeError, ConnectionResetError, BlockingIOError):
                 return
 
+    def _wait(self, watched: Sequence[int]) -> list[int]:
+        """Wait until one of these fds can be read, or an object file is loaded or is to be given up."""
+        poll, seconds = select.poll(), self._loads.seconds_left
+        for fd in (*watched, *self._loads.fds):
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll(None if seconds is None else 1000 * seconds)]
+
+    def close(self) -> None:
+        """End the processes that load object files."""
+        self._loads.close()
+
     def _answer(self, question: bytes, given: int | None) -> tuple[int, bytes, int | None]:
         """Answer one question, which may carry an fd: (errno or 0, the bytes of the answer, an fd or None)."""
         try:
             if not REQUEST.size <= len(question) <= REQUEST.size + MAX_TEXT:
                 raise OSError(errno.EMSGSIZE, "the question is too short or too long")
             number, argument, _ = REQUEST.unpack_from(question)
-            if given is not None and number not in {Op.PIN_ARRAY, Op.MAP_STATE}:
+            if given is not None and number not in {Op.PIN_ARRAY, Op.MAP_STATE, Op.LOAD_OBJECT}:
                 # While it is open, a path through /proc/self/fd could lead to it, into a mount namespace of the sender.
                 raise OSError(errno.EINVAL, "this operation takes no fd")
             if b"\0" in question[REQUEST.size :]:
@@ -176,15 +195,15 @@ class Keeper:
             case Op.ABILITIES if not text:
                 content = self._abilities = self._abilities or _dump(abilities(kernel))
             case Op.MAP_STATE if given is not None and not text:
-                if kernel.obj_kind(given) != "map" or self._describe_other(given) is not None:
-                    raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
-                content = json.dumps(asdict(kernel.map_state(given))).encode()
+                content = self._map_state(given)
             case Op.ITERATOR if not text:
                 fd = os.dup(iterators.loaded()[argument])  # the keeper keeps its own fd
             case Op.CODES:
                 content = self._read_codes([int(each) for each in text.split(",")])
             case Op.ATTACHMENTS if not text:
                 content = self._list_attachments(is_first=not argument)
+            case Op.LOAD_OBJECT if given is not None:
+                self._loads.start(given)
             case _:
                 content, fd = self._open_file(number, text)
         return content, fd
@@ -222,6 +241,8 @@ class Keeper:
         match number:
             case Op.KEEP_DIR if config.keep_dir is not None:
                 fd = self._open_keep_dir(config.keep_dir)
+            case Op.READ_OBJECT:
+                fd = self._loads.read_file(text)
             case Op.READ if text in config.reads:
                 fd = open_file(text, os.O_RDONLY)
             case Op.AUDIT if config.audit is not None:
@@ -231,6 +252,11 @@ class Keeper:
             case _:
                 raise OSError(errno.EINVAL, "no such operation, or not with these arguments or this configuration")
         return content, fd
+
+    def _map_state(self, fd: int) -> bytes:
+        if self._kernel.obj_kind(fd) != "map" or self._describe_other(fd) is not None:
+            raise OSError(errno.EINVAL, "the keeper tells the state of program arrays only")
+        return json.dumps(asdict(self._kernel.map_state(fd))).encode()
 
     def _pass_on(self, fd: int) -> tuple[bytes, int | None]:
         """Return the fd of a program array or a program; close any other fd and return the description instead."""

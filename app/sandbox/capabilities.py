@@ -6,6 +6,7 @@ the C library.
 
 import ctypes
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ CAPABILITIES: Final = {
     "CAP_BPF": 39,
 }
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -88,6 +90,11 @@ def drop_capabilities(wanted: Sequence[str], spare: Sequence[str] = ()) -> None:
             data[number // 32].effective |= (name in wanted) << number % 32
     raise_if_failed(_libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), data))
     raise_if_failed(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. A change of the user undoes this."""
+    raise_if_failed(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
 
 
 def raise_if_failed(result: int) -> None:

@@ -1,8 +1,11 @@
-"""A filter on the system calls of this process (seccomp(2)), for calls that need no capability but that it never makes.
+"""Filters on the system calls of a process (seccomp(2)).
 
-The listener installs it when it has dropped its capabilities. An example: a process with the fd of an XDP program can
-attach it with BPF_LINK_CREATE and needs no capability for that (bpf_xdp_link_attach() checks none). So the filter lets
-only those commands of bpf(2) through that the service uses.
+`install_filter` is for the listener, which installs it when it has dropped its capabilities. It refuses calls that need
+no capability but that the listener never makes. An example: a process with the fd of an XDP program can attach it with
+BPF_LINK_CREATE and needs no capability for that (bpf_xdp_link_attach() checks none). So the filter lets only those
+commands of bpf(2) through that the service uses.
+
+`install_allow_list` is for the process that loads an object file. It refuses all calls but a few.
 """
 
 import ctypes
@@ -32,6 +35,26 @@ _CLONE3: Final = 435
 _CLONE_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _X32: Final = 0x40000000  # __X32_SYSCALL_BIT: from here on, the same calls have other numbers
 
+# For `install_allow_list`: what Python, libbpf and the C library call to read files, use memory, and send an answer.
+# There is none to ignore or block a signal: SIGALRM ends the process in time, whatever it does.
+# Each has its number on x86_64 and on aarch64; None: that machine has no such call.
+_ALLOWED_CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "poll": (7, None), "ppoll": (271, 73),
+    "lseek": (8, 62), "munmap": (11, 215), "brk": (12, 214), "ioctl": (16, 29),
+    "pread64": (17, 67), "access": (21, None), "faccessat": (269, 48),
+    "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "getpid": (39, 172), "sendmsg": (46, 211),
+    "recvmsg": (47, 212), "exit": (60, 93), "uname": (63, 160), "fcntl": (72, 25), "getcwd": (79, 17),
+    "readlink": (89, None), "getrusage": (98, 165), "sysinfo": (99, 179), "geteuid": (107, 175), "statfs": (137, 43),
+    "gettid": (186, 178), "futex": (202, 98), "clock_gettime": (228, 113), "exit_group": (231, 94),
+    "openat": (257, 56), "newfstatat": (262, 79), "readlinkat": (267, 78), "dup3": (292, 24), "prlimit64": (302, 261),
+    "getrandom": (318, 278), "memfd_create": (319, 279), "rseq": (334, 293), "faccessat2": (439, 439),
+}  # fmt: skip
+_ALLOWED: Final = {
+    machine: [number for numbers in _ALLOWED_CALLS.values() if (number := numbers[place]) is not None]
+    for place, machine in enumerate(_ARCHES)
+}
+_MAPPING: Final = {"x86_64": (9, 10), "aarch64": (222, 226)}  # mmap and mprotect, without PROT_EXEC
+
 # The commands of bpf(2) that the listener uses without the keeper.
 COMMANDS: Final = (
     Cmd.MAP_LOOKUP_ELEM,
@@ -46,8 +69,10 @@ COMMANDS: Final = (
 
 # Opcodes of classic BPF: BPF_LD|W|ABS; BPF_JMP|JEQ|K, |JGE|K, |JSET|K; BPF_RET|K
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
-_ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS  # SECCOMP_RET_…
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 32  # offsets in struct seccomp_data
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_…
+_EPERM, _ENOSYS, _ENOENT = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS, _ERRNO | errno.ENOENT
+_PROT_EXEC: Final = 4
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,10 +96,43 @@ def install_filter(commands: Sequence[Cmd] = COMMANDS) -> None:
     Raises:
         OSError: The kernel has no seccomp filters, or no_new_privs is not set.
     """
-    code = _filter(platform.machine(), commands)
+    _install(_filter(platform.machine(), commands))
+
+
+def install_allow_list(commands: Sequence[int], missing: Sequence[int] = ()) -> None:
+    """Let only these commands of bpf(2) through, and what reading files and memory takes; for good.
+
+    Refused with EPERM are all other system calls, and memory that can be executed. Requires no_new_privs.
+
+    Args:
+        commands: The commands of bpf(2) to let through.
+        missing: Commands that fail with ENOENT, as where there is nothing to find.
+
+    Raises:
+        OSError: The kernel has no seccomp filters, or no_new_privs is not set.
+    """
+    _install(_allow_list(platform.machine(), commands, missing))
+
+
+def _install(code: bytes) -> None:
     memory = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(memory))
     raise_if_failed(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+
+
+def _allow_list(machine: str, commands: Sequence[int], missing: Sequence[int]) -> bytes:
+    """Assemble the filter of `install_allow_list`."""
+    code = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, _ARCHES[machine]), (_RETURN, 0, 0, _EPERM), (_LOAD, 0, 0, _NUMBER)]
+    for number in _ALLOWED[machine]:
+        code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+    for number in _MAPPING[machine]:
+        code += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _THIRD_ARGUMENT)]
+        code += [(_ANY_BIT, 0, 1, _PROT_EXEC), (_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    code += [(_EQUAL, 1, 0, SYSCALL_NUMBERS[machine]), (_RETURN, 0, 0, _EPERM), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
+    for command, action in (*((each, _ALLOW) for each in commands), *((each, _ENOENT) for each in missing)):
+        code += [(_EQUAL, 0, 1, command), (_RETURN, 0, 0, action)]
+    code.append((_RETURN, 0, 0, _EPERM))
+    return b"".join(struct.pack("<HBBI", *each) for each in code)
 
 
 def _filter(machine: str, commands: Sequence[Cmd]) -> bytes:

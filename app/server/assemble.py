@@ -17,8 +17,9 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.config import Map, Settings
 from app.config import Tls as TlsSection
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient, KeeperKernel, KeeperLoader
 from app.keeper.messages import Op
+from app.loader.client import DirectLoader
 from app.sandbox.abilities import abilities
 from app.server import logging
 from app.server.line_writer import LineWriter
@@ -26,6 +27,9 @@ from app.server.logging import log_events
 from app.server.open_files import OpenFiles
 from app.server.startup import StartError
 from app.server.tls import Tls, open_file
+from app.service.loading.copies import Copies
+from app.service.loading.loads import ObjectLoader
+from app.service.loading.object_files import ObjectOptions
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
@@ -97,6 +101,7 @@ def make_state(
     journal: Journal,
     keeper: KeeperClient | None = None,
     files: OpenFiles | None = None,
+    copies: Copies | None = None,
 ) -> State:
     """What requests are answered with, as configured.
 
@@ -106,6 +111,7 @@ def make_state(
         journal: Where changes are recorded.
         keeper: Opens the audit file and looks up tokens; None: this process does.
         files: How many files may be open for what; None: as many as configured.
+        copies: Keeps copies of object files that requests bring; None: they cannot be loaded again.
 
     Raises:
         StartError: The audit file cannot be opened.
@@ -125,6 +131,7 @@ def make_state(
         ),
         audit=_make_audit(settings, keeper),
         limits=Limits(readers, held, limits.requests_per_second, limits.burst),
+        objects=_object_options(settings, keeper, copies),
     )
     if files is not None:
         state.service.changes.replaced_programs.max_programs = files.replaced
@@ -132,6 +139,30 @@ def make_state(
     if isinstance(writer, LineWriter):
         state.service.counters.dropped_lines.append(lambda: {"audit": writer.dropped})
     return state
+
+
+def open_copies(settings: Settings) -> Copies | None:
+    """The folder for copies of object files that requests bring; None: none may.
+
+    Raises:
+        StartError: It can be neither opened nor made.
+    """
+    if not settings.objects.upload:
+        return None
+    folder = settings.server.state_dir / "objects"
+    try:
+        return Copies(folder)
+    except OSError as error:
+        message = f"the folder {folder} cannot be used: {error.strerror}: make it the service's user's, or remove it"
+        raise StartError(message) from error
+
+
+def _object_options(settings: Settings, keeper: KeeperClient | None, copies: Copies | None) -> ObjectOptions:
+    section, limits = settings.objects, settings.objects.limits()
+    loader: ObjectLoader | None = None
+    if settings.server.kernel == "linux":
+        loader = DirectLoader(limits) if keeper is None else KeeperLoader(keeper, limits)
+    return ObjectOptions(loader, section.max_bytes, section.upload, copies)
 
 
 def bounded_limits(settings: Settings, files: OpenFiles | None) -> tuple[int, int]:

@@ -183,6 +183,7 @@ def _restart_keys(started: Settings, now: Settings) -> list[str]:
     """Return the keys that have changed since the start and count after a restart only."""
     keys = [f"server.{key}" for key in _differing(started.server, now.server) if key not in _APPLIED_SERVER_KEYS]
     keys += [f"audit.{key}" for key in _differing(started.audit, now.audit)]
+    keys += [f"objects.{key}" for key in _differing(started.objects, now.objects)]
     keys += ["tokens"] if started.tokens != now.tokens else []
     if started.tls is None or now.tls is None:
         return keys + (["tls"] if started.tls is not now.tls else [])

@@ -149,6 +149,7 @@ def start_keeper(
         audit=None if settings.audit.file is None else str(settings.audit.file),
         tokens=None if settings.tokens is None else str(settings.token_file()),
         socket=str(server.socket) if not has_passed_socket and server.address is None else None,
+        objects=settings.objects.limits(),
     )
     try:
         return KeeperClient(config)
@@ -202,7 +203,7 @@ def check_state(settings: Settings, user: pwd.struct_passwd | None) -> None:
         status = folder.stat()
         if user is None or user.pw_uid in {0, status.st_uid} or not status.st_mode & 0o005:
             return
-        own = {"lock", *_JOURNAL_FILES, settings.token_file().name}
+        own = {"lock", "objects", *_JOURNAL_FILES, settings.token_file().name}
         others = sorted({each.name for each in folder.iterdir()} - own)
         if others:
             message = (

@@ -7,7 +7,7 @@ import structlog
 from app.service.changes.confirmations import Confirmations
 from app.service.changes.origin import RequestContext
 from app.service.drift.detector import DriftDetector
-from app.service.errors import JournalUnreadable
+from app.service.errors import JournalUnreadable, PartOfObject
 from app.service.objects.source import ById, Pinned, Source
 from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
@@ -65,6 +65,7 @@ class Holds:
         """
         maps = self._registry.maps
         was = maps.find(name)
+        _check_free(was)
         was_id = None if was is None or was.object is None else was.object.id
         was_source = None if was is None else was.source
 
@@ -89,8 +90,10 @@ class Holds:
 
         Raises:
             InUse: A change of it waits for a confirmation.
+            PartOfObject: It belongs to an object file.
             JournalUnreadable: It cannot be journalled.
         """
+        _check_free(self._registry.maps.find(name))
         await self._registry.maps.release(name, force=force, dry_run=dry_run, veto=self._veto_release(context, dry_run))
 
     async def hold_program(
@@ -103,6 +106,7 @@ class Holds:
             JournalUnreadable: It cannot be journalled.
         """
         programs = self._registry.programs
+        _check_free(programs.find(name))
 
         async def veto(fresh: HeldProgram) -> None:
             was = programs.find(name)
@@ -124,6 +128,7 @@ class Holds:
             InUse: A change that waits for a confirmation would need it.
             JournalUnreadable: It cannot be journalled.
         """
+        _check_free(self._registry.programs.find(name))
         await self._registry.programs.release(name, dry_run=dry_run, veto=self._veto_release(context, dry_run))
 
     async def follow(self, held: HeldMap | HeldProgram) -> None:
@@ -179,6 +184,16 @@ class Holds:
             await self._journal.save_hold(hold, _event(fresh, "held", opened.id, context))
         except JournalFailed as error:
             raise JournalUnreadable(str(error)) from error
+
+
+def _check_free(held: HeldMap | HeldProgram | None) -> None:
+    """Check that what is held under a name is no part of an object file.
+
+    Raises:
+        PartOfObject: It is.
+    """
+    if held is not None and held.part_of is not None:
+        raise PartOfObject(held.name, held.part_of)
 
 
 def _log_followed(held: HeldMap | HeldProgram, was_id: int) -> None:

@@ -16,6 +16,7 @@ from app.service.errors import ServiceError
 from app.service.event_feed import EventFeed
 from app.service.graph.reader import GraphReader
 from app.service.holds import Holds
+from app.service.loading.object_files import NO_LOADER, ObjectFiles, ObjectOptions
 from app.service.objects.source import ById, Pinned, Source
 from app.service.pin_watch import PinWatch
 from app.service.registry.held import HeldMap, HeldProgram
@@ -41,6 +42,7 @@ class Service:
         journal: What has happened.
         changes: The one way to change entries.
         drift: Finds what others have changed.
+        objects: The object files that are loaded.
         pins: Notices pins that lead to other objects by now.
         holds: Holds and releases maps and programs for requests.
         graph: Reads who jumps where.
@@ -56,6 +58,7 @@ class Service:
         *,
         keep_dir: str | None = None,
         drift_interval: float = 5.0,
+        objects: ObjectOptions = NO_LOADER,
         delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Put the service together. Nothing is opened, and nothing runs yet.
@@ -65,6 +68,7 @@ class Service:
             journal: The journal, open.
             keep_dir: The folder in bpffs where programs are pinned that an undo may need after a restart.
             drift_interval: Seconds between two checks of all tables.
+            objects: How object files are loaded.
             delivery: Surrounds the answers of one group of changes: see GroupCommit.
         """
         self.registry = registry
@@ -73,6 +77,7 @@ class Service:
         self.changes = Changes(registry, journal, self.counters, keep_dir=keep_dir, delivery=delivery)
         self.drift = DriftDetector(registry, journal, self.changes.replaced_programs)
         self.pins = PinWatch(registry, journal)
+        self.objects = ObjectFiles(registry, journal, self.changes, self.drift, objects, keep_dir)
         self.holds = Holds(registry, journal, self.changes.confirmations, self.drift, self.pins)
         self.graph = GraphReader(registry)
         self.feed = EventFeed(journal)
@@ -100,6 +105,7 @@ class Service:
         for hold in self.journal.holds():
             self._hold_again(hold)
         self.registry.open_unavailable()
+        await self.objects.restore()
         for held in self.registry.unavailable():
             log.warning("unavailable", kind=held.kind, name=held.name, reason=held.reason)
         await self.changes.confirmations.load()
@@ -119,16 +125,19 @@ class Service:
         """Begin to end: streams of events end, and new requests are refused."""
         self.is_stopping = True
         self.feed.stop()
+        self.objects.stop()
 
     async def finish(self) -> None:
         """Wait for the changes that are under way, and stop everything that runs beside requests."""
         for task in self._tasks:
             task.cancel()
+        await self.objects.finish()
         await self.changes.finish()
         await self.drift.finish()
 
     def close(self) -> None:
-        """Close the journal, and the programs that are kept for an undo. What is held stays the registry's."""
+        """Close the journal, and what is kept for an undo or by object files. What is held stays the registry's."""
+        self.objects.close()
         self.changes.close()
 
     def _hold_again(self, hold: Hold) -> None:
@@ -146,6 +155,7 @@ class Service:
 
     async def open_unavailable(self) -> None:
         """Try to open what could not be opened. Learn what the entries of what now is open are expected to hold."""
+        await self.objects.retry()
         for held in self.registry.open_unavailable():
             log.info("opened", name=held.name)
             kind: Literal["map", "program"] = held.kind

@@ -16,6 +16,7 @@ from app.store.database import MAX_BYTES, Database, JournalDamaged, JournalFaile
 from app.store.database import check as check_file
 from app.store.expected import ExpectedTables, PackedTable, Table
 from app.store.history import LAST_CHANGE, MAX_ENTRIES_PER_PAGE, History
+from app.store.objects import ObjectRecords
 from app.store.records import (
     EVERY_CHANGE,
     MAX_BATCH_SIZE,
@@ -33,6 +34,9 @@ from app.store.records import (
 )
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES_PER_PAGE", "Journal", "JournalDamaged", "JournalFailed", "check"]
+
+# An event of a map or a program: its kind, its name, and its data.
+ObjectEvent = tuple[Literal["map", "program"], str, dict[str, Any]]
 
 _CHANGE_FIELDS_IN_JSON: Final = [field.name for field in fields(Change) if field.name != "entries"]
 _UNDO_PINS: Final = TypeAdapter(tuple[tuple[int, str], ...])
@@ -74,6 +78,7 @@ class Journal:
             )
         )
         self._expected = ExpectedTables(self._database)
+        self._objects = ObjectRecords(self._database)
         # What was written up to the last maintenance. It has to run now, and then now and then.
         self._maintained_event = -_EVENTS_PER_MAINTENANCE
         self._maintained_entries = 0
@@ -215,6 +220,23 @@ class Journal:
         is_single = token is None and change.reverts is None
         await self._database.write(partial(self._history.insert, change, token), single=is_single)
         return change
+
+    async def append_all(self, changes: Sequence[Change], tokens: Sequence[str] = ()) -> None:
+        """Write changes in this order, in one transaction, and set their ids: see `append`.
+
+        Args:
+            changes: The changes. Their ids are 0.
+            tokens: Of the PendingConfirmation that was added for each of them. Empty: none waits.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+
+        def work() -> None:
+            for place, change in enumerate(changes):
+                self._history.insert(change, tokens[place] if tokens else None)
+
+        await self._database.write(work)
 
     async def append_batch(self, at: float, boot_id: str, programs: Programs, writes: Sequence[EntryWrite]) -> int:
         """Write changes of single entries in this order, in one transaction: one row for up to MAX_BATCH_SIZE of them.
@@ -390,6 +412,51 @@ class Journal:
             JournalFailed: The file cannot be read.
         """
         return [Hold(*row) for row in self._database.read(_SELECT_HOLDS).fetchall()]
+
+    # Object files
+
+    async def save_object(self, name: str, content: str, events: Sequence[ObjectEvent]) -> None:
+        """Store an object file that is loaded, and write events of its maps and programs.
+
+        Args:
+            name: The name of the object file.
+            content: What the service has to remember of it.
+            events: The kind, the name and the data of each.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+
+        def work() -> None:
+            self._objects.save(name, content)
+            for kind, concerned, data in events:
+                self._insert_object_event(kind, concerned, data)
+
+        await self._database.write(work)
+
+    async def remove_object(self, name: str, events: Sequence[ObjectEvent]) -> None:
+        """Delete an object file, and the expected tables of the maps that the events name, and write the events.
+
+        Raises:
+            JournalFailed: Nothing was written.
+        """
+
+        def work() -> None:
+            self._objects.remove(name)
+            for kind, concerned, data in events:
+                if kind == "map":
+                    self._expected.remove(concerned)
+                self._insert_object_event(kind, concerned, data)
+
+        await self._database.write(work)
+
+    def objects(self) -> list[tuple[str, str]]:
+        """Read the name of each object file that is loaded, and what the service has to remember of it.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return self._objects.all()
 
     # Changes that wait for confirmation
 

@@ -82,4 +82,10 @@ VERSIONS: Final = (
         content BLOB NOT NULL              -- format: records.Batch.packed
     );
     """,
+    """
+    CREATE TABLE objects (                 -- object files that are loaded
+        name TEXT PRIMARY KEY,
+        content TEXT NOT NULL              -- JSON: see loading.version
+    ) WITHOUT ROWID;
+    """,
 )

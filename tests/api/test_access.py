@@ -62,6 +62,10 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "release_map": ("DELETE", "/maps/other", None),
     "hold_program": ("PUT", "/programs/other", {"id": 4_000_000_000}),
     "release_program": ("DELETE", "/programs/other", None),
+    "list_objects": ("GET", "/objects", None),
+    "get_object": ("GET", "/objects/parser", None),
+    "load_object": ("PUT", "/objects/parser", {"file": "/parser.o"}),
+    "unload_object": ("DELETE", "/objects/parser", None),
 }
 ALLOWED: dict[str, set[Right]] = {  # the documentation is open where callers have tokens, as here
     "nobody": {Right.NONE, Right.DOCS},

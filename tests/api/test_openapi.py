@@ -25,8 +25,8 @@ OPERATIONS = {
     "list_maps", "get_map", "hold_map", "release_map", "list_entries", "get_entry", "set_entry", "clear_entry",
     "list_programs", "get_program", "hold_program", "release_program", "run_program", "explain_problem",
     "get_health", "get_readiness", "get_version", "replace_entries", "update_entries", "list_changes", "get_change",
-    "revert_change", "confirm_change", "reconcile_map", "watch_events", "get_metrics", "get_index",
-    "get_graph",
+    "revert_change", "confirm_change", "reconcile_map", "watch_events", "get_metrics", "list_objects",
+    "get_index", "get_graph", "get_object", "load_object", "unload_object",
 }  # fmt: skip
 
 

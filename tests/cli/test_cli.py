@@ -13,6 +13,7 @@ import pytest
 from app import __version__
 from app.bpf.linux import LinuxKernel
 from app.cli import check
+from app.config import load
 from app.service.objects.opening import make_array
 from tests import private_mounts
 from tests.running import running
@@ -296,3 +297,26 @@ class TestCheck:
             assert done.returncode == 1
             assert "has other things in it (passwd), and would be given to" in done.stdout + done.stderr
         assert (tmp_path / "state").stat().st_uid == 0
+
+
+class TestCheckObjects:
+    def test_nothing_is_to_be_loaded_by_default(self, config: Path) -> None:
+        assert "ok    objects: no object file can be loaded" in jumptable("check", "--config", str(config)).stdout
+
+    def test_folders_that_others_can_write_are_told(self, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open").chmod(0o777)
+        folders = f'["{tmp_path}/open", "{tmp_path}/none"]'
+        config.write_text(f"{config.read_text()}[objects]\nobject_dirs = {folders}\n")
+        told = jumptable("check", "--config", str(config)).stdout
+        assert f"warn  objects.object_dirs {tmp_path}/open: others than root can write it" in told
+        assert f"warn  objects.object_dirs {tmp_path}/none: is no folder" in told
+        assert "warn  objects: set server.keep_dir" in told
+
+    def test_missing_library_is_told_with_its_package(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config.write_text(f"{config.read_text()}[objects]\nupload = true\n")
+        monkeypatch.setattr("app.loader.libbpf.LIBRARY", "libnone.so")
+        told = [str(each) for each in check.findings(load(config)) if each.subject == "objects"]
+        assert len(told) == 1
+        assert "libnone.so" in told[0]
+        assert "apt-get install libbpf1" in told[0]

@@ -188,12 +188,12 @@ def test_batch_survives_the_end_of_the_process(opened: Callable[[], Journal]) ->
 def test_journal_of_version_2_opens_and_takes_batches(opened: Callable[[], Journal]) -> None:
     journal = opened()
     asyncio.run(journal.append(rows_of(1.0, writes(1))[0]))
-    for statement in ("DROP TABLE batches", "PRAGMA user_version = 2"):
+    for statement in ("DROP TABLE batches", "DROP TABLE objects", "PRAGMA user_version = 2"):
         journal._database.writer.execute(statement)
     journal = opened()
     assert asyncio.run(journal.append_batch(2.0, "boot", PROGRAMS, writes(2))) == 2
     assert [each.id for each in journal.changes()[0]] == [1, 2, 3]
-    assert len(VERSIONS) == 3
+    assert len(VERSIONS) == 4
 
 
 def test_batches_are_pruned_once_they_are_in_the_expected_tables(

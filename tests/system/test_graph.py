@@ -27,7 +27,7 @@ pin_dirs = ["{pins}"]
 pinned = "{pins}/parser/maps/table"
 """
 
-# The jumps of each program in tests/programs/jumps.bpf.c: array, indexes, certain.
+# The jumps of each program in tests/objects/jumps.bpf.c: array, indexes, certain.
 EXPECTED = {
     "constant": [("first", (3,), True)],
     "two_arrays": [("first", (1,), True), ("second", (2,), True)],

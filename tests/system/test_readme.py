@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.api.problems import PROBLEMS
-from app.config import Audit, Client, Limits, Map, Peer, Program, Server, Tls, Tokens
+from app.config import Audit, Client, Limits, Map, Objects, Peer, Program, Server, Tls, Tokens
 from tests.conftest import tool
 from tests.running import demo
 
@@ -84,6 +84,6 @@ def test_every_problem_is_in_the_table() -> None:
 
 def test_every_key_of_the_configuration_is_told() -> None:
     text = text_of(OPERATING)
-    for model in (Server, Map, Program, Peer, Tokens, Limits, Audit, Tls, Client):
+    for model in (Server, Map, Program, Peer, Tokens, Limits, Objects, Audit, Tls, Client):
         for key in model.model_fields:
             assert re.search(rf"\b{key}\b", text), key

@@ -21,6 +21,9 @@ from app.api.authorization import Authentication
 from app.api.state import State
 from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
+from app.loader.client import DirectLoader
+from app.loader.messages import ObjectLimits
+from app.service.loading.object_files import ObjectOptions
 from app.service.registry.registry import Registry
 from tests.conftest import application
 
@@ -139,7 +142,9 @@ def tokens(tmp_path: Path) -> Iterator[TokenFile]:
     tokens, registry = TokenFile(tmp_path / "tokens.json"), Registry(MemoryKernel())
     demo.fill(registry)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with application(registry, authentication=Authentication(tokens=Tokens(tokens))) as SERVED.app:
+    # No file may be loaded, so the kernel is never asked.
+    objects = ObjectOptions(DirectLoader(ObjectLimits()))
+    with application(registry, authentication=Authentication(tokens=Tokens(tokens)), objects=objects) as SERVED.app:
         yield tokens
         asgi.shutdown_lifespans()
     structlog.reset_defaults()

@@ -95,7 +95,7 @@ async def get_health() -> Response:
 async def get_readiness(request: Request) -> Response:
     """Say whether the service is ready.
 
-    It is 503 with `reasons` while a map or program could not be opened, a pin leads to another object, the
+    It is 503 with `reasons` while a map, program or object file could not be opened, a pin leads to another object, the
     keeper has ended, tokens cannot be checked, the journal is lost or its last write failed, or the service stops.
     Callers who may not read everything get no reasons.
     """
@@ -108,6 +108,7 @@ async def get_readiness(request: Request) -> Response:
     reasons = [
         f"{'map' if isinstance(held, HeldMap) else 'program'} {held.name!r}: {held.reason}" for held in unavailable
     ]
+    reasons += [f"object file {each.name!r}: {each.reason}" for each in service.objects.unavailable()]
     await service.pins.check_all()
     moved = [held for held in (*registry.maps, *registry.programs) if held.moved is not None]
     reasons += [warning for warning in map(moved_warning, moved) if warning is not None]

@@ -74,6 +74,9 @@ class Collector:
         unavailable = [held.object is None for held in registry.programs]
         yield _gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
         yield _gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
+        objects = [loaded.reason is not None for loaded in self._service.objects]
+        yield _gauge("jumptable_objects", "Object files that are loaded.", (), {(): len(objects)})
+        yield _gauge("jumptable_objects_unavailable", "Those that are not loaded again.", (), {(): sum(objects)})
         moved = {("map",): _moved(registry.maps), ("program",): _moved(registry.programs)}
         yield _gauge("jumptable_pins_moved", "Held objects whose pin led elsewhere at the last look.", ("kind",), moved)
         yield _gauge(

@@ -51,6 +51,7 @@ _HEADERS: Final = {
 _LINKS: Final = {
     "maps": "/maps",
     "programs": "/programs",
+    "objects": "/objects",
     "changes": "/changes",
     "graph": "/graph",
     "events": "/events",

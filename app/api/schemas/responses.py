@@ -12,7 +12,7 @@ from app.bpf.uapi import MAX_INDEX
 from app.service.objects.program import ProgramSummary
 from app.store.records import ChangeKind, ChangeState
 
-_FIT: Final = (
+FIT: Final = (
     "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
@@ -22,7 +22,7 @@ _WOULD_WORSEN: Final = (
     "not be reached, jumps to entries that would be empty, cycles, and chains beyond the kernel's limit."
 )
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
-_REASON: Final = "Why it is unavailable; null: it is held."
+REASON: Final = "Why it is unavailable; null: it is held."
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class DryEntry(Entry):
 
     model_config = ConfigDict(defer_build=True)
 
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
     warnings: list[str] = Field(description=_WOULD_WORSEN)
 
@@ -210,7 +210,7 @@ class Applied(_BuiltLater):
 class DryApplied(Applied):
     """The result that a change of entries would have, from a dry run."""
 
-    fit: Literal["tried", "type-only"] = Field(description=_FIT)
+    fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
     warnings: list[str] = Field(description=_WOULD_WORSEN)
 
@@ -280,7 +280,7 @@ class HeldMap(_BuiltLater):
         examples=[["0-3", "60"]],
     )
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description=_REASON)
+    reason: str | None = Field(description=REASON)
     drift: list[Drift] = Field(description="The entries in which the kernel and the journal differ.")
     waiting: list[WaitingEntries] = Field(description="The changes that wait for their confirmation, by rising id.")
     warnings: list[str]
@@ -314,7 +314,7 @@ class Program(_BuiltLater):
     run_count: int | None = Field(description=f"How often the program has run. {_BPF_STATS}")
     run_time_ns: int | None = Field(description=f"How long it has run in all, in nanoseconds. {_BPF_STATS}")
     state: Literal["held", "unavailable"]
-    reason: str | None = Field(description=_REASON)
+    reason: str | None = Field(description=REASON)
     used_by: list[Use]
     pins: list[str] = Field(description="The path at which the service opened the program.")
     warnings: list[str]

@@ -76,6 +76,21 @@ class Applied:
     entries: EntryChanges | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is written to one of several maps.
+
+    Attributes:
+        held: The map.
+        kind: What sort of change it is.
+        plan: What to write.
+    """
+
+    held: HeldMap
+    kind: ChangeKind
+    plan: WritePlan
+
+
 class Changes:
     """Whatever changes entries goes through here. Thread rule: one event loop."""
 
@@ -214,13 +229,58 @@ class Changes:
             self._release(prepared)
             return Applied(fit=fit, entries=prepared.change.entries)
         if len(plan.indexes) == 1 and context.confirm_within is None:
-            return Applied(await self._carry_out(prepared, context, None))
+            return Applied((await self._carry_out([prepared], context, None))[0])
+        return Applied((await self._carry_out_in_task([prepared], context, background_steps))[0])
+
+    async def apply_together(
+        self, parts: Sequence[Part], context: RequestContext, *, dry_run: bool = False
+    ) -> list[Applied]:
+        """Apply plans for several maps: all of them, or none. Each becomes a change; they share a transaction.
+
+        Call it under the locks of all of the maps. The programs are tried on scratch arrays before the first write.
+
+        Args:
+            parts: A plan for each map, in the order in which they are written.
+            context: Who asks for it.
+            dry_run: Only check.
+
+        Returns:
+            What became of each plan.
+
+        Raises:
+            ServiceError: As `apply`.
+        """
+        fits: list[Fit] = []
+        for part in parts:
+            check_plan(self.registry.programs, part.held, part.plan, context)
+            check_not_frozen(part.held.opened())
+            fits.append(await check_fit(self.registry, part.held, list(part.plan.programs.values())))
+        prepared = [self.prepare(part.held, part.kind, part.plan, context) for part in parts]
+        try:
+            for each in prepared if context.confirm_within is not None else ():
+                self.undo_pins.check(each.held, each.change, each.replaced)
+        except ServiceError as error:
+            for each in prepared:
+                self.abandon(each, error)
+            raise
+        if dry_run:
+            for each in prepared:
+                self._release(each)
+            return [Applied(None, fit, each.change.entries) for each, fit in zip(prepared, fits, strict=True)]
+        return [Applied(change) for change in await self._carry_out_in_task(prepared, context, None)]
+
+    async def _carry_out_in_task(
+        self,
+        prepared: Sequence[PreparedChange],
+        context: RequestContext,
+        background_steps: BackgroundSteps | None,
+    ) -> list[Change]:
+        """As `_carry_out`, but in a task: a request that is given up must not leave a change half done."""
         if asyncio.current_task() in self._running:
-            return Applied(await self._carry_out(prepared, context, background_steps))
-        # A task of its own: a request that is given up (the service ends) must not leave a change half done.
+            return await self._carry_out(prepared, context, background_steps)
         task = self.start(self._carry_out(prepared, context, background_steps))
         await asyncio.wait([task])
-        return Applied(task.result())
+        return task.result()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run what makes a change in a task that nobody gives up: the end of the service waits for it."""
@@ -254,22 +314,23 @@ class Changes:
     def _entries(self, held: HeldMap, plan: WritePlan) -> EntryChanges:
         return EntryChanges(plan.indexes, plan.before, plan.after, self._records(held, plan))
 
-    async def commit(self, prepared: PreparedChange, token: str | None = None) -> None:
-        """Journal what was written, and publish it.
+    async def commit(self, prepared: Sequence[PreparedChange], tokens: Sequence[str] = ()) -> None:
+        """Journal what was written, in this order and in one transaction, and publish it.
 
         Args:
-            prepared: The change, written.
-            token: Names its PendingConfirmation.
+            prepared: The changes, all written.
+            tokens: Names the PendingConfirmation of each. Empty: none waits.
 
         Raises:
             JournalUnavailable: All was put back; `left` names the indexes where that failed.
         """
         try:
-            await self._journal_and_publish(prepared, token)
+            await self._journal_and_publish(prepared, tokens)
         except JournalFailed as error:
-            left = (await put_back(prepared.held.opened(), prepared.plan, prepared.replaced)).left
+            left = await _put_all_back(prepared)
             failure = JournalUnavailable(str(error), not left, left)
-            self.abandon(prepared, failure)
+            for each in prepared:
+                self.abandon(each, failure)
             raise failure from error
 
     def set_entry(
@@ -360,50 +421,87 @@ class Changes:
         self.replaced_programs.release(prepared.replaced)
         prepared.held.writing = ()
 
-    async def _journal_and_publish(self, prepared: PreparedChange, token: str | None = None) -> None:
-        """Journal a change, and tell the rest of the service. The event feed hears of it from the journal."""
-        held, change = prepared.held, prepared.change
-        await self.journal.append(change, token=token)
-        held.writing = ()
-        if held.expected is not None:
-            held.expected.apply(prepared.expects or change.entries)
-        self._counters.changes[change.kind, "applied"] += 1
-        if change.kind in _AUTOMATIC:
-            self.on_automatic(change)
-        self.replaced_programs.keep(change.id, [*prepared.replaced])
+    async def _journal_and_publish(self, prepared: Sequence[PreparedChange], tokens: Sequence[str] = ()) -> None:
+        """Journal the changes, and tell the rest of the service. The event feed hears of them from the journal."""
+        if len(prepared) == 1:
+            await self.journal.append(prepared[0].change, token=tokens[0] if tokens else None)
+        else:
+            await self.journal.append_all([each.change for each in prepared], tokens)
+        for each in prepared:
+            held, change = each.held, each.change
+            held.writing = ()
+            if held.expected is not None:
+                held.expected.apply(each.expects or change.entries)
+            self._counters.changes[change.kind, "applied"] += 1
+            if change.kind in _AUTOMATIC:
+                self.on_automatic(change)
+            self.replaced_programs.keep(change.id, [*each.replaced])
 
     async def _carry_out(
-        self, prepared: PreparedChange, context: RequestContext, background_steps: BackgroundSteps | None
-    ) -> Change:
-        """Write, journal and publish. Whatever fails is put back."""
-        held, plan, change = prepared.held, prepared.plan, prepared.change
-        table, pending = held.opened(), None
+        self,
+        prepared: Sequence[PreparedChange],
+        context: RequestContext,
+        background_steps: BackgroundSteps | None,
+    ) -> list[Change]:
+        """Write, journal and publish. Whatever fails is put back, all of it."""
+        pending = await self._add_pending(prepared, context)
         try:
-            if context.confirm_within is not None:
-                pending = await self.confirmations.add(held, change, prepared.replaced, context.confirm_within)
-            steps = _background(plan, change.entries, background_steps)
-            await write(table, plan, prepared.replaced, self.stopping.is_set, steps)
+            await self._write_all(prepared, background_steps)
+            await self.commit(prepared, [waits.token for waits in pending])
+        except BaseException:
+            for waits in pending:
+                await self.confirmations.drop(waits)
+            raise
+        for each in prepared:
+            if each.change.reverts is not None:
+                self.confirmations.end(each.change.reverts)
+        for each, waits in zip(prepared, pending, strict=bool(pending)):
+            self.confirmations.start(waits, each.change, each.held)
+        return [each.change for each in prepared]
+
+    async def _add_pending(
+        self, prepared: Sequence[PreparedChange], context: RequestContext
+    ) -> list[PendingConfirmation]:
+        """Journal that these changes are to be undone, if they are to be confirmed. All of them, or none."""
+        pending: list[PendingConfirmation] = []
+        if context.confirm_within is None:
+            return pending
+        try:
+            for each in prepared:
+                waits = await self.confirmations.add(each.held, each.change, each.replaced, context.confirm_within)
+                pending += (waits,)
         except BaseException as error:
-            self.abandon(prepared, error)
-            if pending is not None:
-                await self.confirmations.drop(pending)
+            for each in prepared:
+                self.abandon(each, error)
+            for waits in pending:
+                await self.confirmations.drop(waits)
+            raise
+        return pending
+
+    async def _write_all(self, prepared: Sequence[PreparedChange], background_steps: BackgroundSteps | None) -> None:
+        """Write these changes in order. Where one fails, what was written is put back, and all are abandoned."""
+        written: list[PreparedChange] = []
+        try:
+            for each in prepared:
+                steps = _background(each.plan, each.change.entries, background_steps)
+                await write(each.held.opened(), each.plan, each.replaced, self.stopping.is_set, steps)
+                written += (each,)
+        except BaseException as error:
+            left = await _put_all_back(written)
+            for each in prepared:
+                self.abandon(each, error)
             if not isinstance(error, WriteFailed):
                 raise
             # A frozen array refuses the first entry. To ask before would read a file in /proc for each change.
-            if len(plan.indexes) == 1 or (isinstance(error.cause, MapFrozen) and error.index == plan.indexes[0]):
+            indexes = prepared[0].plan.indexes
+            is_frozen = isinstance(error.cause, MapFrozen) and error.index == indexes[0]
+            if len(prepared) == 1 and (len(indexes) == 1 or is_frozen):
                 raise error.cause from error
-            raise WriteRefused(error.cause, error.index, not error.left, error.left) from error
-        try:
-            await self.commit(prepared, None if pending is None else pending.token)
-        except BaseException:
-            if pending is not None:
-                await self.confirmations.drop(pending)
-            raise
-        if change.reverts is not None:
-            self.confirmations.end(change.reverts)
-        if pending is not None:
-            self.confirmations.start(pending, change, held)
-        return change
+            left = error.left + left
+            refused = WriteRefused(error.cause, error.index, not left, left)
+            if len(prepared) > 1:
+                refused.entry = {"map": prepared[len(written)].held.name}
+            raise refused from error
 
     def _forget_task(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -446,7 +544,7 @@ class Changes:
             written[pending.token] = await self._write_undo(held, pending)
         undone = written[pending.token]
         if pending.change.id:
-            await self._journal_and_publish(undone)
+            await self._journal_and_publish([undone])
         else:
             await self.journal.remove_pending(pending.token)
             self.replaced_programs.release(undone.replaced)
@@ -538,6 +636,14 @@ class Changes:
         """Close all programs that are kept, and the journal."""
         self.replaced_programs.close()
         self.journal.close()
+
+
+async def _put_all_back(written: Sequence[PreparedChange]) -> list[int]:
+    """Undo what was written, in reverse order, and return the indexes where that failed."""
+    left = []
+    for each in reversed(written):
+        left += (await put_back(each.held.opened(), each.plan, each.replaced)).left
+    return left
 
 
 def _outcome(error: BaseException) -> str:

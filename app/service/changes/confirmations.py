@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -95,6 +95,20 @@ class Confirmations:
                 needed = held.object is not None and held.object.id in programs_before(pending.change)
             if needed:
                 raise InUse(held.name, pending.change.id)
+
+    def check_programs_releasable(self, name: str, ids: Collection[int]) -> None:
+        """Check that no undo would need one of these programs.
+
+        Args:
+            name: What they belong to.
+            ids: The programs.
+
+        Raises:
+            InUse: A change that waits needs one.
+        """
+        for pending in self._pending.values():
+            if not programs_before(pending.change).keys().isdisjoint(ids):
+                raise InUse(name, pending.change.id)
 
     def repeatable(self, held: HeldMap, kind: ChangeKind, context: RequestContext) -> Iterator[Change]:
         """Return the changes that wait, and that a request like this has made: so it may be the same, sent again.

@@ -1,7 +1,7 @@
 """Programs that changes have replaced, kept open so that they can be put back."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from app.service.errors import KernelError, ServiceError
@@ -153,6 +153,14 @@ class ReplacedPrograms:
             if held.source == source and held.object is not None and held.moved is None:
                 return self._opened(ByName(held.name))
         return self._opened(source)
+
+    def discard(self, ids: Collection[int]) -> None:
+        """Keep these programs for no change any more: what they need besides is gone, so they must not be put back."""
+        for change_id, (changes, kept) in self._by_change.items():
+            gone = [id_ for id_ in kept if id_ in ids]
+            if gone:
+                self._by_change[change_id] = changes, [id_ for id_ in kept if id_ not in ids]
+                self.release(gone)
 
     def close(self) -> None:
         """Close everything."""

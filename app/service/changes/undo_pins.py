@@ -1,6 +1,6 @@
 """Pins of programs that an undo will need, should the service end before: in `keep_dir`, a folder in bpffs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class UndoPins:
         """Pin below `folder`, which is the service's own. None: pin nothing."""
         self._kernel = kernel
         self._folder = folder
+        self.others: Callable[[], Collection[str]] = tuple  # further pins of the service's own in that folder
 
     def check(self, held: HeldMap, change: Change, replaced: Mapping[int, Program]) -> None:
         """Check that every program that the undo of a change needs will be there, also after the end of the service.
@@ -117,7 +118,7 @@ class UndoPins:
 
     def sweep(self, pending: Sequence[PendingConfirmation]) -> None:
         """After a start: remove the pins of changes that wait no longer. The folder is this service's own."""
-        needed = {path for each in pending for _, path in each.undo_pins}
+        needed = {*self.others(), *(path for each in pending for _, path in each.undo_pins)}
         try:
             names = [] if self._folder is None else self._kernel.pins_in(self._folder)
         except OSError as error:

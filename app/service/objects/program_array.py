@@ -78,6 +78,17 @@ class ProgramArray(OwnedFd):
             raise WrongValueSize(info.value_size)
         return info
 
+    def copy(self) -> "ProgramArray":
+        """Return the same array with an fd of its own.
+
+        Raises:
+            KernelError: No fd is free.
+        """
+        try:
+            return ProgramArray(self._kernel, self._kernel.dup(self.fd))
+        except OSError as error:
+            raise kernel_failure("dup", error) from error
+
     def state(self) -> MapState:
         """Return its memory, whether it is frozen, and which program type it accepts, as of now.
 

@@ -48,6 +48,7 @@ class Held(Generic[T]):
         released: It is held no longer, and will not be again.
         moved: Its pin led to another object at the last look. Writers look at this mark, and never at the pin.
         announced: The mark that an event has told of.
+        part_of: The name of the object file that it was loaded from, and with which it is released. None: of none.
         is_pinned: Its pin led to it when that was last looked at.
         lock: Held by whoever writes or runs it, and whoever closes its fd: so no thread uses an fd that is closed.
     """
@@ -60,6 +61,7 @@ class Held(Generic[T]):
     released: bool = False
     moved: MovedPin | None = None
     announced: MovedPin | None = None
+    part_of: str | None = None
     is_pinned: bool = field(default=False, init=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -215,6 +217,11 @@ class Holdings(Generic[M]):
         self._pin_dirs = pin_dirs
         self._held: dict[str, M] = {}
         self._holding = asyncio.Lock()  # of whoever holds or releases
+
+    @property
+    def holding(self) -> asyncio.Lock:
+        """The lock of whoever holds or releases. It comes before the locks of what is held."""
+        return self._holding
 
     def __iter__(self) -> Iterator[M]:
         return iter(list(self._held.values()))

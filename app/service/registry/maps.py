@@ -29,6 +29,35 @@ class Maps(Holdings[HeldMap]):
         """Hold an array that the caller has made."""
         return self.add(HeldMap(name, Made(), array, created_here=True))
 
+    def open_pinned(self, path: str) -> ProgramArray:
+        """Open the array of a pin that a request names, which is held under no name. The caller closes it.
+
+        Raises:
+            ServiceError: As `hold` does.
+        """
+        return open_array(self._kernel, allowed_source(Pinned(path), self._pin_dirs))
+
+    def replace(self, name: str, source: Source, array: ProgramArray, part_of: str) -> HeldMap:
+        """Hold an array of an object file, in the place of the one that has the name so far. Call it under the lock.
+
+        Args:
+            name: The name.
+            source: Where it can be opened again.
+            array: The array. If it is another one than before, what is expected of its entries is forgotten.
+            part_of: The name of the object file.
+        """
+        held = self._held.get(name)
+        if held is None:
+            held = self.add(HeldMap(name, source, part_of=part_of))
+        if held.object is None or held.object.id != array.id:
+            held.expected = None
+        held.source, held.created_here = source, True
+        return held.take(array)
+
+    def remove(self, name: str) -> None:
+        """Hold a map of an object file no longer. Call it under the map's lock."""
+        self._held.pop(name).release()
+
     def open(self, held: HeldMap, *, pin: bool = True) -> None:
         """Open, or make, what is held. It raises as `hold` does.
 

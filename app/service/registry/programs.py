@@ -60,6 +60,29 @@ class Programs(Holdings[HeldProgram]):
         """Hold a program that the caller has loaded."""
         return self.add(HeldProgram(name, Made(), program))
 
+    def replace(self, name: str, source: Source, program: Program, part_of: str) -> HeldProgram:
+        """Hold a program of an object file, in the place of the one that has the name so far. Call it under the lock.
+
+        Args:
+            name: The name.
+            source: Where it can be opened again.
+            program: The program.
+            part_of: The name of the object file.
+        """
+        held = self._held.get(name)
+        if held is None:
+            return self.add(HeldProgram(name, source, part_of=part_of).take(program))
+        held.source = source
+        self._take(held, program)
+        return held
+
+    def remove(self, name: str) -> None:
+        """Hold a program of an object file no longer. Call it under the program's lock."""
+        held = self._held.pop(name)
+        self._leave(held)
+        del self._order[name]
+        held.release()
+
     def open(self, held: HeldProgram) -> None:
         """Open, or open again, what is held. It raises as `hold` does."""
         self._take(held, open_program(self._kernel, held.source))

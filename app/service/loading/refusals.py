@@ -1,0 +1,120 @@
+"""Why an object file is not loaded: the answer of the process that loads it, as an error of the service."""
+
+import errno
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from app.bpf.uapi import errno_name, prog_type_name
+from app.loader.messages import LoadAnswer, Refusal
+from app.service import errors
+from app.service.errors import ServiceError
+from app.service.loading.verifier_log import Finding, finding
+
+_LIBBPF_ERRNOS: Final = range(4000, 5000)  # libbpf's own numbers: enum libbpf_errno of libbpf.h
+_REFUSED_PROGRAM: Final = re.compile(r"prog '([^']+)': (?:BPF program load failed|failed to load)")
+# An initialiser of an array that does not take its program (EINVAL).
+_REFUSED_INITIALISER: Final = re.compile(r"map '([^']+)': failed to initialize slot \[\d+\] to prog '([^']+)' .*: -22")
+_MISSING_FUNCTION: Final = re.compile(r"extern \(func ksym\) '([^']+)': not found")
+_MISSING_EXTERN: Final = re.compile(
+    r"extern (?:\(\w+(?: ksym)?\) )?'?([\w.]+)'?.*(?:not found|not resolved|not supported)"
+)
+_FAILED_RELOCATION: Final = re.compile(r"prog '([^']+)': relo #\d+: (.*)")
+_POISONED: Final = re.compile(
+    r"invalid CO-RE relocation|failed to resolve CO-RE relocation|invalid func unknown#195896080"
+)
+_MAX_WARNINGS: Final = 8
+
+
+def refusal_of(answer: LoadAnswer) -> ServiceError | None:
+    """Return the error for the answer of the process. None: the file was loaded."""
+    refusal = answer.refusal
+    if refusal is None:
+        return None
+    warnings = [line.removeprefix("libbpf: ") for line in answer.warnings.splitlines() if line.strip()]
+    if refusal.code == "object-refused":
+        return _of_load(refusal, warnings)
+    if refusal.code == "object-unreadable":
+        return errors.ObjectUnreadable(_why_unreadable(refusal, warnings), refusal.facts.get("signal"))
+    make = _BY_CODE.get(refusal.code)
+    return errors.ObjectUnreadable("its loader gave no reason", None) if make is None else make(refusal.facts)
+
+
+def refused_program(answer: LoadAnswer) -> tuple[str, int] | None:
+    """Return the name and the type of the program that the kernel refuses without saying why (EINVAL).
+
+    That is how it refuses a program that does not fit an array that it jumps through. None: it says why, or refuses
+    nothing.
+    """
+    refusal, found = answer.refusal, _REFUSED_PROGRAM.search(answer.warnings)
+    if refusal is None or refusal.errno != errno.EINVAL or found is None or finding(refusal.log).message:
+        return None
+    type_ = refusal.facts.get("types", {}).get(found[1])
+    return None if type_ is None else (found[1], int(type_))
+
+
+def _of_load(refusal: Refusal, warnings: list[str]) -> ServiceError:
+    """Return the error for a file that was opened, and that libbpf or the kernel does not load."""
+    text, seen = "\n".join(warnings), finding(refusal.log)
+    missing = _MISSING_FUNCTION.search(text)
+    if missing is not None:
+        return errors.KfuncMissing(missing[1])
+    refused = _REFUSED_PROGRAM.search(text)
+    program = None if refused is None else refused[1]
+    relocation = _FAILED_RELOCATION.search(text)
+    if relocation is not None or _POISONED.search(refusal.log):
+        told = [line for line in seen.tail if "failed to resolve" in line]
+        detail = relocation[2] if relocation is not None else told[0] if told else seen.message
+        return errors.RelocationFailed(program if relocation is None else relocation[1], detail)
+    extern = _MISSING_EXTERN.search(text) if refused is None else None
+    if extern is not None:
+        return errors.RelocationFailed(None, extern[0])
+    misfit = _REFUSED_INITIALISER.search(text)
+    if misfit is not None:
+        type_ = prog_type_name(int(refusal.facts.get("types", {}).get(misfit[2], 0)))
+        return errors.JumpIncompatible(misfit[2], [misfit[1]], None, type_)
+    if refusal.errno in {errno.EPERM, errno.EACCES} and not refusal.log:
+        return errors.kernel_failure("MAP_CREATE" if refused is None else "PROG_LOAD", OSError(refusal.errno, ""))
+    return _of_verifier(refusal, program, seen, warnings)
+
+
+def _of_verifier(refusal: Refusal, program: str | None, seen: Finding, warnings: list[str]) -> ServiceError:
+    message = seen.message or (warnings[0] if warnings else "the kernel gives no reason")
+    number = errno.EACCES if refusal.errno == errno.ENOSPC and refusal.log else refusal.errno
+    return errors.ObjectRefused(
+        program, _name_of(number), message, seen.instruction, seen.source, seen.tail or warnings[-_MAX_WARNINGS:]
+    )
+
+
+def _why_unreadable(refusal: Refusal, warnings: list[str]) -> str:
+    if "reason" in refusal.facts:
+        return str(refusal.facts["reason"])
+    said = "; ".join(warnings[-2:])
+    return said or f"libbpf answers {_name_of(refusal.errno)}"
+
+
+def _name_of(number: int) -> str:
+    return f"libbpf error {number}" if number in _LIBBPF_ERRNOS else errno_name(number)
+
+
+def _not_allowed(facts: Mapping[str, Any]) -> ServiceError:
+    return errors.ProgramTypeNotAllowed(facts["program"], facts["section"], prog_type_name(int(facts["type"])))
+
+
+# What the process itself has found.
+_BY_CODE: Final[Mapping[str, Callable[[Mapping[str, Any]], ServiceError]]] = {
+    "loader-unavailable": lambda facts: errors.LoaderUnavailable(f"libbpf.so.1 cannot be loaded ({facts['reason']})"),
+    "object-unsupported": lambda facts: errors.ObjectUnsupported(facts["reason"]),
+    "object-timeout": lambda _: errors.ObjectTimeout(),
+    "object-too-large": lambda facts: errors.ObjectTooLarge(**facts),
+    "program-not-found": lambda facts: errors.ProgramNotInObject(**facts),
+    "map-not-found": lambda facts: errors.MapNotInObject(**facts),
+    "program-type-unknown": lambda facts: errors.ProgramTypeUnknown(**facts),
+    "program-type-not-allowed": _not_allowed,
+    "map-not-replaceable": lambda facts: errors.MapNotReplaceable(facts["map"], facts["differences"]),
+    "variable-unknown": lambda facts: errors.VariableUnknown(**facts),
+    "variable-too-long": lambda facts: errors.VariableTooLong(**facts),
+    "values-on-replaced-map": lambda facts: errors.ValuesOnReplacedMap(**facts),
+    "pinning-refused": lambda facts: errors.PinningRefused(facts["map"]),
+    "kernel-error": lambda facts: errors.KernelError(**facts),
+}
