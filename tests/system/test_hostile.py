@@ -16,7 +16,9 @@ from app.access.tokens import Token, TokenFile
 from tests.running import Service, connect, resident_bytes, running, until_closed
 from tests.system.test_exposed import configured
 
-OPEN = re.compile(rb"/(healthz|readyz|problems/[a-z-]+|docs|openapi\.json|docs/assets/[a-z.-]+)(\?.*)?")
+OPEN = re.compile(
+    rb"/(healthz|readyz|problems/[a-z-]+|docs|openapi\.json|docs/assets/[a-z.-]+|web/[A-Za-z0-9/.-]+)?(\?.*)?"
+)
 tried_300_times = settings(
     max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
