@@ -8,9 +8,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.bpf import asm
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
+from app.bpf.uapi import MapType, ProgType
 from app.cli import demo
 from app.loader.client import DirectLoader
 from app.loader.messages import ObjectLimits
@@ -18,6 +20,7 @@ from app.service.errors import KernelError
 from app.service.loading.copies import Copies
 from app.service.loading.object_files import ObjectOptions
 from app.service.registry.registry import Registry
+from tests import probes
 from tests.api.conftest import assert_problem, client_of, started
 from tests.compiled import has_clang, object_file
 
@@ -224,6 +227,23 @@ class TestReplacedMaps:
         assert {each["attach_type"] for each in told["programs"]} == {0}
         told = (await put(client, files, "/objects/own")).json()["object"]
         assert {each["attach_type"] for each in told["programs"]} == {37}
+
+    async def test_programs_take_an_attach_type_that_only_the_iterators_tell(
+        self, client: httpx.AsyncClient, files: Path
+    ) -> None:
+        """Neither that of the section nor none fits."""
+        probes.needs(probes.iterators())
+        probes.needs(probes.compares_attach_types())
+        linux, devmap = LinuxKernel(), 35
+        array = linux.map_create(MapType.PROG_ARRAY, 4, 4, 16, "devmap")
+        owner = linux.prog_load(ProgType.XDP, asm.returns(2), expected_attach_type=devmap)
+        linux.map_update(array, 0, owner)
+        await client.put("/maps/devmap", json={"id": linux.map_info(array).id})
+        answer = await put(client, files, maps={"stages": {"use": "devmap"}}, values="set")
+        assert {each["attach_type"] for each in answer.json()["object"]["programs"]} == {devmap}
+        assert len(await names(client, "/maps/devmap/entries")) == 4
+        for fd in (array, owner):
+            linux.close(fd)
 
     async def test_maps_of_the_version_before_are_kept_with_what_is_in_them(
         self, client: httpx.AsyncClient, files: Path

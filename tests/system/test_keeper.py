@@ -458,8 +458,8 @@ class TestLifetime:
     @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.binary(max_size=200)
-        | st.builds(REQUEST.pack, st.integers(0, 18), *[st.integers(0, 2**32 - 1)] * 2)
-        | st.builds(lambda op, text: REQUEST.pack(op, 0, 1) + text, st.integers(0, 18), st.binary(max_size=100)),
+        | st.builds(REQUEST.pack, st.integers(0, 20), *[st.integers(0, 2**32 - 1)] * 2)
+        | st.builds(lambda op, text: REQUEST.pack(op, 0, 1) + text, st.integers(0, 20), st.binary(max_size=100)),
         st.sampled_from([None, "file", "socket", "many"]),
     )
     def test_every_message_is_answered(self, keeper: KeeperClient, said: bytes, beside: str | None) -> None:

@@ -326,8 +326,8 @@ def other_attach_types(
 ) -> dict[int, int] | None:
     """Return what is to be tried where programs of a type do not fit. None: everything was tried.
 
-    Before there were sections that fix an expected_attach_type, programs had none (0). An array takes the one or the
-    other, and says only whether a program fits.
+    Before there were sections that fix an expected_attach_type, programs had none (0). Where the kernel does not tell
+    what an array takes, it is likely the one or the other.
 
     Args:
         attach_types: What was tried last: see LoadRequest.
