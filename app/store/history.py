@@ -317,7 +317,7 @@ class History:
         query = f"SELECT * FROM changes WHERE {where} ORDER BY id {'DESC' if newest_first else ''}"  # noqa: S608
         within = (edge, highest) if newest_first else (lowest, edge)
         rows = ((row["id"], row) for row in self._database.read(query, [*within, *values]))
-        batched = ((id_, batch) for id_, batch in self._batched(wanted, *within, newest_first=newest_first))
+        batched = self._batched(wanted, *within, newest_first=newest_first)
         merged = heapq.merge(rows, batched, key=itemgetter(0), reverse=newest_first)
         found, stop = self._scan(merged, wanted.index, limit)
         if stop is None:
