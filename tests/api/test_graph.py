@@ -20,6 +20,8 @@ from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
 from app.bpf.uapi import AttachType, Cmd, MapType, ProgType
+from app.service.errors import KernelError
+from app.service.graph.reader import GraphReader
 from app.service.objects.opening import make_array
 from app.service.objects.program import Program
 from app.service.registry.registry import Registry
@@ -281,11 +283,8 @@ class TestWarnings:
         array.set(1, jump(kernel, kept, array.fd, 2, name="parse_ip"))
         array.set(2, jump(kernel, kept, array.fd, name="parse_tcp"))
         dry = await client.put("/maps/parser/entries/1?dry_run=true", json={"program": "drop"})
-        assert (
-            dry.json()["warnings"]
-            == ["entry 2 of 'parser' would not be reached: no loaded program jumps to this index"]
-            or "would not be reached" in dry.json()["warnings"][0]
-        )
+        why = "only programs jump there that are never reached themselves"
+        assert dry.json()["warnings"] == [f"entry 2 of 'parser' would not be reached: {why}"]
         dry = await client.put("/maps/parser/entries/5?dry_run=true", json={"program": "drop"})
         assert dry.json()["warnings"] == [
             "entry 5 of 'parser' would not be reached: no loaded program jumps to this index"
@@ -313,6 +312,57 @@ class TestWarnings:
         assert any(each.startswith("a cycle: program ") for each in dry.json()["warnings"]), dry.text
         dry = await client.put("/maps/hops/entries?dry_run=true", json={"programs": [None] * 20 + ["tenth"]})
         assert dry.json()["warnings"]
+
+    async def test_change_that_is_made_warns_if_asked_to(
+        self, kernel: Kernel, registry: Registry, client: httpx.AsyncClient, kept: ExitStack
+    ) -> None:
+        array = registry.maps.adopt("parser", make_array(kernel, "parser", 8)).opened()
+        jump(kernel, kept, array.fd, 1, name="start")
+        array.set(1, jump(kernel, kept, array.fd, 2, name="parse_ip"))
+        entry, unreached = "/maps/parser/entries/5", "entry 5 of 'parser' is not reached"
+        made = await client.put(entry, params={"warnings": "true"}, json={"program": "drop"})
+        assert (made.status_code, made.json()["map"]) == (201, "parser")
+        [warning] = made.json()["warnings"]
+        assert warning == f"{unreached}: no loaded program jumps to this index"
+        told = await client.get(entry, params={"warnings": "true"}, headers={"If-None-Match": made.headers["etag"]})
+        assert told.json() == made.json(), "an entry tells what it makes worse"
+        again = await client.put(entry, params={"warnings": "true"}, json=told.json())
+        assert (again.status_code, again.json()["warnings"]) == (200, []), "nothing was written"
+        assert "warnings" not in (await client.get(entry)).json()
+        body = {"entries": [{"index": 5, "program": None}, {"index": 6, "program": "drop"}]}
+        headers = {"Prefer": "return=minimal"}
+        made = await client.patch("/maps/parser/entries?warnings=true", json=body, headers=headers)
+        assert (made.json()["set"], len(made.json()["change"]["entries"])) == (1, 2)
+        assert made.json()["warnings"] == ["entry 6 of 'parser' is not reached: no loaded program jumps to this index"]
+
+    async def test_warning_of_a_change_compares_with_what_was_before(
+        self, kernel: Kernel, registry: Registry, client: httpx.AsyncClient, kept: ExitStack
+    ) -> None:
+        """A cycle that is closed is told by the change that closes it, and by each of its entries."""
+        array = registry.maps.adopt("ring", make_array(kernel, "ring", 4)).opened()
+        jump(kernel, kept, array.fd, 0, name="start")
+        for index, name in enumerate(("left", "right")):
+            registry.programs.adopt(name, jump(kernel, kept, array.fd, 1 - index, name=name).copy())
+        made = await client.put("/maps/ring/entries/0?warnings=true", json={"program": "left"})
+        assert made.json()["warnings"] == [], "its jump fell through before as well"
+        made = await client.put("/maps/ring/entries/1?warnings=true", json={"program": "right"})
+        [warning] = made.json()["warnings"]
+        assert warning.startswith("a cycle: program 'left'")
+        assert " lead to each other; " in warning
+        for index in range(2):
+            told = await client.get(f"/maps/ring/entries/{index}?warnings=true")
+            assert warning in told.json()["warnings"]
+
+    async def test_change_is_told_also_where_its_warnings_cannot_be(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def read(_: GraphReader) -> None:
+            raise KernelError("MAP_LOOKUP_ELEM", "EIO")
+
+        monkeypatch.setattr(GraphReader, "read", read)
+        made = await client.put(f"{TABLE}/3?warnings=true", json={"program": "drop"})
+        assert (made.status_code, made.headers["change-id"]) == (201, "1")
+        assert made.json()["warnings"][0].startswith("what the change makes worse is not known: ")
 
     async def test_change_that_worsens_nothing_warns_of_nothing(self, client: httpx.AsyncClient) -> None:
         dry = await client.put(f"{TABLE}/3?dry_run=true", json={"program": "drop"})
