@@ -13,12 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.compiled import has_clang, object_file
+from tests.compiled import object_file
 from tests.running import Service, serve
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev"),
 ]
 
 CONFIG = """
