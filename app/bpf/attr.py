@@ -161,6 +161,22 @@ class QueryLinks(Structure):
     )
 
 
+class TaskFdQuery(Structure):
+    """Arguments of TASK_FD_QUERY (Linux 4.18)."""
+
+    _fields_ = (
+        ("pid", c_uint32),
+        ("fd", c_uint32),
+        ("flags", c_uint32),
+        ("buf_len", c_uint32),
+        ("buf", c_uint64),
+        ("prog_id", c_uint32),
+        ("fd_type", c_uint32),
+        ("probe_offset", c_uint64),
+        ("probe_addr", c_uint64),
+    )
+
+
 class Info(Structure):
     """Arguments of OBJ_GET_INFO_BY_FD."""
 

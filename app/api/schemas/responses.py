@@ -411,9 +411,13 @@ class GraphAttachment(_BuiltLater):
     """A place where the kernel runs a program. `program`: its id."""
 
     program: int = Field(examples=[811])
-    kind: str = Field(description="`xdp`, `tc`, `tcx`, `netkit`, `cgroup`, or the type of a link.", examples=["xdp"])
+    kind: str = Field(
+        description="`xdp`, `tc`, `tcx`, `netkit`, `cgroup`, `perf_event` (with or without link), or a type of link.",
+        examples=["xdp"],
+    )
     where: str | None = Field(
-        description="The interface and the direction or mode, or the control group; null: the kernel does not tell.",
+        description="The interface and the direction or mode, the control group, or what is probed (`kprobe do_exit`); "
+        "null: the kernel does not tell.",
         examples=["eth0 driver"],
     )
     attach_type: str | None = Field(examples=["tcx_ingress"])
