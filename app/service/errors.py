@@ -202,20 +202,26 @@ class JumpIncompatible(ServiceError):
     Attributes:
         program: The program.
         maps: The maps of the object file that it may be about.
+        reason: How the program differs from those that the array takes.
         owner_program_type: The type that the array takes; None if the kernel does not report it.
         program_type: The type of the program.
+        owner_attach_type: The expected attach type that the array takes; None if the kernel does not report it.
+        attach_type: The expected attach type with which the program was to be loaded.
     """
 
     code = "program-incompatible"
     sentence = (
-        "program {program!r} does not fit an array that it goes into or jumps through, which is one of {maps}; load it "
-        "as the programs of that array are loaded (programs.{program}.attach_type, the same section name and flags), "
-        "or let the object file have an array of its own"
+        "program {program!r} does not fit an array that it goes into or jumps through, which is one of {maps}: "
+        "{reason}; load it as the programs of that array are loaded (programs.{program}.attach_type, the same section "
+        "name and flags), or let the object file have an array of its own"
     )
     program: str
     maps: list[str]
+    reason: str
     owner_program_type: str | None
     program_type: str
+    owner_attach_type: str | None
+    attach_type: str
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from errno import EAGAIN, EFBIG, EISDIR, EMLINK, ENODEV, ENOENT, EXDEV
+from errno import EACCES, EAGAIN, EFBIG, EISDIR, EMLINK, ENODEV, ENOENT, EXDEV
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,15 @@ import pytest
 from app.bpf.linux import LinuxKernel
 from app.keeper.client import KeeperClient, KeeperLoader
 from app.keeper.messages import KeeperConfig
+from app.loader import libbpf
 from app.loader.client import DirectLoader, RunningLoader
 from app.loader.files import check_sealed, content_of, read_file
-from app.loader.messages import LoadAnswer, LoadRequest, ObjectLimits
-from tests.compiled import has_clang, object_file
-
-compiles = pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev")
+from app.loader.messages import LoadAnswer, LoadRequest, ObjectLimits, Refusal
+from app.loader.source_lines import find_line
+from app.service.errors import ObjectRefused, ObjectUnreadable
+from app.service.loading.refusals import refusal_of
+from tests import probes
+from tests.compiled import object_file
 
 
 def errno_of(path: str, folder: Path, max_bytes: int = 1 << 20) -> int:
@@ -109,14 +112,16 @@ def load(
         os.close(elf)
 
 
-@compiles
+UNCONFINED = [] if probes.landlock() is None else ["landlock"]  # what this kernel cannot give up
+
+
 @pytest.mark.kernel
 class TestLoads:
     def test_programs_and_maps_come_as_file_descriptors(
         self, loader: DirectLoader | KeeperLoader, linux: LinuxKernel
     ) -> None:
         answer, fds = load(loader, object_file("parser"), LoadRequest("parser"))
-        assert (answer.refusal, answer.unconfined, answer.warnings) == (None, [], "")
+        assert (answer.refusal, answer.unconfined, answer.warnings) == (None, UNCONFINED, "")
         programs, maps = [each.name for each in answer.programs], [each.name for each in answer.maps]
         assert len(fds) == len(programs) + len(maps)
         assert [linux.prog_info(fd).name for fd in fds[: len(programs)]] == programs
@@ -138,6 +143,33 @@ class TestLoads:
         assert [each.name for each in answer.maps if each.is_replaced] == ["stages"]
         for fd in (*fds, array):
             os.close(fd)
+
+
+@pytest.mark.kernel
+def test_line_of_a_text_is_found_in_the_file_where_the_kernel_tells_none() -> None:
+    """Linux before 6.12 tells the text alone."""
+    content = object_file("refused")
+    file = libbpf.ObjectFile(libbpf.library(), content, "refused")
+    try:
+        line = find_line(file.lib, file.btf, content, "return data[4] == 7 ? XDP_TX : XDP_PASS;")
+        assert line is not None
+        assert (Path(line.file).name, line.line) == ("refused.bpf.c", 15)
+        assert find_line(file.lib, file.btf, content, "nowhere") is None
+        assert find_line(file.lib, None, content, "nowhere") is None
+        answer = LoadAnswer(Refusal("object-refused", {"line": line}, EACCES, "; a = b;\n3: (b7) r1 = 2\nit is bad"))
+        error = refusal_of(answer)
+        assert isinstance(error, ObjectRefused)
+        assert error.source == {"file": line.file, "line": 15, "text": "a = b;"}
+    finally:
+        file.close()
+
+
+def test_answer_of_a_process_that_was_taken_over_is_a_refusal() -> None:
+    for refusal in (
+        Refusal("object-too-large", {"nope": 1}), Refusal("object-refused", {"line": 3}, EACCES, "; a\nit is bad"),
+        Refusal("variable-unknown"), Refusal("program-type-not-allowed", {"type": "x"}),
+    ):  # fmt: skip
+        assert isinstance(refusal_of(LoadAnswer(refusal)), ObjectUnreadable), refusal
 
 
 # What a process could try that has been taken over by the file that it loads. Each line is tried after `confine`.
@@ -196,6 +228,7 @@ os._exit(0)
 @pytest.mark.kernel
 class TestConfinement:
     def test_nothing_but_loading_is_possible(self) -> None:
+        probes.needs(probes.landlock())
         done = subprocess.run(
             [sys.executable, "-c", ESCAPES], capture_output=True, text=True, check=False, env={"PYTHONPATH": "."},
             cwd=Path(__file__).parents[2], timeout=60,
@@ -264,7 +297,6 @@ class TestConfinement:
             assert (told.refusal.code, fds) == ("object-unreadable", [])
 
 
-@compiles
 @pytest.mark.kernel
 class TestKeeper:
     def test_only_files_that_the_keeper_has_read_are_loaded_without_upload(self, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from app.service.errors import (
     Stopping,
     kernel_failure,
 )
-from app.service.loading.refusals import refusal_of, refused_program
+from app.service.loading.refusals import RefusedProgram, refusal_of, refused_program
 from app.service.loading.specification import PREVIOUS, MapOptions, Specification
 from app.service.loading.version import LoadedMap, LoadedProgram, Version, owned_map
+from app.service.objects.compatibility import Requirements
 from app.service.objects.program import OwnedFd, Program
 from app.service.objects.program_array import ProgramArray
 from app.service.registry.registry import Registry
@@ -254,12 +255,9 @@ class Loads:
             request = _request(name, asked, taking_places, attach_types)
             answer, fds = await self._ask(request, elf[0], [taking_places[map_].object.fd for map_ in request.replaced])
             misfit = refused_program(answer) if taking_places else None
-            other = None if misfit is None else other_attach_types(attach_types, misfit[1], tried)
+            other = None if misfit is None else other_attach_types(attach_types, misfit.type, tried)
             if misfit is not None and other is None:
-                owners = (each.object.state().owner_type for each in taking_places.values()
-                          if isinstance(each.object, ProgramArray))  # fmt: skip
-                owner = next((prog_type_name(each) for each in owners if each is not None), None)
-                raise JumpIncompatible(misfit[0], sorted(taking_places), owner, prog_type_name(misfit[1]))
+                raise self._misfit(misfit, taking_places)
             if other is None:
                 break
             attach_types = other
@@ -267,6 +265,32 @@ class Loads:
         if error is not None:
             raise error
         return self._version(elf, asked, taking_places, attach_types, answer, fds)
+
+    def _misfit(self, program: RefusedProgram, taking_places: Mapping[str, Replacement]) -> JumpIncompatible:
+        """Return the error for a program that fits none of the arrays that it may have to do with."""
+        kernel = self._registry.kernel
+        required = {
+            map_: Requirements.of(kernel, each.object.fd)
+            for map_, each in sorted(taking_places.items())
+            if isinstance(each.object, ProgramArray)
+        }
+        differences = {
+            map_: each.difference_of_types(program.type_name, program.attach_type_name)
+            for map_, each in required.items()
+        }
+        # Those that are known to differ; where none is, it may be any.
+        maps = [map_ for map_, difference in differences.items() if difference is not None] or list(required)
+        owner = next((required[map_] for map_ in maps if required[map_].owner_type is not None), None)
+        known = next((differences[map_] for map_ in maps if differences[map_] is not None), None)
+        return JumpIncompatible(
+            program=program.name,
+            maps=maps,
+            reason=known or "the kernel does not tell how it differs from the programs there",
+            owner_program_type=None if owner is None else prog_type_name(owner.owner_type or 0),
+            program_type=program.type_name,
+            owner_attach_type=None if owner is None else owner.attach_type,
+            attach_type=program.attach_type_name,
+        )
 
     async def _ask(self, request: LoadRequest, elf: int, maps: list[int]) -> tuple[LoadAnswer, list[int]]:
         try:
