@@ -233,6 +233,7 @@ class TestAsked:
     async def test_body_of_another_type(self, client: httpx.AsyncClient) -> None:
         answer = await client.put(PARSER, content=b"x", headers={"Content-Type": "text/plain"})
         assert_problem(answer, 415, "media-type-unsupported")
+        assert "application/octet-stream" in answer.json()["detail"]
 
 
 class TestPaths:
