@@ -174,7 +174,7 @@ def test_answer_of_a_process_that_was_taken_over_is_a_refusal() -> None:
 
 # What a process could try that has been taken over by the file that it loads. Each line is tried after `confine`.
 ESCAPES = """
-import ctypes, os, socket, mmap, signal
+import ctypes, os, platform, socket, mmap, signal
 from app.loader.confinement import confine
 from app.bpf.linux import LinuxKernel
 from app.bpf import asm
@@ -192,6 +192,9 @@ folder = os.open("/tmp", os.O_PATH)
 def checked(number, *arguments):
     if libc.syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "")
+channel, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+flags = ctypes.create_string_buffer(b"lo", 40)
+ioctl, fcntl, prlimit64, getdents64 = {"x86_64": (16, 72, 302, 217), "aarch64": (29, 25, 261, 61)}[platform.machine()]
 unconfined = confine(5.0)
 attempts = {
     "read a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
@@ -211,6 +214,10 @@ attempts = {
     "open by id": lambda: kernel.map_get_fd_by_id(1),
     "run a program": lambda: kernel.prog_test_run(program, bytes(14)),
     "attach": lambda: checked(321, 28, bytes(64), 64),
+    "change a network interface": lambda: checked(ioctl, channel.fileno(), 0x8914, flags),
+    "have signals sent": lambda: checked(fcntl, channel.fileno(), 8, os.getpid()),
+    "limit another process": lambda: checked(prlimit64, os.getppid(), 7, bytes(16), 0),
+    "list a folder": lambda: checked(getdents64, os.open("/", os.O_RDONLY), flags, 40),
     "become root": lambda: os.setresuid(0, 0, 0),
     "use much memory": lambda: bytearray(1 << 30),
 }
