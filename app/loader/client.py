@@ -20,7 +20,16 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
 from app.bpf.uapi import BPF_F_RDONLY, Cmd
 from app.loader.files import read_file, sealed
-from app.loader.messages import MAX_ANSWER_BYTES, MAX_WARNING_BYTES, LoadAnswer, LoadRequest, ObjectLimits, Refusal
+from app.loader.messages import (
+    MAX_ANSWER_BYTES,
+    MAX_WARNING_BYTES,
+    LoadAnswer,
+    LoadRequest,
+    MapFacts,
+    ObjectLimits,
+    ProgramFacts,
+    Refusal,
+)
 from app.sandbox.channel import receive_with_fds, send_with_fds
 
 # -S: without site-packages, of which it needs nothing, it starts in half of the time.
@@ -132,12 +141,14 @@ class RunningLoader:
             raise ValueError("a refusal brings nothing")
         if len(fds) != answer.fd_count or sum(each.is_replaced for each in answer.maps) > self._replaced:
             raise ValueError("the fds are not as many as the answer says")
-        loaded = [each for each in answer.programs if each.is_loaded]
-        for place, fd in enumerate(fds):
-            if kernel.obj_kind(fd) != ("prog" if place < len(loaded) else "map"):
+        told_of: list[ProgramFacts | MapFacts] = [each for each in answer.programs if each.is_loaded]
+        told_of += [each for each in answer.maps if not each.is_replaced]
+        for fd, told in zip(fds, told_of, strict=True):
+            if kernel.obj_kind(fd) != ("prog" if isinstance(told, ProgramFacts) else "map"):
                 raise ValueError("an fd is of another kind than the answer says")
-            if place < len(loaded) and kernel.prog_info(fd).type not in self._program_types:
-                raise ValueError("a program is of a type that is not allowed")
+            type_ = kernel.prog_info(fd).type if isinstance(told, ProgramFacts) else kernel.map_info(fd).type
+            if type_ != told.type or (isinstance(told, ProgramFacts) and type_ not in self._program_types):
+                raise ValueError("a program or a map is of another type than the answer says, or than is allowed")
 
     def _end(self, *, is_over: bool) -> int | None:
         """End the process, and return its status as subprocess has it: minus the signal that it died of.

@@ -55,15 +55,11 @@ _ALLOWED: Final = {
 }
 # The same of calls that are let through with some values of an argument: its number from 0 on, and the values.
 # ioctl: with CAP_NET_ADMIN any socket changes network interfaces (SIOCSIFFLAGS and others); TCGETS and FIOCLEX are what
-# Python asks of files. fcntl: F_SETOWN and F_SETSIG send signals to processes of the same user. prlimit64: of this
-# process alone.
+# Python asks of files. fcntl: F_SETOWN and F_SETSIG would send signals to processes of the same user; F_DUPFD, F_GETFD,
+# F_SETFD, F_GETFL, F_DUPFD_CLOEXEC and F_GET_SEALS do nothing of the kind. prlimit64: of this process alone.
 _ALLOWED_VALUES: Final[dict[str, tuple[tuple[int, int], int, tuple[int, ...]]]] = {
     "ioctl": ((16, 29), 1, (0x5401, 0x5451)),
-    "fcntl": (
-        (72, 25),
-        1,
-        (0, 1, 2, 3, 1030, 1034),
-    ),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_GET_SEALS
+    "fcntl": ((72, 25), 1, (0, 1, 2, 3, 1030, 1034)),
     "prlimit64": ((302, 261), 0, (0,)),
 }
 _MAPPING: Final = {"x86_64": (9, 10), "aarch64": (222, 226)}  # mmap and mprotect, without PROT_EXEC

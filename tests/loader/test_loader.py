@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType
 from app.keeper.client import KeeperClient, KeeperLoader
 from app.keeper.messages import KeeperConfig
 from app.loader import libbpf
 from app.loader.client import DirectLoader, RunningLoader
 from app.loader.files import check_sealed, content_of, read_file
-from app.loader.messages import LoadAnswer, LoadRequest, ObjectLimits, Refusal
+from app.loader.messages import LoadAnswer, LoadRequest, MapFacts, ObjectLimits, Refusal
 from app.loader.source_lines import find_line
 from app.service.errors import ObjectRefused, ObjectUnreadable
 from app.service.loading.refusals import refusal_of
@@ -302,6 +303,25 @@ class TestConfinement:
             told, fds = load(DirectLoader(LIMITS), b"", LoadRequest("x"))
             assert told.refusal is not None
             assert (told.refusal.code, fds) == ("object-unreadable", [])
+
+    @pytest.mark.parametrize(("made", "is_taken"), [("ARRAY", True), ("HASH", False)])
+    def test_map_is_of_the_type_that_the_answer_says(
+        self, monkeypatch: pytest.MonkeyPatch, made: str, *, is_taken: bool
+    ) -> None:
+        facts = MapFacts("m", MapType.ARRAY, 4, 4, 1, 0, is_internal=False, is_pinned_by_name=False, is_replaced=False)
+        answer = LoadAnswer(maps=[facts]).dump()
+        code = (
+            "import sys, socket; sys.path.append(sys.argv[3]); from app.bpf.linux import LinuxKernel; "
+            "from app.bpf.uapi import MapType; from app.sandbox.channel import receive_with_fds, send_with_fds; "
+            "channel = socket.socket(fileno=int(sys.argv[1])); receive_with_fds(channel, 1 << 18); "
+            f"fd = LinuxKernel().map_create(MapType.{made}, 4, 4, 1); "
+            f"send_with_fds(channel, {answer!r}, [fd])"
+        )
+        monkeypatch.setattr(RunningLoader, "code", code)
+        told, fds = load(DirectLoader(LIMITS), b"", LoadRequest("x"))
+        assert ((told.refusal is None), len(fds)) == (is_taken, is_taken)
+        for fd in fds:
+            os.close(fd)
 
 
 @pytest.mark.kernel
