@@ -19,7 +19,7 @@ from app.loader.client import DirectLoader, RunningLoader
 from app.loader.files import check_sealed, content_of, read_file
 from app.loader.messages import LoadAnswer, LoadRequest, MapFacts, ObjectLimits, Refusal
 from app.loader.source_lines import find_line
-from app.service.errors import ObjectRefused, ObjectUnreadable
+from app.service.loading.errors import ObjectRefused, ObjectUnreadable
 from app.service.loading.refusals import refusal_of
 from tests import probes
 from tests.compiled import object_file

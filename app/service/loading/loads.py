@@ -11,7 +11,8 @@ from typing import Final, Protocol
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, errno_name, prog_type_name
 from app.loader.messages import LoadAnswer, LoadRequest, ProgramChoice
-from app.service.errors import (
+from app.service.errors import ServiceError, Stopping, kernel_failure
+from app.service.loading.errors import (
     FileChanging,
     FileNotAllowed,
     FileUnusable,
@@ -21,9 +22,6 @@ from app.service.errors import (
     NoPreviousMap,
     ObjectTooLarge,
     ObjectUnsupported,
-    ServiceError,
-    Stopping,
-    kernel_failure,
 )
 from app.service.loading.refusals import RefusedProgram, refusal_of, refused_program
 from app.service.loading.specification import PREVIOUS, MapOptions, Specification

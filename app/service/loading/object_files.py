@@ -21,17 +21,9 @@ from app.service.changes.fit import Fit, check_fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_not_moved
 from app.service.drift.detector import DriftDetector
-from app.service.errors import (
-    FileNotAllowed,
-    JournalUnavailable,
-    JournalUnreadable,
-    NameTaken,
-    ObjectUnknown,
-    ObjectUnsupported,
-    ProgramIncompatible,
-    ServiceError,
-)
+from app.service.errors import JournalUnavailable, JournalUnreadable, NameTaken, ProgramIncompatible, ServiceError
 from app.service.loading.copies import Copies
+from app.service.loading.errors import FileNotAllowed, ObjectUnknown, ObjectUnsupported
 from app.service.loading.loads import Loads, ObjectLoader, other_attach_types
 from app.service.loading.moves import WantedEntries, check_unused, parts_of, wanted_entries
 from app.service.loading.specification import PREVIOUS, Specification

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from app.bpf.uapi import attach_type_name, errno_name, prog_type_name
 from app.loader.messages import LoadAnswer, Refusal
-from app.service import errors
-from app.service.errors import ServiceError
+from app.service.errors import KernelError, ServiceError, kernel_failure
+from app.service.loading import errors
 from app.service.loading.verifier_log import Finding, finding
 
 _LIBBPF_ERRNOS: Final = range(4000, 5000)  # libbpf's own numbers: enum libbpf_errno of libbpf.h
@@ -110,7 +110,7 @@ def _of_load(refusal: Refusal, warnings: list[str]) -> ServiceError:
             misfit_program.attach_type_name,
         )  # fmt: skip
     if refusal.errno in {errno.EPERM, errno.EACCES} and not refusal.log:
-        return errors.kernel_failure("MAP_CREATE" if refused is None else "PROG_LOAD", OSError(refusal.errno, ""))
+        return kernel_failure("MAP_CREATE" if refused is None else "PROG_LOAD", OSError(refusal.errno, ""))
     return _of_verifier(refusal, program, seen, warnings)
 
 
@@ -156,5 +156,5 @@ _BY_CODE: Final[Mapping[str, Callable[[Mapping[str, Any]], ServiceError]]] = {
     "variable-too-long": lambda facts: errors.VariableTooLong(**facts),
     "values-on-replaced-map": lambda facts: errors.ValuesOnReplacedMap(**facts),
     "pinning-refused": lambda facts: errors.PinningRefused(facts["map"]),
-    "kernel-error": lambda facts: errors.KernelError(**facts),
+    "kernel-error": lambda facts: KernelError(**facts),
 }
