@@ -1,5 +1,9 @@
 """Object files after the end of the service, and after a reboot."""
 
+import asyncio
+import hashlib
+import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -178,7 +182,7 @@ async def test_file_that_is_another_one_after_a_reboot_is_told_and_not_loaded(ma
 
 
 async def test_file_that_is_there_again_is_loaded_by_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.service.loading.object_files._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("app.service.loading.restoring._RETRY_SECONDS", 0.0)
     async with machine.service() as (_, client):
         await put(client, machine.files)
     machine.reboot()
@@ -189,6 +193,29 @@ async def test_file_that_is_there_again_is_loaded_by_itself(machine: Machine, mo
         await app.state.service.open_unavailable()
         assert (await client.get(PARSER)).json()["state"] == "loaded"
         assert await verdict(client, 3) == "XDP_DROP"
+
+
+async def test_copies_of_files_that_come_at_the_same_time_are_whole(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another is unloaded, whose copy goes. The disk is slow."""
+    fsync = os.fsync
+
+    def slowly(fd: int) -> None:
+        time.sleep(0.1)
+        fsync(fd)
+
+    async with machine.service() as (_, client):
+        await send(client, object_file("parser"))
+        monkeypatch.setattr(os, "fsync", slowly)
+        unload = client.delete(PARSER)
+        sent = [send(client, object_file(name), f"/objects/{name}") for name in ("root", "generation")]
+        assert [each.status_code for each in await asyncio.gather(*sent, unload)] == [201, 201, 204]
+        told = (await client.get("/objects")).json()["objects"]
+        copies = {each.name: each.read_bytes() for each in (machine.files.parent / "copies").iterdir()}
+        assert {name: hashlib.sha256(content).hexdigest() for name, content in copies.items()} == {
+            each["sha256"]: each["sha256"] for each in told
+        }
 
 
 async def test_no_pin_is_left_of_what_is_unloaded_or_was_cut_off(machine: Machine) -> None:
