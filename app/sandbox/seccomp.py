@@ -94,6 +94,11 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
+def has_filters() -> bool:
+    """Whether this kernel has filters (CONFIG_SECCOMP_FILTER). A filter at no address is EFAULT there, else EINVAL."""
+    return _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, None, 0, 0) == 0 or ctypes.get_errno() != errno.EINVAL
+
+
 def install_filter(commands: Sequence[Cmd] = COMMANDS) -> None:
     """Install the filter on this thread and on all threads that it starts, for good. Requires no_new_privs.
 
