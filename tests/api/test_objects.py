@@ -23,6 +23,7 @@ from app.service.registry.registry import Registry
 from tests import probes
 from tests.api.conftest import assert_problem, client_of, started
 from tests.compiled import object_file
+from tests.running import WAIT_SECONDS
 
 pytestmark = [
     pytest.mark.kernel,
@@ -52,7 +53,7 @@ def files(tmp_path: Path) -> Path:
 
 def options(files: Path, **limits: Any) -> ObjectOptions:
     """How object files are loaded: below `files`, and from requests."""
-    bounds = ObjectLimits(object_dirs=[str(files)], upload=True, **limits)
+    bounds = ObjectLimits(object_dirs=[str(files)], upload=True, **{"timeout": WAIT_SECONDS, **limits})
     return ObjectOptions(DirectLoader(bounds), bounds.max_bytes, upload=True, copies=Copies(files.parent / "copies"))
 
 

@@ -23,6 +23,7 @@ from app.service.loading.errors import ObjectRefused, ObjectUnreadable
 from app.service.loading.refusals import refusal_of
 from tests import probes
 from tests.compiled import object_file
+from tests.running import WAIT_SECONDS
 
 
 def errno_of(path: str, folder: Path, max_bytes: int = 1 << 20) -> int:
@@ -84,7 +85,13 @@ class TestFiles:
         assert errno_of(f"{folder}/a.o", folder) == EAGAIN
 
 
-LIMITS = ObjectLimits(upload=True)
+LIMITS = ObjectLimits(upload=True, timeout=WAIT_SECONDS)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated machine needs longer to start a keeper."""
+    monkeypatch.setattr("app.keeper.client._TIMEOUT_SECONDS", WAIT_SECONDS)
 
 
 @pytest.fixture
