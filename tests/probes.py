@@ -184,7 +184,7 @@ def compares_attach_types() -> str | None:
 @functools.cache
 def tcx() -> str | None:
     """Programs of tc by links."""
-    fields = attr.QueryLinks(target=socket.if_nametoindex("lo"), attach_type=AttachType.TCX_INGRESS)
+    fields = attr.Query(target=socket.if_nametoindex("lo"), attach_type=AttachType.TCX_INGRESS)
     try:
         bpf(Cmd.PROG_QUERY, fields)
     except OSError as error:

@@ -162,10 +162,10 @@ def _query(target: int, attach_type: int, *, links: bool = False) -> list[tuple[
         links: This kind of place tells of links.
     """
     programs, ids = (ctypes.c_uint32 * _MAX_PROGRAMS)(), (ctypes.c_uint32 * _MAX_PROGRAMS)()
-    fields = (attr.QueryLinks if links else attr.Query)(
+    fields = attr.Query(
         target=target, attach_type=attach_type, prog_ids=ctypes.addressof(programs), prog_cnt=_MAX_PROGRAMS
     )
-    if isinstance(fields, attr.QueryLinks):
+    if links:
         fields.link_ids = ctypes.addressof(ids)
     try:
         bpf(Cmd.PROG_QUERY, fields)

@@ -1,11 +1,13 @@
 """GET /graph, and the warnings of dry runs."""
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import os
 import platform
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -571,6 +573,21 @@ class TestCompiled:
             [of_cgroup] = [each for each in found if each["program"] == ingress_id]
             assert (of_cgroup["kind"], of_cgroup["where"]) == ("cgroup", f"/{folder.name}")
             assert (of_cgroup["attach_type"], of_cgroup["link"] is None) == ("cgroup_inet_ingress", False)
+
+    @pytest.mark.parametrize("attach_type", [0, AttachType.TCX_INGRESS])
+    def test_kernel_writes_nothing_behind_the_arguments_of_a_query(self, attach_type: int) -> None:
+        """It writes some of what it answers whatever their size is: see attr.Query."""
+        size = ctypes.sizeof(attr.Query)
+        memory = bytearray(b"\0" * size + b"\xa5" * 64)
+        with cgroup(f"jumptable-query-{os.getpid()}") as folder:
+            target = os.open(folder, os.O_RDONLY)
+            fields = attr.Query.from_buffer(memory)
+            fields.target = socket.if_nametoindex("lo") if attach_type else target
+            fields.attach_type = attach_type
+            with contextlib.suppress(OSError):  # nothing is attached there, or this kernel has no tcx
+                bpf(Cmd.PROG_QUERY, fields)
+            os.close(target)
+        assert bytes(memory[size:]) == b"\xa5" * 64
 
     @pytest.mark.parametrize("by_link", [True, False])
     async def test_probe_of_a_perf_event_is_told(
