@@ -5,11 +5,13 @@ The probes ask in the shortest way, and not as the project does: a fault of the 
 without the feature.
 """
 
+import ctypes
 import errno
 import functools
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -44,6 +46,11 @@ def needs(lack: str | None) -> None:
     if NOTHING_MAY_LACK:
         pytest.fail(f"KERNEL_TESTS=required, but {lack}")
     pytest.skip(lack)
+
+
+def examples(count: int) -> int:
+    """How many random examples a test tries: `count` on the machine itself, and a tenth of it in an emulated guest."""
+    return count // 10 if REQUIRED and not NOTHING_MAY_LACK else count
 
 
 def _refusal(load: Callable[[LinuxKernel], int]) -> int | None:
@@ -172,6 +179,25 @@ def compares_attach_types() -> str | None:
         for fd in (array, *programs):
             kernel.close(fd)
     return "this kernel does not compare the attach types of the programs in an array"
+
+
+@functools.cache
+def tcx() -> str | None:
+    """Programs of tc by links."""
+    fields = attr.Query(target=socket.if_nametoindex("lo"), attach_type=AttachType.TCX_INGRESS)
+    try:
+        bpf(Cmd.PROG_QUERY, fields)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            return "this kernel has no tcx"
+    return None
+
+
+@functools.cache
+def landlock() -> str | None:
+    """Landlock, by asking for its version."""
+    version = int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))  # landlock_create_ruleset
+    return None if version > 0 else "this kernel has no Landlock"
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-_SECONDS = float(os.environ.get("TEST_WAIT_SECONDS", "30"))  # an emulated machine takes longer for everything
+WAIT_SECONDS = float(os.environ.get("TEST_WAIT_SECONDS", "30"))  # an emulated machine takes longer for everything
 _CONFIG = """
 [server]
 socket = "{folder}/run/api.sock"
@@ -41,7 +41,7 @@ class Service:
     def client(self) -> httpx.Client:
         """A new httpx client on the service."""
         transport = None if self.socket is None else httpx.HTTPTransport(uds=str(self.socket))
-        return httpx.Client(transport=transport, base_url=self.url, timeout=_SECONDS)
+        return httpx.Client(transport=transport, base_url=self.url, timeout=WAIT_SECONDS)
 
     def curl(self) -> list[str]:
         """The first words of a curl command for the service."""
@@ -50,7 +50,7 @@ class Service:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal, wait for the end, and return the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(_SECONDS)
+        return self.process.wait(WAIT_SECONDS)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait for a line of the output that matches, and return the match."""
@@ -59,7 +59,7 @@ class Service:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
 
         with self.changed:
-            self.changed.wait_for(lambda: found() or self.ended, _SECONDS)
+            self.changed.wait_for(lambda: found() or self.ended, WAIT_SECONDS)
             match = found()
         assert match, f"no {pattern!r} in its output:\n{''.join(self.lines)}"
         return match
@@ -67,7 +67,7 @@ class Service:
     def output(self) -> str:
         """Wait for the end of the process, and return its whole output."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.ended, _SECONDS), "it has not ended"
+            assert self.changed.wait_for(lambda: self.ended, WAIT_SECONDS), "it has not ended"
         return "".join(self.lines)
 
 
@@ -110,10 +110,10 @@ def running(*arguments: str, env: dict[str, str] | None = None, first: str = "")
     finally:
         process.terminate()  # lets it clean up
         try:
-            process.wait(_SECONDS)
+            process.wait(WAIT_SECONDS)
         finally:
             process.kill()
-            reader.join(_SECONDS)
+            reader.join(WAIT_SECONDS)
 
 
 def _read(service: Service) -> None:
@@ -155,7 +155,7 @@ def serve(config: Path, socket: Path, *, first: str = "") -> Iterator[Service]:
 
 
 def _until_it_answers(service: Service) -> None:
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     with service.client() as client:
         while True:
             try:

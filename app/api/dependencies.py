@@ -32,6 +32,13 @@ Force = Annotated[
         "the one that is held."
     ),
 ]
+Warnings = Annotated[
+    bool,
+    Query(
+        description="Tell in `warnings` what that makes worse for the jumps between programs, by the graph of "
+        "GET /graph. It takes as long as that. A dry run always tells."
+    ),
+]
 Note = Annotated[str | None, Query(max_length=1000, description="Kept with the change: why it was made.")]
 
 

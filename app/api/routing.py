@@ -36,6 +36,8 @@ _MAX_ERRORS: Final = 20  # in one answer
 # Their answers may be long, and only so many of them are made at a time.
 _LONG_READS: Final = frozenset({"list_entries", "list_changes", "get_change", "get_graph"})
 
+_JSON, _FILE = "application/json", "application/octet-stream"
+
 CONTENT: Final = "jumptable.content"  # key of the ASGI scope: the object file that a request brought
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -155,9 +157,12 @@ class ObjectRoute(StrictRoute):
 
     async def read_body(self, request: Request) -> Any:
         """Read the body of a request, and parse it unless it is an object file."""
-        media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-        if media_type != "application/octet-stream":
+        media_type = _media_type(request)
+        if media_type == _JSON:
             return await super().read_body(request)
+        if media_type != _FILE:
+            detail = f"Content-Type is {media_type!r}; send {_FILE} for an object file itself, and {_JSON} to name one"
+            raise HttpProblem("media-type-unsupported", detail, headers={"Accept": f"{_JSON}, {_FILE}"})
         request.scope[CONTENT] = bytes(await _read_body(request, service_of(request).objects.options.max_bytes))
         return {}
 
@@ -203,14 +208,19 @@ class _ParsedRequest:
             )
 
 
+def _media_type(request: Request) -> str:
+    """Return the type of the body, in lower case and without parameters."""
+    return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+
+
 async def _read_json(request: Request, max_body: int) -> bytearray:
     body = await _read_body(request, max_body)
     if not body:
         raise HttpProblem("malformed-json", "the body is empty; send one JSON value")
-    media_type = request.headers.get("content-type", "")
-    if media_type.split(";", 1)[0].strip().lower() != "application/json":
-        detail = f"Content-Type is {media_type!r}, not application/json; send that, as curl --json does"
-        raise HttpProblem("media-type-unsupported", detail, headers={"Accept": "application/json"})
+    if _media_type(request) != _JSON:
+        given = request.headers.get("content-type", "")
+        detail = f"Content-Type is {given!r}, not {_JSON}; send that, as curl --json does"
+        raise HttpProblem("media-type-unsupported", detail, headers={"Accept": _JSON})
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"Content-Encoding is {encoding[:64]!r}; send the body as it is"

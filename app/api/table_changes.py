@@ -67,7 +67,7 @@ def table_answer(
     is_minimal: bool = False,
     prebuilt: EntriesPrebuilt | None = None,
     facts: Mapping[str, object] = MappingProxyType({}),
-    warnings: Sequence[str] = (),
+    warnings: Sequence[str] | None = None,
 ) -> TableAnswer:
     """Return the answer.
 
@@ -77,7 +77,7 @@ def table_answer(
         is_minimal: Leave the entries out.
         prebuilt: The entries, some of which may be encoded already.
         facts: What the audit tells beside the entries, if something was changed.
-        warnings: What a dry run tells of what would get worse.
+        warnings: What gets worse. None: the request does not ask for it.
     """
     change = result.change
     headers = change_headers(dry_run=dry_run, change=change)
@@ -103,13 +103,15 @@ def _counts(result: TableResult) -> dict[str, int]:
     return {"set": result.set, "cleared": result.cleared, "unchanged": result.unchanged}
 
 
-def _applied(result: TableResult, prebuilt: EntriesPrebuilt, warnings: Sequence[str]) -> Iterator[bytes]:
+def _applied(result: TableResult, prebuilt: EntriesPrebuilt, warnings: Sequence[str] | None) -> Iterator[bytes]:
     """Encode the answer with the entries, in chunks."""
     if result.fit is not None:
-        dry = responses.DryApplied(change=None, **_counts(result), fit=result.fit, entries=[], warnings=list(warnings))
+        told = list(warnings or ())
+        dry = responses.DryApplied(change=None, **_counts(result), fit=result.fit, entries=[], warnings=told)
         yield from entries_chunks(dry.model_dump_json(), result.entries)
         return
-    applied = to_json({"change": None, **_counts(result)})  # a responses.Applied, in a tenth of the time
+    asked = {} if warnings is None else {"warnings": warnings}
+    applied = to_json({"change": None, **_counts(result), **asked})  # a responses.Applied, in a tenth of the time
     if result.change is None:
         yield applied
         return

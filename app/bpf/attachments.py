@@ -1,8 +1,8 @@
-"""Where programs are attached: links, XDP, tc, tcx, netkit and control groups.
+"""Where programs are attached: links, XDP, tc, tcx, netkit, control groups and perf events.
 
 Links are listed for the whole machine. Interfaces belong to network namespaces: this enters those that it finds and may
-enter. What is attached by other means is not listed by the kernel: a socket's filter (SO_ATTACH_BPF), or a perf event
-without a link.
+enter. Perf events belong to the processes that have opened them. What is attached by other means is not listed by the
+kernel: a socket's filter (SO_ATTACH_BPF), or a program of the type perf_event without a link.
 """
 
 import contextlib
@@ -17,14 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from app.bpf import attr, netlink
+from app.bpf import attr, iterators, netlink
 from app.bpf.inventory import Attachment
 from app.bpf.syscall import bpf
-from app.bpf.uapi import ATTACH_TYPE_NAMES, AttachType, Cmd, LinkType, link_type_name
+from app.bpf.uapi import (
+    ATTACH_TYPE_NAMES,
+    TASK_FD_TYPE_NAMES,
+    AttachType,
+    Cmd,
+    LinkType,
+    ProgType,
+    link_type_name,
+)
 
 _MAX_PROGRAMS: Final = 64  # at one place, as the kernel has it
 _MAX_NAMESPACES: Final = 256
 _MAX_CGROUPS: Final = 4096
+_MAX_PROBE_NAME: Final = 512  # bytes, with the closing NUL
 _CLONE_NEWNET: Final = 0x40000000
 _OWN_NAMESPACE: Final = Path("/proc/thread-self/ns/net")
 # Folders in which `ip netns` and container engines keep namespaces by name.
@@ -40,11 +49,15 @@ _OF_INTERFACES: Final = {
     AttachType.NETKIT_PEER: ("netkit", "peer"),
 }
 
+# The types of programs of perf events of which TASK_FD_QUERY tells.
+_OF_EVENTS: Final = {ProgType.KPROBE, ProgType.TRACEPOINT}
+_PERF_EVENT: Final = "anon_inode:[perf_event]"
+
 _libc: Final[Any] = ctypes.CDLL(None, use_errno=True)
 
 
-def find_attachments() -> Iterator[Attachment | str]:
-    """Yield what is attached, and a sentence for what cannot be looked at.
+def find_attachments() -> Iterator[Attachment | str | None]:
+    """Yield what is attached, a sentence for what cannot be looked at, and None where there is nothing to tell yet.
 
     To get the next one takes microseconds, or some milliseconds for all of another namespace. A link may come up twice:
     as a link, and where it is attached. `merged` makes one of these.
@@ -54,6 +67,7 @@ def find_attachments() -> Iterator[Attachment | str]:
         (_interfaces, "XDP, tc and tcx programs in the network namespace of the service"),
         (_other_namespaces, "XDP, tc and tcx programs in other network namespaces"),
         (_cgroups, "programs of control groups"),
+        (_perf_events, "perf events"),
     ):
         try:
             yield from part()
@@ -148,10 +162,10 @@ def _query(target: int, attach_type: int, *, links: bool = False) -> list[tuple[
         links: This kind of place tells of links.
     """
     programs, ids = (ctypes.c_uint32 * _MAX_PROGRAMS)(), (ctypes.c_uint32 * _MAX_PROGRAMS)()
-    fields = (attr.QueryLinks if links else attr.Query)(
+    fields = attr.Query(
         target=target, attach_type=attach_type, prog_ids=ctypes.addressof(programs), prog_cnt=_MAX_PROGRAMS
     )
-    if isinstance(fields, attr.QueryLinks):
+    if links:
         fields.link_ids = ctypes.addressof(ids)
     try:
         bpf(Cmd.PROG_QUERY, fields)
@@ -229,7 +243,59 @@ def _in_namespace(path: Path, find: Callable[[], Iterator[Attachment]]) -> list[
     return found
 
 
-def _cgroups() -> Iterator[Attachment | str]:
+def _perf_events() -> Iterator[Attachment | str | None]:
+    """Yield the programs of kprobes, uprobes and tracepoints, by the perf events that processes have open.
+
+    Each has its own fd, and TASK_FD_QUERY (CAP_SYS_ADMIN, Linux 4.18) tells what is behind it. It takes a reference to
+    the open file, so it is asked of perf events alone.
+    """
+    programs = iterators.read(iterators.loaded()).programs.values()
+    if not any(each.type in _OF_EVENTS for each in programs):
+        return
+    seen, is_hidden = set[Attachment](), False
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        yield None
+        try:
+            fds = list((process / "fd").iterdir())
+            for fd in fds:
+                found = _perf_event(int(process.name), int(fd.name)) if _leads_to(fd, _PERF_EVENT) else None
+                if found is not None and found not in seen:
+                    seen.add(found)
+                    yield found
+        except PermissionError:
+            is_hidden = True
+        except FileNotFoundError:
+            pass  # the process is gone
+    if is_hidden:
+        yield "perf events of some processes were not looked at: that takes CAP_SYS_PTRACE"
+
+
+def _leads_to(link: Path, target: str) -> bool:
+    """Whether a link leads to this. PermissionError: it may not be read."""
+    try:
+        return str(link.readlink()) == target
+    except FileNotFoundError:  # gone since
+        return False
+
+
+def _perf_event(process: int, fd: int) -> Attachment | None:
+    """Return the program of a perf event. None: it has none, or the kernel does not tell of this kind."""
+    name = ctypes.create_string_buffer(_MAX_PROBE_NAME)
+    fields = attr.TaskFdQuery(pid=process, fd=fd, buf=ctypes.addressof(name), buf_len=len(name))
+    try:
+        bpf(Cmd.TASK_FD_QUERY, fields)
+    except OSError:
+        return None
+    type_ = TASK_FD_TYPE_NAMES[fields.fd_type] if fields.fd_type < len(TASK_FD_TYPE_NAMES) else str(fields.fd_type)
+    where = f"{type_} {name.value.decode('utf-8', 'replace') or hex(fields.probe_addr)}"
+    if fields.probe_offset:
+        where += f"+{fields.probe_offset:#x}"
+    return Attachment(fields.prog_id, link_type_name(LinkType.PERF_EVENT), where)
+
+
+def _cgroups() -> Iterator[Attachment | str | None]:
     """Yield what is attached to control groups (version 2) below the mount that this process sees."""
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines())
     root = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
@@ -237,6 +303,7 @@ def _cgroups() -> Iterator[Attachment | str]:
         yield "programs of control groups were not looked at: no cgroup2 is mounted"
         return
     for number, (folder, _, _) in enumerate(os.walk(root)):
+        yield None
         if number >= _MAX_CGROUPS:
             yield f"there are more than {_MAX_CGROUPS} control groups: not all were looked at"
             return

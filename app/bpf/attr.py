@@ -136,7 +136,11 @@ class IterCreate(Structure):
 
 
 class Query(Structure):
-    """Arguments of PROG_QUERY, up to `prog_cnt`: enough for programs of a cgroup."""
+    """Arguments of PROG_QUERY, up to `revision` (Linux 6.6).
+
+    All of it is needed also where only `prog_ids` are asked for: the kernel writes `revision` whatever the size is
+    that it was given (tcx and netkit since 6.6, cgroups since 6.17).
+    """
 
     _fields_ = (
         ("target", c_uint32),
@@ -145,19 +149,27 @@ class Query(Structure):
         ("attach_flags", c_uint32),
         ("prog_ids", c_uint64),
         ("prog_cnt", c_uint32),
-    )
-
-
-class QueryLinks(Structure):
-    """Arguments of PROG_QUERY, up to `revision`: for a hook that knows links as well (tcx, Linux 6.6)."""
-
-    _fields_ = (
-        *Query._fields_,
         ("padding", c_uint32),
         ("prog_attach_flags", c_uint64),
         ("link_ids", c_uint64),
         ("link_attach_flags", c_uint64),
         ("revision", c_uint64),
+    )
+
+
+class TaskFdQuery(Structure):
+    """Arguments of TASK_FD_QUERY (Linux 4.18)."""
+
+    _fields_ = (
+        ("pid", c_uint32),
+        ("fd", c_uint32),
+        ("flags", c_uint32),
+        ("buf_len", c_uint32),
+        ("buf", c_uint64),
+        ("prog_id", c_uint32),
+        ("fd_type", c_uint32),
+        ("probe_offset", c_uint64),
+        ("probe_addr", c_uint64),
     )
 
 

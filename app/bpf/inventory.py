@@ -114,8 +114,8 @@ class Attachment:
 
     Attributes:
         program: The id of the program.
-        kind: `xdp`, `tc`, `tcx`, `netkit`, `cgroup`, or the type of the link.
-        where: The interface and direction, or the control group. Empty: the kernel does not tell.
+        kind: `xdp`, `tc`, `tcx`, `netkit`, `cgroup`, `perf_event` (also without a link), or the type of the link.
+        where: The interface and direction, the control group, or what is probed. Empty: the kernel does not tell.
         attach_type: The name of the attach type, where the kind has several. Empty: it has not.
         namespace: The network namespace: the name under which it was found. Empty: that of the service's own.
         link: The id of the link that attaches it. None: there is none.

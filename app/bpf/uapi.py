@@ -23,6 +23,7 @@ class Cmd(IntEnum):
     PROG_QUERY = 16
     BTF_LOAD = 18
     BTF_GET_FD_BY_ID = 19
+    TASK_FD_QUERY = 20
     MAP_FREEZE = 22
     LINK_CREATE = 28
     LINK_GET_FD_BY_ID = 30
@@ -45,6 +46,7 @@ class ProgType(IntEnum):
     SOCKET_FILTER = 1
     KPROBE = 2
     SCHED_CLS = 3
+    TRACEPOINT = 5
     XDP = 6
     CGROUP_SKB = 8
     TRACING = 26
@@ -56,6 +58,7 @@ class AttachType(IntEnum):
 
     TRACE_ITER = 28
     XDP = 37
+    PERF_EVENT = 41
     TCX_INGRESS = 46
     TCX_EGRESS = 47
     NETKIT_PRIMARY = 54
@@ -68,6 +71,7 @@ class LinkType(IntEnum):
     CGROUP = 3
     NETNS = 5
     XDP = 6
+    PERF_EVENT = 7
     TCX = 11
     NETKIT = 13
 
@@ -111,6 +115,9 @@ LINK_TYPE_NAMES: Final = (
     "unspec", "raw_tracepoint", "tracing", "cgroup", "iter", "netns", "xdp", "perf_event", "kprobe_multi",
     "struct_ops", "netfilter", "tcx", "uprobe_multi", "netkit", "sockmap",
 )  # fmt: skip
+
+# All of enum bpf_task_fd_type, in order, in lower case.
+TASK_FD_TYPE_NAMES: Final = ("raw_tracepoint", "tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe")
 
 # The meaning of a return value by program type: enum xdp_action, and TC_ACT_* of linux/pkt_cls.h.
 RETURN_NAMES: Final[dict[int, dict[int, str]]] = {

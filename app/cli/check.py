@@ -22,7 +22,7 @@ from app.config import Tls as TlsSection
 from app.keeper.paths import own_file
 from app.keeper.process import KEPT, KEPT_FOR_OBJECTS, NEEDED
 from app.loader.libbpf import LIBRARY, library
-from app.sandbox import landlock
+from app.sandbox import landlock, seccomp
 from app.sandbox.capabilities import effective_capabilities
 from app.server.assemble import make_kernel
 from app.server.listen import ListenError, socket_group, unreachable_socket, unserved_socket
@@ -305,6 +305,9 @@ def _objects(settings: Settings) -> Iterator[Finding]:
         )
     if not landlock.version():
         detail = "this kernel has no Landlock (Linux 5.13), so the process that loads a file can open what any user can"
+        yield Finding("warn", "objects", detail)
+    if not seccomp.has_filters():
+        detail = "this kernel has no seccomp filters, so the process that loads a file can make any system call"
         yield Finding("warn", "objects", detail)
     if settings.server.keep_dir is None:
         detail = "set server.keep_dir: without it, programs do not outlive the service, and files are loaded again"

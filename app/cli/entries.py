@@ -36,9 +36,11 @@ def set_command(
     never an empty entry.
     """
     made_at = time.monotonic()
-    written = client.set_entry(map_, index, program, **options)
+    written = client.set_entry(map_, index, program, **options, warnings=output is None)
     dry = written.entry if options["dry_run"] else None
     _finish(client, map_, written, dry, output, as_it_is=f"{map_} {index} points to it already")
+    if output is None and dry is None:
+        show_warnings(written.entry or {})
     if output is None and written.change is not None:
         settle(client, [written.change], options["confirm_within"], made_at)
 

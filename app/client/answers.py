@@ -54,7 +54,7 @@ class ChangedEntry(TypedDict):
 
 
 class Entry(TypedDict):
-    """An entry that points to a program. `fit`, `entries` and `warnings` are there after a dry run."""
+    """An entry that points to a program. `warnings`: after a dry run, and if asked for."""
 
     map: str
     index: int
@@ -102,7 +102,10 @@ class Changes(TypedDict):
 
 
 class Applied(TypedDict):
-    """What a change of entries did, in numbers of entries. A dry run has `fit`, `entries` and `warnings`."""
+    """What a change of entries did, in numbers of entries.
+
+    A dry run has `fit` and `entries`. `warnings` are there after a dry run, and if asked for.
+    """
 
     change: Change | None
     set: int

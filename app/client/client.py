@@ -69,6 +69,12 @@ class ConditionalOptions(Options, total=False):
     if_match: str | None
 
 
+class SettingOptions(ConditionalOptions, total=False):
+    """What setting entries takes: `warnings`: tell what that makes worse for the jumps, as a dry run always does."""
+
+    warnings: bool
+
+
 class LoadOptions(DryRun, total=False):
     """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file."""
 
@@ -225,15 +231,15 @@ class Client:
         """
         return cast("Entries", self._get(_path("maps", map, "entries"), {"start": start, "limit": limit}))
 
-    def get_entry(self, map: str, index: int) -> Entry:  # noqa: A002
-        """Return an entry.
+    def get_entry(self, map: str, index: int, *, warnings: bool = False) -> Entry:  # noqa: A002
+        """Return an entry. `warnings`: also what it makes worse for the jumps by not being empty.
 
         Raises:
             Refused: entry-empty: it points to no program.
         """
-        return cast("Entry", self._get(_path("maps", map, "entries", index)))
+        return cast("Entry", self._get(_path("maps", map, "entries", index), {"warnings": warnings}))
 
-    def set_entry(self, map: str, index: int, program: Ref, **options: Unpack[ConditionalOptions]) -> Written:  # noqa: A002
+    def set_entry(self, map: str, index: int, program: Ref, **options: Unpack[SettingOptions]) -> Written:  # noqa: A002
         """Point an entry to a program. If it does already, nothing is written."""
         answer = self._change("PUT", _path("maps", map, "entries", index), dict(options), {"program": program})
         return Written(_change_id(answer), cast("Entry", answer.json()))
@@ -246,19 +252,19 @@ class Client:
         return Written(_change_id(self._change("DELETE", _path("maps", map, "entries", index), query)), None)
 
     def replace_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[ConditionalOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[SettingOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Replace a whole table: entries that are not listed are cleared. All of it is done, or nothing.
 
         Args:
             map: The name of the map.
             entries: The programs by index, in the order in which they are written.
-            **options: See `ConditionalOptions`.
+            **options: See `SettingOptions`.
         """
         return self._change_entries("PUT", map, entries, dict(options))
 
     def update_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[ConditionalOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[SettingOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Change several entries, as `replace_entries` does, and leave the others. None clears an entry."""
         return self._change_entries("PATCH", map, entries, dict(options))

@@ -79,7 +79,7 @@ class Keeper:
         self._config = config
         self._paths = AllowedPaths(config.pin_dirs, config.pins, config.keep_dir)
         self._kernel = LinuxKernel()
-        self._attachments: Iterator[Attachment | str] = iter(())  # what is left to be listed
+        self._attachments: Iterator[Attachment | str | None] = iter(())  # what is left to be listed
         self._loads = Loads(config.objects, self._kernel)
         self._abilities = b""  # the answer to Op.ABILITIES, once it is known
         self._pinned: dict[str, tuple[int, int]] = {}  # (device, inode) of each pin that this keeper has made, by path
@@ -229,10 +229,13 @@ class Keeper:
         found: list[object] = []
         deadline = time.monotonic() + SLICE_SECONDS
         while len(found) < _MAX_ATTACHMENTS and time.monotonic() < deadline:
-            each = next(self._attachments, None)
-            found.append(each if each is None or isinstance(each, str) else astuple(each))
-            if each is None:
+            try:
+                each = next(self._attachments)
+            except StopIteration:
+                found.append(None)
                 break
+            if each is not None:
+                found.append(each if isinstance(each, str) else astuple(each))
         return json.dumps(found).encode()
 
     def _open_file(self, number: int, text: str) -> tuple[bytes, int | None]:

@@ -20,7 +20,16 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
 from app.bpf.uapi import BPF_F_RDONLY, Cmd
 from app.loader.files import read_file, sealed
-from app.loader.messages import MAX_ANSWER_BYTES, MAX_WARNING_BYTES, LoadAnswer, LoadRequest, ObjectLimits, Refusal
+from app.loader.messages import (
+    MAX_ANSWER_BYTES,
+    MAX_WARNING_BYTES,
+    LoadAnswer,
+    LoadRequest,
+    MapFacts,
+    ObjectLimits,
+    ProgramFacts,
+    Refusal,
+)
 from app.sandbox.channel import receive_with_fds, send_with_fds
 
 # -S: without site-packages, of which it needs nothing, it starts in half of the time.
@@ -29,7 +38,8 @@ _ROOT: Final = str(Path(__file__).parents[2])
 _BUFFER_BYTES: Final = 1 << 18  # of the channel: one answer has to fit
 _END_SECONDS: Final = 0.5  # that a process which has closed its channel, or was killed, has to be gone
 _SELF_END_SECONDS: Final = 1.0  # after its deadline, it ends by itself
-_NICENESS: Final = 10  # other requests come first
+_NICENESS: Final = 10  # more than that of the process that starts it: other requests come first
+_MOST_NICENESS: Final = 19
 _TIME_SIGNALS: Final = {signal.SIGALRM, signal.SIGXCPU}
 
 
@@ -82,7 +92,8 @@ class RunningLoader:
         finally:
             os.close(writable)
         with contextlib.suppress(OSError):  # where this process may not, all are alike
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+            niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, _MOST_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
         self.deadline = time.monotonic() + request.limits.timeout
 
     def fileno(self) -> int:
@@ -132,12 +143,14 @@ class RunningLoader:
             raise ValueError("a refusal brings nothing")
         if len(fds) != answer.fd_count or sum(each.is_replaced for each in answer.maps) > self._replaced:
             raise ValueError("the fds are not as many as the answer says")
-        loaded = [each for each in answer.programs if each.is_loaded]
-        for place, fd in enumerate(fds):
-            if kernel.obj_kind(fd) != ("prog" if place < len(loaded) else "map"):
+        told_of: list[ProgramFacts | MapFacts] = [each for each in answer.programs if each.is_loaded]
+        told_of += [each for each in answer.maps if not each.is_replaced]
+        for fd, told in zip(fds, told_of, strict=True):
+            if kernel.obj_kind(fd) != ("prog" if isinstance(told, ProgramFacts) else "map"):
                 raise ValueError("an fd is of another kind than the answer says")
-            if place < len(loaded) and kernel.prog_info(fd).type not in self._program_types:
-                raise ValueError("a program is of a type that is not allowed")
+            type_ = kernel.prog_info(fd).type if isinstance(told, ProgramFacts) else kernel.map_info(fd).type
+            if type_ != told.type or (isinstance(told, ProgramFacts) and type_ not in self._program_types):
+                raise ValueError("a program or a map is of another type than the answer says, or than is allowed")
 
     def _end(self, *, is_over: bool) -> int | None:
         """End the process, and return its status as subprocess has it: minus the signal that it died of.

@@ -91,6 +91,20 @@ def initialisers(
     return found, bytes(changed)
 
 
+def section_content(content: bytes, name: str) -> bytes:
+    """Return the content of a section. Empty: there is none.
+
+    Args:
+        content: The bytes of a file that libbpf has opened.
+        name: The name of the section.
+
+    Raises:
+        ValueError, IndexError, struct.error: The file is damaged.
+    """
+    found = next((each for each in _sections(content) if each.name == name), None)
+    return b"" if found is None else content[found.offset : found.offset + found.size]
+
+
 def _sections(content: bytes) -> list[_Section]:
     _, _, _, _, _, _, start, _, _, _, _, size, count, names = _HEADER.unpack_from(content)
     headers = [start + size * number for number in range(count)]

@@ -62,6 +62,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "bpf_map__initial_value": (c_void_p, c_void_p, POINTER(c_size_t)),
     "bpf_map__fd": (c_int, c_void_p),
     "bpf_program__set_log_buf": (c_int, c_void_p, c_void_p, c_size_t),
+    "bpf_program__set_log_level": (c_int, c_void_p, c_uint32),
     "btf__type_cnt": (c_uint32, c_void_p),
     "btf__type_by_id": (c_void_p, c_void_p, c_uint32),
     "btf__name_by_offset": (c_char_p, c_void_p, c_uint32),
@@ -131,10 +132,16 @@ class ObjectFile:
             yield text(name_of(pointer)), pointer
             pointer = following(self._object, pointer)
 
-    def set_log(self, log: "ctypes.Array[ctypes.c_char]") -> None:
-        """Let the verifier write into this buffer when it refuses a program. libbpf ends with the first one."""
+    def set_log(self, log: "ctypes.Array[ctypes.c_char]", level: int = 0) -> None:
+        """Let the verifier write into this buffer when it refuses a program. libbpf ends with the first one.
+
+        Args:
+            log: The buffer.
+            level: What it writes, see BPF_LOG_LEVEL1 and others. 0: all of what it did before it refused.
+        """
         for program in self.programs.values():
             self.lib.bpf_program__set_log_buf(program, ctypes.addressof(log), len(log))
+            self.lib.bpf_program__set_log_level(program, level)
 
     def initial_value(self, map_: int) -> "ctypes.Array[ctypes.c_char] | None":
         """Return the variables that a map holds at the start, to be changed in place. None: it holds none."""

@@ -4,13 +4,16 @@ It gives up everything that this does not take, and then reads the file. Whateve
 of the channel, and judges by itself what it gets: see `client`.
 """
 
+import contextlib
 import ctypes
+import errno
 import mmap
 import os
+import re
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from app.bpf import attr
 from app.bpf.syscall import bpf
@@ -29,10 +32,15 @@ from app.loader.messages import (
     ProgramFacts,
     Refusal,
 )
+from app.loader.source_lines import find_line
 from app.sandbox.channel import MAX_FDS, receive_with_fds, send_with_fds
 
-# The verifier keeps the end of its log since Linux 6.4, and before that its beginning: so there is room for all of it.
+# The verifier keeps the end of its log since Linux 6.4, and before that its beginning: so there is room for nearly all.
 _LOG_BYTES: Final = 4 << 20
+_LOG_LEVEL_STATISTICS: Final = 4  # BPF_LOG_STATS: the reason of a refusal, and no instructions
+_STATISTICS, _STATISTICS_CHARS = b"processed ", 256  # how a log ends, and how far from its end that is at most
+_LAST_SOURCE: Final = re.compile(r"(?s:.*)^; (.*)$", re.MULTILINE)
+_HAS_PLACE: Final = re.compile(r" @ [^@]+:\d+$")  # since Linux 6.12
 _INTEGER_SIZES: Final = {1, 2, 4, 8}
 _PERCPU_TYPES: Final = {5, 6, 10, 21}  # one value for each processor
 _ARRAY_TYPES: Final = {2, 3, 4, 6, 8, 12, 14, 16, 17, 20}  # one value for each entry, and next to nothing besides
@@ -67,6 +75,8 @@ def main(channel_fd: str, seconds: str) -> None:
         lib = libbpf.library()
     except (OSError, AttributeError) as error:
         answer = LoadAnswer(Refusal("loader-unavailable", {"reason": str(error)}))
+        # Where a request is left unread, the end of this process resets the channel, and the answer may be lost.
+        receive_with_fds(channel, MAX_REQUEST_BYTES)
     else:
         unconfined = confine(float(seconds))
         question, given = receive_with_fds(channel, MAX_REQUEST_BYTES)
@@ -83,7 +93,43 @@ def main(channel_fd: str, seconds: str) -> None:
     os._exit(0)  # at once: libbpf may have left anything behind
 
 
+class _Prepared(NamedTuple):
+    """A file that is opened, with all that the request asks for; and what the answer tells of it."""
+
+    file: libbpf.ObjectFile
+    programs: list[ProgramFacts]
+    maps: list[MapFacts]
+    values: list[Initialiser]
+
+
 def _load(lib: Any, request: LoadRequest, content: bytes, replaced: Mapping[str, int]) -> tuple[LoadAnswer, list[int]]:
+    file, programs, maps, values = _prepare(lib, request, content, replaced)
+    loaded = [each for each in programs if each.is_loaded]
+    made = [each for each in maps if not each.is_replaced]
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    file.set_log(log)
+    number = file.load()
+    if number == errno.ENOSPC and log.value and _STATISTICS not in log.value[-_STATISTICS_CHARS:]:
+        # The end of the log is lost, and with it the reason. Without the instructions there is room for it.
+        file.close()
+        file, *_ = _prepare(lib, request, content, replaced)
+        file.set_log(log, _LOG_LEVEL_STATISTICS)
+        number = file.load()
+    if number:
+        facts: dict[str, Any] = {"types": {each.name: (each.type, each.attach_type) for each in loaded}}
+        text = libbpf.text(log.value)[-MAX_LOG_CHARS:]
+        source = _LAST_SOURCE.search(text)
+        if source is not None and not _HAS_PLACE.search(source[1]):
+            with contextlib.suppress(ValueError, IndexError, struct.error):  # the file is damaged there
+                facts["line"] = find_line(lib, file.btf, content, source[1].strip())
+        raise Refused("object-refused", errno=number, log=text, **facts)
+    fds = [lib.bpf_program__fd(file.programs[each.name]) for each in loaded]
+    fds += [lib.bpf_map__fd(file.maps[each.name]) for each in made]
+    return LoadAnswer(programs=programs, maps=maps, values=values), fds
+
+
+def _prepare(lib: Any, request: LoadRequest, content: bytes, replaced: Mapping[str, int]) -> _Prepared:
+    """Open a file, check it, and set all that the request asks for."""
     why = why_unsupported(content)
     if why is not None:
         raise Refused("object-unsupported", reason=why)
@@ -105,15 +151,7 @@ def _load(lib: Any, request: LoadRequest, content: bytes, replaced: Mapping[str,
         raise Refused(
             "object-unsupported", reason=f"it has {len(loaded)} programs and {len(made)} maps; at most {MAX_FDS} in all"
         )
-    log = ctypes.create_string_buffer(_LOG_BYTES)
-    file.set_log(log)
-    number = file.load()
-    if number:
-        types = {each.name: each.type for each in loaded}
-        raise Refused("object-refused", errno=number, log=libbpf.text(log.value)[-MAX_LOG_CHARS:], types=types)
-    fds = [lib.bpf_program__fd(file.programs[each.name]) for each in loaded]
-    fds += [lib.bpf_map__fd(file.maps[each.name]) for each in made]
-    return LoadAnswer(programs=programs, maps=maps, values=values), fds
+    return _Prepared(file, programs, maps, values)
 
 
 def _opened(lib: Any, content: bytes, request: LoadRequest) -> libbpf.ObjectFile:

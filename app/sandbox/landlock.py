@@ -39,7 +39,7 @@ def restrict_files(readable: Sequence[str], listed: Sequence[str] = ()) -> bool:
 
     Args:
         readable: Files and folders that may be read, with all that is below them. What is missing is left out.
-        listed: Folders whose names may be read, and below which nothing may be opened for that.
+        listed: Folders that may be opened to list what is in them, with all folders below: Landlock knows no less.
 
     Returns:
         Whether the kernel does it. False: it has no Landlock.

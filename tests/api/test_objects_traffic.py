@@ -16,7 +16,7 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import bpf
 from app.bpf.uapi import Cmd
 from tests.api.test_objects import app, client, files, kernel
-from tests.compiled import has_clang, object_file
+from tests.compiled import object_file
 
 __all__ = ["app", "client", "files", "kernel"]  # fixtures
 
@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev"),
 ]
 
 STEPS = ("first", "second", "third", "last")

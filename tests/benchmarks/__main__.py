@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from app import native
-from tests.benchmarks import callers, curves, plot, soak, states, table, works
+from tests.benchmarks import callers, curves, loads, plot, soak, states, table, works
 from tests.benchmarks.bench import Bench, prepared
 from tests.benchmarks.servers import go, ours
 from tests.benchmarks.table import Row, told
@@ -41,7 +41,7 @@ def _measured(bench: Bench, chosen: list[str]) -> Iterator[Row]:
             "tls": ours(bench, "tls", ["tls64"], tls=True),
         }.items():
             bench.servers[name] = stack.enter_context(server)
-        for work in (*works.WORKS, *states.WORKS, *callers.WORKS):
+        for work in (*works.WORKS, *states.WORKS, *callers.WORKS, *loads.WORKS):
             if not chosen or any(part in work.name for part in chosen):
                 yield from works.rows(bench, work)
         if not chosen:

@@ -25,6 +25,8 @@ durability = "{durability}"
 file = "{folder}/tokens.json"
 [limits]
 held = 11000
+[objects]
+object_dirs = ["{objects}"]
 """
 
 
@@ -69,7 +71,9 @@ def ours(
         where = f'socket = "{address}"'
     (folder / "tokens.json").unlink(missing_ok=True)
     token = TokenFile(folder / "tokens.json").add(Token("bench", "", "admin", 0.0))
-    text = _CONFIG.format(where=where, folder=folder, pins=bench.pins, durability=durability)
+    text = _CONFIG.format(
+        where=where, folder=folder, pins=bench.pins, durability=durability, objects=bench.folder / "objects"
+    )
     text += _tls(folder) if tls else ""
     text += "".join(f'[maps.{each}]\npinned = "{bench.pin(each)}"\n' for each in tables)
     text += "".join(f'[programs.{each}]\npinned = "{bench.pin(f"programs/{each}")}"\n' for each in PROGRAMS)

@@ -14,6 +14,7 @@ from app.bpf.jumps import Uninterpretable, find_jumps
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import BPF_FUNC_KTIME_GET_NS, MapType, ProgType
+from tests.probes import examples
 
 ARRAY = 77
 
@@ -178,7 +179,7 @@ def numbered() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.kernel
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(_STEPS, max_size=25), mask=st.booleans(), packet=st.binary(min_size=14, max_size=14))
 def test_index_that_the_kernel_takes_is_among_those_that_are_found(
     numbered: tuple[int, int], steps: list[bytes | tuple[bytes, int]], packet: bytes, *, mask: bool

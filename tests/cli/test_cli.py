@@ -320,3 +320,13 @@ class TestCheckObjects:
         assert len(told) == 1
         assert "libnone.so" in told[0]
         assert "apt-get install libbpf1" in told[0]
+
+    def test_what_the_kernel_lacks_to_confine_the_process_is_told(
+        self, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write_text(f"{config.read_text()}[objects]\nupload = true\n")
+        monkeypatch.setattr("app.sandbox.landlock.version", lambda: 0)
+        monkeypatch.setattr("app.sandbox.seccomp.has_filters", lambda: False)
+        told = [str(each) for each in check.findings(load(config)) if each.subject == "objects"]
+        assert any("no Landlock" in each for each in told)
+        assert any("no seccomp filters" in each for each in told)

@@ -237,6 +237,14 @@ class TestChanging:
     def test_reconcile_without_drift_changes_nothing(self, command: Command) -> None:
         assert command("reconcile", "jump_table", "--to", "journal").out == "nothing had to be changed\n"
 
+    def test_set_tells_what_gets_worse_for_the_jumps(self, command: Command) -> None:
+        command("hold", "map", "second", "--pinned", "/sys/fs/bpf/second", "--create", "4")
+        why = "entry 1 of 'second' is not reached: no loaded program jumps through this array"
+        done = command("set", "second", "1", "drop")
+        assert why in done.out + done.err
+        assert "warnings" not in command("set", "second", "2", "drop", "-o", "json").out
+        assert command("release", "map", "second", "--force").status == 0
+
     def test_a_map_is_held_and_released(self, command: Command) -> None:
         done = command("hold", "map", "second", "--pinned", "/sys/fs/bpf/second", "--create", "4")
         assert done.out.startswith("map second is held: id ")

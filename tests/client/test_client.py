@@ -89,7 +89,7 @@ class TestContract:
             "if_none_match",
             "prefer",
         }
-        assert get_type_hints(client_module.ConditionalOptions).keys() == names
+        assert get_type_hints(client_module.SettingOptions).keys() == names
 
     def test_the_filters_of_changes_are_those_of_the_document(self) -> None:
         parameters = DOCUMENT["paths"]["/changes"]["get"]["parameters"]

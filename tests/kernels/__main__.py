@@ -17,7 +17,10 @@ from tests.kernels.packages import Archive, KernelPackage, MatrixError
 
 # What runs in each guest, as arguments of pytest. Whatever else speaks to the kernel is added here. A test that a
 # kernel cannot run says why, by tests/probes.py.
-TESTS: Final = ["tests/bpf", "tests/kernels/test_service.py"]
+TESTS: Final = [
+    "tests/bpf", "tests/kernels/test_service.py", "tests/loader", "tests/api/test_objects.py",
+    "tests/api/test_objects_refused.py", "tests/api/test_objects_restart.py", "tests/api/test_graph.py",
+]  # fmt: skip
 QUICK_TESTS: Final = ["tests/bpf/test_contract.py", "tests/bpf/test_iterators.py", "tests/kernels/test_service.py"]
 _QUICK_SERIES: Final = ("5.10", "6.1", "6.12")  # and the newest
 _LIMIT_SECONDS: Final = 7200.0
@@ -57,16 +60,16 @@ def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="jumptable-kernels-") as folder:
         initramfs = Path(folder) / "initramfs"
         image.build(options.arch, initramfs, archive)
-        files = [archive.kernel_file(each) for each in kernels]
+        folders = [archive.kernel_folder(each) for each in kernels]
         print(f"{len(kernels)} kernels, prepared in {time.monotonic() - started:.0f} s", flush=True)
         print(HEADER, flush=True)
 
-        def judged(kernel: KernelPackage, file: Path) -> Verdict:
-            return boot(options.arch, file, initramfs, tests, ".".join(map(str, kernel.release)), limit)
+        def judged(kernel: KernelPackage, folder: Path) -> Verdict:
+            return boot(options.arch, folder, initramfs, tests, ".".join(map(str, kernel.release)), limit)
 
         verdicts = []
         with ThreadPoolExecutor(options.jobs) as pool:
-            for verdict in pool.map(judged, kernels, files):
+            for verdict in pool.map(judged, kernels, folders):
                 verdicts.append(verdict)
                 print("\n".join(lines(verdict)), flush=True)
                 if options.output is not None:

@@ -24,9 +24,11 @@ _MOUNTS = (
     ("tmpfs", "/tmp"),
     ("tmpfs", "/run"),
     ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
 )
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _RB_POWER_OFF = 0x4321FEDC
+_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _PYTEST = ("-n", "0", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "kernel", "--tb=short",
            "--no-header", "--no-summary", "--color=no", "--durations=12", "-q")  # fmt: skip
 
@@ -68,6 +70,7 @@ def main() -> None:
         os.dup2(os.open(f"/dev/{_word('report')}", os.O_WRONLY | os.O_NOCTTY), number)
     try:
         _up("lo")
+        _load_modules(libc)
         print("RESULT " + json.dumps(_run()), flush=True)
     except BaseException:  # noqa: BLE001 - whatever it is, the host is told, and the machine is switched off
         traceback.print_exc()
@@ -75,6 +78,14 @@ def main() -> None:
         sys.stdout.flush()
         os.sync()
         libc.reboot(_RB_POWER_OFF)
+
+
+def _load_modules(libc: ctypes.CDLL) -> None:
+    """Load what the image has of the kernel's modules. None of them needs another one."""
+    for module in sorted(Path("/modules").iterdir()):
+        with module.open("rb") as file:
+            if libc.syscall(_FINIT_MODULE[platform.machine()], file.fileno(), b"", 0):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(module))
 
 
 def _up(interface: str) -> None:
@@ -90,8 +101,8 @@ def _word(name: str) -> str:
 
 def _run() -> dict[str, object]:
     tests = _word("tests").split(",")
-    os.environ |= {"PATH": "/bin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "KERNEL_TESTS": "probed",
-                   "TEST_WAIT_SECONDS": "300",
+    os.environ |= {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin", "HOME": "/root", "LC_ALL": "C.UTF-8",
+                   "KERNEL_TESTS": "probed", "TEST_WAIT_SECONDS": "300", "COMPILED_OBJECTS": "/objects",
                    "PYTHONPATH": "/site:/project", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     sys.path[:0] = ["/project", "/site"]
     os.chdir("/project")

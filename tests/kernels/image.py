@@ -25,6 +25,7 @@ from typing import IO, Final
 
 from packaging.requirements import Requirement
 
+from tests.compiled import SOURCES, object_file
 from tests.kernels.packages import Archive, MatrixError, cache_folder
 
 ROOT: Final = Path(__file__).parents[2]
@@ -35,6 +36,12 @@ _UNUSED: Final = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepi
                   "site-packages", "dist-packages", "__pycache__"}  # fmt: skip
 _SITE: Final = Path("site")  # where the packages are in the guest
 PROJECT: Final = Path("project")  # where the project is in the guest
+OBJECTS: Final = Path("objects")  # where the object files of tests/objects are in the guest
+MODULES: Final = Path("modules")  # where the modules of the kernel are in the guest
+# What tests call, and the library that loads object files: from this machine.
+_TOOLS: Final = {"bpftool": "bpftool", "ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux",
+                 "unshare": "util-linux", "sleep": "coreutils"}  # fmt: skip
+_LIBBPF: Final = "libbpf.so.1"
 _FILES: Final = {
     "etc/passwd": "root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
@@ -48,6 +55,8 @@ _FOREIGN_PACKAGES: Final = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6",
     "libexpat1", "zlib1g", "libffi8", "libssl3", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libuuid1", "libcrypt1",
     "libtinfo6", "libncursesw6", "libreadline8", "media-types",
+    "libbpf1", "libelf1", "bpftool", "iproute2", "util-linux", "coreutils", "libcap2", "libmnl0", "libbsd0", "libmd0",
+    "libxtables12", "libselinux1", "libpcre2-8-0",
 )  # fmt: skip
 _KEPT_SECONDS: Final = 7 * 24 * 3600.0  # a base image of packages of then is removed
 _FOLDERS: Final = ("dev", "proc", "sys", "tmp", "run", "var", "root")
@@ -120,7 +129,12 @@ def _lay_out_base(root: Path, packages: list[importlib.metadata.Distribution]) -
             if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-    _copy_libraries(root, [_inside(root, executable), *root.rglob("*.so"), *root.rglob("*.so.*")])
+    tools = [Path(need(command, package)).resolve() for command, package in _TOOLS.items()]
+    (root / "bin").mkdir(exist_ok=True)
+    for command, tool in zip(_TOOLS, tools, strict=True):
+        shutil.copy(tool, root / "bin" / command)
+    _copy(_library(_LIBBPF, "libbpf1"), root)
+    _copy_libraries(root, [_inside(root, executable), *tools, *root.rglob("*.so"), *root.rglob("*.so.*")])
     _compile(root, _inside(root, library), root / _SITE)
 
 
@@ -163,6 +177,7 @@ def _lay_out_project(root: Path, interpreter: str, *, is_native: bool) -> None:
             target = root / PROJECT / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target)
+    _compile_objects(root / OBJECTS)
     version = importlib.metadata.version("jumptable")
     metadata = root / PROJECT / f"jumptable-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
@@ -173,6 +188,44 @@ def _lay_out_project(root: Path, interpreter: str, *, is_native: bool) -> None:
     code = (Path(__file__).parent / "guest.py").read_text()
     init.write_text(f"#!{interpreter} -I\n{code}")
     init.chmod(0o755)
+
+
+def _compile_objects(folder: Path) -> None:
+    """Compile tests/objects: the guest has no compiler."""
+    folder.mkdir()
+    need("clang", "clang")
+    for source in SOURCES.glob("*.bpf.c"):
+        name = source.name.removesuffix(".bpf.c")
+        (folder / f"{name}.o").write_bytes(object_file(name))
+
+
+def with_modules(image: Path, modules: Path, out: Path) -> None:
+    """Write an initramfs that also has the modules of a kernel.
+
+    Args:
+        image: The initramfs without them.
+        modules: The folder with the modules.
+        out: The file to write.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / MODULES).mkdir()
+        for each in modules.glob("*.ko"):
+            shutil.copy(each, Path(folder) / MODULES)
+        pack(Path(folder), out, image)
+
+
+def _library(name: str, package: str) -> Path:
+    """Return the path of a shared library of this machine.
+
+    Raises:
+        MatrixError: It is not installed. The text names the package.
+    """
+    listed = subprocess.run([need("ldconfig", "libc-bin"), "-p"], capture_output=True, text=True, check=True).stdout
+    found = re.search(rf"^\s*{re.escape(name)} .*=> (\S+)$", listed, re.MULTILINE)
+    if found is None:
+        message = f"{name} is not installed: apt-get install {package}"
+        raise MatrixError(message)
+    return Path(found[1])
 
 
 def _inside(root: Path, path: Path) -> Path:
@@ -243,7 +296,7 @@ def need(command: str, package: str) -> str:
     Raises:
         MatrixError: It is not installed. The text names the package.
     """
-    found = shutil.which(command)
+    found = shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
         message = f"{command} is not installed: apt-get install {package}"
         raise MatrixError(message)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.kernels.image import need
+from tests.kernels.image import need, with_modules
 
 _MEMORY_MIB: Final = 1024
 
@@ -91,8 +91,8 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
 
     Args:
         name: A name of MACHINES.
-        kernel: The kernel.
-        image: The initramfs.
+        kernel: The folder with the kernel and its modules.
+        image: The initramfs, without the modules.
         tests: What pytest is to run: paths in the project.
         release: The version of the kernel.
         limit_seconds: After so long the guest is ended.
@@ -100,6 +100,8 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
     machine, started = MACHINES[name], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jumptable-guest-") as folder:
         console, report = Path(folder) / "console", Path(folder) / "report"
+        initramfs = Path(folder) / "initramfs"
+        with_modules(image, kernel, initramfs)
         told_to_guest = f"report={machine.report} tests={','.join(tests)}"
         command = [
             *("setpriv", "--pdeathsig", "KILL"),  # the guest ends with this process, however that ends
@@ -107,7 +109,7 @@ def boot(name: str, kernel: Path, image: Path, tests: list[str], release: str, l
             *("-accel", "tcg", "-smp", "1", "-m", str(_MEMORY_MIB)),
             *("-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
             *(option.format(console, report) for option in machine.options),
-            *("-kernel", str(kernel), "-initrd", str(image)),
+            *("-kernel", str(kernel / "vmlinuz"), "-initrd", str(initramfs)),
             *("-append", f"console={machine.console} quiet panic=-1 oops=panic {told_to_guest}"),
         ]
         ended = "the guest ended without a result"

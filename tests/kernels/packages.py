@@ -4,6 +4,7 @@ apt gets a configuration of its own in the cache folder. It takes the archive fr
 names of the other suites, and leaves the machine's lists and its installed packages alone.
 """
 
+import lzma
 import os
 import re
 import shutil
@@ -15,11 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 # The suites that hold kernels. One that the archive does not have any more, or not yet, is passed over.
 SUITES: Final = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "forky", "sid")
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_MODULES: Final = ("veth", "sch_ingress", "cls_bpf")  # with which tests make networks
+_WANTED: Final = re.compile(rf"/(vmlinu[zx][^/]*|(?P<module>({'|'.join(_MODULES)})\.ko)(?P<xz>\.xz)?)$")
 _LISTS_SECONDS: Final = 24 * 3600.0  # for so long, lists of packages are not fetched again
 
 
@@ -130,16 +133,24 @@ class Archive:
                 newest[kernel.series] = kernel
         return sorted(newest.values())
 
-    def kernel_file(self, kernel: KernelPackage) -> Path:
-        """Return the path of a kernel's image, which is fetched if it is not in the cache."""
-        file = cache_folder() / self.architecture / kernel.suite / kernel.name / kernel.version / "vmlinuz"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}")  # another run may fetch the same one
-            with self._fetched(f"{kernel.name}={kernel.version}") as package, part.open("wb") as out:
-                _extract_kernel(package, out)
-            part.rename(file)
-        return file
+    def kernel_folder(self, kernel: KernelPackage) -> Path:
+        """Return a folder with a kernel, `vmlinuz`, and the modules that tests need, fetched if necessary."""
+        folder = cache_folder() / self.architecture / kernel.suite / kernel.name / kernel.version / "with-modules"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            part = folder.with_suffix(f".{os.getpid()}")  # another run may fetch the same one
+            part.mkdir()
+            # From 6.19 on, the modules are in a package of their own.
+            for name in dict.fromkeys((kernel.name, kernel.name.replace("linux-binary-", "linux-modules-"))):
+                with self._fetched(f"{name}={kernel.version}") as package:
+                    _extract_kernel(package, part)
+            lacking = {"vmlinuz", *(f"{each}.ko" for each in _MODULES)} - {each.name for each in part.iterdir()}
+            if lacking:
+                shutil.rmtree(part)
+                message = f"{kernel.name} has no {', '.join(sorted(lacking))} in it"
+                raise MatrixError(message)
+            part.rename(folder)
+        return folder
 
     def unpack(self, names: list[str], suite: str, folder: Path) -> None:
         """Unpack packages of a suite, without those that they depend on, into a folder."""
@@ -179,16 +190,19 @@ def _archive_uri() -> str:
     raise MatrixError("the sources of apt do not have Debian's archive: the kernels run on a Debian machine")
 
 
-def _extract_kernel(package: Path, out: IO[bytes]) -> None:
-    """Copy boot/vmlinuz-… of a package to a file."""
+def _extract_kernel(package: Path, folder: Path) -> None:
+    """Copy the kernel and the modules of a package to a folder, as far as they are in it."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             for member in tar:
-                content = tar.extractfile(member) if re.search(r"/vmlinu[zx][^/]*$", member.name) else None
-                if content is not None and member.isfile():
-                    shutil.copyfileobj(content, out)
-                    process.kill()
-                    return
-    message = f"{package.name} has no kernel in it"
-    raise MatrixError(message)
+                found = _WANTED.search(member.name) if member.isfile() else None
+                content = None if found is None else tar.extractfile(member)
+                if found is None or content is None:
+                    continue
+                file = folder / (found["module"] or "vmlinuz")
+                if found["xz"]:
+                    file.write_bytes(lzma.decompress(content.read()))
+                else:
+                    with file.open("wb") as out:
+                        shutil.copyfileobj(content, out)

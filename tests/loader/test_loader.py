@@ -5,20 +5,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from errno import EAGAIN, EFBIG, EISDIR, EMLINK, ENODEV, ENOENT, EXDEV
+from errno import EACCES, EAGAIN, EFBIG, EISDIR, EMLINK, ENODEV, ENOENT, EXDEV
 from pathlib import Path
 
 import pytest
 
 from app.bpf.linux import LinuxKernel
+from app.bpf.uapi import MapType
 from app.keeper.client import KeeperClient, KeeperLoader
 from app.keeper.messages import KeeperConfig
+from app.loader import libbpf
 from app.loader.client import DirectLoader, RunningLoader
 from app.loader.files import check_sealed, content_of, read_file
-from app.loader.messages import LoadAnswer, LoadRequest, ObjectLimits
-from tests.compiled import has_clang, object_file
-
-compiles = pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev")
+from app.loader.messages import LoadAnswer, LoadRequest, MapFacts, ObjectLimits, Refusal
+from app.loader.source_lines import find_line
+from app.service.loading.errors import ObjectRefused, ObjectUnreadable
+from app.service.loading.refusals import refusal_of
+from tests import probes
+from tests.compiled import object_file
+from tests.running import WAIT_SECONDS
 
 
 def errno_of(path: str, folder: Path, max_bytes: int = 1 << 20) -> int:
@@ -80,7 +85,13 @@ class TestFiles:
         assert errno_of(f"{folder}/a.o", folder) == EAGAIN
 
 
-LIMITS = ObjectLimits(upload=True)
+LIMITS = ObjectLimits(upload=True, timeout=WAIT_SECONDS)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated machine needs longer to start a keeper."""
+    monkeypatch.setattr("app.keeper.client._TIMEOUT_SECONDS", WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -109,14 +120,16 @@ def load(
         os.close(elf)
 
 
-@compiles
+UNCONFINED = [] if probes.landlock() is None else ["landlock"]  # what this kernel cannot give up
+
+
 @pytest.mark.kernel
 class TestLoads:
     def test_programs_and_maps_come_as_file_descriptors(
         self, loader: DirectLoader | KeeperLoader, linux: LinuxKernel
     ) -> None:
         answer, fds = load(loader, object_file("parser"), LoadRequest("parser"))
-        assert (answer.refusal, answer.unconfined, answer.warnings) == (None, [], "")
+        assert (answer.refusal, answer.unconfined, answer.warnings) == (None, UNCONFINED, "")
         programs, maps = [each.name for each in answer.programs], [each.name for each in answer.maps]
         assert len(fds) == len(programs) + len(maps)
         assert [linux.prog_info(fd).name for fd in fds[: len(programs)]] == programs
@@ -140,9 +153,36 @@ class TestLoads:
             os.close(fd)
 
 
+@pytest.mark.kernel
+def test_line_of_a_text_is_found_in_the_file_where_the_kernel_tells_none() -> None:
+    """Linux before 6.12 tells the text alone."""
+    content = object_file("refused")
+    file = libbpf.ObjectFile(libbpf.library(), content, "refused")
+    try:
+        line = find_line(file.lib, file.btf, content, "return data[4] == 7 ? XDP_TX : XDP_PASS;")
+        assert line is not None
+        assert (Path(line.file).name, line.line) == ("refused.bpf.c", 15)
+        assert find_line(file.lib, file.btf, content, "nowhere") is None
+        assert find_line(file.lib, None, content, "nowhere") is None
+        answer = LoadAnswer(Refusal("object-refused", {"line": line}, EACCES, "; a = b;\n3: (b7) r1 = 2\nit is bad"))
+        error = refusal_of(answer)
+        assert isinstance(error, ObjectRefused)
+        assert error.source == {"file": line.file, "line": 15, "text": "a = b;"}
+    finally:
+        file.close()
+
+
+def test_answer_of_a_process_that_was_taken_over_is_a_refusal() -> None:
+    for refusal in (
+        Refusal("object-too-large", {"nope": 1}), Refusal("object-refused", {"line": 3}, EACCES, "; a\nit is bad"),
+        Refusal("variable-unknown"), Refusal("program-type-not-allowed", {"type": "x"}),
+    ):  # fmt: skip
+        assert isinstance(refusal_of(LoadAnswer(refusal)), ObjectUnreadable), refusal
+
+
 # What a process could try that has been taken over by the file that it loads. Each line is tried after `confine`.
 ESCAPES = """
-import ctypes, os, socket, mmap, signal
+import ctypes, os, platform, socket, mmap, signal
 from app.loader.confinement import confine
 from app.bpf.linux import LinuxKernel
 from app.bpf import asm
@@ -160,6 +200,9 @@ folder = os.open("/tmp", os.O_PATH)
 def checked(number, *arguments):
     if libc.syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "")
+channel, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+flags = ctypes.create_string_buffer(b"lo", 40)
+ioctl, fcntl, prlimit64, getdents64 = {"x86_64": (16, 72, 302, 217), "aarch64": (29, 25, 261, 61)}[platform.machine()]
 unconfined = confine(5.0)
 attempts = {
     "read a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
@@ -179,6 +222,10 @@ attempts = {
     "open by id": lambda: kernel.map_get_fd_by_id(1),
     "run a program": lambda: kernel.prog_test_run(program, bytes(14)),
     "attach": lambda: checked(321, 28, bytes(64), 64),
+    "change a network interface": lambda: checked(ioctl, channel.fileno(), 0x8914, flags),
+    "have signals sent": lambda: checked(fcntl, channel.fileno(), 8, os.getpid()),
+    "limit another process": lambda: checked(prlimit64, os.getppid(), 7, bytes(16), 0),
+    "list a folder": lambda: checked(getdents64, os.open("/", os.O_RDONLY), flags, 40),
     "become root": lambda: os.setresuid(0, 0, 0),
     "use much memory": lambda: bytearray(1 << 30),
 }
@@ -196,6 +243,7 @@ os._exit(0)
 @pytest.mark.kernel
 class TestConfinement:
     def test_nothing_but_loading_is_possible(self) -> None:
+        probes.needs(probes.landlock())
         done = subprocess.run(
             [sys.executable, "-c", ESCAPES], capture_output=True, text=True, check=False, env={"PYTHONPATH": "."},
             cwd=Path(__file__).parents[2], timeout=60,
@@ -263,8 +311,26 @@ class TestConfinement:
             assert told.refusal is not None
             assert (told.refusal.code, fds) == ("object-unreadable", [])
 
+    @pytest.mark.parametrize(("made", "is_taken"), [("ARRAY", True), ("HASH", False)])
+    def test_map_is_of_the_type_that_the_answer_says(
+        self, monkeypatch: pytest.MonkeyPatch, made: str, *, is_taken: bool
+    ) -> None:
+        facts = MapFacts("m", MapType.ARRAY, 4, 4, 1, 0, is_internal=False, is_pinned_by_name=False, is_replaced=False)
+        answer = LoadAnswer(maps=[facts]).dump()
+        code = (
+            "import sys, socket; sys.path.append(sys.argv[3]); from app.bpf.linux import LinuxKernel; "
+            "from app.bpf.uapi import MapType; from app.sandbox.channel import receive_with_fds, send_with_fds; "
+            "channel = socket.socket(fileno=int(sys.argv[1])); receive_with_fds(channel, 1 << 18); "
+            f"fd = LinuxKernel().map_create(MapType.{made}, 4, 4, 1); "
+            f"send_with_fds(channel, {answer!r}, [fd])"
+        )
+        monkeypatch.setattr(RunningLoader, "code", code)
+        told, fds = load(DirectLoader(LIMITS), b"", LoadRequest("x"))
+        assert ((told.refusal is None), len(fds)) == (is_taken, is_taken)
+        for fd in fds:
+            os.close(fd)
 
-@compiles
+
 @pytest.mark.kernel
 class TestKeeper:
     def test_only_files_that_the_keeper_has_read_are_loaded_without_upload(self, tmp_path: Path) -> None:

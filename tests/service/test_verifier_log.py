@@ -62,3 +62,33 @@ def test_empty_log_tells_nothing() -> None:
 def test_log_is_told_by_its_end() -> None:
     found = finding("".join(f"{each}: (b7) r0 = {each}\n" for each in range(1000)) + "too complex\n")
     assert (len(found.tail), found.message) == (12, "too complex")
+
+
+# Linux 7.3: what follows the message says it again.
+REPORT = """
+Verification failed: Memory Safety: Access outside bounds
+
+Reason:
+  The verifier cannot prove offset + access_size <= object_size.
+
+At:
+  reads_too_far @ parser.bpf.c:15:12
+  Instruction context:
+      4 | (2d) if r2 > r1 goto pc+4
+  >>> 5 | (71) r1 = *(u8 *)(r2 +0)
+
+Suggestion:
+  Add or adjust a bounds check that proves offset + access_size stays within the object.
+
+processed 6 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0
+"""
+
+
+def test_report_of_the_newest_kernels_does_not_hide_the_message() -> None:
+    log, statistics, _ = NEW.partition("processed")
+    assert statistics
+    found = finding(log + REPORT)
+    assert (found.message, found.instruction, found.source) == (
+        finding(NEW).message, finding(NEW).instruction, finding(NEW).source,
+    )  # fmt: skip
+    assert found.tail == log.splitlines()

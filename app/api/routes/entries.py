@@ -5,6 +5,7 @@ from itertools import compress, islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -17,6 +18,7 @@ from app.api.dependencies import (
     DryRun,
     Force,
     Note,
+    Warnings,
     add_audit_facts,
     context_of,
     service_of,
@@ -31,13 +33,13 @@ from app.api.routing import StrictRoute
 from app.api.schemas import fields, parameters, requests, responses
 from app.api.visibility import visible_entries, visible_graph
 from app.service.changes.entries import Precondition, SetResult, clear_entry, set_entry
-from app.service.errors import EntryEmpty
+from app.service.errors import EntryEmpty, ServiceError
 from app.service.graph.consequences import consequences
 from app.service.graph.reader import in_slices
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS, EntryChanges
+from app.store.records import EMPTY, NUMBERS, EntryChanges
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 
@@ -52,6 +54,7 @@ CHANGE = (
     "journal-unavailable",
 )
 WRITE = (*CHANGE, "pin-moved")
+_Set = responses.Entry | responses.EntryWithWarnings | responses.DryEntry
 _CHANGE = (*_ENTRY, *WRITE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
@@ -93,13 +96,13 @@ def _precondition(request: Request, registry: Registry, held: HeldMap, index: in
     "/maps/{name}/entries/{index}",
     operation_id="set_entry",
     summary="Point an entry to a program",
-    response_model=responses.Entry | responses.DryEntry,
-    responses=answers(responses.Entry | responses.DryEntry, "It pointed to a program before.", headers=_HEADERS)
-    | answers(responses.Entry | responses.DryEntry, "It was empty before.", 201, headers=_HEADERS)
+    response_model=_Set,
+    responses=answers(_Set, "It pointed to a program before.", headers=_HEADERS)
+    | answers(_Set, "It was empty before.", 201, headers=_HEADERS)
     | problems(*_CHANGE, *REFERENCE, *BODY),
     openapi_extra=PARAMETERS,
 )
-async def set_entry_route(
+async def set_entry_route(  # noqa: PLR0913, PLR0917 - the parts of a request
     request: Request,
     name: parameters.MapName,
     index: parameters.Index,
@@ -108,6 +111,7 @@ async def set_entry_route(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
     force: Force = False,
+    warnings: Warnings = False,
 ) -> Response:
     """Point an entry to a program, by one overwrite.
 
@@ -130,10 +134,13 @@ async def set_entry_route(
         precondition=_precondition(request, service.registry, held, index),
         dry_run=dry_run,
     )
-    if result.fit is None:
-        answer = set_answer(request.scope, service.registry, held, index, result)
-    else:
+    if result.fit is not None:
         answer = await _dry_answer(request, held, index, result)
+    else:
+        answer = set_answer(request.scope, service.registry, held, index, result)
+        if warnings:
+            told = await _entry_warnings(request, held, index, result.before or EMPTY, result.after.id)
+            answer = _with_warnings(answer, told)
     return Json(answer.body, answer.status, answer.headers)
 
 
@@ -167,41 +174,69 @@ async def _dry_answer(request: Request, held: HeldMap, index: int, result: SetRe
     return responses.Answer(status, headers, b"".join(entries_chunks(dry, result.entries)))
 
 
-async def warnings_of(request: Request, name: str, entries: EntryChanges | None) -> list[str]:
-    """Return what a change that is only tried would make worse, as far as the caller may know.
+async def warnings_of(request: Request, name: str, entries: EntryChanges | None, *, is_made: bool = False) -> list[str]:
+    """Return what a change makes worse, as far as the caller may know.
 
     Args:
         request: Of the caller.
         name: The map.
-        entries: What would change. None: nothing.
+        entries: What changes. None: nothing.
+        is_made: The change was made; else it was only tried.
     """
     service = service_of(request)
     held = service.registry.maps.find(name)
     if entries is None or held is None or held.object is None:
         return []
-    graph = await service.graph.read()
+    try:
+        graph = await service.graph.read()
+    except ServiceError as error:
+        if not is_made:
+            raise
+        return [f"what the change makes worse is not known: {error}"]  # the answer still has to tell that it was made
     part = await in_slices(visible_graph(grant_of(request.scope), graph))
-    return await in_slices(consequences(graph, part, held.object.id, entries))
+    return await in_slices(consequences(graph, part, held.object.id, entries, is_made=is_made))
+
+
+async def _entry_warnings(request: Request, held: HeldMap, index: int, before: int, after: int) -> list[str]:
+    """Return what an entry makes worse by holding one program in place of another; `before` may be EMPTY."""
+    if before == after:
+        return []
+    entries = EntryChanges(array(NUMBERS, [index]), array(NUMBERS, [before]), array(NUMBERS, [after]), {})
+    return await warnings_of(request, held.name, entries, is_made=True)
+
+
+def _with_warnings(answer: responses.Answer, warnings: list[str]) -> responses.Answer:
+    """Return the answer about an entry with the member `warnings`."""
+    body = answer.body.removesuffix(b"}") + b',"warnings":' + to_json(warnings) + b"}"
+    return responses.Answer(answer.status, answer.headers, body)
 
 
 @router.get(
     "/maps/{name}/entries/{index}",
     operation_id="get_entry",
     summary="Tell which program an entry points to",
-    response_model=responses.Entry,
-    responses=answers(responses.Entry, "The entry.", headers=openapi.ETAG)
+    response_model=responses.Entry | responses.EntryWithWarnings,
+    responses=answers(responses.Entry | responses.EntryWithWarnings, "The entry.", headers=openapi.ETAG)
     | {304: {"description": "Unchanged since If-None-Match.", "headers": openapi.ETAG}}
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,
 )
-async def get_entry(request: Request, name: parameters.MapName, index: parameters.Index) -> Response:
+async def get_entry(
+    request: Request, name: parameters.MapName, index: parameters.Index, warnings: Warnings = False
+) -> Response:
     """Return the program that an entry points to.
 
-    Every request asks the kernel, so it also shows what other tools write.
+    Every request asks the kernel, so it also shows what other tools write. With `warnings=true` the answer is never
+    304: what the entry makes worse also depends on other entries.
     """
     service = service_of(request)
     held = service.registry.maps.get(name)
     conditions = Conditions.for_reading(request)
+    if warnings:
+        program_id = held.opened().get(index) or EMPTY
+        told = await _entry_warnings(request, held, index, EMPTY, program_id)
+        answer = _with_warnings(read_answer(request.scope, service, held, index), told)
+        return Json(answer.body, answer.status, answer.headers)
     answer = read_answer(request.scope, service, held, index)
     if conditions.not_modified(answer.headers["ETag"]):
         return Response(status_code=304, headers=answer.headers)

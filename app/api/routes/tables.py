@@ -13,6 +13,7 @@ from app.api.dependencies import (
     DryRun,
     Force,
     Note,
+    Warnings,
     add_audit_facts,
     context_of,
     service_of,
@@ -33,7 +34,7 @@ from app.service.changes.tables import RequestedEntries, TablePrecondition, Tabl
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
 
-_Result = responses.Applied | responses.DryApplied | responses.MinimalApplied
+_Result = responses.Applied | responses.AppliedWithWarnings | responses.DryApplied | responses.MinimalApplied
 _PREFER: Final = header_parameter(
     "Prefer",
     "`return=minimal` (RFC 7240): leave the entries out of the change in the answer. A dry run tells them all the "
@@ -85,11 +86,27 @@ async def answer(
     result: TableResult,
     *,
     dry_run: bool,
+    warns: bool = False,
     prebuilt: EntriesPrebuilt | None = None,
     **facts: object,
 ) -> Response:
-    """Return the answer with the entries, to a change of the map `name`. `facts` go to the audit."""
-    warnings = await warnings_of(request, name, result.entries)
+    """Return the answer with the entries, to a change of the map `name`.
+
+    Args:
+        request: Of the caller.
+        name: The map.
+        result: What became of the change.
+        dry_run: Nothing was changed. Then it is always told what would get worse.
+        warns: Tell what got worse.
+        prebuilt: The entries, some of which may be encoded already.
+        **facts: For the audit.
+    """
+    warnings: list[str] | None = None
+    if dry_run:
+        warnings = await warnings_of(request, name, result.entries)
+    elif warns:
+        changed = None if result.change is None else result.change.entries
+        warnings = await warnings_of(request, name, changed, is_made=True)
     return _response(request, table_answer(result, dry_run=dry_run, prebuilt=prebuilt, facts=facts, warnings=warnings))
 
 
@@ -99,10 +116,17 @@ def _response(request: Request, answer: TableAnswer) -> Response:
 
 
 async def _change(
-    request: Request, name: str, requested: RequestedEntries, context: RequestContext, *, replace: bool, dry_run: bool
+    request: Request,
+    name: str,
+    requested: RequestedEntries,
+    context: RequestContext,
+    *,
+    replace: bool,
+    dry_run: bool,
+    warns: bool,
 ) -> Response:
     service, prebuilt = service_of(request), EntriesPrebuilt()
-    is_minimal = not dry_run and prefers_minimal(request.headers.getlist("Prefer"))
+    is_minimal = not (dry_run or warns) and prefers_minimal(request.headers.getlist("Prefer"))
     result = await change_table(
         service.changes,
         service.registry.maps.get(name),
@@ -115,7 +139,7 @@ async def _change(
     )
     if is_minimal:
         return _response(request, table_answer(result, is_minimal=True, facts=count_facts(result)))
-    return await answer(request, name, result, dry_run=dry_run, prebuilt=prebuilt, **count_facts(result))
+    return await answer(request, name, result, dry_run=dry_run, warns=warns, prebuilt=prebuilt, **count_facts(result))
 
 
 @router.put(
@@ -134,6 +158,7 @@ async def replace_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
     force: Force = False,
+    warnings: Warnings = False,
 ) -> Response:
     """Replace the whole table. Entries that are not listed are cleared. What GET answers can be PUT back.
 
@@ -142,7 +167,8 @@ async def replace_entries(
     not: list callees before the entries that lead to them.
     """
     context = context_of(request.scope, note, confirm_within, force=force)
-    return await _change(request, name, requested_entries(body), context, replace=True, dry_run=dry_run)
+    asked = requested_entries(body)
+    return await _change(request, name, asked, context, replace=True, dry_run=dry_run, warns=warnings)
 
 
 @router.patch(
@@ -161,7 +187,10 @@ async def update_entries(
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
     force: Force = False,
+    warnings: Warnings = False,
 ) -> Response:
     """Change the entries listed, in that order. `"program": null` clears one. Checks and undo are those of PUT."""
     context = context_of(request.scope, note, confirm_within, force=force)
-    return await _change(request, name, requested_entries(body), context, replace=False, dry_run=dry_run)
+    return await _change(
+        request, name, requested_entries(body), context, replace=False, dry_run=dry_run, warns=warnings
+    )

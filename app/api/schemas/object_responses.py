@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.schemas.responses import FIT, REASON, Change, ChangedEntry
 from app.bpf.uapi import map_type_name, prog_type_name
-from app.service.loading.object_files import LoadedObject
+from app.service.loading.loaded_object import LoadedObject
 from app.service.loading.version import LoadedMap, LoadedProgram, Version
 
 

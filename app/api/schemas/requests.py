@@ -145,6 +145,7 @@ class SetEntry(Input):
     index: Any = Field(None, description="Ignored.")
     etag: Any = Field(None, description="Ignored.")
     waiting: Any = Field(None, description="Ignored.")
+    warnings: Any = Field(None, description="Ignored.")
 
 
 class CreateMap(Input):

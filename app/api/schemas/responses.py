@@ -17,9 +17,9 @@ FIT: Final = (
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
 _WOULD_CHANGE: Final = "The entries that would be changed, in this order."
-_WOULD_WORSEN: Final = (
-    "What the change would make worse for the jumps between programs, by the graph of GET /graph: entries that would "
-    "not be reached, jumps to entries that would be empty, cycles, and chains beyond the kernel's limit."
+_WORSENED: Final = (
+    "What the change makes worse, or in a dry run would, for the jumps between programs, by the graph of GET /graph: "
+    "entries that are not reached, jumps to entries that are empty, cycles, and chains beyond the kernel's limit."
 )
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
 REASON: Final = "Why it is unavailable; null: it is held."
@@ -133,14 +133,19 @@ class ChangedEntry(_BuiltLater):
     after: ChangedProgram | None
 
 
-class DryEntry(Entry):
-    """The entry as it would be after the change, from a dry run."""
+class EntryWithWarnings(Entry):
+    """The entry, and what it makes worse for the jumps between programs: with `warnings=true`."""
 
     model_config = ConfigDict(defer_build=True)
 
+    warnings: list[str] = Field(description=f"{_WORSENED} A GET tells what is so because the entry is not empty.")
+
+
+class DryEntry(EntryWithWarnings):
+    """The entry as it would be after the change, from a dry run."""
+
     fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
-    warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
 class _ChangeMade(_BuiltLater):
@@ -207,12 +212,17 @@ class Applied(_BuiltLater):
     unchanged: int
 
 
-class DryApplied(Applied):
+class AppliedWithWarnings(Applied):
+    """The result of a change of entries, and what it makes worse: with `warnings=true`."""
+
+    warnings: list[str] = Field(description=_WORSENED)
+
+
+class DryApplied(AppliedWithWarnings):
     """The result that a change of entries would have, from a dry run."""
 
     fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
-    warnings: list[str] = Field(description=_WOULD_WORSEN)
 
 
 class MinimalApplied(_BuiltLater):
@@ -401,9 +411,13 @@ class GraphAttachment(_BuiltLater):
     """A place where the kernel runs a program. `program`: its id."""
 
     program: int = Field(examples=[811])
-    kind: str = Field(description="`xdp`, `tc`, `tcx`, `netkit`, `cgroup`, or the type of a link.", examples=["xdp"])
+    kind: str = Field(
+        description="`xdp`, `tc`, `tcx`, `netkit`, `cgroup`, `perf_event` (with or without link), or a type of link.",
+        examples=["xdp"],
+    )
     where: str | None = Field(
-        description="The interface and the direction or mode, or the control group; null: the kernel does not tell.",
+        description="The interface and the direction or mode, the control group, or what is probed (`kprobe do_exit`); "
+        "null: the kernel does not tell.",
         examples=["eth0 driver"],
     )
     attach_type: str | None = Field(examples=["tcx_ingress"])

@@ -1,4 +1,4 @@
-"""What a change of entries would do to the jumps: what is never reached then, cycles, and chains beyond the limit."""
+"""What a change of entries does to the jumps: what is never reached then, cycles, and chains beyond the limit."""
 
 from array import array
 from collections.abc import Generator, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Final
 
 from app.bpf.uapi import MAX_TAIL_CALL_CNT
 from app.service.graph.findings import Findings, Reason, find
-from app.service.graph.graph import Graph
+from app.service.graph.graph import ArrayNode, Graph
 from app.store.records import EntryChanges
 
 _ENTRIES_PER_STEP: Final = 4096
@@ -19,14 +19,17 @@ _WHY: Final[dict[Reason, str]] = {
 }
 
 
-def consequences(graph: Graph, part: Graph, array_id: int, entries: EntryChanges) -> Generator[None, None, list[str]]:
-    """Find what a change would make worse.
+def consequences(
+    graph: Graph, part: Graph, array_id: int, entries: EntryChanges, *, is_made: bool
+) -> Generator[None, None, list[str]]:
+    """Find what a change makes worse.
 
     Args:
-        graph: The graph as it is.
+        graph: The graph as it is, before the change or after it.
         part: What may be told of; consequences for anything else are left out.
-        array_id: The array whose entries would change.
+        array_id: The array whose entries change.
         entries: Which ones, and how.
+        is_made: The change was made; else the sentences tell what would be.
 
     Returns:
         A sentence each, when the steps end.
@@ -34,28 +37,44 @@ def consequences(graph: Graph, part: Graph, array_id: int, entries: EntryChanges
     node = graph.arrays.get(array_id)
     if node is None or node.table is None:
         return []
-    table = array(node.table.typecode, node.table)
-    changed = zip(entries.indexes, entries.after, strict=True)
-    while some := list(islice(changed, _ENTRIES_PER_STEP)):
-        for index, program in some:
-            table[index] = program
-        yield
-    later = graph.with_array((yield from node.with_table(table)))
-    before = yield from find(graph)
+    earlier = graph.with_array((yield from _with_entries(node, entries, entries.before)))
+    later = graph.with_array((yield from _with_entries(node, entries, entries.after)))
+    before = yield from find(earlier)
     # What runs for another reason than a jump does so after the change as well.
     after = yield from find(later, before.starts)
     # Whoever may read the entries that would change may read what they would hold.
     programs = part.programs.keys() | {*entries.after}
-    sentences = _Sentences(graph, part, frozenset(programs), before, after)
+    sentences = _Sentences(graph, part, frozenset(programs), before, after, is_made=is_made)
     return [*sentences.unreached(array_id, entries), *sentences.empty(), *sentences.cycles(), *sentences.chain()]
+
+
+def _with_entries(node: ArrayNode, entries: EntryChanges, programs: "array[int]") -> Generator[None, None, ArrayNode]:
+    """Return the node with these programs in the entries that change."""
+    assert node.table is not None  # else nothing is known of what changes
+    table = array(node.table.typecode, node.table)
+    changed = zip(entries.indexes, programs, strict=True)
+    while some := list(islice(changed, _ENTRIES_PER_STEP)):
+        for index, program in some:
+            table[index] = program
+        yield
+    return (yield from node.with_table(table))
 
 
 class _Sentences:
     """Tells the differences between two findings."""
 
-    def __init__(self, graph: Graph, part: Graph, programs: frozenset[int], before: Findings, after: Findings) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        part: Graph,
+        programs: frozenset[int],
+        before: Findings,
+        after: Findings,
+        *,
+        is_made: bool,
+    ) -> None:
         self._graph, self._part, self._programs = graph, part, programs
-        self._before, self._after = before, after
+        self._before, self._after, self._is_made = before, after, is_made
 
     def _program(self, id_: int) -> str:
         node = self._graph.programs.get(id_)
@@ -82,10 +101,12 @@ class _Sentences:
                 ]
                 if new:
                     entry = f"entry {new[0]}" if len(new) == 1 else f"entries {_listed(new)}"
-                    yield f"{entry} of {self._array(id_)} would not be reached: {_WHY[reason]}"
+                    is_not = "would not be" if not self._is_made else "is not" if len(new) == 1 else "are not"
+                    yield f"{entry} of {self._array(id_)} {is_not} reached: {_WHY[reason]}"
 
     def empty(self) -> Iterator[str]:
-        """Tell jumps to entries that would be empty."""
+        """Tell jumps to entries that are empty then."""
+        is_ = "is" if self._is_made else "would be"
         was = {(each.edge.program, each.edge.array, each.index) for each in self._before.empty_jumps}
         for each in self._after.empty_jumps:
             edge = each.edge
@@ -93,24 +114,26 @@ class _Sentences:
             if is_seen and (edge.program, edge.array, each.index) not in was:
                 yield (
                     f"{self._program(edge.program)} jumps to entry {each.index} of {self._array(edge.array)}, which "
-                    "would be empty: the jump falls through"
+                    f"{is_} empty: the jump falls through"
                 )
 
     def cycles(self) -> Iterator[str]:
-        """Tell programs that would lead to each other."""
+        """Tell programs that lead to each other then."""
         was = [{*each.programs} for each in self._before.cycles]
         for each in self._after.cycles:
             programs = {*each.programs}
             if any(programs <= old for old in was) or not programs <= self._programs:
                 continue
-            verb = "would" if each.certain else "might"
+            is_one, leads = len(programs) == 1, "might lead"
+            if each.certain:
+                leads = "would lead" if not self._is_made else "leads" if is_one else "lead"
             who = ", ".join(map(self._program, each.programs[:_MAX_LISTED]))
             who += ", …" if len(programs) > _MAX_LISTED else ""
-            what = f"{who} {verb} lead to itself" if len(programs) == 1 else f"{who} {verb} lead to each other"
-            yield f"a cycle: {what}; the kernel makes {MAX_TAIL_CALL_CNT} jumps at most, and the next falls through"
+            limit = f"the kernel makes {MAX_TAIL_CALL_CNT} jumps at most, and the next falls through"
+            yield f"a cycle: {who} {leads} to {'itself' if is_one else 'each other'}; {limit}"
 
     def chain(self) -> Iterator[str]:
-        """Tell a chain that would become too long."""
+        """Tell a chain that is too long then."""
         old, new = self._before.longest_chain, self._after.longest_chain
         if new is None or not new.exceeds_limit or (old is not None and old.jumps >= new.jumps):
             return

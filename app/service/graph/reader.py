@@ -6,12 +6,14 @@ import errno
 import time
 from array import array
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
-from app.bpf.inventory import Attachments, Loaded, LoadedArray, LoadedProgram, ProgramCode
+from app.bpf.inventory import ArrayOwner, Attachments, Loaded, LoadedArray, LoadedProgram, ProgramCode
 from app.bpf.kernel import Kernel
-from app.service.errors import MapUnavailable, MapUnknown
+from app.service.errors import MapUnavailable, MapUnknown, ServiceError
 from app.service.graph.graph import ArrayNode, Edge, Graph, ProgramNode
+from app.service.objects.program_array import ProgramArray
 from app.service.registry.registry import Registry
 from app.store.records import EMPTY, NUMBERS
 
@@ -107,17 +109,33 @@ class GraphReader:
             edges += _edges(program, code, loaded.arrays)
             if number % _PROGRAMS_PER_SLICE == 0:
                 yield
-        names = {held.object.id: held.name for held in self._registry.maps if held.object is not None}
+        held_maps = {
+            held.object.id: (held.name, held.object) for held in self._registry.maps if held.object is not None
+        }
         arrays = {}
         for id_, listed in loaded.arrays.items():
             table = tables.get(id_)
+            name, array_ = held_maps.get(id_, (None, None))
+            if listed.owner is None and array_ is not None:
+                listed = replace(listed, owner=_owner(array_))  # noqa: PLW2901 - a kernel before 5.18, or no iterators
             if table is None and not listed.users:
                 table = array(NUMBERS)  # it is being emptied, or is empty for good
-            node = ArrayNode(listed, names.get(id_), table)
+            node = ArrayNode(listed, name, table)
             arrays[id_] = node if table is None else (yield from node.with_table(table))
             yield
         found = tuple(each for each in attachments.found if each.program in programs)
         return Graph(programs, arrays, tuple(edges), found, tuple(unseen))
+
+
+def _owner(array_: ProgramArray) -> ArrayOwner | None:
+    """Return what the fdinfo of a held array tells of its owner. None: there is none, or it cannot be read."""
+    try:
+        state = array_.state()
+    except ServiceError:
+        return None
+    if state.owner_type is None:
+        return None
+    return ArrayOwner(state.owner_type, None, jited=bool(state.owner_jited), xdp_frags=False, has_prototype=False)
 
 
 def _edges(program: LoadedProgram, code: ProgramCode | None, arrays: Mapping[int, LoadedArray]) -> list[Edge]:

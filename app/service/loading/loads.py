@@ -2,16 +2,20 @@
 
 import asyncio
 import errno
+import hashlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from app.bpf.kernel import Kernel
 from app.bpf.uapi import MapType, errno_name, prog_type_name
+from app.loader.files import content_of
 from app.loader.messages import LoadAnswer, LoadRequest, ProgramChoice
-from app.service.errors import (
+from app.service.errors import ServiceError, Stopping, kernel_failure
+from app.service.loading.errors import (
     FileChanging,
     FileNotAllowed,
     FileUnusable,
@@ -21,13 +25,11 @@ from app.service.errors import (
     NoPreviousMap,
     ObjectTooLarge,
     ObjectUnsupported,
-    ServiceError,
-    Stopping,
-    kernel_failure,
 )
-from app.service.loading.refusals import refusal_of, refused_program
+from app.service.loading.refusals import RefusedProgram, refusal_of, refused_program
 from app.service.loading.specification import PREVIOUS, MapOptions, Specification
 from app.service.loading.version import LoadedMap, LoadedProgram, Version, owned_map
+from app.service.objects.compatibility import Requirements
 from app.service.objects.program import OwnedFd, Program
 from app.service.objects.program_array import ProgramArray
 from app.service.registry.registry import Registry
@@ -44,6 +46,9 @@ _REMEDIES: Final = {
     errno.EINVAL: "the path must be absolute, in UTF-8 and without NUL characters",
 }
 _NO_ATTACH_TYPE: Final = 0
+_LOADS_AT_A_TIME: Final = 2
+
+T = TypeVar("T")
 
 
 class ObjectLoader(Protocol):
@@ -60,6 +65,24 @@ class ObjectLoader(Protocol):
 
     def close(self) -> None:
         """End what is being loaded."""
+
+
+class SealedFile(NamedTuple):
+    """An object file in sealed memory: its fd, its SHA-256 in hex, and its size in bytes."""
+
+    fd: int
+    digest: str
+    size: int
+
+
+def _sealed(read: Callable[[T], int], source: T) -> SealedFile:
+    """Return the file that this function reads."""
+    fd = read(source)
+    try:
+        return SealedFile(fd, hashlib.sha256(content_of(fd)).hexdigest(), os.fstat(fd).st_size)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +119,7 @@ class Loads:
         self._loader = loader
         self._max_bytes = max_bytes
         self._can_hold_pins = can_hold_pins
+        self._slots = asyncio.Semaphore(_LOADS_AT_A_TIME)
 
     @property
     def loader(self) -> ObjectLoader:
@@ -108,8 +132,8 @@ class Loads:
             raise LoaderUnavailable("the kernel in memory loads no object files")
         return self._loader
 
-    async def read(self, path: str | None, content: bytes | None) -> int:
-        """Return the fd of sealed memory with an object file. The caller owns it.
+    async def read(self, path: str | None, content: bytes | None) -> SealedFile:
+        """Return an object file in sealed memory. The caller owns the fd.
 
         Args:
             path: The path of the file. None: a request brought it.
@@ -121,9 +145,9 @@ class Loads:
         """
         loader = self.loader
         if path is None:
-            return await asyncio.to_thread(loader.seal, content or b"")
+            return await asyncio.to_thread(_sealed, loader.seal, content or b"")
         try:
-            return await asyncio.to_thread(loader.read_file, path)
+            return await asyncio.to_thread(_sealed, loader.read_file, path)
         except ValueError:
             raise FileUnusable(path, "EINVAL", _REMEDIES[errno.EINVAL]) from None
         except OSError as error:
@@ -146,7 +170,7 @@ class Loads:
     async def load(
         self,
         name: str,
-        elf: tuple[int, str, int],
+        elf: SealedFile,
         asked: Specification,
         before: Version | None,
         attach_types: Mapping[int, int],
@@ -160,7 +184,7 @@ class Loads:
 
         Args:
             name: The name of the object file.
-            elf: The fd of sealed memory with it, its SHA-256, and its size.
+            elf: The file.
             asked: How to load it.
             before: The version before. None: there is none.
             attach_types: See LoadRequest.
@@ -174,17 +198,18 @@ class Loads:
         """
         if asked.pinning == "hold" and not self._can_hold_pins:
             raise ObjectUnsupported('"pinning": "hold" keeps maps by pins in server.keep_dir, which is not set')
-        with ExitStack() as stack:
-            taking_places = self._replacements(asked, before, stack)
-            known: Mapping[int, int] = {**self._attach_types_of(taking_places), **attach_types}
-            stand_ins = self._stand_ins(taking_places, stack)
-            if stand_ins:
-                tried = await self._load_fitting(name, elf, asked, taking_places | stand_ins, known)
-                if dry_run:
-                    return tried
-                known = tried.attach_types
-                tried.close()
-            return await self._load_fitting(name, elf, asked, taking_places, known)
+        async with self._slots:
+            with ExitStack() as stack:
+                taking_places = self._replacements(asked, before, stack)
+                known: Mapping[int, int] = {**self._attach_types_of(taking_places), **attach_types}
+                stand_ins = self._stand_ins(taking_places, stack)
+                if stand_ins:
+                    tried = await self._load_fitting(name, elf, asked, taking_places | stand_ins, known)
+                    if dry_run:
+                        return tried
+                    known = tried.attach_types
+                    await tried.close()
+                return await self._load_fitting(name, elf, asked, taking_places, known)
 
     def _attach_types_of(self, taking_places: Mapping[str, Replacement]) -> dict[int, int]:
         """Return by type of program the expected_attach_type that the arrays take, where it can be told."""
@@ -242,7 +267,7 @@ class Loads:
     async def _load_fitting(
         self,
         name: str,
-        elf: tuple[int, str, int],
+        elf: SealedFile,
         asked: Specification,
         taking_places: Mapping[str, Replacement],
         attach_types: Mapping[int, int],
@@ -252,14 +277,11 @@ class Loads:
         while True:
             tried.append(attach_types)
             request = _request(name, asked, taking_places, attach_types)
-            answer, fds = await self._ask(request, elf[0], [taking_places[map_].object.fd for map_ in request.replaced])
+            answer, fds = await self._ask(request, elf.fd, [taking_places[map_].object.fd for map_ in request.replaced])
             misfit = refused_program(answer) if taking_places else None
-            other = None if misfit is None else other_attach_types(attach_types, misfit[1], tried)
+            other = None if misfit is None else other_attach_types(attach_types, misfit.type, tried)
             if misfit is not None and other is None:
-                owners = (each.object.state().owner_type for each in taking_places.values()
-                          if isinstance(each.object, ProgramArray))  # fmt: skip
-                owner = next((prog_type_name(each) for each in owners if each is not None), None)
-                raise JumpIncompatible(misfit[0], sorted(taking_places), owner, prog_type_name(misfit[1]))
+                raise self._misfit(misfit, taking_places)
             if other is None:
                 break
             attach_types = other
@@ -267,6 +289,32 @@ class Loads:
         if error is not None:
             raise error
         return self._version(elf, asked, taking_places, attach_types, answer, fds)
+
+    def _misfit(self, program: RefusedProgram, taking_places: Mapping[str, Replacement]) -> JumpIncompatible:
+        """Return the error for a program that fits none of the arrays that it may have to do with."""
+        kernel = self._registry.kernel
+        required = {
+            map_: Requirements.of(kernel, each.object.fd)
+            for map_, each in sorted(taking_places.items())
+            if isinstance(each.object, ProgramArray)
+        }
+        differences = {
+            map_: each.difference_of_types(program.type_name, program.attach_type_name)
+            for map_, each in required.items()
+        }
+        # Those that are known to differ; where none is, it may be any.
+        maps = [map_ for map_, difference in differences.items() if difference is not None] or list(required)
+        owner = next((required[map_] for map_ in maps if required[map_].owner_type is not None), None)
+        known = next((differences[map_] for map_ in maps if differences[map_] is not None), None)
+        return JumpIncompatible(
+            program=program.name,
+            maps=maps,
+            reason=known or "the kernel does not tell how it differs from the programs there",
+            owner_program_type=None if owner is None else prog_type_name(owner.owner_type or 0),
+            program_type=program.type_name,
+            owner_attach_type=None if owner is None else owner.attach_type,
+            attach_type=program.attach_type_name,
+        )
 
     async def _ask(self, request: LoadRequest, elf: int, maps: list[int]) -> tuple[LoadAnswer, list[int]]:
         try:
@@ -285,7 +333,7 @@ class Loads:
 
     def _version(
         self,
-        elf: tuple[int, str, int],
+        elf: SealedFile,
         asked: Specification,
         taking_places: Mapping[str, Replacement],
         attach_types: Mapping[int, int],
@@ -294,7 +342,7 @@ class Loads:
     ) -> Version:
         """Make a version of the answer, and take over the fds."""
         kernel, left = self._registry.kernel, list(fds)
-        version = Version(0, asked, elf[1], elf[2], time.time(), kernel.boot_id, attach_types)
+        version = Version(0, asked, elf.digest, elf.size, time.time(), kernel.boot_id, attach_types)
         version.values, version.unconfined = list(answer.values), tuple(answer.unconfined)
         try:
             for facts in answer.programs:
@@ -314,7 +362,7 @@ class Loads:
                 id_ = kernel.map_info(replacement.object.fd).id
                 version.maps[map_facts.name] = LoadedMap(map_facts, replacement.use, id_, None, kept)
         except BaseException:
-            version.close()
+            version.close_now()
             for fd in left:
                 kernel.close(fd)
             raise

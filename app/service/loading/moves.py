@@ -7,8 +7,8 @@ from typing import Final
 
 from app.service.changes.changes import Part
 from app.service.changes.plan import WritePlan
-from app.service.errors import (
-    BodyIndexOutOfRange,
+from app.service.errors import BodyIndexOutOfRange
+from app.service.loading.errors import (
     MapNotHeld,
     NoSuccessor,
     ObjectInUse,

@@ -1,52 +1,39 @@
 """The object files that are loaded, by name: loading one, replacing it by a new version, and unloading it."""
 
 import asyncio
-import hashlib
-import json
 import os
-import uuid
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
 
-from app.bpf.uapi import PROG_TYPE_NAMES, MapType
-from app.loader.files import content_of
+from app.bpf.uapi import PROG_TYPE_NAMES
 from app.service.changes.changes import Applied, Changes
 from app.service.changes.fit import Fit, check_fit
 from app.service.changes.origin import RequestContext
 from app.service.changes.permissions import check_not_moved
 from app.service.drift.detector import DriftDetector
-from app.service.errors import (
-    FileNotAllowed,
-    JournalUnavailable,
-    JournalUnreadable,
-    NameTaken,
-    ObjectUnknown,
-    ObjectUnsupported,
-    ProgramIncompatible,
-    ServiceError,
-)
+from app.service.errors import JournalUnavailable, JournalUnreadable, ProgramIncompatible
 from app.service.loading.copies import Copies
-from app.service.loading.loads import Loads, ObjectLoader, other_attach_types
+from app.service.loading.errors import FileNotAllowed, ObjectUnknown
+from app.service.loading.holding import Holding
+from app.service.loading.loaded_object import LoadedObject
+from app.service.loading.loads import Loads, ObjectLoader, SealedFile, other_attach_types
 from app.service.loading.moves import WantedEntries, check_unused, parts_of, wanted_entries
-from app.service.loading.specification import PREVIOUS, Specification
-from app.service.loading.version import LoadedMap, LoadedProgram, Version, source_at
-from app.service.objects.opening import pin_failure
-from app.service.objects.program_array import ProgramArray
-from app.service.objects.source import checked_name
-from app.service.registry.held import HeldMap, HeldProgram
+from app.service.loading.pinning import Pinning
+from app.service.loading.restoring import Restoring
+from app.service.loading.specification import Specification
+from app.service.loading.version import Version
 from app.service.registry.registry import Registry
-from app.store.journal import Journal, JournalFailed, ObjectEvent
+from app.store.journal import Journal, JournalFailed
 from app.store.records import EntryChanges
 
-_LOADS_AT_A_TIME: Final = 2
-_RETRY_SECONDS: Final = 30.0  # between two attempts to load an object file again that could not be loaded
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -75,35 +62,6 @@ class ObjectOptions:
 NO_LOADER: Final = ObjectOptions()
 
 
-@dataclass(eq=False)
-class LoadedObject:
-    """An object file under a name.
-
-    Attributes:
-        name: The name.
-        version: The version that counts.
-        previous: The version before, which is kept until there is another one. None: there is none, or it is gone.
-        reason: Why the version is not loaded, as after a restart. None: it is.
-        not_before: When it is tried again, in seconds of the event loop's clock.
-    """
-
-    name: str
-    version: Version
-    previous: Version | None = None
-    reason: str | None = None
-    not_before: float = 0.0
-
-    @property
-    def etag(self) -> str:
-        """The entity tag: it changes with each version."""
-        return f'"{self.version.number}-{self.version.digest[:16]}"'
-
-    @property
-    def versions(self) -> list[Version]:
-        """The versions that are loaded, the newest first."""
-        return [] if self.reason is not None else [self.version, *([] if self.previous is None else [self.previous])]
-
-
 @dataclass(frozen=True, slots=True)
 class ObjectResult:
     """What became of loading an object file.
@@ -124,6 +82,21 @@ class ObjectResult:
     def entries(self) -> list[tuple[str, EntryChanges]]:
         """What a dry run would change, by the name of the map."""
         return [(name, each.entries) for name, each in self.applied if each.entries is not None]
+
+
+def _to_its_end(
+    work: Callable[Concatenate["ObjectFiles", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["ObjectFiles", P], Coroutine[Any, Any, T]]:
+    """Do something to its end, also where the request is given up: it must not be left half done."""
+
+    @wraps(work)
+    async def do(objects: "ObjectFiles", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.create_task(work(objects, *args, **kwargs))
+        objects.watch(task)
+        await asyncio.wait([task])
+        return task.result()
+
+    return do
 
 
 class ObjectFiles:
@@ -151,15 +124,15 @@ class ObjectFiles:
         self._registry = registry
         self._journal = journal
         self._changes = changes
-        self._drift = drift
-        self._keep_dir = keep_dir
         self.options = options
         self._copies = options.copies
         self._loader = options.loader
-        self.loads = Loads(registry, options.loader, options.max_bytes, can_hold_pins=keep_dir is not None)
+        self._loads = Loads(registry, options.loader, options.max_bytes, can_hold_pins=keep_dir is not None)
+        self._holding = Holding(registry, drift)
+        self._pinning = Pinning(registry.kernel, keep_dir)
+        self._restoring = Restoring(registry.kernel, journal, self._loads, self._holding, self._pinning, options.copies)
         self._objects: dict[str, LoadedObject] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._slots = asyncio.Semaphore(_LOADS_AT_A_TIME)
         self._running: set[asyncio.Task[Any]] = set()
         changes.undo_pins.others = self._pins
 
@@ -186,11 +159,12 @@ class ObjectFiles:
 
     def _pins(self) -> list[str]:
         """Return the pins of all versions, also of those that are not loaded."""
-        versions = [each for loaded in self._objects.values() for each in (loaded.version, loaded.previous)]
-        return [pin for version in versions if version is not None for pin in version.pins()]
+        versions = [each for loaded in self._objects.values() for each in loaded.all_versions]
+        return [pin for version in versions for pin in version.pins()]
 
     # Loading
 
+    @_to_its_end
     async def put(
         self,
         name: str,
@@ -214,31 +188,6 @@ class ObjectFiles:
         Raises:
             ServiceError: It cannot be loaded, or the entries cannot be changed. Then everything is as before.
         """
-        return await self._in_task(self._put(name, content, asked, context, precondition=precondition, dry_run=dry_run))
-
-    async def _in_task(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something to its end, also where the request is given up: it must not be left half done."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._forget_task)
-        await asyncio.wait([task])
-        return task.result()
-
-    def _forget_task(self, task: "asyncio.Task[Any]") -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, also where nobody waits for it any more
-
-    async def _put(
-        self,
-        name: str,
-        content: bytes | None,
-        asked: Specification,
-        context: RequestContext,
-        *,
-        precondition: ObjectPrecondition,
-        dry_run: bool,
-    ) -> ObjectResult:
         async with self._locks.setdefault(name, asyncio.Lock()):
             loaded = self._objects.get(name)
             precondition(None if loaded is None else loaded.etag)
@@ -247,23 +196,21 @@ class ObjectFiles:
                     "a request may not bring an object file; name a file below objects.object_dirs, or set "
                     "objects.upload"
                 )
-            elf = await self.loads.read(asked.file, content)
+            elf = await self._loads.read(asked.file, content)
             try:
-                digest, size = await asyncio.to_thread(_digest, elf), os.fstat(elf).st_size
-                if loaded is not None and self._is_same(loaded, digest, asked):
+                if loaded is not None and self._is_same(loaded, elf.digest, asked):
                     return await self._move_on(loaded, asked, context, dry_run=dry_run)
-                async with self._slots:
-                    fresh = await self._load_fitting(name, loaded, (elf, digest, size), asked, dry_run=dry_run)
+                fresh = await self._load_fitting(name, loaded, elf, asked, dry_run=dry_run)
                 try:
                     result = await self._install(name, loaded, fresh, content, context, dry_run=dry_run)
                 except BaseException:
-                    fresh.close()
+                    await fresh.close()
                     raise
                 if dry_run:
-                    fresh.close()
+                    await fresh.close()
                 return result
             finally:
-                os.close(elf)
+                os.close(elf.fd)
 
     def _is_same(self, loaded: LoadedObject, digest: str, asked: Specification) -> bool:
         """Whether a request asks for what is loaded already: the same file, options and maps in the place of others."""
@@ -280,7 +227,7 @@ class ObjectFiles:
         self,
         name: str,
         loaded: LoadedObject | None,
-        elf: tuple[int, str, int],
+        elf: SealedFile,
         asked: Specification,
         *,
         dry_run: bool,
@@ -290,19 +237,19 @@ class ObjectFiles:
         attach_types: Mapping[int, int] = {} if before is None else before.attach_types
         tried: list[Mapping[int, int]] = []
         while True:
-            fresh = await self.loads.load(name, elf, asked, before, attach_types, dry_run=dry_run)
+            fresh = await self._loads.load(name, elf, asked, before, attach_types, dry_run=dry_run)
             tried += (attach_types, fresh.attach_types)
             try:
                 await self._check_fit(name, loaded, fresh)
             except ProgramIncompatible as error:
-                fresh.close()
+                await fresh.close()
                 type_ = PROG_TYPE_NAMES.index(error.program_type)
                 other = other_attach_types(fresh.attach_types, type_, tried)
                 if other is None:
                     raise
                 attach_types = other
             except BaseException:
-                fresh.close()
+                await fresh.close()
                 raise
             else:
                 return fresh
@@ -333,8 +280,8 @@ class ObjectFiles:
         doomed = [each for each in before if each is not None and each is not after.previous]
         async with AsyncExitStack() as stack:
             wanted = wanted_entries(self._registry, name, fresh, earlier, await self._registry.maps.uses())
-            await self._lock(stack, name, wanted)
-            self._check_names(name, fresh)
+            await self._holding.lock(stack, name, wanted.maps())
+            self._holding.check_names(after)
             self._check_releasable(name, fresh, doomed)
             parts = parts_of(self._registry, wanted, await self._read(wanted))
             for part in parts:
@@ -351,9 +298,8 @@ class ObjectFiles:
             except BaseException:
                 await self._take_back(name, loaded, fresh, context)
                 raise
-        self._objects[name] = after
-        self._drop(doomed)
-        await self._begin_arrays(fresh, name)
+            await self._drop(doomed)
+        await self._holding.begin_arrays(after)
         return ObjectResult(after, loaded is None, list(zip([part.held.name for part in parts], applied, strict=True)))
 
     async def _move_on(
@@ -380,37 +326,6 @@ class ObjectFiles:
 
     # The steps of holding a version
 
-    def _check_names(self, name: str, fresh: Version) -> None:
-        """Check that all names can be given.
-
-        Raises:
-            ObjectUnsupported: One is no name.
-            NameTaken: Something else is held under it.
-        """
-        for full, held in (
-            *((full, self._registry.programs.find(full)) for full in _program_names(name, fresh)),
-            *((full, self._registry.maps.find(full)) for full in _array_names(name, fresh)),
-        ):
-            try:
-                checked_name(full)
-            except ValueError as error:
-                reason = f"it would be held as {full!r}, and {error}; choose a shorter name for the object file"
-                raise ObjectUnsupported(reason) from None
-            if held is not None and held.part_of != name:
-                raise NameTaken(full, "the name is held already; release that one, or choose another for the object")
-
-    async def _lock(self, stack: AsyncExitStack, name: str, wanted: WantedEntries) -> None:
-        """Lock the names, the maps that are written, and everything that is held of the object file, in this order."""
-        registry = self._registry
-        await stack.enter_async_context(registry.programs.holding)
-        await stack.enter_async_context(registry.maps.holding)
-        concerned: list[HeldMap | HeldProgram] = [
-            *(each for each in registry.maps if each.part_of == name or each.name in wanted.entries),
-            *(each for each in registry.programs if each.part_of == name),
-        ]
-        for each in sorted(concerned, key=lambda held: (held.kind, held.name)):
-            await stack.enter_async_context(each.lock)
-
     async def _read(self, wanted: WantedEntries) -> dict[str, "array[int]"]:
         return {map_: await self._registry.maps.get(map_).read() for map_ in wanted.entries}
 
@@ -429,12 +344,12 @@ class ObjectFiles:
         """Pin what was loaded, keep a copy of what was sent, and journal it: all of it, or nothing."""
         fresh = after.version
         try:
-            self._pin(fresh)
+            self._pinning.pin(fresh)
             if content is not None and self._copies is not None:
                 await asyncio.to_thread(self._copies.save, fresh.digest, content)
-            await self._journal.save_object(name, _record(after), _events(after, "held", context))
+            await self._journal.save_object(name, after.to_json(), after.events("held", context))
         except BaseException as error:
-            self._unpin(fresh)
+            self._pinning.unpin(fresh)
             self._clean_copies()
             if isinstance(error, JournalFailed):
                 raise JournalUnavailable(str(error), put_back=True, left=[]) from error
@@ -443,102 +358,48 @@ class ObjectFiles:
                 raise JournalUnavailable(reason, put_back=True, left=[]) from error
             raise
 
-    def _pin(self, version: Version) -> None:
-        """Pin what a version keeps. On failure some pins may be there; `_unpin` removes them."""
-        if self._keep_dir is None:
-            return
-        token = uuid.uuid4().hex
-        for place, each in enumerate(version.pinnable()):
-            opened = each.object
-            assert opened is not None  # it was just loaded
-            path = each.pin or f"{self._keep_dir}/{token}_{place}"
-            try:
-                self._registry.kernel.make_folder(self._keep_dir)
-                self._registry.kernel.obj_pin(opened.fd, path)
-            except OSError as error:
-                raise pin_failure(self._registry.kernel, path, "OBJ_PIN", error) from error
-            each.pin = path
-
-    def _unpin(self, version: Version) -> None:
-        for each in version.pinnable():
-            if each.pin is not None:
-                try:
-                    self._registry.kernel.unpin(each.pin)
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    log.warning("a pin that is not needed any more stays", pin=each.pin, reason=str(error))
-                each.pin = None
-
     def _hold(self, after: LoadedObject) -> None:
-        """Hold the programs and arrays of a version under their names, and no others. Call it under their locks."""
-        name, version, registry = after.name, after.version, self._registry
-        programs, arrays = _program_names(name, version), _array_names(name, version)
-        for full, program in programs.items():
-            registry.programs.replace(full, source_at(program.pin), program.opened().copy(), name)
-        for full, map_ in arrays.items():
-            assert isinstance(map_.object, ProgramArray)
-            registry.maps.replace(full, source_at(map_.pin), map_.object.copy(), name)
-        for held in registry.programs:
-            if held.part_of == name and held.name not in programs:
-                registry.programs.remove(held.name)
-        for held_map in registry.maps:
-            if held_map.part_of == name and held_map.name not in arrays:
-                registry.maps.remove(held_map.name)
-        self._objects[name] = after
+        """Let a version count from now on. Call it under its locks."""
+        self._holding.hold(after)
+        self._objects[after.name] = after
 
     async def _take_back(self, name: str, before: LoadedObject | None, fresh: Version, context: RequestContext) -> None:
         """Hold the version before again, as the entries could not be changed. Call it under the locks."""
         if before is None or before.reason is not None:
-            self._let_go(name)
+            self._holding.let_go(name)
         else:
             self._hold(before)
         if before is not None and before.reason is not None:
-            self._hold_unavailable(before)
+            self._holding.hold_unavailable(before)
         try:
             if before is None:
                 del self._objects[name]
                 gone = LoadedObject(name, fresh)
-                await self._journal.remove_object(name, _events(gone, "released", context))
+                await self._journal.remove_object(name, gone.events("released", context))
             else:
                 self._objects[name] = before
-                await self._journal.save_object(name, _record(before), _events(before, "held", context))
+                await self._journal.save_object(name, before.to_json(), before.events("held", context))
         except JournalFailed as error:
             log.warning("the journal still has a version that was taken back", object=name, reason=str(error))
-        self._unpin(fresh)
+        self._pinning.unpin(fresh)
         self._clean_copies()
 
-    def _let_go(self, name: str) -> None:
-        """Hold nothing of an object file any more. Call it under the locks."""
-        for held in self._registry.programs:
-            if held.part_of == name:
-                self._registry.programs.remove(held.name)
-        for held_map in self._registry.maps:
-            if held_map.part_of == name:
-                self._registry.maps.remove(held_map.name)
-
-    def _drop(self, versions: Sequence[Version]) -> None:
-        """Let go of versions that nothing needs any more."""
+    async def _drop(self, versions: Sequence[Version]) -> None:
+        """Let go of versions that nothing needs any more. Call it under the locks: copies go, too."""
         for version in versions:
             self._changes.replaced_programs.discard(version.program_ids())
-            version.close()
-            self._unpin(version)
+            await version.close()
+            self._pinning.unpin(version)
         self._clean_copies()
 
     def _clean_copies(self) -> None:
         if self._copies is not None:
-            versions = [each for loaded in self._objects.values() for each in (loaded.version, loaded.previous)]
-            self._copies.keep_only({each.digest for each in versions if each is not None})
-
-    async def _begin_arrays(self, version: Version, name: str) -> None:
-        """Learn what the entries of new arrays are expected to hold: what they hold now."""
-        for full in _array_names(name, version):
-            held = self._registry.maps.find(full)
-            if held is not None:
-                await self._drift.begin(held, anew=True)
+            versions = [each for loaded in self._objects.values() for each in loaded.all_versions]
+            self._copies.keep_only({each.digest for each in versions})
 
     # Unloading
 
+    @_to_its_end
     async def delete(
         self, name: str, context: RequestContext, *, precondition: ObjectPrecondition, dry_run: bool
     ) -> None:
@@ -550,27 +411,22 @@ class ObjectFiles:
             InUse: The undo of a change that waits needs one of its programs or arrays.
             JournalUnreadable: It cannot be journalled.
         """
-        await self._in_task(self._delete(name, context, precondition, dry_run=dry_run))
-
-    async def _delete(
-        self, name: str, context: RequestContext, precondition: ObjectPrecondition, *, dry_run: bool
-    ) -> None:
         self.get(name)
         async with self._locks.setdefault(name, asyncio.Lock()), AsyncExitStack() as stack:
             loaded = self.get(name)
             precondition(loaded.etag)
-            await self._lock(stack, name, WantedEntries())
+            await self._holding.lock(stack, name)
             check_unused(self._registry, name, loaded.versions, await self._registry.maps.uses())
             self._check_releasable(name, None, loaded.versions)
             if dry_run:
                 return
             try:
-                await self._journal.remove_object(name, _events(loaded, "released", context))
+                await self._journal.remove_object(name, loaded.events("released", context))
             except JournalFailed as error:
                 raise JournalUnreadable(str(error)) from error
-            self._let_go(name)
+            self._holding.let_go(name)
             del self._objects[name]
-            self._drop([each for each in (loaded.version, loaded.previous) if each is not None])
+            await self._drop(loaded.all_versions)
 
     # Starting and ending
 
@@ -581,13 +437,9 @@ class ObjectFiles:
             JournalFailed: The journal cannot be read.
         """
         for name, content in self._journal.objects():
-            facts = json.loads(content)
-            version = Version.of_json(facts["version"])
-            previous = None if facts["previous"] is None else Version.of_json(facts["previous"])
-            loaded = LoadedObject(name, version, previous, reason="not loaded yet")
-            self._objects[name] = loaded
-            self._hold_unavailable(loaded)
-            await self._load_again(loaded)
+            loaded = self._objects[name] = LoadedObject.of_json(name, content)
+            self._holding.hold_unavailable(loaded)
+            await self._restoring.load_again(loaded)
 
     async def retry(self) -> None:
         """Try to load again what could not be loaded."""
@@ -595,109 +447,17 @@ class ObjectFiles:
         for loaded in self.unavailable():
             async with self._locks.setdefault(loaded.name, asyncio.Lock()):
                 if self._objects.get(loaded.name) is loaded and loaded.not_before <= now:
-                    await self._load_again(loaded)
+                    await self._restoring.load_again(loaded)
 
-    def _hold_unavailable(self, loaded: LoadedObject) -> None:
-        """Hold the names, so that nobody else takes them, and readiness tells that they are unavailable."""
-        registry, name = self._registry, loaded.name
-        for full, program in _program_names(name, loaded.version).items():
-            if program.pin is not None and registry.programs.find(full) is None:
-                registry.programs.add(HeldProgram(full, source_at(program.pin), part_of=name))
-        for full, map_ in _array_names(name, loaded.version).items():
-            if map_.pin is not None and registry.maps.find(full) is None:
-                registry.maps.add(HeldMap(full, source_at(map_.pin), part_of=name, created_here=True))
+    def watch(self, task: "asyncio.Task[Any]") -> None:
+        """Wait for a task at the end."""
+        self._running.add(task)
+        task.add_done_callback(self._forget_task)
 
-    async def _load_again(self, loaded: LoadedObject) -> None:
-        """Open the pins of an earlier run, or load the file again where they are gone."""
-        is_open = self._open_pins(loaded)
-        if not is_open:
-            try:
-                await self._load_same(loaded)
-            except ServiceError as error:
-                if loaded.reason != str(error):
-                    log.warning("an object file cannot be loaded again", object=loaded.name, reason=str(error))
-                loaded.reason = str(error)
-                loaded.not_before = asyncio.get_running_loop().time() + _RETRY_SECONDS
-                return
-        loaded.reason = None
-        async with AsyncExitStack() as stack:
-            await self._lock(stack, loaded.name, WantedEntries())
-            self._hold(loaded)
-        if not is_open and self._keep_dir is None:
-            await self._begin_arrays(loaded.version, loaded.name)  # what was journalled is about programs that are gone
-        log.info("an object file is loaded again", object=loaded.name, version=loaded.version.number, same=is_open)
-
-    def _open_pins(self, loaded: LoadedObject) -> bool:
-        """Open what is pinned since an earlier run of this boot, and return whether all of the version is there."""
-        kernel = self._registry.kernel
-        versions = [each for each in (loaded.version, loaded.previous) if each is not None]
-        opened = []
-        for version in versions:
-            try:
-                if version.boot_id != kernel.boot_id or not all(each.pin for each in version.pinnable()):
-                    break
-                version.open_pins(kernel)
-            except (OSError, ServiceError) as error:
-                log.warning("a version is gone", object=loaded.name, version=version.number, reason=str(error))
-                version.close()
-                break
-            opened.append(version)
-        if loaded.previous not in opened:
-            loaded.previous = None
-        return loaded.version in opened
-
-    async def _load_same(self, loaded: LoadedObject) -> None:
-        """Load the same file with the same options, and pin it where it was pinned: entries are found again by that.
-
-        Raises:
-            ServiceError: It cannot be loaded.
-        """
-        was, content = loaded.version, None
-        asked = was.specification
-        # The version before is gone: what it had would be empty, as a new map is.
-        maps = {map_: each for map_, each in asked.maps.items() if each.use != PREVIOUS}
-        if asked.file is None:
-            try:
-                content = None if self._copies is None else await asyncio.to_thread(self._copies.read, was.digest)
-            except OSError as error:
-                content, reason = None, str(error)
-            else:
-                reason = "there is no copy of it"
-            if content is None:
-                message = f"the file that a request brought is gone ({reason}); send it again"
-                raise FileNotAllowed(message)
-        elf = await self.loads.read(asked.file, content)
-        try:
-            digest = await asyncio.to_thread(_digest, elf)
-            if digest != was.digest:
-                message = f"the file {asked.file!r} is another one now; send PUT /objects/{loaded.name} to load that"
-                raise FileNotAllowed(message)
-            async with self._slots:
-                fresh = await self.loads.load(
-                    loaded.name,
-                    (elf, digest, was.size),
-                    replace(asked, maps=maps),
-                    None,
-                    was.attach_types,
-                    dry_run=False,
-                )
-        finally:
-            os.close(elf)
-        fresh.specification = asked
-        for kept, each in zip(was.pinnable(), fresh.pinnable(), strict=False):
-            each.pin = kept.pin
-        fresh.number = was.number
-        for pin in was.pins():
-            with suppress(OSError):
-                self._registry.kernel.unpin(pin)
-        try:
-            self._pin(fresh)
-            after = LoadedObject(loaded.name, fresh)
-            await self._journal.save_object(loaded.name, _record(after), [])
-        except (ServiceError, JournalFailed) as error:
-            fresh.close()
-            raise error if isinstance(error, ServiceError) else JournalUnreadable(str(error)) from error
-        loaded.version, loaded.previous = fresh, None
+    def _forget_task(self, task: "asyncio.Task[Any]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, also where nobody waits for it any more
 
     def stop(self) -> None:
         """Give up what is being loaded."""
@@ -713,43 +473,8 @@ class ObjectFiles:
     def close(self) -> None:
         """Let go of everything. Pins stay."""
         for loaded in self._objects.values():
-            for version in (loaded.version, loaded.previous):
-                if version is not None:
-                    version.close()
+            for version in loaded.all_versions:
+                version.close_now()
         self._objects.clear()
         if self._copies is not None:
             self._copies.close()
-
-
-def _program_names(name: str, version: Version) -> dict[str, LoadedProgram]:
-    """Return the programs of a version by the names under which they are held."""
-    return {f"{name}.{each}": program for each, program in version.programs.items()}
-
-
-def _array_names(name: str, version: Version) -> dict[str, LoadedMap]:
-    """Return the program arrays that a version keeps by the names under which they are held."""
-    return {
-        f"{name}.{each}": map_
-        for each, map_ in version.maps.items()
-        if map_.is_owned and map_.facts.type == MapType.PROG_ARRAY
-    }
-
-
-def _record(loaded: LoadedObject) -> str:
-    previous = None if loaded.previous is None else loaded.previous.to_json()
-    return json.dumps({"version": loaded.version.to_json(), "previous": previous})
-
-
-def _events(loaded: LoadedObject, happened: str, context: RequestContext) -> list[ObjectEvent]:
-    who = {"object": loaded.name, "actor": context.actor, "request_id": context.request_id}
-    events: list[ObjectEvent] = []
-    for full, program in _program_names(loaded.name, loaded.version).items():
-        id_ = None if program.program is None else program.program.id
-        events.append(("program", full, {"program": full, "happened": happened, "id": id_, **who}))
-    for full, map_ in _array_names(loaded.name, loaded.version).items():
-        events.append(("map", full, {"map": full, "happened": happened, "id": map_.id or None, **who}))
-    return events
-
-
-def _digest(elf: int) -> str:
-    return hashlib.sha256(content_of(elf)).hexdigest()

@@ -3,12 +3,12 @@
 import errno
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from app.bpf.uapi import errno_name, prog_type_name
+from app.bpf.uapi import attach_type_name, errno_name, prog_type_name
 from app.loader.messages import LoadAnswer, Refusal
-from app.service import errors
-from app.service.errors import ServiceError
+from app.service.errors import KernelError, ServiceError, kernel_failure
+from app.service.loading import errors
 from app.service.loading.verifier_log import Finding, finding
 
 _LIBBPF_ERRNOS: Final = range(4000, 5000)  # libbpf's own numbers: enum libbpf_errno of libbpf.h
@@ -26,11 +26,35 @@ _POISONED: Final = re.compile(
 _MAX_WARNINGS: Final = 8
 
 
+class RefusedProgram(NamedTuple):
+    """A program that the kernel refuses: its name, and the numbers of its type and expected attach type."""
+
+    name: str
+    type: int
+    attach_type: int
+
+    @property
+    def type_name(self) -> str:
+        """The name of its type."""
+        return prog_type_name(self.type)
+
+    @property
+    def attach_type_name(self) -> str:
+        """The name of its expected attach type."""
+        return attach_type_name(self.attach_type, self.type)
+
+
 def refusal_of(answer: LoadAnswer) -> ServiceError | None:
     """Return the error for the answer of the process. None: the file was loaded."""
-    refusal = answer.refusal
-    if refusal is None:
+    if answer.refusal is None:
         return None
+    try:
+        return _error_of(answer, answer.refusal)
+    except (AttributeError, KeyError, TypeError, ValueError):  # the file has taken the process over
+        return errors.ObjectUnreadable("the process that loads it answered nonsense", None)
+
+
+def _error_of(answer: LoadAnswer, refusal: Refusal) -> ServiceError:
     warnings = [line.removeprefix("libbpf: ") for line in answer.warnings.splitlines() if line.strip()]
     if refusal.code == "object-refused":
         return _of_load(refusal, warnings)
@@ -40,8 +64,8 @@ def refusal_of(answer: LoadAnswer) -> ServiceError | None:
     return errors.ObjectUnreadable("its loader gave no reason", None) if make is None else make(refusal.facts)
 
 
-def refused_program(answer: LoadAnswer) -> tuple[str, int] | None:
-    """Return the name and the type of the program that the kernel refuses without saying why (EINVAL).
+def refused_program(answer: LoadAnswer) -> RefusedProgram | None:
+    """Return the program that the kernel refuses without saying why (EINVAL).
 
     That is how it refuses a program that does not fit an array that it jumps through. None: it says why, or refuses
     nothing.
@@ -49,8 +73,16 @@ def refused_program(answer: LoadAnswer) -> tuple[str, int] | None:
     refusal, found = answer.refusal, _REFUSED_PROGRAM.search(answer.warnings)
     if refusal is None or refusal.errno != errno.EINVAL or found is None or finding(refusal.log).message:
         return None
-    type_ = refusal.facts.get("types", {}).get(found[1])
-    return None if type_ is None else (found[1], int(type_))
+    return _named_in(refusal, found[1])
+
+
+def _named_in(refusal: Refusal, name: str) -> RefusedProgram | None:
+    """Return a program by its name, as the refusal tells of it. None: it does not."""
+    try:
+        type_, attach_type = refusal.facts["types"][name]
+        return RefusedProgram(name, int(type_), int(attach_type))
+    except (KeyError, TypeError, ValueError):  # also where the file has taken the process over
+        return None
 
 
 def _of_load(refusal: Refusal, warnings: list[str]) -> ServiceError:
@@ -70,19 +102,27 @@ def _of_load(refusal: Refusal, warnings: list[str]) -> ServiceError:
     if extern is not None:
         return errors.RelocationFailed(None, extern[0])
     misfit = _REFUSED_INITIALISER.search(text)
-    if misfit is not None:
-        type_ = prog_type_name(int(refusal.facts.get("types", {}).get(misfit[2], 0)))
-        return errors.JumpIncompatible(misfit[2], [misfit[1]], None, type_)
+    misfit_program = None if misfit is None else _named_in(refusal, misfit[2])
+    if misfit is not None and misfit_program is not None:
+        reason = "another program of the file, which jumps through the array or is in it, has fixed what it takes"
+        return errors.JumpIncompatible(
+            misfit_program.name, [misfit[1]], reason, None, misfit_program.type_name, None,
+            misfit_program.attach_type_name,
+        )  # fmt: skip
     if refusal.errno in {errno.EPERM, errno.EACCES} and not refusal.log:
-        return errors.kernel_failure("MAP_CREATE" if refused is None else "PROG_LOAD", OSError(refusal.errno, ""))
+        return kernel_failure("MAP_CREATE" if refused is None else "PROG_LOAD", OSError(refusal.errno, ""))
     return _of_verifier(refusal, program, seen, warnings)
 
 
 def _of_verifier(refusal: Refusal, program: str | None, seen: Finding, warnings: list[str]) -> ServiceError:
     message = seen.message or (warnings[0] if warnings else "the kernel gives no reason")
     number = errno.EACCES if refusal.errno == errno.ENOSPC and refusal.log else refusal.errno
+    source = seen.source
+    if source is not None and source["line"] is None and refusal.facts.get("line"):  # an old kernel: the file tells
+        file, line = refusal.facts["line"]
+        source = source | {"file": str(file), "line": int(line)}
     return errors.ObjectRefused(
-        program, _name_of(number), message, seen.instruction, seen.source, seen.tail or warnings[-_MAX_WARNINGS:]
+        program, _name_of(number), message, seen.instruction, source, seen.tail or warnings[-_MAX_WARNINGS:]
     )
 
 
@@ -116,5 +156,5 @@ _BY_CODE: Final[Mapping[str, Callable[[Mapping[str, Any]], ServiceError]]] = {
     "variable-too-long": lambda facts: errors.VariableTooLong(**facts),
     "values-on-replaced-map": lambda facts: errors.ValuesOnReplacedMap(**facts),
     "pinning-refused": lambda facts: errors.PinningRefused(facts["map"]),
-    "kernel-error": lambda facts: errors.KernelError(**facts),
+    "kernel-error": lambda facts: KernelError(**facts),
 }

@@ -11,6 +11,8 @@ _SOURCE: Final = re.compile(r"; (.*?)(?: @ ([^@]+):(\d+))?")
 _STATISTICS: Final = re.compile(r"(processed \d+ insns|verification time|stack depth|mark_precise|last_idx|regs=).*")
 # The state of registers after a jump: 7: R0_w=…, or `from 3 to 5: R0=…`.
 _STATE: Final = re.compile(r"(\d+|from \d+ to \d+): ?(frame\d+: ?)?(R\d.*|safe)?")
+# Since Linux 7.3 a report of many lines follows the message, and says the same again.
+_REPORT: Final = "\nVerification failed: "
 # Some messages lack the end of their line, so that the statistics follow on the same one.
 _JOINED_STATISTICS: Final = re.compile(r"(?<=.)(?=processed \d+ insns \(limit)")
 
@@ -39,6 +41,7 @@ def finding(log: str) -> Finding:
     Args:
         log: As the kernel has written it; its beginning may be missing.
     """
+    log = log.partition(_REPORT)[0]
     lines = [line for line in _JOINED_STATISTICS.sub("\n", log).splitlines() if line.strip()]
     instruction: dict[str, Any] | None = None
     source: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """One version of an object file: what was loaded, and what keeps it alive."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -107,12 +108,22 @@ class Version:
         """Return the paths at which the service has pinned what it keeps of the version."""
         return [each.pin for each in self.pinnable() if each.pin is not None]
 
+    def arrays(self) -> dict[str, LoadedMap]:
+        """Return the program arrays that the service keeps of the version, by name."""
+        return {
+            name: map_ for name, map_ in self.maps.items() if map_.is_owned and map_.facts.type == MapType.PROG_ARRAY
+        }
+
     def program_ids(self) -> dict[int, str]:
         """Return the names of its programs by the kernel's ids."""
         return {each.program.id: name for name, each in self.programs.items() if each.program is not None}
 
-    def close(self) -> None:
-        """Let go of all programs and maps."""
+    async def close(self) -> None:
+        """Let go of all programs and maps. The kernel empties arrays then, which may take milliseconds."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self) -> None:
+        """Let go of all programs and maps, and wait for the kernel."""
         for program in self.programs.values():
             if program.program is not None:
                 program.program.close()

@@ -48,22 +48,24 @@ class Requirements:
         array = loaded.arrays.get(id_)
         return cls(owner_type, None if array is None else array.owner, loaded.programs)
 
+    @property
+    def attach_type(self) -> str | None:
+        """The name of the expected attach type that the array requires. None: it is not known."""
+        required = self.owner
+        if required is None or required.attach_type is None:
+            return None
+        return attach_type_name(required.attach_type, required.prog_type)
+
     def differences(self, program: Program) -> list[str]:
         """Return in what a program differs from what the array requires, a clause each. Empty: nothing is known."""
-        owner = None if self.owner_type is None else prog_type_name(self.owner_type)
-        if owner is None:
-            return []
-        if owner != program.type:
-            return [f"the array takes only programs of type {owner}, and this one is {program.type}"]
-        required, found = self.owner, self.loaded.get(program.id)
+        found = self.loaded.get(program.id)
+        difference = self.difference_of_types(program.type, None if found is None else _attach_type(found))
+        if self.owner_type is not None and prog_type_name(self.owner_type) != program.type:
+            return [] if difference is None else [difference]
+        required = self.owner
         if required is None or found is None:
             return []
-        differences = []
-        if required.attach_type not in {None, found.attach_type}:
-            needed, has = self._attach_types(program)
-            differences.append(
-                f"the array takes only programs with the expected attach type {needed}, and this one has {has}"
-            )
+        differences = [] if difference is None else [difference]
         if required.xdp_frags != found.xdp_frags:
             differences.append(
                 f"the array takes only programs {_with(required.xdp_frags)} XDP frags (BPF_F_XDP_HAS_FRAGS), and this "
@@ -76,10 +78,31 @@ class Requirements:
             )
         return differences
 
+    def difference_of_types(self, type_: str, attach_type: str | None) -> str | None:
+        """Return in what the types of a program, which may not be loaded, differ from what the array requires.
+
+        Args:
+            type_: The name of its type.
+            attach_type: The name of its expected attach type. None: it is not known.
+
+        Returns:
+            A clause. None: they do not differ, or it cannot be told.
+        """
+        owner = type_ if self.owner_type is None else prog_type_name(self.owner_type)
+        if owner != type_:
+            return f"the array takes only programs of type {owner}, and this one is {type_}"
+        if None not in {self.attach_type, attach_type} and self.attach_type != attach_type:
+            return (
+                f"the array takes only programs with the expected attach type {self.attach_type}, and this one has "
+                f"{attach_type}"
+            )
+        return None
+
     def refusal(self, program: Program) -> ProgramIncompatible:
         """Return the error for a program that does not fit, with the reason as far as it can be told."""
         owner = None if self.owner_type is None else prog_type_name(self.owner_type)
-        needed, has = self._attach_types(program)
+        found = self.loaded.get(program.id)
+        needed, has = self.attach_type, None if found is None else _attach_type(found)
         differences = self.differences(program)
         remedy = (
             "load it as the programs in the array were loaded (same section name and flags), or use a new array: "
@@ -112,15 +135,10 @@ class Requirements:
         same = "the type is" if self.owner is None else "type and attach type are"
         return f"{same} the same, so {others} must differ from those of the first program"
 
-    def _attach_types(self, program: Program) -> tuple[str | None, str | None]:
-        """Return the name of the attach type that the array requires, and of the program's. None: not known."""
-        required, found = self.owner, self.loaded.get(program.id)
-        needed = None
-        if required is not None and required.attach_type is not None:
-            needed = attach_type_name(required.attach_type, required.prog_type)
-        if found is None or found.attach_type is None:
-            return needed, None
-        return needed, attach_type_name(found.attach_type, found.type)
+
+def _attach_type(program: LoadedProgram) -> str | None:
+    """Return the name of the expected attach type of a program. None: it is not known."""
+    return None if program.attach_type is None else attach_type_name(program.attach_type, program.type)
 
 
 def _with(condition: bool) -> str:
