@@ -151,15 +151,16 @@ class TableRoute(StrictRoute):
 
 
 class ObjectRoute(StrictRoute):
-    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and the JSON is empty."""
+    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and `options` is the JSON."""
 
     async def read_body(self, request: Request) -> Any:
-        """Read the body of a request, and parse it unless it is an object file."""
+        """Read the body of a request, and parse it; of an object file, parse the query parameter `options`."""
         media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if media_type != "application/octet-stream":
             return await super().read_body(request)
         request.scope[CONTENT] = bytes(await _read_body(request, service_of(request).objects.options.max_bytes))
-        return {}
+        options = request.query_params.get("options")
+        return {} if options is None else parse_json(options.encode())
 
 
 class _ParsedRequest:

@@ -1,5 +1,6 @@
 """The client, which has a method for each operation of the service."""
 
+import json
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -70,11 +71,16 @@ class ConditionalOptions(Options, total=False):
 
 
 class LoadOptions(DryRun, total=False):
-    """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file."""
+    """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file.
+
+    Attributes:
+        options: How an ELF that is sent is to be loaded: what its JSON would say beside `file`.
+    """
 
     note: str | None
     confirm_within: int | None
     if_match: str | None
+    options: Mapping[str, Any] | None
 
 
 class ChangeFilter(TypedDict, total=False):
@@ -323,7 +329,9 @@ class Client:
         Raises:
             Refused: object-refused: the verifier refuses a program. `problem` has what it says, and about which line.
         """
-        answer = self._change("PUT", _path("objects", name), dict(options), content, timeout=_OBJECT_SECONDS)
+        how = options.get("options")
+        query = {**options, "options": None if how is None else json.dumps(how)}
+        answer = self._change("PUT", _path("objects", name), query, content, timeout=_OBJECT_SECONDS)
         return cast("LoadedObjectFile", answer.json())
 
     def unload_object(self, name: str, **options: Unpack[DryRun]) -> None:
