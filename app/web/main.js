@@ -17,6 +17,7 @@ const VIEWS = /** @type {const} */ ([
   ["changes", "Changes"],
   ["graph", "Graph"],
   ["programs", "Programs"],
+  ["objects", "Objects"],
   ["packet", "Packet"],
 ]);
 
@@ -26,6 +27,7 @@ const LOADERS = /** @type {Record<string, () => Promise<any>>} */ ({
   changes: () => import("./changes.js"),
   graph: () => import("./graph.js"),
   programs: () => import("./programs.js"),
+  objects: () => import("./objects.js"),
   packet: () => import("./packet.js"),
 });
 

@@ -1,10 +1,9 @@
-// Programs and the objects they were loaded from.
+// Programs: what they are, where they are used, and how old they are.
 
 import { html } from "htm/preact";
 import { useEffect } from "preact/hooks";
 import { count, clock, ranges } from "./format.js";
 import { Ago, Icon, Loading, ProgramChip } from "./parts.js";
-import { Objects } from "./objects.js";
 import { link } from "./route.js";
 import { mayHaveChanged, onChange, programs } from "./state.js";
 
@@ -72,6 +71,5 @@ export function View() {
               </table>
             </div>
             <${Warnings} programs=${all} />`}
-    </section>
-    <${Objects} />`;
+    </section>`;
 }
