@@ -356,16 +356,24 @@ class Client:
     # Changes and events
 
     def list_changes(
-        self, *, order: Literal["asc", "desc"] = "asc", limit: int = 100, **wanted: Unpack[ChangeFilter]
+        self,
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        limit: int = 100,
+        entries: int | None = None,
+        **wanted: Unpack[ChangeFilter],
     ) -> Changes:
         """Return a page of the journal.
 
         Args:
             order: By rising or falling id.
             limit: The most changes, 1 to 1,000.
+            entries: The most entries of each change, 0 to 1,000: the first ones, or with `index` those from that on.
+                None: all.
             **wanted: See `ChangeFilter`.
         """
-        return cast("Changes", self._get("/changes", {**wanted, "order": order, "limit": limit}))
+        query = {**wanted, "order": order, "limit": limit, "entries": entries}
+        return cast("Changes", self._get("/changes", query))
 
     def get_change(self, id: int) -> Change:  # noqa: A002
         """Return a change."""

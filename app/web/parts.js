@@ -145,9 +145,9 @@ export function Summary({ change, most = 2 }) {
         <${Difference} before=${each.before} after=${each.after} />
       </span>`,
     )}
-    ${change.entries.length > most &&
-    html`<span class="muted">and ${count(change.entries.length - most)} more</span>`}
-    ${change.entries.length === 0 && html`<span class="muted">no entry</span>`}
+    ${change.entry_count > most &&
+    html`<span class="muted">and ${count(change.entry_count - most)} more</span>`}
+    ${change.entry_count === 0 && html`<span class="muted">no entry</span>`}
   </span>`;
 }
 

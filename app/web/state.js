@@ -9,6 +9,8 @@ import { Problem, get } from "./api.js";
 const POLL_MS = 10_000; // readiness has no event
 const SETTLE_MS = 120; // after an event, before what it may have changed is asked for again
 const RECENT = 50;
+/** How many entries of a change lists show: one of a whole table has many. */
+export const FIRST_ENTRIES = 3;
 
 export const index = signal(/** @type {import("./types.d.ts").Index | null} */ (null));
 export const version = signal(/** @type {import("./types.d.ts").Version | null} */ (null));
@@ -80,7 +82,7 @@ export async function loadPrograms() {
 }
 
 export async function loadRecent() {
-  recent.value = (await get("/changes", { order: "desc", limit: RECENT })).changes;
+  recent.value = (await get("/changes", { order: "desc", limit: RECENT, entries: FIRST_ENTRIES })).changes;
 }
 
 async function loadReadiness() {
@@ -150,7 +152,8 @@ function takeChange(change) {
     each.id === change.reverts && change.kind === "revert" ? { ...each, state: /** @type {const} */ ("reverted") } : each,
   );
   const others = known.filter((each) => each.id !== change.id);
-  recent.value = [...others, change].sort((a, b) => b.id - a.id).slice(0, RECENT);
+  const short = { ...change, entries: change.entries.slice(0, FIRST_ENTRIES) };
+  recent.value = [...others, short].sort((a, b) => b.id - a.id).slice(0, RECENT);
 }
 
 const HUES = 12;

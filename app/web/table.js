@@ -145,7 +145,7 @@ function History({ map, index }) {
   useEffect(() => {
     const abort = new AbortController();
     const read = () =>
-      get("/changes", { map, index, order: "desc", limit: HISTORY }, abort.signal).then(
+      get("/changes", { map, index, order: "desc", limit: HISTORY, entries: 1 }, abort.signal).then(
         (page) => setFound(page.changes),
         (error) => error instanceof Problem || abort.signal.aborted || Promise.reject(error),
       );

@@ -49,7 +49,9 @@ export interface Change {
   note: string | null;
   map: string;
   kind: string;
+  /** Of a list, the first ones. */
   entries: ChangedEntry[];
+  entry_count: number;
   confirm_by: string | null;
   confirmed_by: string | null;
   confirmed_at: string | null;
