@@ -114,6 +114,7 @@ function Page() {
     document.title = `${waiting ? `(${waiting} waiting) ` : notReady.value?.length ? "(not ready) " : ""}${place ?? "jumptable"} · jumptable`;
   });
   useEffect(() => {
+    document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // a narrow bar scrolls
     if (maps.peek() !== null) document.getElementById("content")?.focus(); // not when the page is opened
   }, [path.join("/")]);
 
@@ -123,7 +124,7 @@ function Page() {
       document.getElementById("content")?.focus();
     }}>Skip to the content</a>
     <header class="top">
-      <a class="brand" href="#/"><img src="/web/icon.svg" alt="" width="20" height="20" />jumptable</a>
+      <a class="brand" href="#/"><img src="/web/icon.svg" alt="" width="20" height="20" /><span>jumptable</span></a>
       ${!isSignedOut &&
       html`<nav aria-label="Views">
         ${VIEWS.map(
