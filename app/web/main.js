@@ -9,7 +9,7 @@ import { Overview } from "./overview.js";
 import { Icon, Loading } from "./parts.js";
 import { link, route } from "./route.js";
 import { SignIn } from "./sign-in.js";
-import { index, loadIndex, loadMaps, maps, message, notReady, poll, second } from "./state.js";
+import { index, loadIndex, loadMaps, loadReadiness, maps, message, notReady, poll, second } from "./state.js";
 import { WaitingList } from "./waiting.js";
 
 const VIEWS = /** @type {const} */ ([
@@ -128,7 +128,9 @@ function Page() {
       ${!isSignedOut &&
       html`<nav aria-label="Views">
         ${VIEWS.map(
-          ([each, title]) => html`<a key=${each} href=${link(each ? [each] : [])} aria-current=${each === name || (each === "" && name === "maps") ? "page" : null}>${title}</a>`,
+          ([each, title]) => html`<a key=${each} href=${link(each ? [each] : [])} aria-current=${each === name || (each === "" && name === "maps") ? "page" : null}>
+            ${title}${each === "" && (notReady.value?.length ?? 0) > 0 && html` <span class="badge bad">not ready</span>`}
+          </a>`,
         )}
       </nav>
       <span class="status"><${Live} /><${Who} /></span>`}
@@ -149,7 +151,7 @@ function Page() {
 /** Find out who asks, and begin; again a little later where the service does not answer. */
 async function begin() {
   try {
-    void loadMaps().catch(() => {}); // at once: all that the first view waits for
+    void Promise.all([loadMaps(), loadReadiness()]).catch(() => {}); // at once: all that the first view waits for
     await loadIndex();
   } catch {
     setTimeout(begin, 2000);

@@ -121,15 +121,15 @@ function LastChanges() {
   return html`<div class="scroll">
     <table class="rows">
       <thead>
-        <tr><th>Change</th><th>When</th><th>Map</th><th>What</th><th class="wide">State</th><th class="wide">Who</th></tr>
+        <tr><th>Change</th><th>When</th><th class="wide">Map</th><th>What</th><th class="wide">State</th><th class="wide">Who</th></tr>
       </thead>
       <tbody>
         ${all.slice(0, LAST).map(
           (each) => html`<tr key=${each.id}>
             <td class="mono"><a href=${link(["changes"], { id: each.id })}>${each.id}</a></td>
             <td class="nowrap"><${Ago} at=${each.at} />${each.state !== "applied" && html`<p class="phone"><${StateBadge} state=${each.state} /></p>`}</td>
-            <td><a href=${link(["maps", each.map])}>${each.map}</a></td>
-            <td><${Summary} change=${each} />${each.note && html`<q>${each.note}</q>`}</td>
+            <td class="wide"><a href=${link(["maps", each.map])}>${each.map}</a></td>
+            <td><p class="phone"><a href=${link(["maps", each.map])}>${each.map}</a></p><${Summary} change=${each} />${each.note && html`<q>${each.note}</q>`}</td>
             <td class="wide"><${StateBadge} state=${each.state} /></td>
             <td class="wide muted">${each.actor}</td>
           </tr>`,

@@ -90,16 +90,17 @@ export async function loadRecent() {
   recent.value = (await get("/changes", { order: "desc", limit: RECENT, entries: FIRST_ENTRIES })).changes;
 }
 
-async function loadReadiness() {
-  version.value = await get("/version");
-  try {
-    await get("/readyz");
-    notReady.value = [];
-  } catch (error) {
-    if (!(error instanceof Problem) || error.status !== 503) throw error;
-    const reasons = error.facts["reasons"];
-    notReady.value = reasons?.length ? reasons : [error.message];
-  }
+export async function loadReadiness() {
+  const [about, reasons] = await Promise.all([get("/version"), get("/readyz").then(() => [], whyNotReady)]);
+  version.value = about;
+  notReady.value = reasons;
+}
+
+/** @param {unknown} error @returns {string[]} */
+function whyNotReady(error) {
+  if (!(error instanceof Problem) || error.status !== 503) throw error;
+  const reasons = error.facts["reasons"];
+  return reasons?.length ? reasons : [error.message];
 }
 
 /** Ask again from time to time for what no event tells, while somebody looks. */
