@@ -11,6 +11,7 @@ from app.cli.options import connects, outputs
 from app.cli.output import MAX_ENTRIES_TOLD, Cell, ago, entries_text, entry_text, length, plural, say, show, table
 from app.client import Client
 from app.client.answers import Change, ChangedEntry, Drift, HeldMap, Program
+from app.client.client import SOCKET
 
 _MAX_ROWS: Final = 8  # of each table, so that all of it fits on a screen
 _LAST_CHANGES: Final = 5
@@ -38,7 +39,7 @@ def status_command(client: Client, output: str | None) -> None:
 
     def people() -> None:
         state = Cell("ready", "green") if readiness.ready else Cell("NOT READY", "red")
-        node = platform.node() if client.url.startswith("unix:") else client.url
+        node = platform.node() if client.url == f"unix://{SOCKET}" else client.url  # another may be forwarded by ssh
         kernel = (
             f"Linux {version['kernel_release']}" if version["kernel"] == "linux" else "a kernel in memory: not real"
         )
