@@ -141,7 +141,7 @@ class TestViews:
         with Watched(browser, guarded.service.url) as watched:
             page = sign_in(watched, guarded.token(role, **bounds))
             changing: list[str] = []
-            watched.context.on("request", lambda sent: sent.method == "GET" or changing.append(sent.url))
+            watched.context.on("request", lambda sent: changing.extend([sent.url] if sent.method != "GET" else []))
             found = {}
             for view in VIEWS:
                 page.goto(f"{watched.url}/#/{view}")

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, FilePayload, Route, expect
 
+from app.bpf import asm
 from app.bpf.linux import LinuxKernel
-from app.bpf.uapi import MapType
+from app.bpf.uapi import MapType, ProgType
 from tests.compiled import has_clang, object_file
 from tests.running import Service
 from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
@@ -144,6 +145,38 @@ class TestGraph:
         page.click("svg.graph .gap")
         expect(page.locator(".panel h2")).to_contain_text("Entry 5")
         expect(page.locator(".panel .callers")).to_contain_text("jumps to one of 6 entries")
+
+    def test_jump_into_an_empty_entry_of_loaded_programs_stands_out(
+        self, watched: Watched, client: httpx.Client
+    ) -> None:
+        binary = {"Content-Type": "application/octet-stream"}
+        client.put("/objects/chain", content=object_file("xdp_chain"), headers=binary).raise_for_status()
+        page = watched.open("graph?map=chain.table")
+        expect(page.locator(".findings")).to_contain_text("jumps to entry 9 of chain.table, which is empty")
+        expect(page.locator("svg.graph .gap")).to_contain_text("9 is empty")
+        client.put("/maps/chain.table/entries/9", json={"program": "chain.drop"}).raise_for_status()
+        expect(page.locator("svg.graph .gap")).to_have_count(0)
+        page.click("svg.graph .array")
+        expect(page.locator("h1")).to_have_text("chain.table")
+
+    def test_chain_near_what_the_kernel_allows_stands_out(self, watched: Watched, client: httpx.Client) -> None:
+        kernel, jumps = LinuxKernel(), 31
+        array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 64, "chain")
+        client.put("/maps/chain", json={"id": kernel.map_info(array).id}).raise_for_status()
+        for step in range(jumps + 1):
+            code = asm.map_fd(2, array) + asm.mov(3, step) + asm.tail_call() if step < jumps else b""
+            program = kernel.prog_load(ProgType.XDP, code + asm.returns(2), f"step{step}")
+            client.put(f"/programs/step{step}", json={"id": kernel.prog_info(program).id}).raise_for_status()
+            kernel.close(program)
+            if step > 0:
+                client.put(f"/maps/chain/entries/{step - 1}", json={"program": f"step{step}"}).raise_for_status()
+        kernel.close(array)
+        page = watched.open("graph?map=chain")
+        expect(page.locator(".findings .bad")).to_contain_text("The longest chain has 31 jumps; the kernel allows 33")
+        expect(page.locator("svg.graph .node.long")).to_have_count(jumps + 1)
+        client.put(f"{TABLE}/3", json={"program": "drop"}).raise_for_status()
+        page.goto(f"{watched.url}/#/graph?map=jump_table")  # which is not connected with it
+        expect(page.locator(".findings")).to_contain_text("The longest chain has 1 jump;")
 
     def test_graph_is_moved_and_zoomed_by_keys_and_mouse(self, watched: Watched) -> None:
         answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
