@@ -98,6 +98,7 @@ async def load_object(
         Query(
             description="For application/octet-stream: how to load the file, as JSON: the other body without `file`.",
             examples=['{"variables":{"verdict":1}}'],
+            pattern=r"^\s*\{",
         ),
     ] = None,
 ) -> Response:
