@@ -153,10 +153,10 @@ class TableRoute(StrictRoute):
 
 
 class ObjectRoute(StrictRoute):
-    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and the JSON is empty."""
+    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and `options` is the JSON."""
 
     async def read_body(self, request: Request) -> Any:
-        """Read the body of a request, and parse it unless it is an object file."""
+        """Read the body of a request, and parse it; of an object file, parse the query parameter `options`."""
         media_type = _media_type(request)
         if media_type == _JSON:
             return await super().read_body(request)
@@ -164,7 +164,8 @@ class ObjectRoute(StrictRoute):
             detail = f"Content-Type is {media_type!r}; send {_FILE} for an object file itself, and {_JSON} to name one"
             raise HttpProblem("media-type-unsupported", detail, headers={"Accept": f"{_JSON}, {_FILE}"})
         request.scope[CONTENT] = bytes(await _read_body(request, service_of(request).objects.options.max_bytes))
-        return {}
+        options = request.query_params.get("options")
+        return {} if options is None else parse_json(options.encode())
 
 
 class _ParsedRequest:

@@ -114,7 +114,7 @@ The program `entry` reads a packet's first byte i and jumps to entry i of `jump_
   curl {url}/maps/jump_table/entries
   curl -X DELETE {url}/maps/jump_table/entries/3
 
-All routes: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
+The page, for a browser: {url}/     All routes: {url}/docs     Stop with Ctrl-C; nothing is left behind."""
 
 
 def fill(registry: Registry) -> None:

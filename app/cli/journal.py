@@ -7,7 +7,18 @@ import click
 
 from app.cli.confirmation import settle
 from app.cli.options import CHANGE, CONFIRM_WITHIN, DRY_RUN, INDEX, MAP, MOMENT, NOTE, connects, outputs
-from app.cli.output import Cell, ago, entries_text, plural, say, show, show_difference, show_warnings, table
+from app.cli.output import (
+    MAX_ENTRIES_TOLD,
+    Cell,
+    ago,
+    entries_text,
+    plural,
+    say,
+    show,
+    show_difference,
+    show_warnings,
+    table,
+)
 from app.cli.status import change_row
 from app.client import Client
 from app.client.answers import Applied, Change, Kind, State
@@ -33,7 +44,7 @@ def log_command(client: Client, id_: int | None, number: int, output: str | None
         change = client.get_change(id_)
         show(output, change, lambda: [id_], lambda: _show_change(change))
         return
-    changes = _newest(client, number, filters)
+    changes = _newest(client, number, filters, None if output in {"json", "yaml"} else MAX_ENTRIES_TOLD)
 
     def people() -> None:
         if changes:
@@ -44,13 +55,14 @@ def log_command(client: Client, id_: int | None, number: int, output: str | None
     show(output, {"changes": changes}, lambda: [each["id"] for each in changes], people)
 
 
-def _newest(client: Client, number: int, filters: dict[str, Any]) -> list[Change]:
-    """Return so many of the newest changes, from as many pages as they take."""
+def _newest(client: Client, number: int, filters: dict[str, Any], entries: int | None) -> list[Change]:
+    """Return so many of the newest changes, from as many pages as they take. `entries`: of each, None for all."""
     changes: list[Change] = []
     before: int | None = None
     query = {"map": filters.pop("map_"), "index": filters.pop("entry"), **filters}
     while len(changes) < number:
-        page = client.list_changes(**query, order="desc", before=before, limit=min(number - len(changes), _PAGE))
+        limit = min(number - len(changes), _PAGE)
+        page = client.list_changes(**query, order="desc", before=before, limit=limit, entries=entries)
         changes += page["changes"]
         before = page["next"]
         if before is None:

@@ -90,18 +90,29 @@ def _id(member: Mapping[str, Any]) -> str:
 @click.command("load", epilog="Example: jumptable load parser parser.o --dry-run")
 @click.argument("name", type=OBJECT)
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--options",
+    "how",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="How to load an object file that is sent: YAML or JSON with variables, maps, programs and so on.",
+)
 @NOTE
 @CONFIRM_WITHIN
 @DRY_RUN
 @connects
 @outputs("json", "yaml", "name")
-def load_command(client: Client, name: str, file: Path, output: str | None, **options: Any) -> None:
+def load_command(client: Client, name: str, file: Path, how: Path | None, output: str | None, **options: Any) -> None:
     """Load an object file, or a new version of it.
 
     FILE is the object file itself, or YAML or JSON that names one of the service's machine and says how to load it.
     Programs are held as NAME.PROGRAM, arrays as NAME.MAP.
     """
     content, made_at = _content(file), time.monotonic()
+    if how is not None:
+        if not isinstance(content, bytes):
+            fail(f"--options is for an object file that is sent; put them into {file}", 2)
+        options["options"] = _document(how, _read(how), "the options of an object file are a mapping")
     try:
         loaded = client.load_object(name, content, **options)
     except Refused as error:
@@ -127,22 +138,29 @@ def _show_loaded(loaded: LoadedObjectFile, *, is_dry: bool) -> None:
 
 
 def _content(file: Path) -> bytes | Mapping[str, Any]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        fail(f"cannot read {file}: {error.strerror}", 2)
+    content = _read(file)
     if content.startswith(_ELF):
         return content
+    expected = "it is neither an object file (ELF) nor a mapping that names one; compile it: clang -target bpf -c"
+    return _document(file, content, expected)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}", 2)
+
+
+def _document(file: Path, content: bytes, expected: str) -> Mapping[str, Any]:
     import yaml  # noqa: PLC0415 - takes 15 ms
 
     try:
         document = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fail(f"{file} is neither an object file (ELF) nor YAML: {' '.join(str(error).split())}", 2)
+        fail(f"{file} is not YAML ({' '.join(str(error).split())}); {expected}", 2)
     if not isinstance(document, dict):
-        fail(
-            f"{file} is neither an object file (ELF) nor a mapping that names one; compile it: clang -target bpf -c", 2
-        )
+        fail(f"{file}: {expected}", 2)
     return document
 
 

@@ -13,7 +13,7 @@ import click
 from app.client.answers import ChangedEntry, ChangedProgram, EntryProgram
 
 _MAX_STYLED_ROWS: Final = 1000  # rich takes 0.3 ms for each, and nobody reads more
-_MAX_ENTRIES: Final = 3  # of a change, on one line
+MAX_ENTRIES_TOLD: Final = 3  # of a change, on one line
 EMPTY: Final = "empty"
 # Escaped in JSON too: characters that a terminal obeys, C1 controls and those that turn the direction of writing.
 _OBEYED: Final = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -134,10 +134,15 @@ def entry_text(entry: ChangedEntry) -> str:
     return f"{entry['index']}: {program_text(entry['before'])} → {program_text(entry['after'])}"
 
 
-def entries_text(entries: Sequence[ChangedEntry]) -> str:
-    """Return the entries of a change on one line. Of many, only the first."""
-    more = len(entries) - _MAX_ENTRIES
-    shown = ", ".join(map(entry_text, entries[:_MAX_ENTRIES]))
+def entries_text(entries: Sequence[ChangedEntry], count: int | None = None) -> str:
+    """Return the entries of a change on one line. Of many, only the first.
+
+    Args:
+        entries: The entries, or the first MAX_ENTRIES_TOLD of them.
+        count: How many there are. None: these.
+    """
+    more = (len(entries) if count is None else count) - MAX_ENTRIES_TOLD
+    shown = ", ".join(map(entry_text, entries[:MAX_ENTRIES_TOLD]))
     return f"{shown}, and {more:,} more" if more > 0 else shown
 
 

@@ -8,9 +8,10 @@ from typing import Any, Final
 import click
 
 from app.cli.options import connects, outputs
-from app.cli.output import Cell, ago, entries_text, entry_text, length, plural, say, show, table
+from app.cli.output import MAX_ENTRIES_TOLD, Cell, ago, entries_text, entry_text, length, plural, say, show, table
 from app.client import Client
 from app.client.answers import Change, ChangedEntry, Drift, HeldMap, Program
+from app.client.client import SOCKET
 
 _MAX_ROWS: Final = 8  # of each table, so that all of it fits on a screen
 _LAST_CHANGES: Final = 5
@@ -23,8 +24,8 @@ def status_command(client: Client, output: str | None) -> None:
     """Show the node on one screen. Exit 1: it is not ready."""
     version, readiness = client.get_version(), client.get_readiness()
     maps, programs = client.list_maps(), client.list_programs()
-    waiting = client.list_changes(state="unconfirmed", order="desc")["changes"]
-    last = client.list_changes(order="desc", limit=_LAST_CHANGES)["changes"]
+    waiting = client.list_changes(state="unconfirmed", order="desc", entries=MAX_ENTRIES_TOLD)["changes"]
+    last = client.list_changes(order="desc", limit=_LAST_CHANGES, entries=MAX_ENTRIES_TOLD)["changes"]
     answer: dict[str, Any] = {
         "url": client.url,
         "ready": readiness.ready,
@@ -38,7 +39,7 @@ def status_command(client: Client, output: str | None) -> None:
 
     def people() -> None:
         state = Cell("ready", "green") if readiness.ready else Cell("NOT READY", "red")
-        node = platform.node() if client.url.startswith("unix:") else client.url
+        node = platform.node() if client.url == f"unix://{SOCKET}" else client.url  # another may be forwarded by ssh
         kernel = (
             f"Linux {version['kernel_release']}" if version["kernel"] == "linux" else "a kernel in memory: not real"
         )
@@ -109,7 +110,7 @@ def _show_waiting(waiting: list[Change]) -> None:
     say(Cell("Undone unless confirmed:", "yellow"))
     for change in waiting[:_MAX_ROWS]:
         say(
-            f"  {change['id']}  {change['map']}  {entries_text(change['entries'])}  ",
+            f"  {change['id']}  {change['map']}  {entries_text(change['entries'], change['entry_count'])}  ",
             Cell(ago(change["confirm_by"]), "yellow"),
             f"  (jumptable confirm {change['id']})",
         )
@@ -140,7 +141,7 @@ def change_row(change: Change) -> tuple[str | Cell, ...]:
 
 def what_text(change: Change) -> str:
     """Return what a change did, with its state where that is no matter of course, and its note."""
-    parts = [f"{change['kind']} {entries_text(change['entries'])}".strip()]
+    parts = [f"{change['kind']} {entries_text(change['entries'], change['entry_count'])}".strip()]
     if change["reverts"] is not None:
         parts.append(f"undoes {change['reverts']}")
     if change["state"] == "unconfirmed":

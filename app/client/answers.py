@@ -87,6 +87,7 @@ class Change(TypedDict):
     map: str
     kind: Kind
     entries: list[ChangedEntry]
+    entry_count: int
     confirm_by: str | None
     confirmed_by: str | None
     confirmed_at: str | None

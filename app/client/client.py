@@ -1,5 +1,6 @@
 """The client, which has a method for each operation of the service."""
 
+import json
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -76,11 +77,16 @@ class SettingOptions(ConditionalOptions, total=False):
 
 
 class LoadOptions(DryRun, total=False):
-    """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file."""
+    """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file.
+
+    Attributes:
+        options: How an ELF that is sent is to be loaded: what its JSON would say beside `file`.
+    """
 
     note: str | None
     confirm_within: int | None
     if_match: str | None
+    options: Mapping[str, Any] | None
 
 
 class ChangeFilter(TypedDict, total=False):
@@ -329,7 +335,9 @@ class Client:
         Raises:
             Refused: object-refused: the verifier refuses a program. `problem` has what it says, and about which line.
         """
-        answer = self._change("PUT", _path("objects", name), dict(options), content, timeout=_OBJECT_SECONDS)
+        how = options.get("options")
+        query = {**options, "options": None if how is None else json.dumps(how)}
+        answer = self._change("PUT", _path("objects", name), query, content, timeout=_OBJECT_SECONDS)
         return cast("LoadedObjectFile", answer.json())
 
     def unload_object(self, name: str, **options: Unpack[DryRun]) -> None:
@@ -354,16 +362,24 @@ class Client:
     # Changes and events
 
     def list_changes(
-        self, *, order: Literal["asc", "desc"] = "asc", limit: int = 100, **wanted: Unpack[ChangeFilter]
+        self,
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        limit: int = 100,
+        entries: int | None = None,
+        **wanted: Unpack[ChangeFilter],
     ) -> Changes:
         """Return a page of the journal.
 
         Args:
             order: By rising or falling id.
             limit: The most changes, 1 to 1,000.
+            entries: The most entries of each change, 0 to 1,000: the first ones, or with `index` those from that on.
+                None: all.
             **wanted: See `ChangeFilter`.
         """
-        return cast("Changes", self._get("/changes", {**wanted, "order": order, "limit": limit}))
+        query = {**wanted, "order": order, "limit": limit, "entries": entries}
+        return cast("Changes", self._get("/changes", query))
 
     def get_change(self, id: int) -> Change:  # noqa: A002
         """Return a change."""

@@ -131,6 +131,10 @@ class EntryChanges:
         )
         return EntryChanges(indexes, before, after, self.programs)
 
+    def part(self, start: int, stop: int) -> "EntryChanges":
+        """Return the entries between two places, as slices do."""
+        return EntryChanges(self.indexes[start:stop], self.before[start:stop], self.after[start:stop], self.programs)
+
     def undone(self) -> "EntryChanges":
         """The entries of the change that undoes this one: `before` and `after` are swapped."""
         return EntryChanges(self.indexes, self.after, self.before, self.programs)
@@ -214,6 +218,11 @@ class Change:
     confirmed_by: str | None = None
     confirmed_at: float | None = None
     id: int = 0
+
+    @property
+    def entry_count(self) -> int:
+        """How many entries it has."""
+        return len(self.entries)
 
 
 class EntryWrite(NamedTuple):

@@ -7,7 +7,7 @@ import { clock, count, plural } from "./format.js";
 import { Action, Ago, Countdown, Difference, Icon, Loading, ProblemBox, StateBadge, Summary } from "./parts.js";
 import { entryRefusal } from "./rights.js";
 import { go, link } from "./route.js";
-import { maps, onChange } from "./state.js";
+import { FIRST_ENTRIES, maps, onChange } from "./state.js";
 import { Decide, RevertReview } from "./waiting.js";
 
 /** @typedef {import("./types.d.ts").Change} Change */
@@ -43,7 +43,7 @@ function useChanges(query) {
     reading.current?.abort();
     const abort = (reading.current = new AbortController());
     try {
-      const page = await get("/changes", { ...wanted(query), order: "desc", limit: PAGE, before }, abort.signal);
+      const page = await get("/changes", { ...wanted(query), order: "desc", entries: FIRST_ENTRIES, limit: PAGE, before }, abort.signal);
       setChanges((all) => (before === null ? page.changes : [...all, ...page.changes]));
       setNext(page.next);
       setProblem(null);
@@ -74,7 +74,7 @@ function useChanges(query) {
 
   /** Put what is new above what was read, and take over what has another state now. */
   async function refresh() {
-    const page = await get("/changes", { ...wanted(query), order: "desc", limit: PAGE }).catch(() => null);
+    const page = await get("/changes", { ...wanted(query), order: "desc", entries: FIRST_ENTRIES, limit: PAGE }).catch(() => null);
     if (page === null) return;
     /** @type {Change[]} */
     const fresh = page.changes;
@@ -117,8 +117,21 @@ function Filters({ query }) {
   </form>`;
 }
 
-/** @param {{change: Change}} props */
+/** A change with all its entries. @param {{change: Change}} props `change`: as a list has it. */
 function Details({ change }) {
+  const [whole, setWhole] = useState(/** @type {Change | null} */ (null));
+  const [problem, setProblem] = useState(/** @type {unknown} */ (null));
+  const isWhole = change.entries.length === change.entry_count;
+  useEffect(() => {
+    if (!isWhole) get(`/changes/${change.id}`).then(setWhole, setProblem);
+  }, [change.id, isWhole]);
+  if (problem !== null) return html`<${ProblemBox} error=${problem} />`;
+  if (!isWhole && whole === null) return html`<${Loading} what="its entries" />`;
+  return html`<${WholeDetails} change=${isWhole ? change : { ...change, entries: whole?.entries }} />`;
+}
+
+/** @param {{change: Change}} props */
+function WholeDetails({ change }) {
   const [isReviewed, setReviewed] = useState(false);
   const indexes = change.entries.map((each) => each.index);
   const canRevert = ["applied", "confirmed"].includes(change.state);
@@ -169,7 +182,7 @@ function ChangeItem({ change, isOpen, onToggle }) {
       </button>
       <span class="when"><${Ago} at=${change.at} /></span>
       <span class="kind">${change.kind} <a href=${link(["maps", change.map])}>${change.map}</a></span>
-      <span class="what"><${Summary} change=${change} most=${3} />${change.note && html`<q>${change.note}</q>`}</span>
+      <span class="what"><${Summary} change=${change} most=${FIRST_ENTRIES} />${change.note && html`<q>${change.note}</q>`}</span>
       <span class="who">${change.actor}</span>
       <span class="state">
         <${StateBadge} state=${change.state} />

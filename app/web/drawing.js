@@ -19,11 +19,32 @@ const CHAR_PX = 8;
 const LABEL_PX = 6.4;
 const MOST_ZOOM = 3;
 const MOST_FIT = 1.25; // a small graph is not blown up
+const LEGIBLE = 0.75; // below this zoom the other direction is tried
+const MOST_HEIGHT = 0.66; // of the window, as in style.css
 const STEP_PX = 60;
 const GAPS = 12; // empty entries that are drawn one by one for each array
 
-/** Lay out a part of the graph. @param {Graph} graph @param {boolean} isNarrow @returns {{nodes: Node[], lines: Line[], width: number, height: number}} */
-function layOut(graph, isNarrow) {
+/** @typedef {{nodes: Node[], lines: Line[], width: number, height: number}} Layout */
+
+/** How large a layout can be shown. @param {Layout} layout @param {number} width @param {number} height */
+const zoomOf = (layout, width, height) => Math.min(MOST_FIT, width / layout.width, height / layout.height);
+
+/**
+ * Lay out a part of the graph, in the direction in which it can be shown larger.
+ *
+ * @param {Graph} graph
+ * @param {number} width Of the box, in pixels.
+ */
+function bestLayout(graph, width) {
+  const height = MOST_HEIGHT * innerHeight;
+  const across = layOut(graph, "LR");
+  if (zoomOf(across, width, height) >= LEGIBLE) return across;
+  const down = layOut(graph, "TB");
+  return zoomOf(down, width, height) > zoomOf(across, width, height) ? down : across;
+}
+
+/** Lay out a part of the graph. @param {Graph} graph @param {"LR" | "TB"} rankdir @returns {Layout} */
+function layOut(graph, rankdir) {
   /** @type {Map<string, Omit<Node, "x" | "y">>} */
   const nodes = new Map();
   /** @type {{from: string, to: string, label: string, look: string}[]} */
@@ -44,7 +65,11 @@ function layOut(graph, isNarrow) {
     add(`a${each.id}`, "array", nodeName(each), used, "", each.name === null ? null : link(["maps", each.name]));
     /** @type {Map<number, number[]>} */
     const targets = new Map();
-    for (const { index, program } of each.entries ?? []) targets.set(program, [...(targets.get(program) ?? []), index]);
+    for (const { index, program } of each.entries ?? []) {
+      const known = targets.get(program);
+      if (known) known.push(index);
+      else targets.set(program, [index]);
+    }
     for (const [program, indexes] of targets) lines.push({ from: `a${each.id}`, to: `p${program}`, label: ranges(indexes, 3), look: "" });
   }
   for (const each of graph.attachments) {
@@ -73,7 +98,7 @@ function layOut(graph, isNarrow) {
   }
 
   const layout = new dagre.Graph({ multigraph: true });
-  layout.setGraph({ rankdir: isNarrow ? "TB" : "LR", nodesep: 18, ranksep: 56, edgesep: 10, marginx: 16, marginy: 16 });
+  layout.setGraph({ rankdir, nodesep: 18, ranksep: 56, edgesep: 10, marginx: 16, marginy: 16 });
   layout.setDefaultEdgeLabel(() => ({}));
   for (const node of nodes.values()) layout.setNode(node.key, { width: node.width, height: node.height });
   lines.forEach((line, number) => {
@@ -128,19 +153,20 @@ function Box({ node }) {
 /** @param {{graph: Graph}} props */
 export function Drawing({ graph }) {
   const box = useRef(/** @type {SVGSVGElement | null} */ (null));
-  const isNarrow = innerWidth < 760;
-  const picture = useMemo(() => layOut(graph, isNarrow), [graph, isNarrow]);
+  const [width, setWidth] = useState(0);
+  const picture = useMemo(() => bestLayout(graph, width || innerWidth), [graph, width]);
   const [view, setView] = useState({ x: 0, y: 0, zoom: 1 });
   const pointers = useRef(/** @type {Map<number, {x: number, y: number}>} */ (new Map()));
   const hasMoved = useRef(false);
 
   function fit() {
     const { clientWidth: width, clientHeight: height } = /** @type {SVGSVGElement} */ (box.current);
-    const zoom = Math.min(MOST_FIT, width / picture.width, height / picture.height);
+    const zoom = zoomOf(picture, width, height);
     isTouched.current = false;
     setView({ zoom, x: (width - picture.width * zoom) / 2, y: (height - picture.height * zoom) / 2 });
   }
   const isTouched = useRef(false); // then it stays where the user has moved it
+  useLayoutEffect(() => setWidth(box.current?.clientWidth ?? 0), []);
   useLayoutEffect(() => {
     if (!isTouched.current) fit();
   }, [picture]);
@@ -214,7 +240,7 @@ export function Drawing({ graph }) {
     <svg
       ref=${box}
       class="graph"
-      style=${{ height: `${Math.max(200, picture.height * MOST_FIT)}px` }}
+      style=${{ height: `${Math.max(200, picture.height * zoomOf(picture, width || innerWidth, Infinity))}px` }}
       tabindex="0"
       role="group"
       aria-label="The jump graph. Arrows move it, plus and minus zoom, 0 fits it in. The list below says the same."

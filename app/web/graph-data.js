@@ -12,12 +12,14 @@ const SETTLE_MS = 300; // after an event: reading the graph takes the service lo
  * The graph, and kept up to date; or the problem with it.
  *
  * @param {string | null} map Only what is connected with this map; null: everything.
+ * @param {boolean} [isWanted] false: nothing is read.
  * @returns {{graph: Graph | null, problem: Problem | null}}
  */
-export function useGraph(map) {
+export function useGraph(map, isWanted = true) {
   const [graph, setGraph] = useState(/** @type {Graph | null} */ (null));
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
   useEffect(() => {
+    if (!isWanted) return;
     const abort = new AbortController();
     let timer = 0;
     let before = "";
@@ -44,7 +46,7 @@ export function useGraph(map) {
       stop();
       abort.abort();
     };
-  }, [map]);
+  }, [map, isWanted]);
   return { graph, problem };
 }
 

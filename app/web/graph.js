@@ -140,6 +140,27 @@ function Picture({ graph }) {
   return Drawing === null ? html`<${Loading} what="the picture" />` : html`<${Drawing} graph=${graph} />`;
 }
 
+/**
+ * A part of the graph, with the longest chain in it: of everything, the service tells only the longest one.
+ *
+ * @param {{part: Graph}} props
+ */
+function Part({ part }) {
+  const held = part.arrays.find((each) => each.name !== null)?.name ?? null;
+  const isWanted = part.longest_chain === null && held !== null;
+  const { graph } = useGraph(held, isWanted);
+  const chain = isWanted ? (graph?.longest_chain ?? null) : part.longest_chain;
+  const whole = useMemo(() => ({ ...part, longest_chain: chain }), [part, chain]);
+  return html`<${Findings} graph=${whole} />
+    ${part.programs.length <= MOST_DRAWN
+      ? html`<section class="card" aria-label="Picture"><${Picture} graph=${whole} /></section>
+          <details class="card"><summary>The same as a list</summary><${List} graph=${whole} /></details>`
+      : html`<section class="card" aria-label="List">
+          <p class="note">It has ${part.programs.length} programs, too many for a picture of use: here they are as a list.</p>
+          <${List} graph=${whole} />
+        </section>`}`;
+}
+
 /** @param {{query: URLSearchParams}} props */
 export function View({ query }) {
   const { graph, problem } = useGraph(null);
@@ -156,7 +177,6 @@ export function View({ query }) {
   const chosen = Math.max(0, asked === null ? Number(query.get("part") ?? 0) : parts.findIndex((each) => each.arrays.some((one) => one.name === asked)));
   const part = parts[chosen] ?? parts[0];
   if (!part) return html`<h1>Graph</h1><p class="muted">No program that you may see jumps anywhere.</p>`;
-  const isDrawn = part.programs.length <= MOST_DRAWN;
   return html`<header class="head">
       <h1>Graph</h1>
       ${parts.length > 1 &&
@@ -168,12 +188,5 @@ export function View({ query }) {
       </label>`}
       <p class="muted">${plural(graph.programs.length, "program", "programs")} and ${plural(graph.arrays.length, "array", "arrays")} on this machine</p>
     </header>
-    <${Findings} graph=${part} />
-    ${isDrawn
-      ? html`<section class="card" aria-label="Picture"><${Picture} graph=${part} /></section>
-          <details class="card"><summary>The same as a list</summary><${List} graph=${part} /></details>`
-      : html`<section class="card" aria-label="List">
-          <p class="note">It has ${part.programs.length} programs, too many for a picture of use: here they are as a list.</p>
-          <${List} graph=${part} />
-        </section>`}`;
+    <${Part} key=${chosen} part=${part} />`;
 }

@@ -4,7 +4,7 @@ import { Component, h, html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { programName } from "./format.js";
 import { Icon } from "./parts.js";
-import { colour } from "./state.js";
+import { colour, colouring } from "./state.js";
 
 /** @typedef {import("./table-data.js").TableData} TableData */
 /** @typedef {import("./types.d.ts").Target} Target */
@@ -162,7 +162,7 @@ export function Grid({ data, marks, cursor, first, last, onMove, onOpen }) {
     if (cell instanceof HTMLElement) onMove(Number(cell.dataset["index"]), event.shiftKey);
   }
 
-  const revision = data.revision.value;
+  const revision = data.revision.value + colouring.value;
   const shown = [];
   const period = Math.ceil(scroll.height / shape.height) + 2 * AROUND + 2; // rows that leave are used again for those that come
   for (let row = firstRow; width && row <= lastRow; row++) {

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { askForToken, authorization } from "./api.js";
-import { index, loadAll, loadIndex, notReady, takeEvent } from "./state.js";
+import { index, loadAll, loadIndex, programs, takeEvent } from "./state.js";
 
 const SILENCE_MS = 40_000; // the service sends a comment every 15 s
 const RETRY_MS = [500, 1000, 2000, 5000, 10_000];
@@ -46,7 +46,7 @@ export async function follow() {
       const isRefused = error instanceof Refused;
       become("cut off", isRefused ? error.message : "the service cannot be reached", isRefused);
       // What can be read without the stream: at the start, and where the service answers but gives no stream.
-      if (isRefused || notReady.value === null) await load();
+      if (isRefused || programs.value === null) await load();
     }
     await pause(RETRY_MS[Math.min(attempt++, RETRY_MS.length - 1)] ?? 0);
   }

@@ -9,7 +9,7 @@ import { Overview } from "./overview.js";
 import { Icon, Loading } from "./parts.js";
 import { link, route } from "./route.js";
 import { SignIn } from "./sign-in.js";
-import { index, loadIndex, loadMaps, maps, message, notReady, poll, second } from "./state.js";
+import { index, loadIndex, loadMaps, loadReadiness, maps, message, notReady, poll, second } from "./state.js";
 import { WaitingList } from "./waiting.js";
 
 const VIEWS = /** @type {const} */ ([
@@ -17,6 +17,7 @@ const VIEWS = /** @type {const} */ ([
   ["changes", "Changes"],
   ["graph", "Graph"],
   ["programs", "Programs"],
+  ["objects", "Objects"],
   ["packet", "Packet"],
 ]);
 
@@ -26,6 +27,7 @@ const LOADERS = /** @type {Record<string, () => Promise<any>>} */ ({
   changes: () => import("./changes.js"),
   graph: () => import("./graph.js"),
   programs: () => import("./programs.js"),
+  objects: () => import("./objects.js"),
   packet: () => import("./packet.js"),
 });
 
@@ -112,6 +114,7 @@ function Page() {
     document.title = `${waiting ? `(${waiting} waiting) ` : notReady.value?.length ? "(not ready) " : ""}${place ?? "jumptable"} · jumptable`;
   });
   useEffect(() => {
+    document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // a narrow bar scrolls
     if (maps.peek() !== null) document.getElementById("content")?.focus(); // not when the page is opened
   }, [path.join("/")]);
 
@@ -121,11 +124,13 @@ function Page() {
       document.getElementById("content")?.focus();
     }}>Skip to the content</a>
     <header class="top">
-      <a class="brand" href="#/"><img src="/web/icon.svg" alt="" width="20" height="20" />jumptable</a>
+      <a class="brand" href="#/"><img src="/web/icon.svg" alt="" width="20" height="20" /><span>jumptable</span></a>
       ${!isSignedOut &&
       html`<nav aria-label="Views">
         ${VIEWS.map(
-          ([each, title]) => html`<a key=${each} href=${link(each ? [each] : [])} aria-current=${each === name || (each === "" && name === "maps") ? "page" : null}>${title}</a>`,
+          ([each, title]) => html`<a key=${each} href=${link(each ? [each] : [])} aria-current=${each === name || (each === "" && name === "maps") ? "page" : null}>
+            ${title}${each === "" && (notReady.value?.length ?? 0) > 0 && html` <span class="badge bad">not ready</span>`}
+          </a>`,
         )}
       </nav>
       <span class="status"><${Live} /><${Who} /></span>`}
@@ -146,7 +151,7 @@ function Page() {
 /** Find out who asks, and begin; again a little later where the service does not answer. */
 async function begin() {
   try {
-    void loadMaps().catch(() => {}); // at once: all that the first view waits for
+    void Promise.all([loadMaps(), loadReadiness()]).catch(() => {}); // at once: all that the first view waits for
     await loadIndex();
   } catch {
     setTimeout(begin, 2000);

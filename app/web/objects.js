@@ -1,172 +1,39 @@
-// Object files: which are loaded, and the upload of one, with the verifier's answer beside the source.
+// Object files: which are loaded, and how one is unloaded.
 
 import { html } from "htm/preact";
 import { useEffect, useState } from "preact/hooks";
 import { Problem, get, send } from "./api.js";
-import { bytes, count, duration, plural } from "./format.js";
-import { Action, Ago, Difference, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
-import { PERIODS, PRESELECTED } from "./review.js";
+import { bytes, count, plural } from "./format.js";
 import { isAbsent } from "./graph-data.js";
+import { LoadForm, Refusal } from "./load-object.js";
+import { Action, Ago, Dialog, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
 import { refusal } from "./rights.js";
+import { link } from "./route.js";
 import { mayHaveChanged, onChange, tell } from "./state.js";
 
 /** @typedef {import("./types.d.ts").ObjectFile} ObjectFile */
-/** @typedef {import("./types.d.ts").LoadedObjectFile} LoadedObjectFile */
-
-const SHOWN = 50; // entries of one map
-const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
-
-/** @param {{objects: ObjectFile[]}} props */
-function Loaded({ objects }) {
-  if (objects.length === 0) return html`<p class="muted">No object is loaded.</p>`;
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Table of objects">
-    <table class="rows">
-      <thead><tr><th>Object</th><th>Programs</th><th>Maps</th><th>Loaded</th><th class="wide">From</th></tr></thead>
-      <tbody>
-        ${objects.map(
-          (each) => html`<tr key=${each.name}>
-            <td>
-              <span class="name">${each.name}</span> <span class="muted">version ${each.version}</span>
-              ${each.state === "unavailable" && html`<p class="note bad small"><${Icon} name="warn" />${each.reason}</p>`}
-              ${each.warnings.map((one) => html`<p key=${one} class="note warn small"><${Icon} name="warn" />${one}</p>`)}
-            </td>
-            <td>${each.programs.map((one) => html`<p key=${one.name}><${ProgramChip} program=${one} /> <span class="muted">${one.type}, ${plural(one.instructions, "instruction", "instructions")}</span></p>`)}</td>
-            <td>${each.maps.map((one) => html`<p key=${one.map}>${one.name ?? one.map} <span class="muted">${one.type}, ${count(one.max_entries)}${one.use ? `, uses ${one.use}` : ""}</span></p>`)}</td>
-            <td class="nowrap"><${Ago} at=${each.loaded_at} /></td>
-            <td class="wide"><code>${each.file ?? "a request"}</code><p class="muted">${bytes(each.bytes)}, sha256 <code title=${each.sha256}>${each.sha256.slice(0, 12)}</code></p></td>
-          </tr>`,
-        )}
-      </tbody>
-    </table>
-  </div>`;
-}
 
 /**
- * The verifier's log in parts: a line of the source, and what the verifier says about it.
+ * The dialog that unloads an object file, after the service was asked whether that can be done.
  *
- * The log has the source as comments: "; return ctx->data; @ parser.c:12" (the place since Linux 6.12).
- *
- * @param {string[]} log
+ * @param {{object: ObjectFile, onClose: () => void}} props
  */
-function bySource(log) {
-  /** @type {{source: string, place: string, lines: string[]}[]} */
-  const parts = [];
-  for (const line of log) {
-    const comment = /^; (.*?)(?: @ (\S+:\d+))?\s*$/.exec(line);
-    if (comment) parts.push({ source: comment[1] ?? "", place: comment[2] ?? "", lines: [] });
-    else {
-      if (parts.length === 0) parts.push({ source: "", place: "", lines: [] });
-      parts.at(-1)?.lines.push(line);
-    }
-  }
-  return parts;
-}
-
-/** Why the kernel refused an object. @param {{problem: Problem}} props */
-function Verdict({ problem }) {
-  const { program, errno, message, instruction, source, log_tail: log } = problem.facts;
-  if (problem.code !== "object-refused") return html`<${ProblemBox} error=${problem} />`;
-  return html`<div class="problem" role="alert">
-      <${Icon} name="warn" />
-      <div>
-        <strong>The kernel refuses ${program ? `program ${program}` : "the object"}${errno ? ` (${errno})` : ""}</strong>
-        <p>${message}</p>
-      </div>
-    </div>
-    ${source &&
-    html`<div class="source-line">
-      <code class="place">${source.file ? `${source.file}:${source.line}` : "source"}</code>
-      <code class="text">${source.text}</code>
-      <span class="answer"><${Icon} name="warn" />${message}</span>
-    </div>`}
-    ${instruction && html`<p class="muted">at instruction ${instruction.index}: <code>${instruction.text}</code></p>`}
-    ${log?.length > 0 &&
-    html`<details open>
-      <summary>The end of the verifier's log, beside the source</summary>
-      <div class="scroll log" tabindex="0" role="region" aria-label="The verifier's log">
-        <table class="rows">
-          <thead><tr><th>Source</th><th>What the verifier says</th></tr></thead>
-          <tbody>
-            ${bySource(log).map(
-              (part, number) => html`<tr key=${number}>
-                <td>${part.place && html`<code class="place">${part.place}</code>`}<code>${part.source}</code></td>
-                <td><pre>${part.lines.join("\n")}</pre></td>
-              </tr>`,
-            )}
-          </tbody>
-        </table>
-      </div>
-    </details>`}`;
-}
-
-/**
- * What loading an object would do.
- *
- * @param {{would: LoadedObjectFile, within: number, onWithin: (seconds: number) => void}} props
- */
-function Verified({ would, within, onWithin }) {
-  const changed = would.entries ?? [];
-  return html`<p class="note ok" role="status">
-      <${Icon} name="check" />
-      <span>The verifier accepts ${plural(would.object.programs.length, "program", "programs")}: ${would.object.programs.map((each) => each.program).join(", ")}. Nothing is loaded yet.</span>
-    </p>
-    ${changed.length > 0 &&
-    html`<table class="rows">
-        <thead><tr><th class="tight">Map</th><th class="tight">Entry</th><th>Difference</th></tr></thead>
-        <tbody>
-          ${changed.flatMap(({ map, entries }) =>
-            entries.slice(0, SHOWN).map(
-              (each) => html`<tr key=${`${map}/${each.index}`}>
-                <td>${map}</td>
-                <td class="mono">${each.index}</td>
-                <td><${Difference} before=${each.before} after=${each.after} /></td>
-              </tr>`,
-            ),
-          )}
-        </tbody>
-      </table>
-      <label class="within">
-        <span>Undo it unless somebody confirms it</span>
-        <select name="within" value=${within} onChange=${(/** @type {any} */ event) => onWithin(Number(event.target.value))}>
-          ${PERIODS.map((each) => html`<option key=${each} value=${each} selected=${each === within}>within ${duration(each)}</option>`)}
-          <option value="0" selected=${within === 0}>it stands at once</option>
-        </select>
-      </label>`}`;
-}
-
-/** @param {{onLoaded: () => void}} props */
-function Upload({ onLoaded }) {
-  const [file, setFile] = useState(/** @type {File | null} */ (null));
-  const [name, setName] = useState("");
-  const [note, setNote] = useState("");
-  const [busy, setBusy] = useState(false);
+function Unload({ object, onClose }) {
+  const [isPossible, setPossible] = useState(false);
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
-  const [would, setWould] = useState(/** @type {LoadedObjectFile | null} */ (null));
-  const [within, setWithin] = useState(PRESELECTED);
-  const why =
-    refusal("admin") ??
-    (busy ? "it is under way" : file === null ? "no file is chosen" : NAME.test(name) ? null : "a name has 1 to 64 characters of A-Z a-z 0-9 _ . -");
+  const [busy, setBusy] = useState(true);
+  const arrays = object.maps.filter((each) => each.name !== null);
 
   /** @param {boolean} dry */
-  async function put(dry) {
+  async function unload(dry) {
     setBusy(true);
-    setProblem(null);
-    const confirm = would?.entries?.length ? within || null : null;
-    if (dry) setWould(null);
     try {
-      const response = await send("PUT", `/objects/${name}`, {
-        query: { dry_run: dry || null, note, confirm_within: dry ? null : confirm },
-        headers: { "Content-Type": "application/octet-stream" },
-        body: /** @type {File} */ (file),
-      });
-      /** @type {LoadedObjectFile} */
-      const answer = await response.json();
-      if (dry) setWould(answer);
-      else {
-        tell(`Object ${name} is loaded, as version ${answer.object.version}.`);
-        setWould(null);
-        onLoaded();
-      }
+      await send("DELETE", `/objects/${object.name}`, { query: { dry_run: dry || null }, headers: { "If-Match": object.etag } });
+      setPossible(true);
+      if (dry) return;
+      tell(`Object ${object.name} is unloaded.`);
+      mayHaveChanged({ programs: true });
+      onClose();
     } catch (error) {
       setProblem(/** @type {Problem} */ (error));
     } finally {
@@ -174,40 +41,60 @@ function Upload({ onLoaded }) {
     }
   }
 
-  return html`<form class="stack upload" aria-label="Load an object file" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
-    <div class="filters">
-      <label>
-        <span>Object file, of clang -target bpf -g</span>
-        <input
-          type="file"
-          name="object"
-          accept=".o,.elf,.bpf"
-          onChange=${(/** @type {any} */ event) => {
-            const chosen = event.target.files[0] ?? null;
-            setFile(chosen);
-            setWould(null);
-            setProblem(null);
-            if (chosen && name === "") setName(chosen.name.replace(/(\.bpf)?\.(o|elf)$/, "").replace(/[^A-Za-z0-9_.-]/g, "_").slice(0, 64));
-          }}
-        />
-      </label>
-      <label><span>Name</span><input name="name" value=${name} spellcheck="false" autocomplete="off" onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>
-      <label><span>Why</span><input name="note" value=${note} maxlength="1000" autocomplete="off" onInput=${(/** @type {any} */ event) => setNote(event.target.value)} /></label>
-      <span class="buttons">
-        <${Action} why=${why} onPress=${() => void put(true)}>Verify only<//>
-        <${Action} kind="primary" why=${why} onPress=${() => void put(false)}>Load<//>
-      </span>
-    </div>
-    ${file && html`<p class="muted">${file.name}, ${bytes(file.size)}</p>`}
-    ${busy && html`<${Loading} what="the verifier's answer" />`}
-    ${would && html`<${Verified} would=${would} within=${within} onWithin=${setWithin} />`}
-    ${problem !== null && html`<${Verdict} problem=${problem} />`}
-  </form>`;
+  useEffect(() => void unload(true), []);
+  const why = refusal("admin") ?? (problem !== null ? "the service refuses it" : busy || !isPossible ? "it is not checked yet" : null);
+  return html`<${Dialog} title=${`Unload ${object.name}`} onClose=${onClose}>
+    <p>The service lets go of ${plural(object.programs.length, "program", "programs")}${arrays.length > 0 ? ` and ${plural(arrays.length, "array", "arrays")}, with the entries in ${arrays.length === 1 ? "it" : "them"}` : ""}:</p>
+    <p class="inline">${object.programs.map((each) => html`<${ProgramChip} key=${each.name} program=${each} />`)}${arrays.map((each) => html`<code key=${each.name}>${each.name}</code>`)}</p>
+    ${problem === null && busy && html`<${Loading} what="whether anything needs it" />`}
+    ${problem !== null && html`<${Refusal} problem=${problem} />`}
+    ${isPossible && problem === null && html`<p class="note ok"><${Icon} name="check" /><span>No entry of another table holds any of them.</span></p>`}
+    <p class="note"><${Icon} name="warn" /><span>The service does not see what is attached: a program that stays attached jumps into nothing.</span></p>
+    <footer class="buttons">
+      <button type="button" onClick=${onClose}>Cancel</button>
+      <${Action} kind="primary" why=${why} onPress=${() => void unload(false)}>Unload<//>
+    </footer>
+  <//>`;
 }
 
-export function Objects() {
+/** @param {{object: ObjectFile, isChosen: boolean, onChoose: () => void, onUnload: () => void}} props */
+function Row({ object, isChosen, onChoose, onUnload }) {
+  const { name, version, previous, programs, maps } = object;
+  const why = refusal("admin");
+  return html`<tr>
+    <td>
+      <span class="name">${name}</span> <span class="badge quiet">version ${version}</span>
+      <p class="muted small">loaded <${Ago} at=${object.loaded_at} /> from ${object.file === null ? "a request" : html`<code>${object.file}</code>`}</p>
+      <p class="muted small">${bytes(object.bytes)}, sha256 <code title=${object.sha256}>${object.sha256.slice(0, 12)}</code></p>
+      ${previous && html`<p class="muted small">Version ${previous.version}, loaded <${Ago} at=${previous.loaded_at} />, is kept so that changes can be undone.</p>`}
+      ${object.state === "unavailable" && html`<p class="note bad small"><${Icon} name="warn" /><span>${object.reason}</span></p>`}
+      ${object.warnings.map((one) => html`<p key=${one} class="note warn small"><${Icon} name="warn" /><span>${one}</span></p>`)}
+      <p class="buttons">
+        <${Action} why=${why ?? (isChosen ? "its form is open" : null)} label=${`New version of ${name}`} onPress=${onChoose}>New version …<//>
+        <${Action} why=${why} label=${`Unload ${name}`} onPress=${onUnload}>Unload …<//>
+      </p>
+    </td>
+    <td>
+      ${programs.map(
+        (one) => html`<p key=${one.name}><${ProgramChip} program=${one} /> <span class="muted small">${one.type}, ${plural(one.instructions, "instruction", "instructions")}</span></p>`,
+      )}
+    </td>
+    <td>
+      ${maps.map(
+        (one) => html`<p key=${one.map}>
+          ${one.name === null ? html`<code>${one.map}</code>` : html`<a href=${link(["maps", one.name])}>${one.name}</a>`}
+          <span class="muted small"> ${one.type}, ${count(one.max_entries)}${one.use ? `; uses ${one.use}` : ""}</span>
+        </p>`,
+      )}
+    </td>
+  </tr>`;
+}
+
+export function View() {
   const [objects, setObjects] = useState(/** @type {ObjectFile[] | null} */ (null));
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
+  const [leaving, setLeaving] = useState(/** @type {ObjectFile | null} */ (null));
+  const [chosen, setChosen] = useState(/** @type {ObjectFile | null} */ (null));
   const read = () =>
     get("/objects").then(
       (found) => {
@@ -218,24 +105,42 @@ export function Objects() {
     );
   useEffect(() => {
     void read();
-    return onChange((map) => map === null && void read());
+    return onChange((_, change) => change === null && void read()); // programs and maps that are held or released
   }, []);
-  return html`<section class="card" aria-labelledby="objects">
-    <h2 id="objects">Objects</h2>
-    ${problem !== null && isAbsent(problem)
-      ? html`<p class="note"><${Icon} name="warn" /><span>This service has no route <code>/objects</code> (404), so it loads no object files. A newer version of jumptable does.</span></p>`
-      : problem !== null
-        ? problem.status === 403
-          ? html`<p class="note"><${Icon} name="lock" /><span>You may not see them: ${problem.message}.</span></p>`
-          : html`<${ProblemBox} error=${problem} />`
-        : objects === null
-          ? html`<${Loading} what="the objects" />`
-          : html`<${Loaded} objects=${objects} />
-              <${Upload}
-                onLoaded=${() => {
-                  void read();
-                  mayHaveChanged({ programs: true });
-                }}
-              />`}
-  </section>`;
+
+  if (problem !== null)
+    return html`<h1>Objects</h1>
+      ${isAbsent(problem)
+        ? html`<p class="note"><${Icon} name="warn" /><span>This service has no route <code>/objects</code> (404), so it loads no object files. A newer version of jumptable does.</span></p>`
+        : problem.status === 403
+          ? html`<p class="note"><${Icon} name="lock" /><span>You may not see them: ${refusal("admin") ?? problem.message}.</span></p>`
+          : html`<${ProblemBox} error=${problem} />`}`;
+  if (objects === null) return html`<h1>Objects</h1><${Loading} what="the objects" />`;
+  return html`<h1>Objects</h1>
+    <section class="card" aria-labelledby="loaded">
+      <h2 id="loaded">Loaded object files</h2>
+      ${objects.length === 0
+        ? html`<p class="muted">No object file is loaded. One that clang has made brings programs and tables of its own: <code>clang -g -O2 -target bpf -c parser.bpf.c -o parser.o</code></p>`
+        : html`<div class="scroll" tabindex="0" role="region" aria-label="Table of objects">
+            <table class="rows objects">
+              <thead><tr><th>Object</th><th>Programs</th><th>Maps</th></tr></thead>
+              <tbody>
+                ${objects.map(
+                  (each) => html`<${Row} key=${each.name} object=${each} isChosen=${chosen?.name === each.name} onChoose=${() => setChosen(each)} onUnload=${() => setLeaving(each)} />`,
+                )}
+              </tbody>
+            </table>
+          </div>`}
+    </section>
+    <${LoadForm}
+      key=${chosen?.name ?? ""}
+      objects=${objects}
+      chosen=${chosen}
+      onLeave=${() => setChosen(null)}
+      onLoaded=${() => {
+        void read();
+        mayHaveChanged({ programs: true });
+      }}
+    />
+    ${leaving && html`<${Unload} object=${leaving} onClose=${() => { setLeaving(null); void read(); }} />`}`;
 }

@@ -17,7 +17,7 @@ function Readiness() {
   const reasons = notReady.value;
   if (reasons === null) return html`<${Loading} what="the state of the service" />`;
   return reasons.length === 0
-    ? html`<p class="readiness ok"><${Icon} name="check" /><strong>Ready</strong> everything that is to be held is open</p>`
+    ? html`<p class="readiness ok"><${Icon} name="check" /><strong>Ready</strong> all maps and programs are open</p>`
     : html`<div class="readiness bad" role="alert">
         <p><${Icon} name="warn" /><strong>Not ready</strong></p>
         <ul>${reasons.map((each) => html`<li key=${each}>${each}</li>`)}</ul>
@@ -69,20 +69,25 @@ function MapRow({ map }) {
   return html`<tr>
     <td>
       <a class="name" href=${link(["maps", map.name])}>${map.name}</a>
-      ${warnings.map((each) => html`<p class="note warn small" key=${each}><${Icon} name="warn" />${each}</p>`)}
+      ${(map.drift.length > 0 || map.waiting.length > 0) &&
+      html`<p class="phone">
+        ${map.drift.length > 0 && html`<span class="badge bad">${plural(map.drift.length, "entry drifts", "entries drift")}</span> `}
+        ${map.waiting.length > 0 && html`<span class="badge warn">${plural(map.waiting.length, "change waits", "changes wait")}</span>`}
+      </p>`}
+      ${warnings.map((each) => html`<p class="note warn small" key=${each}><${Icon} name="warn" /><span>${each}</span></p>`)}
     </td>
     <td>
       ${map.state === "held"
         ? html`<${Fill} used=${map.used ?? 0} size=${map.max_entries ?? 0} /><${Strip} map=${map} />`
         : html`<span class="badge bad">unavailable</span>`}
     </td>
-    <td>${map.owner ? map.owner.program_type : html`<span class="muted">any</span>`}</td>
-    <td>
+    <td class="wide">${map.owner ? map.owner.program_type : html`<span class="muted">any</span>`}</td>
+    <td class="wide">
       ${map.drift.length
         ? html`<a class="badge bad" href=${link(["maps", map.name], { entry: map.drift[0]?.index })}>${plural(map.drift.length, "entry", "entries")}</a>`
         : html`<span class="muted">none</span>`}
     </td>
-    <td>
+    <td class="wide">
       ${map.waiting.length ? html`<span class="badge warn">${plural(map.waiting.length, "change", "changes")}</span>` : html`<span class="muted">none</span>`}
     </td>
     <td class="number wide">${map.memlock === null ? "" : bytes(map.memlock)}</td>
@@ -98,7 +103,7 @@ function Maps() {
     <table class="rows maps">
       <thead>
         <tr>
-          <th>Map</th><th>Entries</th><th>Programs</th><th>Drift</th><th>Waiting</th><th class="number wide">Memory</th><th class="wide">Pin</th>
+          <th>Map</th><th>Entries</th><th class="wide">Programs</th><th class="wide">Drift</th><th class="wide">Waiting</th><th class="number wide">Memory</th><th class="wide">Pin</th>
         </tr>
       </thead>
       <tbody>${all.map((map) => html`<${MapRow} key=${map.name} map=${map} />`)}</tbody>
@@ -116,16 +121,16 @@ function LastChanges() {
   return html`<div class="scroll">
     <table class="rows">
       <thead>
-        <tr><th>Change</th><th>When</th><th>Map</th><th>What</th><th>State</th><th class="wide">Who</th></tr>
+        <tr><th>Change</th><th>When</th><th class="wide">Map</th><th>What</th><th class="wide">State</th><th class="wide">Who</th></tr>
       </thead>
       <tbody>
         ${all.slice(0, LAST).map(
           (each) => html`<tr key=${each.id}>
             <td class="mono"><a href=${link(["changes"], { id: each.id })}>${each.id}</a></td>
-            <td class="nowrap"><${Ago} at=${each.at} /></td>
-            <td><a href=${link(["maps", each.map])}>${each.map}</a></td>
-            <td><${Summary} change=${each} />${each.note && html`<q>${each.note}</q>`}</td>
-            <td><${StateBadge} state=${each.state} /></td>
+            <td class="nowrap"><${Ago} at=${each.at} />${each.state !== "applied" && html`<p class="phone"><${StateBadge} state=${each.state} /></p>`}</td>
+            <td class="wide"><a href=${link(["maps", each.map])}>${each.map}</a></td>
+            <td><p class="phone"><a href=${link(["maps", each.map])}>${each.map}</a></p><${Summary} change=${each} />${each.note && html`<q>${each.note}</q>`}</td>
+            <td class="wide"><${StateBadge} state=${each.state} /></td>
             <td class="wide muted">${each.actor}</td>
           </tr>`,
         )}

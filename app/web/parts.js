@@ -5,7 +5,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { serverNow } from "./api.js";
 import { clock, count, duration, programName } from "./format.js";
 import { link } from "./route.js";
-import { colour, second, tenSeconds } from "./state.js";
+import { colour, second, tell, tenSeconds } from "./state.js";
 
 /** @typedef {import("./types.d.ts").ProgramRef} ProgramRef */
 
@@ -103,7 +103,7 @@ export function Action({ onPress, why = null, kind = "", label, children }) {
     aria-disabled=${why !== null}
     aria-label=${label}
     title=${why}
-    onClick=${() => why === null && onPress()}
+    onClick=${() => (why === null ? onPress() : tell(`Not possible: ${why}.`))}
   >
     ${children}${why !== null && html`<span class="hidden"> (not possible: ${why})</span>`}
   </button>`;
@@ -145,9 +145,9 @@ export function Summary({ change, most = 2 }) {
         <${Difference} before=${each.before} after=${each.after} />
       </span>`,
     )}
-    ${change.entries.length > most &&
-    html`<span class="muted">and ${count(change.entries.length - most)} more</span>`}
-    ${change.entries.length === 0 && html`<span class="muted">no entry</span>`}
+    ${change.entry_count > most &&
+    html`<span class="muted">and ${count(change.entry_count - most)} more</span>`}
+    ${change.entry_count === 0 && html`<span class="muted">no entry</span>`}
   </span>`;
 }
 

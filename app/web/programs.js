@@ -1,10 +1,9 @@
-// Programs and the objects they were loaded from.
+// Programs: what they are, where they are used, and how old they are.
 
 import { html } from "htm/preact";
 import { useEffect } from "preact/hooks";
 import { count, clock, ranges } from "./format.js";
 import { Ago, Icon, Loading, ProgramChip } from "./parts.js";
-import { Objects } from "./objects.js";
 import { link } from "./route.js";
 import { mayHaveChanged, onChange, programs } from "./state.js";
 
@@ -14,7 +13,11 @@ import { mayHaveChanged, onChange, programs } from "./state.js";
 function Uses({ program }) {
   /** @type {Map<string, number[]>} */
   const byMap = new Map();
-  for (const { map, index } of program.used_by) byMap.set(map, [...(byMap.get(map) ?? []), index]);
+  for (const { map, index } of program.used_by) {
+    const known = byMap.get(map);
+    if (known) known.push(index);
+    else byMap.set(map, [index]);
+  }
   if (byMap.size === 0) return html`<span class="muted">no entry</span>`;
   return [...byMap].map(
     ([map, indexes]) => html`<p key=${map}><a href=${link(["maps", map], { entry: indexes[0] })}>${map}</a> <span class="mono">${ranges(indexes.sort((a, b) => a - b))}</span></p>`,
@@ -28,11 +31,12 @@ function Row({ program }) {
       <${ProgramChip} program=${program} />
       ${program.state === "unavailable" && html`<p class="note bad small"><${Icon} name="warn" />${program.reason}</p>`}
       ${program.warnings.length > 0 && html`<span class="warns"><${Icon} name="warn" /><span class="hidden">has a warning, told below</span></span>`}
+      <p class="phone muted small">${program.type} <code>${program.tag}</code>, id ${program.id}${program.loaded_at && html`, loaded <${Ago} at=${program.loaded_at} />`}</p>
     </td>
-    <td>${program.type ?? ""}</td>
-    <td><code>${program.tag ?? ""}</code></td>
-    <td class="number">${program.id ?? ""}</td>
-    <td class="nowrap">${program.loaded_at && html`<span title=${clock(program.loaded_at)}><${Ago} at=${program.loaded_at} /></span>`}</td>
+    <td class="wide">${program.type ?? ""}</td>
+    <td class="wide"><code>${program.tag ?? ""}</code></td>
+    <td class="number wide">${program.id ?? ""}</td>
+    <td class="nowrap wide">${program.loaded_at && html`<span title=${clock(program.loaded_at)}><${Ago} at=${program.loaded_at} /></span>`}</td>
     <td><${Uses} program=${program} /></td>
     <td class="number wide">${program.run_count ? count(program.run_count) : html`<span class="muted">not counted</span>`}</td>
     <td class="wide">${program.pins[0] ? html`<code>${program.pins[0]}</code>` : html`<span class="muted">pinned nowhere</span>`}</td>
@@ -64,7 +68,7 @@ export function View() {
               <table class="rows">
                 <thead>
                   <tr>
-                    <th>Program</th><th>Type</th><th>Tag</th><th class="number">Id</th><th>Loaded</th><th>Used in</th>
+                    <th>Program</th><th class="wide">Type</th><th class="wide">Tag</th><th class="number wide">Id</th><th class="wide">Loaded</th><th>Used in</th>
                     <th class="number wide">Runs</th><th class="wide">Pin</th><th><span class="hidden">Test run</span></th>
                   </tr>
                 </thead>
@@ -72,6 +76,5 @@ export function View() {
               </table>
             </div>
             <${Warnings} programs=${all} />`}
-    </section>
-    <${Objects} />`;
+    </section>`;
 }

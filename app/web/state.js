@@ -9,6 +9,8 @@ import { Problem, get } from "./api.js";
 const POLL_MS = 10_000; // readiness has no event
 const SETTLE_MS = 120; // after an event, before what it may have changed is asked for again
 const RECENT = 50;
+/** How many entries of a change lists show: one of a whole table has many. */
+export const FIRST_ENTRIES = 3;
 
 export const index = signal(/** @type {import("./types.d.ts").Index | null} */ (null));
 export const version = signal(/** @type {import("./types.d.ts").Version | null} */ (null));
@@ -76,23 +78,29 @@ export async function loadMaps() {
 }
 
 export async function loadPrograms() {
-  programs.value = (await get("/programs")).programs;
+  /** @type {import("./types.d.ts").Program[]} */
+  const found = (await get("/programs")).programs;
+  batch(() => {
+    giveColours(found.map((each) => each.name));
+    programs.value = found;
+  });
 }
 
 export async function loadRecent() {
-  recent.value = (await get("/changes", { order: "desc", limit: RECENT })).changes;
+  recent.value = (await get("/changes", { order: "desc", limit: RECENT, entries: FIRST_ENTRIES })).changes;
 }
 
-async function loadReadiness() {
-  version.value = await get("/version");
-  try {
-    await get("/readyz");
-    notReady.value = [];
-  } catch (error) {
-    if (!(error instanceof Problem) || error.status !== 503) throw error;
-    const reasons = error.facts["reasons"];
-    notReady.value = reasons?.length ? reasons : [error.message];
-  }
+export async function loadReadiness() {
+  const [about, reasons] = await Promise.all([get("/version"), get("/readyz").then(() => [], whyNotReady)]);
+  version.value = about;
+  notReady.value = reasons;
+}
+
+/** @param {unknown} error @returns {string[]} */
+function whyNotReady(error) {
+  if (!(error instanceof Problem) || error.status !== 503) throw error;
+  const reasons = error.facts["reasons"];
+  return reasons?.length ? reasons : [error.message];
 }
 
 /** Ask again from time to time for what no event tells, while somebody looks. */
@@ -150,30 +158,51 @@ function takeChange(change) {
     each.id === change.reverts && change.kind === "revert" ? { ...each, state: /** @type {const} */ ("reverted") } : each,
   );
   const others = known.filter((each) => each.id !== change.id);
-  recent.value = [...others, change].sort((a, b) => b.id - a.id).slice(0, RECENT);
+  const short = { ...change, entries: change.entries.slice(0, FIRST_ENTRIES) };
+  recent.value = [...others, short].sort((a, b) => b.id - a.id).slice(0, RECENT);
 }
 
 const HUES = 12;
 const COLOURS = 2 * HUES; // each hue in a light and in a deep tone
 /** The place of each program in the palette, by name. */
 const places = new Map(/** @type {[string, number][]} */ ([]));
+/** Rises when programs get other colours. */
+export const colouring = signal(0);
+
+/**
+ * The place that follows from a name. Two names get the same only where there are more of them than colours.
+ *
+ * @param {string} name
+ */
+function placeOf(name) {
+  let place = places.get(name);
+  if (place === undefined) {
+    place = [...name].reduce((sum, each) => (sum * 31 + (each.codePointAt(0) ?? 0)) % 9973, 7) % COLOURS;
+    const taken = new Set(places.values());
+    while (taken.size < COLOURS && taken.has(place)) place = (place + 1) % COLOURS;
+    places.set(name, place);
+  }
+  return place;
+}
+
+/** Give colours to the held programs: everybody who opens the page sees the same. @param {string[]} names */
+function giveColours(names) {
+  if (programs.value === null && places.size > 0) {
+    places.clear(); // what was shown before had them in the order in which it came
+    colouring.value += 1;
+  }
+  for (const name of names.toSorted()) placeOf(name);
+}
 
 /**
  * The class with the colour of a program: the same one wherever it is shown.
- *
- * It follows from the name, and two programs get the same only where there are more of them than colours.
  *
  * @param {{name: string | null, id: number | null} | null} program
  */
 export function colour(program) {
   if (program === null) return "";
   if (program.name === null) return "other";
-  let place = places.get(program.name);
-  if (place === undefined) {
-    place = [...program.name].reduce((sum, each) => (sum * 31 + (each.codePointAt(0) ?? 0)) % 9973, 7) % COLOURS;
-    const taken = new Set(places.values());
-    while (taken.size < COLOURS && taken.has(place)) place = (place + 1) % COLOURS;
-    places.set(program.name, place);
-  }
+  colouring.value; // whoever shows a colour is drawn again when it is another one
+  const place = placeOf(program.name);
   return `hue p${place % HUES}${place < HUES ? "" : " deep"}`;
 }

@@ -6,7 +6,7 @@ import { onChange, programs } from "./state.js";
 
 /** @typedef {import("./types.d.ts").EntryProgram} EntryProgram */
 
-const CHUNK = 1024; // entries that are asked for at a time, at least
+export const CHUNK = 1024; // entries that are asked for at a time, at least
 const SETTLE_MS = 60; // of scrolling, or of events
 
 export class TableData {

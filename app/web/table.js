@@ -12,7 +12,7 @@ import { Review } from "./review.js";
 import { entryRefusal, refusal } from "./rights.js";
 import { go, link } from "./route.js";
 import { index as service, maps, onChange, programs } from "./state.js";
-import { TableData } from "./table-data.js";
+import { CHUNK, TableData } from "./table-data.js";
 import { Decide } from "./waiting.js";
 
 /** @typedef {import("./types.d.ts").HeldMap} HeldMap */
@@ -94,6 +94,7 @@ function Legend({ data }) {
       ({ program, count: uses }) => html`<li key=${program.id}><${ProgramChip} program=${program} /> <span class="muted">${count(uses)}</span></li>`,
     )}
     ${most.length > 12 && html`<li class="muted">and ${most.length - 12} more</li>`}
+    ${data.known.size * CHUNK < data.size && html`<li class="muted small">among the ${count(data.known.size * CHUNK)} entries read so far</li>`}
   </ul>`;
 }
 
@@ -145,7 +146,7 @@ function History({ map, index }) {
   useEffect(() => {
     const abort = new AbortController();
     const read = () =>
-      get("/changes", { map, index, order: "desc", limit: HISTORY }, abort.signal).then(
+      get("/changes", { map, index, order: "desc", limit: HISTORY, entries: 1 }, abort.signal).then(
         (page) => setFound(page.changes),
         (error) => error instanceof Problem || abort.signal.aborted || Promise.reject(error),
       );

@@ -49,7 +49,9 @@ export interface Change {
   note: string | null;
   map: string;
   kind: string;
+  /** Of a list, the first ones. */
   entries: ChangedEntry[];
+  entry_count: number;
   confirm_by: string | null;
   confirmed_by: string | null;
   confirmed_at: string | null;
@@ -179,15 +181,28 @@ export interface Graph {
 export interface ObjectFile {
   name: string;
   version: number;
+  etag: string;
   file: string | null;
   sha256: string;
   bytes: number;
   loaded_at: string;
-  programs: { name: string; program: string; type: string; instructions: number; id: number | null }[];
+  programs: { name: string; program: string; type: string; attach_type: number; instructions: number; id: number | null }[];
   maps: { name: string | null; map: string; type: string; max_entries: number; use: string | null }[];
+  previous: { version: number; sha256: string; loaded_at: string } | null;
   state: "loaded" | "unavailable";
   reason: string | null;
   warnings: string[];
+}
+
+/** How an object file is loaded, as the fields have it. */
+export interface LoadOptions {
+  programs: { name: string; type: string; attach: string; load: boolean }[];
+  maps: { name: string; place: "use" | "previous" | "pinned" | "max_entries"; value: string }[];
+  variables: { name: string; value: string }[];
+  values: string;
+  pinning: string;
+  move: boolean;
+  switch: { map: string; index: string; program: string } | null;
 }
 
 export interface LoadedObjectFile {

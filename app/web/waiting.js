@@ -7,7 +7,7 @@ import { Action, Countdown, Icon, Summary } from "./parts.js";
 import { Review } from "./review.js";
 import { entryRefusal } from "./rights.js";
 import { link } from "./route.js";
-import { maps, recent, takeEvent, tell, tellProblem } from "./state.js";
+import { FIRST_ENTRIES, maps, recent, takeEvent, tell, tellProblem } from "./state.js";
 
 /** Let a change stand. @param {number} id */
 async function confirm(id) {
@@ -70,7 +70,8 @@ function useChange(id) {
   const [fetched, setFetched] = useState(/** @type {import("./types.d.ts").Change | null} */ (null));
   useEffect(() => {
     if (known) return;
-    get(`/changes/${id}`).then(setFetched, (error) => error instanceof Problem || Promise.reject(error));
+    const query = { after: id - 1, before: id + 1, entries: FIRST_ENTRIES };
+    get("/changes", query).then((page) => setFetched(page.changes[0] ?? null), (error) => error instanceof Problem || Promise.reject(error));
   }, [id, known === undefined]);
   return known ?? fetched;
 }

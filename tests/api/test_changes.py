@@ -76,6 +76,7 @@ class TestGetChange:
                     "after": {"name": "pass", "id": pass_.id, "tag": pass_.tag, "pinned": None},
                 }
             ],
+            "entry_count": 1,
             "confirm_by": None,
             "confirmed_by": None,
             "confirmed_at": None,
@@ -177,6 +178,26 @@ class TestLargeChanges:
             after = page["next"]
         assert [id_ for page in seen for id_ in page] == [1, 2, 3]
         assert len(seen[0]) == 2
+
+    async def test_only_so_many_entries_of_each_change_are_told(
+        self, registry: Registry, client: httpx.AsyncClient
+    ) -> None:
+        registry.maps.adopt("large", make_array(registry.kernel, "large", 5000))
+        await client.put("/maps/jump_table/entries/3", json={"program": "drop"})
+        for program in ("drop", "pass"):
+            await client.put("/maps/large/entries", json={"programs": [program] * 5000})
+        answer = (await client.get("/changes", params={"order": "desc", "entries": 2})).json()
+        told = [
+            (each["id"], each["entry_count"], [one["index"] for one in each["entries"]]) for each in answer["changes"]
+        ]
+        assert told == [(3, 5000, [0, 1]), (2, 5000, [0, 1]), (1, 1, [3])]
+        assert answer["next"] is None
+        query: dict[str, str | int] = {"map": "large", "index": 777, "entries": 1}
+        [first, second] = (await client.get("/changes", params=query)).json()["changes"]
+        assert [each["index"] for each in first["entries"]] == [777]
+        assert second["entries"][0]["before"]["name"] == "drop"
+        counts = (await client.get("/changes", params={"entries": 0})).json()["changes"]
+        assert [(each["entry_count"], each["entries"]) for each in counts] == [(1, []), (5000, []), (5000, [])]
 
 
 class TestPinnedProgram:

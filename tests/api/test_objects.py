@@ -1,5 +1,6 @@
 """Object files on the real kernel: loaded, held, replaced by a new version, and unloaded."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,34 @@ class TestLoading:
             "XDP_PASS", "XDP_PASS", "XDP_DROP", "XDP_ABORTED",
         ]  # fmt: skip
 
+    async def test_file_that_is_sent_is_loaded_with_the_options_beside_it(self, client: httpx.AsyncClient) -> None:
+        options = {"variables": {"verdict": 3}, "programs": {"drop": {"attach_type": 37}}}
+        answer = await send(client, object_file("parser"), options=json.dumps(options))
+        assert answer.status_code == 201
+        assert await verdict(client, 2) == "XDP_TX"
+
+    @pytest.mark.parametrize(
+        ("options", "code", "told"),
+        [
+            pytest.param("{", "malformed-json", "", id="no-json"),
+            pytest.param('{"file": "/etc/jumptable/parser.o"}', "validation", "leave `file` out", id="file"),
+            pytest.param('{"colour": 1}', "validation", "colour", id="unknown"),
+            pytest.param('{"variables": {"verdct": 1}}', "variable-unknown", "verdct", id="variable"),
+        ],
+    )
+    async def test_wrong_options_beside_a_file_load_nothing(
+        self, client: httpx.AsyncClient, options: str, code: str, told: str
+    ) -> None:
+        answer = await send(client, object_file("parser"), options=options)
+        assert_problem(answer, 400 if code == "malformed-json" else 422, code)
+        assert told in answer.json()["detail"]
+        assert_problem(await client.get(PARSER), 404, "object-unknown")
+
+    async def test_options_beside_a_body_of_json_are_refused(self, client: httpx.AsyncClient, files: Path) -> None:
+        answer = await put(client, files, f"{PARSER}?options=%7B%7D")
+        assert_problem(answer, 422, "validation")
+        assert "put them into the body" in answer.json()["detail"]
+
     async def test_programs_of_an_object_go_into_other_tables(self, client: httpx.AsyncClient, files: Path) -> None:
         await put(client, files, programs=NO_ATTACH_TYPE)
         assert (await client.put("/maps/jump_table/entries/3", json={"program": "parser.drop"})).status_code == 201
@@ -195,6 +224,10 @@ class TestDryRun:
         assert [(each["map"], [entry["index"] for entry in each["entries"]]) for each in told["entries"]] == [
             ("jump_table", [1, 2, 3])
         ]
+        after = [entry["after"] for entry in told["entries"][0]["entries"]]
+        assert [(each["name"], each["id"]) for each in after] == [
+            ("parser.ipv4", None), ("parser.tcp", None), ("parser.drop", None),
+        ]  # fmt: skip
         assert await names(client, "/maps/jump_table/entries") == {}
 
 

@@ -20,7 +20,7 @@ from app.cli.main import COMMANDS, cli
 from app.client import Client
 from app.client.answers import Readiness
 from tests.cli.conftest import Command
-from tests.running import demo
+from tests.running import demo, serve, write_config
 
 CLIENTS = [name for section in ("See", "Change", "Hold") for name in COMMANDS[section]]
 TABLE = "maps: {jump_table: {0: pass, 3: drop}}"
@@ -109,6 +109,20 @@ class TestSeeing:
         assert "5 programs held, 4 of them in no entry" in done.out
         assert "“try \\x1b[2J”" in done.out
         assert len(done.out.splitlines()) <= 24
+
+    def test_status_names_the_socket_where_it_may_be_that_of_another_machine(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        with serve(write_config(tmp_path), tmp_path / "run" / "api.sock") as service:
+            url = f"unix://{service.socket}"
+            assert f" on {url}, " in command("status", url=url).out
+
+    def test_log_of_one_entry_begins_with_it(self, command: Command, client: Client) -> None:
+        client.replace_entries("jump_table", dict.fromkeys(range(10), "drop"))
+        shown = command("log", "--map", "jump_table", "--entry", "7", "-n", "1").out
+        assert "replace 7: empty → drop, 8: empty → drop, 9: empty → drop, and 7 more" in shown
+        whole = json.loads(command("log", "--map", "jump_table", "--entry", "7", "-n", "1", "-o", "json").out)
+        assert len(whole["changes"][0]["entries"]) == 10
 
     def test_status_of_a_node_that_is_not_ready_exits_with_1(
         self, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -168,6 +168,34 @@ class TestObjects:
         assert "is neither an object file (ELF) nor" in done.err
         assert service == []
 
+    def test_options_go_beside_an_object_file_that_is_sent(
+        self, command: Command, service: list[httpx.Request], tmp_path: Path
+    ) -> None:
+        (tmp_path / "parser.o").write_bytes(b"\x7fELF good")
+        (tmp_path / "how.yaml").write_text("variables: {verdict: 3}\n")
+        done = command("load", "parser", str(tmp_path / "parser.o"), "--options", str(tmp_path / "how.yaml"))
+        assert done.status == 0
+        assert dict(service[-1].url.params) == {"options": '{"variables": {"verdict": 3}}'}
+        assert service[-1].content == b"\x7fELF good"
+
+    @pytest.mark.parametrize("text", ["verdict\n", "a: [\n"])
+    def test_options_that_are_none_are_not_sent(
+        self, command: Command, service: list[httpx.Request], tmp_path: Path, text: str
+    ) -> None:
+        (tmp_path / "parser.o").write_bytes(b"\x7fELF good")
+        (tmp_path / "how.yaml").write_text(text)
+        done = command("load", "parser", str(tmp_path / "parser.o"), "--options", str(tmp_path / "how.yaml"))
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert service == []
+
+    def test_options_do_not_go_beside_a_description(
+        self, command: Command, service: list[httpx.Request], tmp_path: Path
+    ) -> None:
+        (tmp_path / "parser.yaml").write_text("file: /etc/jumptable/objects/parser.o\n")
+        done = command("load", "parser", str(tmp_path / "parser.yaml"), "--options", str(tmp_path / "parser.yaml"))
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert service == []
+
     def test_an_object_is_released(self, command: Command, service: list[httpx.Request]) -> None:
         assert command("release", "object", "parser").out == "object parser is released\n"
         assert (service[-1].method, service[-1].url.path) == ("DELETE", "/objects/parser")

@@ -93,7 +93,7 @@ class TestContract:
 
     def test_the_filters_of_changes_are_those_of_the_document(self) -> None:
         parameters = DOCUMENT["paths"]["/changes"]["get"]["parameters"]
-        names = {each["name"] for each in parameters} - {"order", "limit", "pretty"}
+        names = {each["name"] for each in parameters} - {"order", "limit", "entries", "pretty"}
         assert get_type_hints(client_module.ChangeFilter).keys() == names
 
 

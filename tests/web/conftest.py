@@ -50,11 +50,15 @@ def watched(browser: Browser, service: Service) -> Iterator[Watched]:
 
 @dataclass
 class Guarded:
-    """A service that knows its callers by tokens, with `jump_table` of 16 entries and the programs of the demo."""
+    """A service that knows its callers by tokens, with `jump_table` of 16 entries and the programs of the demo.
+
+    Object files may be loaded from `objects`.
+    """
 
     service: Service
     tokens: TokenFile
     pins: Path
+    objects: Path
 
     def token(self, role: Role, **bounds: Any) -> str:
         """A new token."""
@@ -81,6 +85,9 @@ state_dir = "{folder}/state"
 pin_dirs = ["{pins}"]
 keep_dir = "{pins}/kept"
 [tokens]
+[objects]
+object_dirs = ["{folder}/objects"]
+upload = true
 [maps.jump_table]
 pinned = "{pins}/jump_table"
 protected = ["0-3"]
@@ -97,6 +104,7 @@ def guarded(bpffs: Path, tmp_path: Path) -> Iterator[Guarded]:
     _pin(bpffs)
     (bpffs / "kept").mkdir()
     (tmp_path / "state").mkdir()
+    (tmp_path / "objects").mkdir()
     config = tmp_path / "jumptable.toml"
     config.write_text(_CONFIG.format(folder=tmp_path, pins=bpffs))
     tokens = TokenFile(tmp_path / "state" / "tokens.json")
@@ -104,4 +112,4 @@ def guarded(bpffs: Path, tmp_path: Path) -> Iterator[Guarded]:
         port = service.wait_for(r'"port": ?([0-9]+)')[1]
         service.wait_for("serving")
         service.url = f"http://127.0.0.1:{port}"
-        yield Guarded(service, tokens, bpffs)
+        yield Guarded(service, tokens, bpffs, tmp_path / "objects")

@@ -1,16 +1,20 @@
 """What an operator does on the page, from the first click to what a packet meets."""
 
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from app.bpf import asm
 from app.bpf.linux import LinuxKernel
-from app.bpf.uapi import MapType
+from app.bpf.uapi import MapType, ProgType
 from tests.running import Service
-from tests.web.browser import Watched, needs_chromium
+from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
+from tests.web.conftest import Guarded
 from tests.web.proxy import cable
+from tests.web.test_rights import sign_in
 
 pytestmark = [pytest.mark.kernel, needs_chromium, pytest.mark.slow]
 
@@ -189,6 +193,24 @@ class TestReading:
         page.select_option("select[name=state]", "reverted")
         expect(page.locator(".end")).to_contain_text("No change is like that")
 
+    def test_change_of_a_whole_table_hides_no_other_one(self, watched: Watched, client: httpx.Client) -> None:
+        kernel = LinuxKernel()
+        array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 10_000, "large")
+        client.put("/maps/large", json={"id": kernel.map_info(array).id}).raise_for_status()
+        kernel.close(array)
+        put(client, 3, "pass", note="before")
+        client.put("/maps/large/entries", json={"programs": ["drop"] * 10_000}).raise_for_status()
+        page = watched.open()
+        rows = page.locator("section", has=page.locator("#last")).locator("tbody tr")
+        expect(rows).to_have_count(2)
+        expect(rows.first).to_contain_text("and 9,998 more")
+        expect(rows.last).to_contain_text("before")
+        page.goto(f"{watched.url}/#/changes")
+        page.click(".change >> nth=0 >> button.id")
+        expect(page.locator(".details")).to_contain_text("and 9,900 entries more")
+        page.goto(f"{watched.url}/#/maps/large?entry=7777")
+        expect(page.locator(".history li")).to_contain_text("drop")
+
     def test_entry_tells_its_program_and_its_own_history(self, watched: Watched, client: httpx.Client) -> None:
         for program in ("pass", "drop"):
             put(client, 3, program)
@@ -230,6 +252,43 @@ class TestReading:
         page.locator("[role=grid]").press("Control+End")
         expect(page.get_by_role("gridcell", name="Entry 1048575: drop")).to_be_in_viewport()
         assert page.locator("[role=gridcell]").count() < 4000
+
+
+def load_again(guarded: Guarded) -> Path:
+    """Pin another program where `drop` is pinned, as a loader does that runs again."""
+    kernel, pin = LinuxKernel(), guarded.pins / "drop"
+    pin.unlink()
+    fd = kernel.prog_load(ProgType.XDP, asm.returns(3), "drop")
+    kernel.obj_pin(fd, str(pin))
+    kernel.close(fd)
+    return pin
+
+
+@needs_modules
+class TestReadiness:
+    def test_page_says_why_the_service_is_not_ready_and_when_it_is_again(
+        self, browser: Browser, guarded: Guarded
+    ) -> None:
+        with Watched(browser, guarded.service.url) as watched:
+            page = sign_in(watched, guarded.token("admin"))
+            expect(page.locator(".readiness")).to_contain_text("Ready")
+            pin = load_again(guarded)
+            reason = page.locator(".readiness li")
+            expect(reason).to_contain_text("the pin of program 'drop' leads to another program now")
+            expect(page.locator(".readiness")).to_have_class("readiness bad")
+            expect(page).to_have_title("(not ready) Overview · jumptable")
+            assert axe_violations(page) == []
+            with guarded.service.client() as client:
+                client.headers["Authorization"] = f"Bearer {guarded.token('admin')}"
+                client.put("/programs/drop", json={"pinned": str(pin)}).raise_for_status()
+            expect(page.locator(".readiness")).to_contain_text("Ready")
+
+    def test_page_says_so_where_it_shows_something_else(self, browser: Browser, guarded: Guarded) -> None:
+        load_again(guarded)
+        with Watched(browser, guarded.service.url) as watched:
+            page = sign_in(watched, guarded.token("reader"), "changes")
+            expect(page).to_have_title("(not ready) Changes · jumptable")
+            expect(page.locator("nav")).to_contain_text("not ready")
 
 
 class TestKeyboard:

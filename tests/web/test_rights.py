@@ -3,6 +3,7 @@
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from app.access.rights import Role
 from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
 from tests.web.conftest import Guarded
 
@@ -83,6 +84,7 @@ class TestRoles:
             run = page.locator("button:has-text('Run')")
             expect(run).to_have_attribute("aria-disabled", "true")
             run.click(force=True)  # Playwright itself would wait until it can be pressed
+            expect(page.locator(".messages")).to_contain_text("Not possible: token:reader")  # also where nothing hovers
             expect(page.locator(".outcome")).to_have_count(0)
             expect(page.locator("main")).to_contain_text("this needs writer or admin")
 
@@ -119,3 +121,37 @@ class TestRoles:
             page.click("nav a:has-text('Overview')")
             expect(page.locator(".facts")).to_contain_text("running")  # the keeper
             expect(page.locator(".readiness")).to_contain_text("Ready")
+
+
+VIEWS = ("", "maps/jump_table?entry=9", "changes", "changes?id=1", "graph", "programs", "objects", "packet")
+
+
+@needs_modules
+class TestViews:
+    @pytest.mark.parametrize("role", ["reader", "writer", "admin"])
+    def test_axe_finds_nothing_and_no_reader_can_press_what_changes_anything(
+        self, browser: Browser, guarded: Guarded, role: Role
+    ) -> None:
+        with guarded.service.client() as client:
+            client.headers["Authorization"] = f"Bearer {guarded.token('admin')}"
+            for index, confirm_within in ((1, None), (8, 3600)):
+                query = {} if confirm_within is None else {"confirm_within": confirm_within}
+                client.put(f"/maps/jump_table/entries/{index}", json={"program": "drop"}, params=query)
+        bounds = {"maps": ["jump_table"], "entries": ["8-15"], "programs": ["drop"]} if role == "writer" else {}
+        with Watched(browser, guarded.service.url) as watched:
+            page = sign_in(watched, guarded.token(role, **bounds))
+            changing: list[str] = []
+            watched.context.on("request", lambda sent: changing.extend([sent.url] if sent.method != "GET" else []))
+            found = {}
+            for view in VIEWS:
+                page.goto(f"{watched.url}/#/{view}")
+                page.wait_for_selector("main h1", state="attached")
+                expect(page.locator(".loading")).to_have_count(0)
+                found[view] = axe_violations(page)
+                if role != "reader":
+                    continue
+                for button in page.locator("main button").all():
+                    button.click(force=True)
+                expect(page.locator("dialog")).to_have_count(0)
+        assert {view: each for view, each in found.items() if each} == {}
+        assert changing == []

@@ -9,12 +9,19 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, FilePayload, Route, expect
 
+from app.bpf import asm
 from app.bpf.linux import LinuxKernel
-from app.bpf.uapi import MapType
+from app.bpf.uapi import MapType, ProgType
+from tests.compiled import has_clang, object_file
 from tests.running import Service
 from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
 
-pytestmark = [pytest.mark.kernel, needs_chromium, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.kernel,
+    needs_chromium,
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev"),
+]
 
 FAKES = Path(__file__).parent
 TABLE = "/maps/jump_table/entries"
@@ -26,10 +33,10 @@ VIEWS = {
     "change": "changes?id=2",
     "graph": "graph",
     "programs": "programs",
+    "objects": "objects",
     "packet": "packet",
     "nothing": "nothing-there",
 }
-OBJECT: FilePayload = {"name": "parser.bpf.o", "mimeType": "application/octet-stream", "buffer": b"\x7fELF"}
 SHAPES: list[dict[str, Any]] = [
     {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
     {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"},
@@ -47,6 +54,8 @@ def fill(client: httpx.Client) -> None:
     client.put("/maps/large", json={"id": kernel.map_info(array).id}).raise_for_status()
     kernel.close(array)
     client.put("/maps/large/entries/5", json={"program": "drop"}).raise_for_status()
+    binary = {"Content-Type": "application/octet-stream"}
+    client.put("/objects/parser", content=object_file("parser"), headers=binary).raise_for_status()
 
 
 def answer_instead(watched: Watched, path: str, body: Any, status: int = 200, method: str = "GET") -> None:
@@ -69,11 +78,9 @@ class TestAccessibility:
         self, browser: Browser, service: Service, client: httpx.Client, shape: dict[str, Any]
     ) -> None:
         fill(client)
+        refused: FilePayload = {"name": "refused.o", "mimeType": "", "buffer": object_file("refused")}
         with Watched(browser, service.url, **shape) as watched:
             answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
-            objects = json.loads((FAKES / "fake_objects.json").read_text())
-            answer_instead(watched, "/objects", objects["list"])
-            answer_instead(watched, "/objects/parser", objects["refused"], 422, "PUT")
             page = watched.open()
             found = {}
             for name, path in VIEWS.items():
@@ -85,10 +92,14 @@ class TestAccessibility:
                 if name == "graph":
                     page.wait_for_selector("svg.graph")
                     page.click("summary")
-                if name == "programs":
-                    page.set_input_files("input[type=file]", OBJECT)
-                    page.click("button:has-text('Verify only')")
+                if name == "objects":
+                    page.set_input_files("input[type=file]", refused)
+                    page.click("button:text-is('Verify')")
                     page.wait_for_selector(".source-line")
+                    page.click("details.how summary")
+                    for each in ("variable", "map", "program"):
+                        page.click(f"text=Add a {each}")
+                    page.check("input[name=switch]")
                 found[name] = axe_violations(page)
             page.goto(f"{service.url}/#/maps/jump_table?entry=4")
             page.click(".targets .target >> nth=0")
@@ -117,9 +128,8 @@ class TestRoutesThatAreNotThere:
             answer_instead(watched, path, problem, 404)
         page = watched.open("graph")
         expect(page.locator("main")).to_contain_text("This service has no route /graph (404)")
-        page.click("nav a:has-text('Programs')")
+        page.click("nav a:has-text('Objects')")
         expect(page.locator("main")).to_contain_text("This service has no route /objects (404)")
-        expect(page.locator(".rows")).to_contain_text("drop")
         page.goto(f"{watched.url}/#/maps/jump_table?entry=3")
         expect(page.locator(".panel")).to_contain_text("it has no route /graph")
 
@@ -135,6 +145,38 @@ class TestGraph:
         page.click("svg.graph .gap")
         expect(page.locator(".panel h2")).to_contain_text("Entry 5")
         expect(page.locator(".panel .callers")).to_contain_text("jumps to one of 6 entries")
+
+    def test_jump_into_an_empty_entry_of_loaded_programs_stands_out(
+        self, watched: Watched, client: httpx.Client
+    ) -> None:
+        binary = {"Content-Type": "application/octet-stream"}
+        client.put("/objects/chain", content=object_file("xdp_chain"), headers=binary).raise_for_status()
+        page = watched.open("graph?map=chain.table")
+        expect(page.locator(".findings")).to_contain_text("jumps to entry 9 of chain.table, which is empty")
+        expect(page.locator("svg.graph .gap")).to_contain_text("9 is empty")
+        client.put("/maps/chain.table/entries/9", json={"program": "chain.drop"}).raise_for_status()
+        expect(page.locator("svg.graph .gap")).to_have_count(0)
+        page.click("svg.graph .array")
+        expect(page.locator("h1")).to_have_text("chain.table")
+
+    def test_chain_near_what_the_kernel_allows_stands_out(self, watched: Watched, client: httpx.Client) -> None:
+        kernel, jumps = LinuxKernel(), 31
+        array = kernel.map_create(MapType.PROG_ARRAY, 4, 4, 64, "chain")
+        client.put("/maps/chain", json={"id": kernel.map_info(array).id}).raise_for_status()
+        for step in range(jumps + 1):
+            code = asm.map_fd(2, array) + asm.mov(3, step) + asm.tail_call() if step < jumps else b""
+            program = kernel.prog_load(ProgType.XDP, code + asm.returns(2), f"step{step}")
+            client.put(f"/programs/step{step}", json={"id": kernel.prog_info(program).id}).raise_for_status()
+            kernel.close(program)
+            if step > 0:
+                client.put(f"/maps/chain/entries/{step - 1}", json={"program": f"step{step}"}).raise_for_status()
+        kernel.close(array)
+        page = watched.open("graph?map=chain")
+        expect(page.locator(".findings .bad")).to_contain_text("The longest chain has 31 jumps; the kernel allows 33")
+        expect(page.locator("svg.graph .node.long")).to_have_count(jumps + 1)
+        client.put(f"{TABLE}/3", json={"program": "drop"}).raise_for_status()
+        page.goto(f"{watched.url}/#/graph?map=jump_table")  # which is not connected with it
+        expect(page.locator(".findings")).to_contain_text("The longest chain has 1 jump;")
 
     def test_graph_is_moved_and_zoomed_by_keys_and_mouse(self, watched: Watched) -> None:
         answer_instead(watched, "/graph", json.loads((FAKES / "fake_graph.json").read_text()))
@@ -169,41 +211,3 @@ class TestGraph:
         expect(page.locator("main")).to_contain_text("106 programs, too many for a picture")
         expect(page.locator("svg.graph")).to_have_count(0)
         expect(page.locator("tbody tr")).to_have_count(106)
-
-
-class TestObjects:
-    def test_caller_who_may_not_see_objects_is_told_so(self, watched: Watched) -> None:
-        detail = "token:mira (role reader): object files are for callers without bounds"
-        problem = {"code": "forbidden", "title": "The caller has no right to do this", "status": 403, "detail": detail}
-        answer_instead(watched, "/objects", problem, 403)
-        page = watched.open("programs")
-        expect(page.locator("main")).to_contain_text(f"You may not see them: {detail}")
-        expect(page.locator(".upload")).to_have_count(0)
-
-    def test_verifiers_answer_is_shown_beside_the_source_line(self, watched: Watched) -> None:
-        objects = json.loads((FAKES / "fake_objects.json").read_text())
-        answer_instead(watched, "/objects", objects["list"])
-        answer_instead(watched, "/objects/parser", objects["refused"], 422, "PUT")
-        page = watched.open("programs")
-        page.set_input_files("input[type=file]", OBJECT)
-        with page.expect_request("**/objects/parser?dry_run=true") as sent:
-            page.click("button:has-text('Verify only')")
-        assert sent.value.post_data_buffer == b"\x7fELF"
-        expect(page.locator(".source-line")).to_contain_text("parser.bpf.c:21")
-        expect(page.locator(".source-line")).to_contain_text("invalid access to packet")
-        second = page.locator(".log tbody tr").nth(1)
-        expect(second).to_contain_text("__u8 first = *(__u8 *)data;")
-        expect(second).to_contain_text("R1 offset is outside of the packet")
-
-    def test_verified_object_shows_what_it_would_change_before_it_is_loaded(self, watched: Watched) -> None:
-        objects = json.loads((FAKES / "fake_objects.json").read_text())
-        answer_instead(watched, "/objects", objects["list"])
-        answer_instead(watched, "/objects/parser", objects["verified"], 200, "PUT")
-        page = watched.open("programs")
-        page.set_input_files("input[type=file]", OBJECT)
-        page.click("button:has-text('Verify only')")
-        expect(page.locator(".upload")).to_contain_text("The verifier accepts 2 programs: entry, v6")
-        expect(page.locator(".upload tbody tr")).to_contain_text("jump_table")
-        with page.expect_request("**/objects/parser?confirm_within=60"):
-            page.click("button:has-text('Load')")
-        expect(page.locator(".messages")).to_contain_text("Object parser is loaded, as version 3")

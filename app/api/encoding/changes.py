@@ -46,17 +46,23 @@ class EntriesPrebuilt:
         yield from _entry_chunks(entries) if self._rest is None else self._rest
 
 
-def change_chunks(record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None) -> Iterator[bytes]:
+def change_chunks(
+    record: ChangeRecord, prebuilt: EntriesPrebuilt | None = None, entry_count: int | None = None
+) -> Iterator[bytes]:
     """Encode a journalled change as the JSON of a `Change`.
 
     Args:
         record: The change.
         prebuilt: The entries of the change, some of which may be encoded already.
+        entry_count: How many entries the change has, where the record has only the first of them.
 
     Returns:
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 1 ms.
     """
-    text = Change.model_validate({**change_facts(record), "entries": []}).model_dump_json()
+    facts = change_facts(record)
+    if entry_count is not None:
+        facts["entry_count"] = entry_count
+    text = Change.model_validate({**facts, "entries": []}).model_dump_json()
     return entries_chunks(text, record.entries, prebuilt)
 
 

@@ -40,8 +40,8 @@ from app.store.records import Change, ChangeFilter, ChangeKind, ChangeState
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
 _PART: Final = 1 << 18  # bytes of an answer that are made at a stretch
-# For a caller with bounds, who may not see every change, several pages of the journal make one answer: until it has so
-# many entries, or so many pages were read.
+# For a caller with bounds, who may not see every change, and for one who asks for the first entries only, several pages
+# of the journal make one answer: until it has so many entries, or so many pages were read.
 _MAX_ENTRIES: Final = 4096
 _MAX_PAGES: Final = 16
 
@@ -101,6 +101,15 @@ async def list_changes(  # noqa: PLR0913, PLR0917 - each is a query parameter
     limit: Annotated[
         int, Query(ge=1, le=1000, description="The most that are answered; fewer, where they have many entries.")
     ] = 100,
+    entries: Annotated[
+        int | None,
+        Query(
+            ge=0,
+            le=1000,
+            description="The most entries of each change: the first ones, or with `index` those from that entry on. "
+            "`entry_count` tells how many there are. Left out: all.",
+        ),
+    ] = None,
 ) -> Response:
     """List who changed what, when, by which request and why. The oldest changes may have been deleted.
 
@@ -111,28 +120,39 @@ async def list_changes(  # noqa: PLR0913, PLR0917 - each is a query parameter
     wanted = ChangeFilter(_maps(request, map), index, state, actor, kind, request_id, since, until)
     if index is not None and not grant.has_entry(index):
         wanted = replace(wanted, maps=[])
-    shown: list[Change] = []
-    pages, entries = 0, 0
+    shown: list[tuple[Change, int]] = []
+    pages, shown_entries = 0, 0
     while True:
         page, following = await service.changes.find(
             wanted, after=after, before=before, newest_first=newest_first, limit=limit - len(shown)
         )
-        found = [change for each in page if (change := visible_change(grant, each)) is not None]
-        shown, entries, pages = shown + found, entries + sum(len(each.entries) for each in found), pages + 1
-        is_enough = len(shown) >= limit or entries >= _MAX_ENTRIES or pages >= _MAX_PAGES
-        if following is None or grant.entries is None or is_enough:
+        visible = [change for each in page if (change := visible_change(grant, each)) is not None]
+        found = [_shortened(each, entries, index) for each in visible]
+        shown, pages = shown + found, pages + 1
+        shown_entries += sum(len(each.entries) for each, _ in found)
+        is_enough = len(shown) >= limit or shown_entries >= _MAX_ENTRIES or pages >= _MAX_PAGES
+        if following is None or (grant.entries is None and entries is None) or is_enough:
             break
         after, before = (after, following) if newest_first else (following, before)
     envelope = responses.Changes(changes=[], next=following).model_dump_json().encode()
     return long_json(_joined(envelope, shown))
 
 
-def _joined(envelope: bytes, page: list[Change]) -> Iterator[bytes]:
+def _shortened(change: Change, entries: int | None, index: int | None) -> tuple[Change, int]:
+    """Return a change with so many entries, from that with the index on, and how many it has. None: with all."""
+    count = change.entry_count
+    if entries is None or count <= entries:
+        return change, count
+    start = 0 if index is None else change.entries.indexes.index(index)
+    return replace(change, entries=change.entries.part(start, start + entries)), count
+
+
+def _joined(envelope: bytes, page: list[tuple[Change, int]]) -> Iterator[bytes]:
     """Put changes into an empty list, in chunks: several small changes make one, a large one makes several."""
     text, _, last = envelope.partition(b"]")
-    for number, change in enumerate(page):
+    for number, (change, entry_count) in enumerate(page):
         text += b"," if number else b""
-        for part in change_chunks(change):
+        for part in change_chunks(change, entry_count=entry_count):
             text += part
             if len(text) > _PART:
                 yield text

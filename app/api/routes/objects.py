@@ -1,8 +1,9 @@
 """Object files: /objects."""
 
 from collections.abc import Iterator
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -92,15 +93,28 @@ async def load_object(
     note: Note = None,
     confirm_within: ConfirmWithin = None,
     dry_run: DryRun = False,
+    options: Annotated[
+        str | None,
+        Query(
+            description="For application/octet-stream: how to load the file, as JSON: the other body without `file`.",
+            examples=['{"variables":{"verdict":1}}'],
+            pattern=r"^\s*\{",
+        ),
+    ] = None,
 ) -> Response:
     """Load an eBPF object file with libbpf. Its programs and arrays are then held as NAME.program and NAME.map.
 
-    The body is JSON that names a file of the service's machine, or the file itself as application/octet-stream.
+    The body is JSON that names a file of the service's machine, or the file itself as application/octet-stream: then
+    `options` says how to load it.
     All is checked first. If the kernel refuses a program, or an entry cannot be changed, everything is as before.
     """
     service, content = service_of(request), request.scope.get(CONTENT)
     if content is None and not body.file:
         raise HttpProblem("validation", "body.file: name the file, or send it as application/octet-stream")
+    if content is None and options is not None:
+        raise HttpProblem("validation", "query.options: it is for application/octet-stream; put them into the body")
+    if content is not None and body.file:
+        raise HttpProblem("validation", "query.options: the body is the file itself, so leave `file` out")
     if service.objects.find(name) is None:
         request.app.state.limits.check_held(len(service.registry.maps) + len(service.registry.programs))
     result = await service.objects.put(
@@ -129,12 +143,13 @@ async def load_object(
         headers["Dry-Run"] = "true"
     elif result.is_new:
         headers["Location"] = f"/objects/{name}"
-    return Json(b"".join(_encoded(result)), 201 if result.is_new else 200, headers)
+    return Json(b"".join(_encoded(result, is_kept=service.objects.are_kept)), 201 if result.is_new else 200, headers)
 
 
-def _encoded(result: ObjectResult) -> Iterator[bytes]:
+def _encoded(result: ObjectResult, *, is_kept: bool) -> Iterator[bytes]:
     """Encode the answer. Changes and entries may be many, so pydantic does not encode these."""
-    told = object_responses.ObjectFile.of(result.loaded).model_dump_json()
+    will_be_pinned = result.fit is not None and is_kept
+    told = object_responses.ObjectFile.of(result.loaded, will_be_pinned=will_be_pinned).model_dump_json()
     changes = [applied.change for _, applied in result.applied if applied.change is not None]
     yield f'{{"object":{told},"changes":['.encode()
     for place, change in enumerate(changes):

@@ -95,8 +95,8 @@ class ObjectFile(BaseModel):
     warnings: list[str]
 
     @staticmethod
-    def of(loaded: LoadedObject) -> "ObjectFile":
-        """Return the model for an object file."""
+    def of(loaded: LoadedObject, *, will_be_pinned: bool = False) -> "ObjectFile":
+        """Return the model for an object file. `will_be_pinned`: after a dry run, as nothing is pinned by that."""
         version, previous = loaded.version, loaded.previous
         return ObjectFile(
             name=loaded.name,
@@ -118,7 +118,7 @@ class ObjectFile(BaseModel):
             ),
             state="loaded" if loaded.reason is None else "unavailable",
             reason=loaded.reason,
-            warnings=_warnings(version),
+            warnings=_warnings(version, will_be_pinned=will_be_pinned),
         )
 
 
@@ -153,9 +153,9 @@ def _time(version: Version) -> datetime:
     return datetime.fromtimestamp(version.at, UTC)
 
 
-def _warnings(version: Version) -> list[str]:
+def _warnings(version: Version, *, will_be_pinned: bool) -> list[str]:
     found = []
-    if version.programs and not any(each.pin for each in version.programs.values()):
+    if version.programs and not will_be_pinned and not any(each.pin for each in version.programs.values()):
         found.append(
             "its programs and maps are pinned nowhere, as server.keep_dir is not set: after a restart of the service "
             "the file is loaded again, and entries keep the programs of before"

@@ -175,7 +175,8 @@ class _ChangedEntries(_BuiltLater):
 
 
 class _ChangeState(_BuiltLater):
-    # What became of it.
+    # How large it is, and what became of it.
+    entry_count: int = Field(description="How many entries it has, as far as the caller may see them.", examples=[1])
     confirm_by: datetime | None = Field(
         description="When the change is undone unless it is confirmed before; null: it needs no confirmation."
     )

@@ -80,8 +80,21 @@ class ObjectResult:
 
     @property
     def entries(self) -> list[tuple[str, EntryChanges]]:
-        """What a dry run would change, by the name of the map."""
-        return [(name, each.entries) for name, each in self.applied if each.entries is not None]
+        """What a dry run would change, by the name of the map.
+
+        Programs that were loaded for it alone are told by the names that they would have. Their ids are gone with them.
+        """
+        loaded = self.loaded.version.programs
+        names = {each.id: f"{self.loaded.name}.{program}" for program, each in loaded.items()}
+        found = []
+        for map_, applied in self.applied:
+            if applied.entries is not None:
+                programs = {
+                    number: replace(each, name=names[each.id], id=0) if each.name is None and each.id in names else each
+                    for number, each in applied.entries.programs.items()
+                }
+                found.append((map_, replace(applied.entries, programs=programs)))
+        return found
 
 
 def _to_its_end(
@@ -138,6 +151,11 @@ class ObjectFiles:
 
     def __iter__(self) -> Iterator[LoadedObject]:
         return iter(sorted(self._objects.values(), key=lambda each: each.name))
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether programs and maps of what is loaded from now on are pinned, so that they outlive the service."""
+        return self._keep_dir is not None
 
     def get(self, name: str) -> LoadedObject:
         """Return the object file under a name.
