@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from app.access.rights import Role
-from tests.compiled import has_clang, object_file
+from tests.compiled import object_file
 from tests.web.browser import Watched, needs_chromium
 from tests.web.conftest import Guarded
 from tests.web.test_rights import sign_in
@@ -14,7 +14,6 @@ pytestmark = [
     pytest.mark.kernel,
     needs_chromium,
     pytest.mark.slow,
-    pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev"),
 ]
 
 PACKET = "00" * 60

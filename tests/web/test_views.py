@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, FilePayload, Route, expect
 from app.bpf import asm
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
-from tests.compiled import has_clang, object_file
+from tests.compiled import object_file
 from tests.running import Service
 from tests.web.browser import Watched, axe_violations, needs_chromium, needs_modules
 
@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.kernel,
     needs_chromium,
     pytest.mark.slow,
-    pytest.mark.skipif(not has_clang(), reason="clang is not installed: apt-get install clang libbpf-dev"),
 ]
 
 FAKES = Path(__file__).parent

@@ -155,7 +155,7 @@ class ObjectFiles:
     @property
     def are_kept(self) -> bool:
         """Whether programs and maps of what is loaded from now on are pinned, so that they outlive the service."""
-        return self._keep_dir is not None
+        return self._pinning.keep_dir is not None
 
     def get(self, name: str) -> LoadedObject:
         """Return the object file under a name.
