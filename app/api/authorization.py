@@ -193,11 +193,27 @@ def check_access(
         limits: Count the request against the caller's rate.
 
     Raises:
+        HttpProblem: As `admit`; or forbidden: the name is beyond the bounds of the caller.
+    """
+    admit(scope, operation, RIGHTS[operation], authentication, limits)
+    _check_bounds(scope, operation, name)
+
+
+def admit(scope: Scope, operation: str, right: Right, authentication: Authentication, limits: Limits) -> None:
+    """Authenticate the caller of a request and check that it has a right.
+
+    Args:
+        scope: The ASGI scope of the request. `scope[ACTOR]` becomes the caller, or None if it is not known.
+        operation: The operation id of the route.
+        right: The right that the operation needs.
+        authentication: How callers are authenticated.
+        limits: Count the request against the caller's rate.
+
+    Raises:
         HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, forbidden or read-only.
     """
     check_host(scope)
     scope[ACTOR] = actor = None
-    right = RIGHTS[operation]
     if right is Right.DOCS and authentication.tokens is not None:
         right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
@@ -218,7 +234,6 @@ def check_access(
         raise HttpProblem(
             "read-only", "the service is read-only by its configuration; take read_only out of it to make changes"
         )
-    _check_bounds(scope, operation, name)
 
 
 def _check_bounds(scope: Scope, operation: str, name: str | None) -> None:
@@ -234,12 +249,13 @@ def _check_bounds(scope: Scope, operation: str, name: str | None) -> None:
 
 def may_still(scope: Scope, operation: str) -> bool:
     """Return whether the caller of a request would still be allowed to send it now."""
-    authentication: Authentication = scope["app"].state.authentication
+    state = scope["app"].state
+    authentication: Authentication = state.authentication
     try:
         actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
         return False
-    return actor is not None and actor.grant is not None and actor.grant.allows(RIGHTS[operation])
+    return actor is not None and actor.grant is not None and actor.grant.allows(state.rights[operation])
 
 
 def check_map(scope: Scope, name: str) -> None:

@@ -5,7 +5,7 @@ how callers are authenticated, and writes schemas in the form that generators of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -13,13 +13,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.rights import Right
-from app.api.authorization import RIGHTS, Authentication
-from app.api.problems import MEDIA_TYPE, PROBLEMS
+from app.api.authorization import Authentication
+from app.api.problems import MEDIA_TYPE, problem_type_of
 
 Responses = dict[int | str, dict[str, Any]]
 
-# The codes of the problems that every route can answer.
-_ALWAYS: Final = (
+# The codes of the problems that every route of every application can answer, and those of the service of a node.
+COMMON: Final = (
     "validation",
     "unauthenticated",
     "forbidden",
@@ -28,22 +28,12 @@ _ALWAYS: Final = (
     "headers-too-large",
     "internal",
     "draining",
-    "keeper-unavailable",
 )
+_ALWAYS: Final = (*COMMON, "keeper-unavailable")
 # Further codes: those of every route with a body, and those of every route that asks the kernel.
 BODY: Final = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
 KERNEL: Final = ("kernel-permission", "kernel-error")
 
-# The tags of the routes, in the order in which the document shows them.
-_TAGS: Final = {
-    "entries": "The entries of a map, one by one and as a whole table.",
-    "maps": "Program arrays, held under names.",
-    "programs": "Programs, held under names.",
-    "objects": "Object files, with their programs and arrays held as NAME.program and NAME.map.",
-    "graph": "Who jumps where: all loaded programs and arrays.",
-    "changes": "The journal of changes: confirm, revert, reconcile, follow.",
-    "service": "The service itself: health, version, metrics, problems.",
-}
 # Integers beyond these bounds do not fit into the 32 bits that generators give to an integer without a format.
 _INT32: Final = (-(1 << 31), (1 << 31) - 1)
 
@@ -103,16 +93,17 @@ def no_content(description: str) -> Responses:
     return {204: {"description": description, "headers": DRY_RUN | CHANGE_ID}}
 
 
-def problems(*codes: str, in_body: str | None = None) -> Responses:
+def problems(*codes: str, in_body: str | None = None, always: Iterable[str] = _ALWAYS) -> Responses:
     """Return the `responses` of a route for its problems, by status, with an example of each code.
 
     Args:
         codes: The codes of the route's own problems. Those of every route are added.
         in_body: One of these codes that the body of the request causes. Its status is then 422.
+        always: The codes of every route of the application.
     """
     responses: Responses = {}
-    for code in dict.fromkeys((*codes, *_ALWAYS)):
-        problem_type = PROBLEMS[code]
+    for code in dict.fromkeys((*codes, *always)):
+        problem_type = problem_type_of(code)
         status = 422 if in_body == code else problem_type.status
         response = responses.setdefault(
             status,
@@ -138,8 +129,17 @@ def problems(*codes: str, in_body: str | None = None) -> Responses:
     return responses
 
 
-def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
-    """Make the OpenAPI document of the application."""
+def document(
+    app: FastAPI, authentication: Authentication, rights: Mapping[str, Right], tags: Mapping[str, str]
+) -> dict[str, Any]:
+    """Make the OpenAPI document of an application.
+
+    Args:
+        app: The application.
+        authentication: How it knows who asks.
+        rights: By operation id, the right that it needs.
+        tags: The tags of its routes with their descriptions, in the order in which the document shows them.
+    """
     schema = get_openapi(
         title=app.title,
         version=app.version,
@@ -147,7 +147,7 @@ def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
         contact={"name": "The maintainers of jumptable"},
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         servers=[{"url": "/", "description": "The service that answers with this document."}],
-        tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+        tags=[{"name": name, "description": description} for name, description in tags.items()],
         routes=app.routes,
     )
     schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
@@ -157,7 +157,7 @@ def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
             each["anyOf"] = _alternatives(each["anyOf"], schema["components"]["schemas"])
     for parameter in _parameters(schema):
         _drop_null(parameter)
-    _add_security(schema, authentication)
+    _add_security(schema, authentication, rights)
     return schema
 
 
@@ -223,7 +223,7 @@ def _drop_null(schema: dict[str, Any]) -> None:
         schema.update(kinds[0])
 
 
-def _add_security(schema: dict[str, Any], authentication: Authentication) -> None:
+def _add_security(schema: dict[str, Any], authentication: Authentication, rights: Mapping[str, Right]) -> None:
     """Add the ways to authenticate to the document. There are none if only peers of the unix socket are known."""
     schemes: dict[str, Any] = {}
     if authentication.tokens is not None:
@@ -239,7 +239,7 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
         security.append({})  # on the unix socket the kernel says who the caller is
     for path in schema["paths"].values():
         for operation in path.values():
-            right = RIGHTS[operation["operationId"]]
+            right = rights[operation["operationId"]]
             operation["security"] = [] if right is Right.NONE else security
             if right is Right.DOCS and authentication.tokens is not None and {} not in security:
                 operation["security"] = [*security, {}]  # without a token it tells less

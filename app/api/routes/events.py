@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from itertools import chain
 from typing import Annotated, Any, Final
@@ -32,7 +32,7 @@ _GRACE_SECONDS: Final = 0.5
 _SLICE: Final = 1 << 16  # bytes
 _ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still read
 _ID: Final = re.compile(r"[0-9]{1,18}")
-_LAST_EVENT_ID: Final[dict[str, Any]] = {
+LAST_EVENT_ID: Final[dict[str, Any]] = {
     "parameters": [
         {
             "name": "Last-Event-ID",
@@ -56,13 +56,23 @@ _RESPONSES: Final[Responses] = {
 
 
 # Nothing on the way is to keep it, nor to hold it back.
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+EVENT_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """A stream that ends with the service, even if its reader does not read."""
+    """A stream that ends with the service, even if its reader does not read.
+
+    Args:
+        content: The events, encoded.
+        ended: Set when the service ends.
+        status_code: FastAPI looks here for the status that it documents.
+    """
 
     media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[bytes], ended: asyncio.Event, status_code: int = 200) -> None:
+        super().__init__(content, status_code, EVENT_HEADERS)
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until there is no more, or nobody reads.
@@ -70,11 +80,11 @@ class EventStream(StreamingResponse):
         When the service ends, it goes on for half a second at most.
         """
         with scope["app"].state.limits.reading(scope[ACTOR].name):
-            await self._write(scope, receive, send)
+            await self._write(receive, send)
 
-    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _write(self, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self.stream_response(send))
-        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.service.feed))]
+        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(self._ended))]
         try:
             await asyncio.wait([writing, *others], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -91,8 +101,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _over(feed: EventFeed) -> None:
-    await feed.ended.wait()
+async def _over(ended: asyncio.Event) -> None:
+    await ended.wait()
     await asyncio.sleep(_GRACE_SECONDS)
 
 
@@ -103,7 +113,7 @@ async def _over(feed: EventFeed) -> None:
     response_class=EventStream,
     responses=_RESPONSES
     | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
-    openapi_extra=_LAST_EVENT_ID,
+    openapi_extra=LAST_EVENT_ID,
 )
 async def watch_events(
     request: Request,
@@ -117,9 +127,9 @@ async def watch_events(
     if map is not None:
         check_held(request, map)
     request.app.state.limits.check_readers(request.scope[ACTOR].name)
-    after = feed.start_of(_last_event_id(request))
+    after = feed.start_of(last_event_id(request))
     if request.scope[IS_HEAD]:
-        return Response(headers=_HEADERS, media_type=EventStream.media_type)
+        return Response(headers=EVENT_HEADERS, media_type=EventStream.media_type)
     grant = grant_of(request.scope)
 
     def wanted(event: Event) -> bool:
@@ -127,10 +137,15 @@ async def watch_events(
             return map is None and grant.has_program((event.data or {}).get("program"))
         return map in {None, event.map} and grant.has_map(event.map)
 
-    return EventStream(_stream(feed, after, wanted, request.scope), headers=_HEADERS)
+    return EventStream(_stream(feed, after, wanted, request.scope), feed.ended)
 
 
-def _last_event_id(request: Request) -> int | None:
+def last_event_id(request: Request) -> int | None:
+    """Return the number in the header Last-Event-ID of a request. None: there is no such header.
+
+    Raises:
+        HttpProblem: malformed-header: it is no decimal number.
+    """
     text = request.headers.get("last-event-id")
     if text is None:
         return None
