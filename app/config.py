@@ -173,7 +173,9 @@ class Program(_Held):
     """[programs.NAME]"""
 
 
-class _Grant(Section):
+class GrantSection(Section):
+    """A role, and what it is restricted to."""
+
     # "reader"; "writer": also entries and test runs; "admin": everything; "metrics": /metrics alone.
     role: Role
     # Restrict the role to these maps, entries and programs. Default: no restriction.
@@ -191,7 +193,7 @@ class _Grant(Section):
         )
 
 
-class Peer(_Grant):
+class Peer(GrantSection):
     """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
 
     # A user or a group, by name or number: exactly one of the two.
@@ -228,7 +230,7 @@ class Tokens(Section):
     file: AbsolutePath | None = None
 
 
-class Client(_Grant):
+class Client(GrantSection):
     """[tls.clients.NAME]: a client that shows a certificate of client_ca."""
 
     # A subject alternative name of the certificate: DNS name, URI or e-mail address.

@@ -1,6 +1,6 @@
 """Rights: what a role may do, and to which maps, entries and programs it is restricted."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Literal
@@ -92,7 +92,7 @@ def _parse_range(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role, restricted to maps, entries and programs.
+    """A role, restricted to maps, entries and programs; in a fleet also to nodes with certain labels.
 
     Maps and programs are given by the names they are held under. None: no restriction.
     """
@@ -101,10 +101,11 @@ class Grant:
     maps: frozenset[str] | None = None
     entries: Ranges | None = None
     programs: frozenset[str] | None = None
+    labels: frozenset[tuple[str, str]] | None = None
     is_unbounded: bool = field(init=False)  # whether it allows everything
 
     def __post_init__(self) -> None:
-        restrictions = {self.maps, self.entries, self.programs}
+        restrictions = {self.maps, self.entries, self.programs, self.labels}
         object.__setattr__(self, "is_unbounded", self.role == "admin" and restrictions == {None})
 
     def allows(self, right: Right) -> bool:
@@ -122,6 +123,10 @@ class Grant:
     def has_program(self, name: str | None) -> bool:
         """Whether this program is within the restrictions. None: a program that is not held."""
         return self.programs is None or name in self.programs
+
+    def has_labels(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels, of a node or of a selector, have all those of the restrictions."""
+        return self.labels is None or self.labels <= labels.items()
 
 
 NONE: Final = Ranges(())

@@ -494,6 +494,26 @@ class Presence(Document, frozen=True, kw_only=True):
     since: Time
 
 
+class Action(Document, frozen=True, kw_only=True):
+    """Something that somebody has done, of which no revision and no rollout tells.
+
+    Attributes:
+        at: When.
+        by: Who.
+        what: A node was added or changed, or a node or a table was deleted.
+        table: The table.
+        node: The node.
+        note: Why.
+    """
+
+    at: Time
+    by: By
+    what: Literal["node", "node_deleted", "table_deleted"]
+    table: Name | None = None
+    node: Name | None = None
+    note: Text = ""
+
+
 class Leader(Document, frozen=True, kw_only=True):
     """The controller that is elected. The key is leased.
 

@@ -14,6 +14,7 @@
 | `status/NODE/dry_runs/ID` | the node, leased | `DryRunAnswer` |
 | `status/NODE/facts` | the node | `NodeFacts` |
 | `status/NODE/alive` | the node, leased | `Presence` |
+| `actions/TIME-REQUEST` | API, once, leased | `Action`: what nothing else records |
 | `controller` | the elected controller, leased | `Leader` |
 
 A node may read below `desired/NODE/` and write below `status/NODE/`, no more. Numbers in keys are padded with zeros, so
@@ -31,6 +32,7 @@ REVISIONS: Final = f"{PREFIX}revisions/"
 ACTIVE: Final = f"{PREFIX}active/"
 ROLLOUTS: Final = f"{PREFIX}rollouts/"
 PLANS: Final = f"{PREFIX}plans/"
+ACTIONS: Final = f"{PREFIX}actions/"
 DESIRED: Final = f"{PREFIX}desired/"
 STATUS: Final = f"{PREFIX}status/"
 
@@ -55,6 +57,21 @@ def checked_name(name: str) -> str:
 def rollout_id(table: str, revision: int) -> str:
     """Return the id of the rollout of a revision. Each revision has one rollout."""
     return f"{checked_name(table)}-{revision}"
+
+
+def revision_of(rollout: str) -> int:
+    """Return the revision that a rollout brings, by the rollout's id."""
+    return int(rollout.rpartition("-")[2])
+
+
+def action(at: float, request_id: str) -> str:
+    """Return the key of something that somebody has done.
+
+    Args:
+        at: When, in seconds since 1970.
+        request_id: Of the request. Only letters and digits of it count.
+    """
+    return f"{ACTIONS}{int(at * 1000):014}-{''.join(filter(str.isalnum, request_id))[:32]}"
 
 
 def node(name: str) -> str:
