@@ -88,9 +88,9 @@ def answers(model: Any, description: str, status: int = 200, *, headers: dict[st
     return {status: {"model": model, "description": description, "headers": headers or {}}}
 
 
-def no_content(description: str) -> Responses:
+def no_content(description: str, headers: dict[str, Any] = DRY_RUN | CHANGE_ID) -> Responses:
     """Return the `responses` of a route for a success without a body (204)."""
-    return {204: {"description": description, "headers": DRY_RUN | CHANGE_ID}}
+    return {204: {"description": description, "headers": headers}}
 
 
 def problems(*codes: str, in_body: str | None = None, always: Iterable[str] = _ALWAYS) -> Responses:

@@ -307,10 +307,10 @@ FLEET_PROBLEMS: Final[dict[str, ProblemType]] = {
     "rollout-finished": ProblemType(
         409, "The rollout has ended", "POST /fleet/rollouts with the table and a revision starts another one."
     ),
-    "rollout-not-paused": ProblemType(
+    "rollout-phase-conflict": ProblemType(
         409,
-        "The rollout cannot go on from where it is",
-        "Only a paused or halted rollout can be resumed. phase says where it is.",
+        "The rollout is in a phase in which this is not possible",
+        "phase says which one. What is paused or halted can be resumed or aborted; what rolls back ends by itself.",
     ),
     "node-in-use": ProblemType(
         409,

@@ -1,7 +1,8 @@
 """What requests change in etcd: tables, rollouts and nodes. Each change is one transaction with compares."""
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from app.fleet.api.reading import (
     read_table,
     table_unknown,
 )
-from app.fleet.plan import make_plan
+from app.fleet.plan import make_plan, matching
 from app.fleet_store import accounts, keys
 from app.fleet_store.documents import (
     Action,
+    DesiredTable,
     Node,
     NodeFacts,
     OpenMap,
@@ -40,6 +42,7 @@ from app.fleet_store.etcd import (
     MAX_OPERATIONS,
     MAX_REQUEST_BYTES,
     Etcd,
+    Item,
     delete,
     is_absent,
     put,
@@ -112,34 +115,27 @@ async def plan_table(etcd: Etcd, wanted: TableRevision, precondition: Preconditi
     numbers = [int(keys.last_part(key)) for key in written.items]
     revision = msgspec.structs.replace(wanted, revision=max(numbers, default=0) + 1)
     nodes = await read_nodes(etcd)
-    matching = [node for node in nodes.values() if revision.selector.items() <= node.node.labels.items()]
-    if not matching:
+    names = matching(revision.selector, {name: node.node for name, node in nodes.items()})
+    if not names:
         labels = ", ".join(f"{name}={value}" for name, value in revision.selector.items()) or "any labels"
         detail = f"no node has {labels}; GET /fleet/nodes shows the labels of all"
         raise HttpProblem("no-node-matches", detail, facts={"selector": revision.selector})
-    _check_ready(revision, matching)
-    plan = make_plan(
-        revision.strategy,
-        # A canary that is away is no canary: those that are connected come first.
-        [node.name for node in sorted(matching, key=lambda each: (each.presence is None, each.name))],
-        {
-            node.name: desired.revision
-            for node in matching
-            if (desired := _desired(node, table)) is not None and desired.revision is not None
-        },
-    )
+    _check_ready(revision, [nodes[name] for name in names])
+    alive = {name for name in names if nodes[name].presence is not None}
+    desired = {name: table for name in names if (table := _desired(nodes[name], revision.table)) is not None}
+    plan = await asyncio.to_thread(make_plan, revision, names, alive, desired)
     return Planned(before, revision, plan, nodes, await _is_known(etcd, before, revision, plan))
 
 
-def _desired(node: StoredNode, table: str) -> Any:
+def _desired(node: StoredNode, table: str) -> DesiredTable | None:
     return node.tables[table].desired if table in node.tables else None
 
 
-def _check_ready(revision: TableRevision, matching: Iterable[StoredNode]) -> None:
+def _check_ready(revision: TableRevision, nodes: Iterable[StoredNode]) -> None:
     """Check that not more nodes than the strategy allows are away, and that no other is known to refuse."""
     specification = Specification.from_bytes(revision.specification)
     away, refusing = [], []
-    for node in matching:
+    for node in nodes:
         if node.presence is None:
             away.append({"node": node.name, "reason": "its agent is not connected"})
             continue
@@ -232,7 +228,9 @@ async def start(etcd: Etcd, planned: Planned) -> StoredTable:
     }
     size = sum(len(key) + len(value) for key, value in values.items())
     if size > MAX_REQUEST_BYTES:
-        detail = f"the table and its plan take {size} bytes; at most {MAX_REQUEST_BYTES} are allowed: select fewer nodes"
+        detail = (
+            f"the table and its plan take {size} bytes; at most {MAX_REQUEST_BYTES} are allowed: select fewer nodes"
+        )
         raise HttpProblem("spec-too-large", detail, facts={"bytes": size, "max_bytes": MAX_REQUEST_BYTES})
     compares = [
         unchanged(keys.table(table), 0 if before is None else before.head.mod_revision),
@@ -247,7 +245,7 @@ async def start(etcd: Etcd, planned: Planned) -> StoredTable:
         if active is not None:
             detail = f"somebody else has just started rollout {active} of table {table!r}; wait for it, or abort it"
             raise HttpProblem("rollout-in-progress", detail, facts={"table": table, "rollout": active})
-        raise _changed_meanwhile(f"table {table!r}", None if now is None else now.etag)
+        raise _changed_meanwhile("table", table, None if now is None else now.etag)
     return await read_table(etcd, table)
 
 
@@ -259,18 +257,19 @@ async def _outdated(etcd: Etcd, planned: Planned) -> list[str]:
     needed = {*planned.plan.base.values()}
     for node in planned.nodes.values():
         desired = _desired(node, table)
-        needed |= set() if desired is None else {desired.revision, keys.revision_of(desired.rollout)}
+        if desired is not None:
+            needed |= {keys.revision_of(desired.rollout), desired.revision or 0}
     old = [number for number in numbers[:-_KEPT_REVISIONS] if number not in needed][:_MAX_REMOVED]
     ids = [keys.rollout_id(table, number) for number in old]
     return [*(keys.revision(table, number) for number in old), *map(keys.rollout, ids), *map(keys.plan, ids)]
 
 
-def _changed_meanwhile(what: str, etag: str | None) -> HttpProblem:
-    detail = f"somebody else has changed {what} meanwhile; look at it, and send the request again"
+def _changed_meanwhile(kind: str, name: str, etag: str | None) -> HttpProblem:
+    detail = f"somebody else has changed {kind} {name!r} meanwhile; look at it, and send the request again"
     return HttpProblem("precondition-failed", detail, facts={"current": None if etag is None else {"etag": etag}})
 
 
-async def delete_table(etcd: Etcd, table: str, caller: Caller, precondition: Precondition) -> None:
+async def delete_table(etcd: Etcd, table: str, caller: Caller, precondition: Precondition, *, dry_run: bool) -> None:
     """Remove a table from the fleet. Nodes keep what they hold, and nothing is desired of them any more.
 
     Its revisions and rollouts stay, as its history.
@@ -285,6 +284,8 @@ async def delete_table(etcd: Etcd, table: str, caller: Caller, precondition: Pre
     if found.active is not None:
         detail = f"rollout {found.active} of table {table!r} has not ended; wait for it, or abort it"
         raise HttpProblem("rollout-in-progress", detail, facts={"table": table, "rollout": found.active})
+    if dry_run:
+        return
     desired = await etcd.range(keys.DESIRED, keys_only=True)
     places = [key for key in desired.items if key == keys.desired_table(keys.node_of(key), table)]
     still = [unchanged(keys.table(table), found.head.mod_revision), is_absent(keys.active(table))]
@@ -298,7 +299,7 @@ async def delete_table(etcd: Etcd, table: str, caller: Caller, precondition: Pre
             operations += [delete(keys.table(table)), *await _recorded(etcd, action, caller)]
         if await etcd.commit(still, operations) is None:
             now = await find_table(etcd, table)
-            raise _changed_meanwhile(f"table {table!r}", None if now is None else now.etag)
+            raise _changed_meanwhile("table", table, None if now is None else now.etag)
 
 
 async def _recorded(etcd: Etcd, action: Action, caller: Caller) -> list[Any]:
@@ -316,7 +317,13 @@ _STEPS: Final = {
 
 
 async def move_rollout(
-    etcd: Etcd, rollout: str, step: str, caller: Caller, check: Callable[[StoredRollout], Any], *, dry_run: bool
+    etcd: Etcd,
+    rollout: str,
+    step: str,
+    caller: Caller,
+    check: Callable[[StoredRollout], Awaitable[None]],
+    *,
+    dry_run: bool,
 ) -> StoredRollout:
     """Pause, resume or abort a rollout. One that is in that phase already stays as it is.
 
@@ -355,48 +362,78 @@ async def move_rollout(
     raise HttpProblem("store-unavailable", detail)
 
 
-async def put_node(etcd: Etcd, name: str, labels: dict[str, str], user: str, caller: Caller, precondition: Precondition,
-                   check: Callable[[StoredNode | None], None], *, dry_run: bool) -> tuple[StoredNode | None, bool]:
+@dataclass(frozen=True, slots=True)
+class WantedNode:
+    """What a node is to be.
+
+    Attributes:
+        name: Its name.
+        labels: Its labels.
+        user: Its user in etcd.
+    """
+
+    name: str
+    labels: dict[str, str]
+    user: str
+
+
+async def put_node(
+    etcd: Etcd,
+    wanted: WantedNode,
+    caller: Caller,
+    precondition: Precondition,
+    check: Callable[[StoredNode], None],
+    *,
+    dry_run: bool,
+) -> tuple[StoredNode, bool]:
     """Add a node, or change its labels. Its user in etcd gets the right to its own keys, and to no others.
 
     Args:
         etcd: The store.
-        name: The name of the node.
-        labels: Its labels.
-        user: Its user in etcd.
+        wanted: What it is to be.
         caller: Who does it.
         precondition: Of the request.
-        check: Raises what forbids the change of what is there.
+        check: Raises what forbids a change of the node that is there.
         dry_run: Change nothing.
 
     Returns:
-        The node, and whether it is new. None: it would be new, and this is a dry run.
+        The node, and whether it is new.
 
     Raises:
         HttpProblem: precondition-failed, or what `check` raises.
     """
-    item = await etcd.get(keys.node(name))
-    before = None if item is None else await read_node(etcd, name)
-    check(before)
+    key = keys.node(wanted.name)
+    item = await etcd.get(key)
+    before = None if item is None else await read_node(etcd, wanted.name)
+    if before is not None:
+        check(before)
     precondition(None if before is None else etag_of(before.item))
-    if dry_run or (before is not None and (before.node.labels, before.node.user) == (labels, user)):
-        return before, before is None
-    if before is not None and before.node.user != user:
+    node = Node(labels=wanted.labels, user=wanted.user, by=caller.name, at=time.time())
+    if dry_run:
+        return before or StoredNode(wanted.name, Item(key, b"", 0, 0), node), before is None
+    if before is not None and before.node.user != wanted.user:
         await etcd.delete_user(before.node.user)  # a certificate that was replaced counts no more
-    await accounts.add_node(etcd, name, user)
-    node = Node(labels=labels, user=user, by=caller.name, at=time.time())
-    action = Action(at=node.at, by=caller.name, what="node", node=name, note=caller.note)
-    key = keys.node(name)
+    await accounts.add_node(etcd, wanted.name, wanted.user)  # also of a node that is there: it may not be complete
+    if before is not None and (before.node.labels, before.node.user) == (wanted.labels, wanted.user):
+        return before, False
+    action = Action(at=node.at, by=caller.name, what="node", node=wanted.name, note=caller.note)
     compares = [unchanged(key, 0 if item is None else item.mod_revision)]
     operations = [put(key, node.to_bytes()), *await _recorded(etcd, action, caller)]
     if await etcd.commit(compares, operations, witness=key) is None:
         now = await etcd.get(key)
-        raise _changed_meanwhile(f"node {name!r}", None if now is None else etag_of(now))
-    return await read_node(etcd, name), before is None
+        raise _changed_meanwhile("node", wanted.name, None if now is None else etag_of(now))
+    return await read_node(etcd, wanted.name), before is None
 
 
-async def delete_node(etcd: Etcd, name: str, caller: Caller, precondition: Precondition,
-                      check: Callable[[StoredNode | None], None], *, dry_run: bool) -> None:
+async def delete_node(
+    etcd: Etcd,
+    name: str,
+    caller: Caller,
+    precondition: Precondition,
+    check: Callable[[StoredNode], None],
+    *,
+    dry_run: bool,
+) -> None:
     """Remove a node with its user in etcd and all of its keys. The node itself keeps what it holds.
 
     Raises:

@@ -25,7 +25,6 @@ class FleetState(BaseState):
         signer: Signs what nodes are asked for.
         ended: Set when the server is to stop.
         requests: How long requests took, by operation and status.
-        readers: How many streams of events are open.
     """
 
     rights = RIGHTS
@@ -51,7 +50,6 @@ class FleetState(BaseState):
         self.signer = signer
         self.ended = asyncio.Event()
         self.requests: dict[tuple[str, int], Timing] = {}
-        self.readers = 0
         self._started = time.monotonic()
 
     @property

@@ -27,7 +27,17 @@ Phase = Annotated[
 ]
 # What the answer says of a node in a rollout.
 NodeInRollout = Literal[
-    "waiting", "superseded", "told", "unconfirmed", "applied", "refused", "unhealthy", "reverted", "drifted", "going_back", "back"
+    "waiting",
+    "superseded",
+    "told",
+    "unconfirmed",
+    "applied",
+    "refused",
+    "unhealthy",
+    "reverted",
+    "drifted",
+    "going_back",
+    "back",
 ]
 # What the answer says of a node as a whole.
 NodeState = Literal["ready", "away", "unready", "changing", "failed"]
@@ -268,8 +278,8 @@ class RolloutNode(BaseModel):
     node: NodeName
     wave: Annotated[int, Field(ge=0, le=99, description="From 0.")]
     state: NodeInRollout = Field(
-        description="waiting: its turn has not come. superseded: a later rollout has reached it. told: it has not answered yet. going_back, back: set back to what "
-        "it had. The others: its own answer."
+        description="waiting: its turn has not come. superseded: a later rollout has reached it. told: it has not "
+        "answered yet. going_back, back: set back to what it had. The others: its own answer."
     )
     alive: bool = Field(description="Whether its agent is connected.")
     code: str | None = Field(examples=["program-incompatible"])
@@ -349,8 +359,8 @@ class FleetAction(BaseModel):
 
     at: datetime
     by: str = Field(examples=["token:alice"])
-    what: Literal["table", "table_deleted", "rollout", "node", "node_deleted"] = Field(
-        description="table: a revision was written. rollout: it went on, in phase and wave. node: its labels."
+    what: Literal["rollout", "table_deleted", "node", "node_deleted"] = Field(
+        description="rollout: it began or went on, to phase and wave. node: it was added, or has other labels."
     )
     table: str | None
     revision: Revision | None
