@@ -69,7 +69,7 @@ class EventStream(StreamingResponse):
 
         When the service ends, it goes on for half a second at most.
         """
-        with scope["app"].state.limits.reading(scope[ACTOR].name):
+        with scope["app"].state.limits.reading(scope[ACTOR].sender):
             await self._write(scope, receive, send)
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ async def watch_events(
     feed = service_of(request).feed
     if map is not None:
         check_held(request, map)
-    request.app.state.limits.check_readers(request.scope[ACTOR].name)
+    request.app.state.limits.check_readers(request.scope[ACTOR].sender)
     after = feed.start_of(_last_event_id(request))
     if request.scope[IS_HEAD]:
         return Response(headers=_HEADERS, media_type=EventStream.media_type)
