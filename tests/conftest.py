@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
@@ -24,7 +24,11 @@ from app.service.objects.program import Program
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 from tests import field_report, private_mounts
+from tests.debian import Missing
 from tests.probes import NOTHING_MAY_LACK, REQUIRED
+
+if TYPE_CHECKING:  # other kernels have no gRPC
+    from tests.fleet_store.cluster import Cluster
 
 
 def _kernel_refuses() -> str | None:
@@ -96,6 +100,28 @@ def _fds() -> dict[str, str]:
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             found[link.name] = str(link.readlink())
     return found
+
+
+@pytest.fixture(scope="session")
+def etcd_cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cluster]":
+    """Three members of etcd for all tests of this process. Use `cluster`."""
+    from tests.fleet_store.cluster import running_cluster  # noqa: PLC0415 - other kernels have no gRPC
+
+    try:
+        with running_cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+            yield cluster
+    except Missing as error:
+        if REQUIRED:
+            pytest.fail(f"kernel tests are required, and those of the fleet with them, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cluster(etcd_cluster: "Cluster") -> "Iterator[Cluster]":
+    """Three members of etcd without any key. A test may kill and freeze them."""
+    etcd_cluster.empty()
+    yield etcd_cluster
+    etcd_cluster.repair()
 
 
 @pytest.fixture(params=["memory", pytest.param("linux", marks=pytest.mark.kernel)])

@@ -251,7 +251,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     node: Name
-    state: TableState | Literal["late"]
+    state: Literal["refused", "unhealthy", "reverted", "drifted", "late"]
     code: Code | None = None
     detail: Text = ""
 

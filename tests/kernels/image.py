@@ -25,7 +25,8 @@ from typing import IO, Final
 
 from packaging.requirements import Requirement
 
-from tests.kernels.packages import Archive, MatrixError, cache_folder
+from tests.debian import Missing
+from tests.kernels.packages import Archive, cache_folder
 
 ROOT: Final = Path(__file__).parents[2]
 # What the tests in the guest import besides the project itself. What these depend on comes along.
@@ -241,10 +242,10 @@ def need(command: str, package: str) -> str:
     """Return the path of a command.
 
     Raises:
-        MatrixError: It is not installed. The text names the package.
+        Missing: It is not installed. The text names the package.
     """
     found = shutil.which(command)
     if found is None:
         message = f"{command} is not installed: apt-get install {package}"
-        raise MatrixError(message)
+        raise Missing(message)
     return found
