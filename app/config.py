@@ -199,6 +199,8 @@ class Peer(GrantSection):
     # A user or a group, by name or number: exactly one of the two.
     user: str | int | None = None
     group: str | int | None = None
+    # True: for the agent of a fleet. It names who has asked the fleet for a change, in the header Jumptable-Actor.
+    on_behalf: bool = False
 
     @model_validator(mode="after")
     def _is_a_user_or_a_group(self) -> Self:
@@ -220,7 +222,7 @@ class Peer(GrantSection):
             kind = "user" if self.user is not None else "group"
             message = f"there is no {kind} {self.user or self.group!r}: create it, or name another"
             raise ValueError(message) from error
-        return PeerRule(name, self.grant(), uid, gid)
+        return PeerRule(name, self.grant(), uid, gid, self.on_behalf)
 
 
 class Tokens(Section):

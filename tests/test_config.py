@@ -55,6 +55,11 @@ class TestLoad:
             maps = ["jump_table"]
             entries = ["8-15"]
 
+            [peers.fleet]
+            user = 0
+            role = "writer"
+            on_behalf = true
+
             [tokens]
 
             [limits]
@@ -68,6 +73,7 @@ class TestLoad:
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
         assert settings.maps["jump_table"].protected == ["0-3", "60"]
         assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
+        assert [each.rule("a").on_behalf for each in settings.peers.values()] == [False, True]
         assert settings.token_file() == Path("/tmp/state/tokens.json")
 
     @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 MAX_INDEX: Final = (1 << 32) - 1
 _FEW: Final = 64  # indexes that are looked at one by one
+_FLEET: Final = "fleet"  # that an actor is known from what the agent of a fleet says
 
 Role = Literal["reader", "writer", "admin", "metrics"]
 
@@ -137,10 +138,25 @@ EVERYTHING: Final = Grant("admin")
 class Actor:
     """Who sends a request.
 
-    `name` also says how that is known: `token:deploy`, `unix:root`. `grant` is None for an actor without any right.
-    `expires` is when that ends, in seconds since 1970; None: it does not.
+    Attributes:
+        name: As changes name them. It says how that is known: `token:deploy`, `unix:root`.
+        grant: What they may do. None: nothing.
+        expires: When that ends, in seconds since 1970. None: it does not.
+        may_name_others: They may say that others ask by way of them.
+        via: Who has sent the request and named this actor. None: the actor has sent it.
     """
 
     name: str
     grant: Grant | None
     expires: float | None = None
+    may_name_others: bool = False
+    via: str | None = None
+
+    @property
+    def sender(self) -> str:
+        """Who has sent the request, as limits count them."""
+        return self.via or self.name
+
+    def on_behalf_of(self, name: str) -> "Actor":
+        """Return the actor for whom this one sends a request. The rights are those of this one."""
+        return Actor(f"{_FLEET}:{name}", self.grant, self.expires, via=self.name)

@@ -175,6 +175,7 @@ class Audit:
         facts: dict[str, Any] = {
             "request_id": request_id,
             "actor": None if actor is None else actor.name,
+            **({} if actor is None or actor.via is None else {"via": actor.via}),
             "outcome": _outcome(status),
             "status": status,
         }

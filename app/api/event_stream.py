@@ -51,7 +51,7 @@ class EventStream(StreamingResponse):
 
         When the service ends, it goes on for half a second at most.
         """
-        with scope["app"].state.limits.reading(scope[ACTOR].name):
+        with scope["app"].state.limits.reading(scope[ACTOR].sender):
             await self._write(receive, send)
 
     async def _write(self, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.rights import Right
-from app.api.authorization import Authentication
+from app.api.authorization import CHANGING, Authentication
 from app.api.problems import MEDIA_TYPE, problem_type_of
 
 Responses = dict[int | str, dict[str, Any]]
@@ -23,6 +23,7 @@ COMMON: Final = (
     "validation",
     "unauthenticated",
     "forbidden",
+    "actor-not-allowed",
     "host-not-allowed",
     "too-many-requests",
     "headers-too-large",
@@ -57,6 +58,14 @@ _PROBLEM_HEADERS: Final = {
     429: _header("Retry-After", "How many seconds to wait before the next attempt."),
 }
 
+_ACTOR_PARAMETER: Final = {
+    "name": "Jumptable-Actor",
+    "in": "header",
+    "required": False,
+    "description": "Who has asked a fleet for the change. Only for its agent: see `actor-not-allowed`.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    "example": "alice",
+}
 _TOKEN: Final = {"type": "http", "scheme": "bearer", "description": "A token that `jumptable token new` has printed."}
 _CERTIFICATE: Final = {"type": "mutualTLS", "description": "A client certificate of the configured CA."}
 
@@ -158,6 +167,8 @@ def document(
     for parameter in _parameters(schema):
         _drop_null(parameter)
     _add_security(schema, authentication, rights)
+    if authentication.peers is not None:
+        _add_actor_header(schema, rights)
     return schema
 
 
@@ -221,6 +232,14 @@ def _drop_null(schema: dict[str, Any]) -> None:
     if len(kinds) == 1:
         del schema["anyOf"]
         schema.update(kinds[0])
+
+
+def _add_actor_header(schema: dict[str, Any], rights: Mapping[str, Right]) -> None:
+    """Add the header Jumptable-Actor to the operations that change something."""
+    for path in schema["paths"].values():
+        for operation in path.values():
+            if rights[operation["operationId"]] in CHANGING:
+                operation.setdefault("parameters", []).append(_ACTOR_PARAMETER)
 
 
 def _add_security(schema: dict[str, Any], authentication: Authentication, rights: Mapping[str, Right]) -> None:

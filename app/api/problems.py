@@ -41,6 +41,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         "The caller has no right to do this",
         "The detail names what is not allowed. Ask an administrator of the service for the right.",
     ),
+    "actor-not-allowed": ProblemType(
+        403,
+        "The caller may not name who asks",
+        "Leave out the header Jumptable-Actor. It is for the agent of a fleet: a peer on the unix socket whose rule in "
+        "[peers] has on_behalf = true.",
+    ),
     "entry-protected": ProblemType(403, "The entry is protected", "Only a caller with the role admin may change it."),
     "read-only": ProblemType(
         403, "The service is read-only", "Remove read_only from the configuration and reload the service."

@@ -1,5 +1,6 @@
 """The client, which has a method for each operation of the service."""
 
+import copy
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from app.client.answers import (
     ProgramReference,
     Readiness,
     Run,
+    ServiceIndex,
     State,
     Version,
     Written,
@@ -148,6 +150,8 @@ class Client:
             trust_env=False,  # neither a proxy nor .netrc belongs between an operator and the node
         )
 
+        self._actor: dict[str, str] = {}
+
     def __enter__(self) -> Self:
         return self
 
@@ -158,7 +162,23 @@ class Client:
         """Close the connections."""
         self._http.close()
 
+    def on_behalf_of(self, actor: str) -> "Client":
+        """Return a client that names who asks, over the same connections.
+
+        The service lets only the agent of a fleet do so: a peer with `on_behalf = true`.
+
+        Args:
+            actor: 1 to 128 printable ASCII characters.
+        """
+        client = copy.copy(self)
+        client._actor = {"Jumptable-Actor": actor}
+        return client
+
     # The service
+
+    def get_index(self) -> ServiceIndex:
+        """Say who asks, and what the caller may do."""
+        return cast("ServiceIndex", self._get("/"))
 
     def get_readiness(self) -> Readiness:
         """Say whether everything that is held could be opened, and whether the journal can be written."""
@@ -427,7 +447,7 @@ class Client:
         headers: dict[str, str] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
-        headers = dict(headers or {})
+        headers = self._actor | (headers or {})
         content: dict[str, Any] = {"json": body}
         if isinstance(body, bytes):
             headers["Content-Type"], content = "application/octet-stream", {"content": body}

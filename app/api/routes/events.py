@@ -59,7 +59,7 @@ async def watch_events(
     feed = service_of(request).feed
     if map is not None:
         check_held(request, map)
-    request.app.state.limits.check_readers(request.scope[ACTOR].name)
+    request.app.state.limits.check_readers(request.scope[ACTOR].sender)
     after = feed.start_of(last_event_id(request))
     if request.scope[IS_HEAD]:
         return Response(headers=EVENT_HEADERS, media_type=EventStream.media_type)

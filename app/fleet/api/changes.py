@@ -122,7 +122,7 @@ async def plan_table(etcd: Etcd, wanted: TableRevision, precondition: Preconditi
         raise HttpProblem("no-node-matches", detail, facts={"selector": revision.selector})
     _check_ready(revision, [nodes[name] for name in names])
     alive = {name for name in names if nodes[name].presence is not None}
-    desired = {name: table for name in names if (table := _desired(nodes[name], revision.table)) is not None}
+    desired = {name: found for name in names if (found := _desired(nodes[name], table)) is not None}
     plan = await asyncio.to_thread(make_plan, revision, names, alive, desired)
     return Planned(before, revision, plan, nodes, await _is_known(etcd, before, revision, plan))
 

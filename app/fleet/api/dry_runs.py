@@ -108,6 +108,7 @@ def _question(signer: Signer, planned: Planned, node: str, sequence: int) -> byt
         checks=planned.plan.checks,
         sequence=sequence,
         at=time.time(),
+        by=revision.by,
     )
     return signer.sign(DRY_RUN, document.to_bytes())
 

@@ -37,8 +37,8 @@ _ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still rea
 _RESPONSES: Final[Responses] = {
     200: {
         "description": "Each event has its type as `event`, and JSON as `data`. `table`: a table has a new revision, "
-        "or was deleted. `rollout`: its phase, wave and reason. `node`: its labels, or it was removed. `status`: what a "
-        "node says of a table. `facts`: what it says of itself. `presence`: whether its agent is connected. "
+        "or was deleted. `rollout`: its phase, wave and reason. `node`: its labels, or it was removed. `status`: what "
+        "a node says of a table. `facts`: what it says of itself. `presence`: whether its agent is connected. "
         "`controller`: who leads. The `id` is a revision of etcd. What one revision has changed comes together, and "
         "only the last of these events has the id. Every 15 s without any: a comment.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -65,7 +65,7 @@ async def watch_events(
     state = state_of(request)
     if table is not None:
         authorization.check_table(request.scope, table)
-    state.limits.check_readers(request.scope[ACTOR].name)
+    state.limits.check_readers(request.scope[ACTOR].sender)
     nodes = await state.etcd.range(keys.NODES)
     after = last_event_id(request)
     if after is None:
