@@ -91,6 +91,8 @@ class Listening(Section):
     port: int | None = Field(default=None, ge=0, le=65535)
     # True: requests cannot change, hold or release anything.
     read_only: bool = False
+    # The folder of the journal. Only one service at a time can use it.
+    state_dir: AbsolutePath = Path("/var/lib/jumptable")
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -101,8 +103,6 @@ class Listening(Section):
 class Server(Listening):
     """[server]"""
 
-    # The folder of the journal. Only one service at a time can use it.
-    state_dir: AbsolutePath = Path("/var/lib/jumptable")
     # "linux": the kernel of this machine. "memory": a simulated kernel, to try things out without privileges.
     kernel: Literal["linux", "memory"] = "linux"
     # Requests can name only pins below these folders.
@@ -318,9 +318,16 @@ class ServiceSettings(Section):
     """What the configuration of every service has."""
 
     server: Listening
+    peers: dict[Name, Peer] = {}
     tokens: Tokens | None = None
     tls: Tls | None = None
+    limits: Limits = Limits()
     audit: Audit = Audit()
+
+    def token_file(self) -> Path:
+        """The file with the tokens' hashes, also where [tokens] is missing."""
+        given = None if self.tokens is None else self.tokens.file
+        return given or self.server.state_dir / "tokens.json"
 
     def authenticates(self) -> bool:
         """Whether clients over TCP can prove who they are, by a token or a certificate."""
@@ -333,14 +340,7 @@ class Settings(ServiceSettings):
     server: Server = Server()
     maps: dict[Name, Map] = {}
     programs: dict[Name, Program] = {}
-    peers: dict[Name, Peer] = {}
-    limits: Limits = Limits()
     objects: Objects = Objects()
-
-    def token_file(self) -> Path:
-        """The file with the tokens' hashes, also where [tokens] is missing."""
-        given = None if self.tokens is None else self.tokens.file
-        return given or self.server.state_dir / "tokens.json"
 
 
 S = TypeVar("S", bound=ServiceSettings)

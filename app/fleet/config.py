@@ -15,7 +15,6 @@ from app.config import (
     AbsolutePath,
     Client,
     GrantSection,
-    Limits,
     Listening,
     Name,
     Peer,
@@ -23,7 +22,6 @@ from app.config import (
     ServiceSettings,
     SocketPath,
     Tls,
-    Tokens,
     read,
 )
 
@@ -109,15 +107,8 @@ class FleetSettings(ServiceSettings):
     etcd: Etcd
     signing: Signing
     controller: Controller = Controller()
-    peers: dict[Name, FleetPeer] = Field(default_factory=dict)
-    tokens: Tokens | None = None
+    peers: dict[Name, FleetPeer] = Field(default_factory=dict)  # type: ignore[assignment]  # with labels
     tls: FleetTls | None = None
-    limits: Limits = Limits()
-
-    def token_file(self) -> Path:
-        """The file with the tokens' hashes, also where [tokens] is missing."""
-        given = None if self.tokens is None else self.tokens.file
-        return given or self.server.state_dir / "tokens.json"
 
     @model_validator(mode="after")
     def _keys_are_apart(self) -> Self:

@@ -379,7 +379,7 @@ class TestMistakes:
 
     def test_something_else_at_the_url_exits_with_3(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         transport = httpx.MockTransport(lambda _: httpx.Response(200, html="<p>nginx"))
-        monkeypatch.setattr("app.client.client._transport", lambda _: transport)
+        monkeypatch.setattr("app.client.http_client._transport", lambda _: transport)
         done = command("status", url="http://other")
         assert done.status == 3
         assert done.err == (

@@ -33,7 +33,7 @@ def create_app(state: FleetState, lifespan: Any = None) -> FastAPI:
     """Make the application that answers requests with `state`.
 
     Args:
-        state: Its `etcd` has to be set before the first request.
+        state: It gets a store before the first request.
         lifespan: As FastAPI takes it: what runs beside the requests.
     """
     return Application(

@@ -12,7 +12,7 @@ from app.api.authorization import Authentication, admit
 from app.api.base_state import BaseState
 from app.api.limits import Limits
 from app.fleet.api.authorization import RIGHTS, check_table
-from app.fleet_store.etcd import Etcd
+from app.fleet_store.etcd import Etcd, VersionRefused
 from app.fleet_store.signatures import Signer
 from app.service.counters import Timing
 
@@ -21,14 +21,13 @@ class FleetState(BaseState):
     """What a request is answered with. Thread rule: one event loop.
 
     Attributes:
-        etcd: The store. It is made in the event loop, so only once the application has started.
+        refusal: Why etcd must not be used; None: it may be. Set once its version is known to have holes.
         signer: Signs what nodes are asked for.
         ended: Set when the server is to stop.
         requests: How long requests took, by operation and status.
     """
 
     rights = RIGHTS
-    etcd: Etcd
 
     def __init__(
         self,
@@ -48,9 +47,27 @@ class FleetState(BaseState):
         """
         super().__init__(authentication, limits, audit or Audit(rights=RIGHTS))
         self.signer = signer
+        self.refusal: str | None = None
+        self._etcd: Etcd | None = None
         self.ended = asyncio.Event()
         self.requests: dict[tuple[str, int], Timing] = {}
         self._started = time.monotonic()
+
+    @property
+    def etcd(self) -> Etcd:
+        """The store.
+
+        Raises:
+            VersionRefused: It must not be used.
+        """
+        if self.refusal is not None:
+            raise VersionRefused(self.refusal)
+        assert self._etcd is not None  # the application has not started
+        return self._etcd
+
+    def use(self, etcd: Etcd) -> None:
+        """Use this store. It is made in the event loop, so only when the application starts."""
+        self._etcd = etcd
 
     @property
     def is_stopping(self) -> bool:
