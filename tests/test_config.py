@@ -148,11 +148,11 @@ class TestLoad:
         file = tmp_path / "jumptable.toml"
         assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in str(caught.value).split("\n")] == [
             "environment JUMPTABLE_SERVER__PIN_DIRS",
-            "maps.a.pin",
-            "maps.b.create.entries",
             "peers.c.role",
             "peers.d",
             "limits.burst",
+            "maps.a.pin",
+            "maps.b.create.entries",
             "server.port",
         ]
 
