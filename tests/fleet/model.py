@@ -116,8 +116,8 @@ class Model:
 
     Attributes:
         waves: The nodes of each wave, by number.
-        kinds: What each node is like: `ok`, `refuses` the new table, `cutoff` from etcd by the new table, `stuck`, which
-            refuses to go back, or `away` for ever.
+        kinds: What each node is like: `ok`, `refuses` the new table, `cutoff` from etcd by the new table, `stuck`
+            (refuses to go back), or `away` for ever.
         max_unavailable: As in a plan.
         rolls_back: As in a plan.
         rules: What the world holds to.
