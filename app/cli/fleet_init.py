@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from app.cli.common import fail
-from app.cli.fleet_nodes import FOLDER
+from app.cli.fleet_node import FOLDER
 from app.cli.output import say
 from app.fleet.pki import Authority, Issued, PkiError, write_new
 from app.fleet_store import accounts
@@ -39,9 +39,8 @@ def init_command(folder: Path, endpoints: tuple[str, ...], days: int) -> None:
     """
     wrong = [each for each in endpoints if not _ENDPOINT.fullmatch(each)]
     if wrong:
-        raise click.UsageError(
-            f"{wrong[0]!r} is no address of a member of etcd: write HOST:PORT, such as 10.0.0.1:2379"
-        )
+        message = f"{wrong[0]!r} is no address of a member of etcd: write HOST:PORT, such as 10.0.0.1:2379"
+        raise click.UsageError(message)
     folder = folder.absolute()
     try:
         made = _make_files(folder, endpoints, days)

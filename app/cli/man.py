@@ -54,7 +54,11 @@ def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
     """Describe a command, or those of a group."""
     if isinstance(command, click.Group):
         for name in command.list_commands(ctx):
-            each = command.get_command(ctx, name)
+            try:
+                each = command.get_command(ctx, name)
+            except click.UsageError as error:  # it needs what is not installed
+                yield from (f".SS {_escaped(f'{ctx.command_path} {name}')}", _escaped(error.format_message()))
+                continue
             assert each is not None  # it was listed
             yield from _command(each, click.Context(each, ctx, name))
         return
