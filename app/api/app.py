@@ -5,7 +5,21 @@ from typing import Final
 from fastapi import FastAPI
 
 from app.api.application import Application
-from app.api.routes import changes, docs, entries, events, graph, health, maps, metrics, problems, programs, tables, web
+from app.api.routes import (
+    changes,
+    docs,
+    entries,
+    events,
+    graph,
+    health,
+    index,
+    maps,
+    metrics,
+    problems,
+    programs,
+    tables,
+    web,
+)
 from app.api.routes import objects as object_routes
 from app.api.state import State
 
@@ -29,7 +43,8 @@ _TAGS: Final = {
     "service": "The service itself: health, version, metrics, problems.",
 }
 _MODULES: Final = (
-    entries, tables, changes, events, maps, programs, object_routes, graph, health, problems, docs, metrics, web,
+    entries, tables, changes, events, maps, programs, object_routes, graph, health, problems, docs, metrics, index,
+    web,
 )  # fmt: skip
 
 

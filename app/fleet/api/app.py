@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from app.api.application import Application
-from app.api.routes import docs
+from app.api.routes import docs, web
 from app.fleet.api.routes import events, nodes, rollouts, service, tables
 from app.fleet.api.state import FleetState
 
@@ -41,6 +41,6 @@ def create_app(state: FleetState, lifespan: Any = None) -> FastAPI:
         title="jumptable fleet",
         description=_DESCRIPTION,
         tags=_TAGS,
-        modules=(tables, rollouts, nodes, events, service, docs),
+        modules=(tables, rollouts, nodes, events, service, docs, web),
         lifespan=lifespan,
     )

@@ -16,6 +16,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "get_readiness": Right.NONE,
     "explain_problem": Right.NONE,
     "get_index": Right.DOCS,
+    "get_web_file": Right.DOCS,
     "get_docs": Right.DOCS,
     "get_docs_asset": Right.DOCS,
     "get_openapi": Right.DOCS,

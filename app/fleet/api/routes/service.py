@@ -20,6 +20,7 @@ from app.api.error_responses import problem
 from app.api.metric_families import gauge, histogram
 from app.api.openapi import COMMON, Responses, answers
 from app.api.problems import FLEET_PROBLEMS, PROBLEMS, HttpProblem, ProblemType
+from app.api.routes import web
 from app.api.routes.problems import Explanation, explanation
 from app.api.scope import REQUEST_ID
 from app.fleet.api import reading
@@ -61,10 +62,12 @@ _METRICS: Final[Responses] = {
     operation_id="get_index",
     summary="Tell where to go on, and who asks",
     response_model=responses.FleetIndex,
-    responses=answers(responses.FleetIndex, "The index.") | problems(),
+    responses=web.index_or_page(responses.FleetIndex) | problems(),
 )
 async def get_index(request: Request) -> Response:
-    """Return an index of links, and what the caller may do."""
+    """Return an index of links, and what the caller may do. A browser gets the page instead."""
+    if web.is_for_browser(request):
+        return web.page(request, "fleet/index.html")
     actor = request.scope[ACTOR]
     caller = None
     if actor is not None:
@@ -79,7 +82,7 @@ async def get_index(request: Request) -> Response:
         )
     read_only = state_of(request).authentication.read_only
     index = responses.FleetIndex(version=__version__, links=_LINKS, read_only=read_only, caller=caller)
-    return Json(index, headers={"Cache-Control": "no-store", "Vary": "Authorization"})
+    return Json(index, headers={"Cache-Control": "no-store", "Vary": "Accept, Authorization"})
 
 
 @router.get(
