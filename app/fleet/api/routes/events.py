@@ -27,8 +27,19 @@ from app.fleet.api.schemas import responses
 from app.fleet.api.schemas.responses import moment
 from app.fleet.api.state import FleetState
 from app.fleet_store import keys
-from app.fleet_store.documents import Action, BadDocument, Leader, Node, NodeFacts, Rollout, TableHead, TableStatus
+from app.fleet_store.documents import (
+    Action,
+    BadDocument,
+    DesiredTable,
+    Leader,
+    Node,
+    NodeFacts,
+    Rollout,
+    TableHead,
+    TableStatus,
+)
 from app.fleet_store.etcd import Compacted, Event, Events, Refused
+from app.fleet_store.signatures import unverified_document
 
 router = APIRouter(route_class=FleetRoute, tags=["events"])
 
@@ -37,10 +48,11 @@ _ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still rea
 _RESPONSES: Final[Responses] = {
     200: {
         "description": "Each event has its type as `event`, and JSON as `data`. `table`: a table has a new revision, "
-        "or was deleted. `rollout`: its phase, wave and reason. `node`: its labels, or it was removed. `status`: what "
-        "a node says of a table. `facts`: what it says of itself. `presence`: whether its agent is connected. "
-        "`controller`: who leads. The `id` is a revision of etcd. What one revision has changed comes together, and "
-        "only the last of these events has the id. Every 15 s without any: a comment.",
+        "or was deleted. `rollout`: its phase, wave and reason. `node`: its labels, or it was removed. `desired`: a "
+        "rollout has asked a node for a revision, or sets it back (`undo`). `status`: what a node says of a table. "
+        "`facts`: what it says of itself. `presence`: whether its agent is connected. `controller`: who leads. The "
+        "`id` is a revision of etcd. What one revision has changed comes together, and only the last of these events "
+        "has the id. Every 15 s without any: a comment.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -119,6 +131,8 @@ class _View:
                 yield from self._node(rest, value)
             elif kind == "status":
                 yield from self._status(rest, value)
+            elif kind == "desired" and value is not None:
+                yield from self._desired(rest, value)
             elif kind == "tables" and self._has_table(rest):
                 yield (
                     "table",
@@ -142,9 +156,28 @@ class _View:
         if self._table is None and self._grant.has_labels(before if labels is None else labels):
             yield "node", {"node": node, "labels": labels}
 
+    def _has_node(self, node: str) -> bool:
+        return node in self._labels and self._grant.has_labels(self._labels[node])
+
+    def _desired(self, rest: str, value: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+        node, _, what = rest.partition("/")
+        kind, _, table = what.partition("/")
+        if kind == "tables" and self._has_node(node) and self._has_table(table):
+            desired = DesiredTable.from_bytes(unverified_document(value))
+            yield (
+                "desired",
+                {
+                    "node": node,
+                    "table": table,
+                    "rollout": desired.rollout,
+                    "revision": desired.revision,
+                    "undo": desired.undo,
+                },
+            )
+
     def _status(self, rest: str, value: bytes | None) -> Iterator[tuple[str, dict[str, Any]]]:
         node, _, what = rest.partition("/")
-        if node not in self._labels or not self._grant.has_labels(self._labels[node]):
+        if not self._has_node(node):
             return
         kind, _, table = what.partition("/")
         if kind == "tables" and value is not None and self._has_table(table):
