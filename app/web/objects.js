@@ -4,11 +4,11 @@ import { html } from "htm/preact";
 import { useEffect, useState } from "preact/hooks";
 import { Problem, get, send } from "./api.js";
 import { bytes, count, duration, plural } from "./format.js";
+import { isAbsent } from "./graph-data.js";
 import { Action, Ago, Difference, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
 import { PERIODS, PRESELECTED } from "./review.js";
-import { isAbsent } from "./graph-data.js";
-import { refusal } from "./rights.js";
-import { mayHaveChanged, onChange, tell } from "./state.js";
+import { refusal, tell } from "./session.js";
+import { mayHaveChanged, onChange } from "./state.js";
 
 /** @typedef {import("./types.d.ts").ObjectFile} ObjectFile */
 /** @typedef {import("./types.d.ts").LoadedObjectFile} LoadedObjectFile */

@@ -3,9 +3,10 @@
 import { html } from "htm/preact";
 import { useEffect, useRef } from "preact/hooks";
 import { serverNow } from "./api.js";
+import { colour } from "./colours.js";
 import { clock, count, duration, programName } from "./format.js";
 import { link } from "./route.js";
-import { colour, second, tenSeconds } from "./state.js";
+import { second, tenSeconds } from "./session.js";
 
 /** @typedef {import("./types.d.ts").ProgramRef} ProgramRef */
 
