@@ -27,8 +27,15 @@ class Done:
 Command = Callable[..., Done]
 
 
-def write_config(cluster: Cluster, folder: Path, more: str = "") -> Path:
-    """Write the configuration of a server below a folder, and return its path."""
+def write_config(cluster: Cluster, folder: Path, more: str = "", *, server: str = "") -> Path:
+    """Write the configuration of a server below a folder, and return its path.
+
+    Args:
+        cluster: Its store.
+        folder: The folder.
+        more: Further sections.
+        server: Further lines of [server].
+    """
     files = cluster.files("fleet")
     key = folder / "signing.key"
     signer = Signer.generate()
@@ -40,6 +47,7 @@ def write_config(cluster: Cluster, folder: Path, more: str = "") -> Path:
 [server]
 socket = "{folder}/fleet.sock"
 state_dir = "{folder}/state"
+{server}
 [etcd]
 endpoints = [{endpoints}]
 ca = "{files.ca}"

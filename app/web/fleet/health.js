@@ -58,16 +58,25 @@ export function healthOf(table, nodes) {
   };
 }
 
+/** Whether a table is for a node that is not open to it. @param {Node} node @param {Table[]} tables */
+const isClosed = (node, tables) =>
+  tables.some((each) => matches(each.selector.match, node.labels) && closedReason(node, each) !== null);
+
+/** How a node is in a word. @param {Node} node @param {Table[]} tables */
+export function stateOf(node, tables) {
+  if (node.state === "unready") return "not ready";
+  return node.state === "ready" && isClosed(node, tables) ? "not opened" : node.state;
+}
+
 /** What nodes are listed by, and which are meant. @type {Record<string, (node: Node, tables: Table[]) => boolean>} */
 export const KINDS = {
-  ready: (node) => node.state === "ready",
+  ready: (node, tables) => stateOf(node, tables) === "ready",
   changing: (node) => node.state === "changing",
   away: (node) => !node.alive,
   "not ready": (node) => node.state === "unready",
   failed: (node) => node.state === "failed",
   drifted: (node) => node.tables.some((each) => each.state === "drifted"),
-  "not opened": (node, tables) =>
-    tables.some((each) => matches(each.selector.match, node.labels) && closedReason(node, each) !== null),
+  "not opened": isClosed,
 };
 
 /** What is to be said of a node, each in a sentence. @param {Node} node @param {Table[]} tables */

@@ -41,13 +41,13 @@ function What({ action }) {
 export function Actions({ actions }) {
   if (actions.length === 0) return html`<p class="muted">Nothing that is still known.</p>`;
   return html`<div class="scroll">
-    <table class="rows">
+    <table class="rows folding">
       <thead><tr><th>When</th><th>Who</th><th>What</th><th>Why</th></tr></thead>
       <tbody>
         ${actions.map(
           (each, place) => html`<tr key=${actions.length - place}>
             <td class="nowrap" title=${clock(each.at)}><${Ago} at=${each.at} /></td>
-            <td class="actor">${each.by}</td>
+            <td class="actor nowrap">${each.by}</td>
             <td><${What} action=${each} /></td>
             <td class="sentence">${each.note}</td>
           </tr>`,

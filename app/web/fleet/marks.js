@@ -41,6 +41,7 @@ export const STATES = {
   unhealthy: ["unhealthy", "!", "a check has failed"],
   reverted: ["reverted", "↺", "it has taken the table back by itself"],
   drifted: ["drifted", "≠", "somebody has changed it there by hand"],
+  late: ["late", "⧖", "it has not answered before the deadline"],
   going_back: ["going back", "←", "it was asked to go back, and has not answered yet"],
   back: ["set back", "↩", "it has what it had before"],
   superseded: ["superseded", "»", "a later rollout has reached it"],
@@ -53,11 +54,9 @@ export const stateName = (state) => STATES[state]?.[0] ?? state;
 export const StateMark = ({ state }) =>
   html`<span class=${`mark s-${state}`}><i aria-hidden="true">${STATES[state]?.[1]}</i>${stateName(state)}</span>`;
 
-const NODES = /** @type {Record<string, string>} */ ({ ready: "ok", changing: "go", away: "bad", unready: "bad", failed: "bad" });
-
-/** How a node is in a word. @param {{state: string}} props */
+/** How a node is, as `stateOf` says it. @param {{state: string}} props */
 export const NodeBadge = ({ state }) =>
-  html`<span class=${`badge ${NODES[state] ?? "quiet"}`}>${state === "unready" ? "not ready" : state}</span>`;
+  html`<span class=${`badge ${{ ready: "ok", changing: "go" }[state] ?? "bad"}`}>${state}</span>`;
 
 /** Labels, each in a frame. @param {{labels: string[]}} props */
 export const Labels = ({ labels }) =>
@@ -87,12 +86,12 @@ export const NodeCount = ({ count, kind, query }) =>
 /** Rollouts, a row for each. @param {{rollouts: import("./types.d.ts").RolloutSummary[]}} props */
 export const RolloutRows = ({ rollouts }) =>
   html`<div class="scroll">
-    <table class="rows">
+    <table class="rows folding">
       <thead><tr><th>Rollout</th><th>Phase</th><th>Since</th><th class="wide">Who</th><th>Why</th></tr></thead>
       <tbody>
         ${rollouts.map(
           (each) => html`<tr key=${each.id}>
-            <td><a href=${link(["rollouts", each.id])}>${each.id}</a></td>
+            <td class="nowrap"><a href=${link(["rollouts", each.id])}>${each.id}</a></td>
             <td><${PhaseBadge} phase=${each.phase} /></td>
             <td class="nowrap"><${Ago} at=${each.since} /></td>
             <td class="wide muted">${each.by}</td>

@@ -7,7 +7,7 @@ import { clock, count, plural } from "../format.js";
 import { Ago, Icon, Loading, ProblemBox } from "../parts.js";
 import { go, link } from "../route.js";
 import { Actions, useHistory } from "./history.js";
-import { FAILED, KINDS, closedReason, complaints, labelTexts, matches } from "./health.js";
+import { FAILED, KINDS, closedReason, complaints, labelTexts, matches, stateOf } from "./health.js";
 import { Labels, NodeBadge, StateMark } from "./marks.js";
 import { useNodes, useReading, useTables } from "./state.js";
 
@@ -33,8 +33,8 @@ function markOf(said) {
 /** @param {{node: Node, tables: Table[]}} props */
 function NodeRow({ node, tables }) {
   return html`<tr>
-    <td><a class="name" href=${link(["nodes", node.node])}>${node.node}</a></td>
-    <td><${NodeBadge} state=${node.state} /></td>
+    <td class="nowrap"><a class="name" href=${link(["nodes", node.node])}>${node.node}</a></td>
+    <td><${NodeBadge} state=${stateOf(node, tables)} /></td>
     <td><${Labels} labels=${labelTexts(node.labels)} /></td>
     <td>
       ${tablesOf(node, tables).map(
@@ -104,7 +104,7 @@ function List({ query }) {
         : html`<p class="muted" role="status">${isFiltered ? `${count(found.length)} of ${plural(nodes.value.length, "node", "nodes")}` : plural(found.length, "node", "nodes")}</p>
             ${found.length > 0 &&
             html`<div class="scroll">
-              <table class="rows nodes">
+              <table class="rows folding">
                 <thead><tr><th>Node</th><th>State</th><th>Labels</th><th>Tables</th><th>What is wrong</th><th class="wide">Version</th></tr></thead>
                 <tbody>${found.slice(0, length).map((each) => html`<${NodeRow} key=${each.node} node=${each} tables=${known} />`)}</tbody>
               </table>
@@ -125,7 +125,7 @@ function NodeTables({ node, tables }) {
   const all = tablesOf(node, tables);
   if (all.length === 0) return html`<p class="muted">No table is for its labels.</p>`;
   return html`<div class="scroll">
-    <table class="rows">
+    <table class="rows folding">
       <thead><tr><th>Table</th><th>State</th><th class="number">Holds</th><th class="number">Is to hold</th><th>What it says</th><th>When</th></tr></thead>
       <tbody>
         ${all.map(({ name, said }) => {
@@ -134,8 +134,8 @@ function NodeTables({ node, tables }) {
           return html`<tr key=${name}>
             <td><a class="name" href=${link(["tables", name])}>${name}</a></td>
             <td><${StateMark} state=${markOf(said)} /></td>
-            <td class="number">${said?.revision ?? "–"}</td>
-            <td class="number">${said?.wanted ?? "–"}</td>
+            <td class="number" data-name="Holds">${said?.revision ?? "–"}</td>
+            <td class="number" data-name="Is to hold">${said?.wanted ?? "–"}</td>
             <td class=${said !== null && FAILED.has(said.state ?? "") ? "sentence bad" : "sentence"}>
               ${said === null || said.wanted === null ? "no rollout has asked it so far" : html`<${Sentence} said=${said} />`}
               ${said?.change && html`<span class="muted"> change ${said.change} in its journal</span>`}
@@ -177,7 +177,7 @@ function Single({ name }) {
     return html`<h1>Node ${name}</h1>${problem ? html`<${ProblemBox} error=${problem} />` : html`<${Loading} what="the node" />`}`;
   const wrong = complaints(node, tables);
   return html`
-    <div class="head"><h1>Node ${name}</h1><${NodeBadge} state=${node.state} /><${Labels} labels=${labelTexts(node.labels)} /></div>
+    <div class="head"><h1>Node ${name}</h1><${NodeBadge} state=${stateOf(node, tables)} /><${Labels} labels=${labelTexts(node.labels)} /></div>
     <${ProblemBox} error=${problem} />
     ${wrong.length > 0 && html`<div class="note bad"><${Icon} name="warn" /><ul>${wrong.map((each) => html`<li key=${each}>${each}</li>`)}</ul></div>`}
     <section class="card" aria-labelledby="tables"><h2 id="tables">Tables</h2><${NodeTables} node=${node} tables=${tables} /></section>
@@ -189,7 +189,7 @@ function Single({ name }) {
           <dt>Version</dt><dd>${node.facts?.version ?? "not known"}</dd>
           <dt>Kernel</dt><dd>${node.facts?.kernel ?? "not known"}</dd>
           <dt>User</dt><dd><code>${node.user}</code> in etcd</dd>
-          <dt>Added</dt><dd>or changed last ${clock(node.at)} by ${node.by}</dd>
+          <dt>Labels</dt><dd>of ${clock(node.at)}, by ${node.by}</dd>
         </dl>
       </section>
       <section class="card" aria-labelledby="opened"><h2 id="opened">What it opens to the fleet</h2><${Opened} node=${node} /></section>

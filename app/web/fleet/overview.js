@@ -5,7 +5,7 @@ import { get } from "../api.js";
 import { count, plural } from "../format.js";
 import { Ago, Icon, Loading, ProblemBox } from "../parts.js";
 import { link } from "../route.js";
-import { KINDS, complaints, healthOf, labelTexts } from "./health.js";
+import { KINDS, complaints, healthOf, labelTexts, stateOf } from "./health.js";
 import { Labels, NodeBadge, NodeCount, PhaseBadge, RolloutRows, StateBar } from "./marks.js";
 import { readiness, useNodes, useReading, useRollouts, useTables, version } from "./state.js";
 
@@ -88,14 +88,12 @@ function TableRow({ table, nodes }) {
     </td>
     ${health === null
       ? html`<td colspan="4" class="muted">…</td>`
-      : html`<td class="nowrap">
+      : html`<td class="nowrap" data-name="Hold it">
             <a class=${health.holding.length === health.all.length ? "badge ok" : "badge go"} href=${link(["nodes"], query)}>${count(health.holding.length)} of ${count(health.all.length)}</a>
           </td>
-          <td><${NodeCount} count=${health.away.length} kind="bad" query=${{ ...query, show: "away" }} /></td>
-          <td>
-            <${NodeCount} count=${health.drifted.length} kind="bad" query=${{ ...query, show: "drifted" }} />
-          </td>
-          <td><${NodeCount} count=${health.closed.length} kind="bad" query=${{ ...query, show: "not opened" }} /></td>`}
+          <td data-name="Away"><${NodeCount} count=${health.away.length} kind="bad" query=${{ ...query, show: "away" }} /></td>
+          <td data-name="Drifted"><${NodeCount} count=${health.drifted.length} kind="bad" query=${{ ...query, show: "drifted" }} /></td>
+          <td data-name="Not opened"><${NodeCount} count=${health.closed.length} kind="bad" query=${{ ...query, show: "not opened" }} /></td>`}
   </tr>`;
 }
 
@@ -105,7 +103,7 @@ function Tables({ tables, nodes }) {
   if (tables.length === 0)
     return html`<p class="muted">There is no table, or none that you may see. <code>jumptable fleet apply -f table.yaml</code> brings one to its nodes.</p>`;
   return html`<div class="scroll">
-    <table class="rows tables">
+    <table class="rows folding tables">
       <thead>
         <tr><th>Table</th><th>Revision</th><th>Nodes that hold it</th><th>Away</th><th>Drifted</th><th>Not opened</th></tr>
       </thead>
@@ -123,7 +121,7 @@ function Bad({ nodes, tables }) {
     <ul class="sentences">
       ${bad.slice(0, SHOWN).map(
         ({ node, why }) => html`<li key=${node.node}>
-          <a class="name" href=${link(["nodes", node.node])}>${node.node}</a> <${NodeBadge} state=${node.state} />
+          <a class="name" href=${link(["nodes", node.node])}>${node.node}</a> <${NodeBadge} state=${stateOf(node, tables)} />
           <span>${why.join("; ")}</span>
         </li>`,
       )}

@@ -64,7 +64,7 @@ function Away({ rollout, nodes }) {
     <span>
       ${plural(away.length, "node is", "nodes are")} away:
       ${away.slice(0, SHOWN).map((each, place) => html`${place ? ", " : " "}<a key=${each.node} href=${link(["nodes", each.node])}>${each.node}</a>`)}${away.length > SHOWN && " …"}.
-      They count against the nodes that may be unavailable.${hasPassed && " Those whose turn has passed get the table when they are back."}
+      Away nodes count against those that may be unavailable.${hasPassed && " Those whose turn has passed get the table when they are back."}
     </span>
   </p>`;
 }

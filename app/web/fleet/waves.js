@@ -55,7 +55,7 @@ function neighbour(all, from, key) {
 function waveStage(wave, rollout) {
   if (rollout.phase === "complete" || wave < rollout.wave) return "done";
   if (wave > rollout.wave) return FINISHED.has(rollout.phase) || rollout.phase === "rolling_back" ? "never opened" : "to come";
-  return rollout.phase === "progressing" ? "open" : rollout.phase === "paused" ? "open, paused" : "the last one opened";
+  return rollout.phase === "progressing" ? "open" : ["paused", "halted"].includes(rollout.phase) ? `open, ${rollout.phase}` : "the last one opened";
 }
 
 /** @param {{rollout: Rollout, nodes: RolloutNode[]}} props */
