@@ -56,6 +56,7 @@ class PlayedNodes:
     answers: dict[str, tuple[TableState, str] | None] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     refusals: dict[str, str] = field(default_factory=dict)
+    _away: set[str] = field(default_factory=set)
     _asked: dict[str, tuple[DesiredTable, int]] = field(default_factory=dict)
 
     def add(
@@ -66,11 +67,13 @@ class PlayedNodes:
 
     def go(self, *names: str) -> None:
         """Disconnect the agents of nodes."""
+        self._away |= set(names)
         self._do(self.etcd.commit([], [delete(keys.alive(name)) for name in names]))
 
     def come(self, *names: str) -> None:
         """Connect them again. They catch up."""
-        self._do(self._write({keys.alive(name): Presence(since=time.time()) for name in names}))
+        self._away -= set(names)
+        self._do(self._come(names))
 
     def confirm(self, *names: str) -> None:
         """Let nodes confirm what they have, and all that follows."""
@@ -104,6 +107,12 @@ class PlayedNodes:
                     documents[keys.alive(name)] = Presence(since=at)
             await self._write(documents)
 
+    async def _come(self, names: Iterable[str]) -> None:
+        await self._write({keys.alive(name): Presence(since=time.time()) for name in names})
+        for name in names:
+            for item in (await self.etcd.range(keys.desired_tables(name))).items.values():
+                await self._answer(item)
+
     async def _write(self, documents: dict[str, Document]) -> None:
         operations = [put(key, document.to_bytes()) for key, document in documents.items()]
         assert await self.etcd.commit([], operations) is not None
@@ -122,6 +131,8 @@ class PlayedNodes:
 
     async def _answer(self, item: Item) -> None:
         name = keys.node_of(item.key)
+        if name in self._away:
+            return
         desired = DesiredTable.from_bytes(unverified_document(item.value))
         if item.key.startswith(keys.desired_dry_runs(name)):
             why = self.refusals.get(name, "")

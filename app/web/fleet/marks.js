@@ -62,10 +62,13 @@ export const NodeBadge = ({ state }) =>
 export const Labels = ({ labels }) =>
   html`<span class="labels">${labels.map((each) => html`<code key=${each}>${each}</code>`)}</span>`;
 
+/** The states from what is done to what is to come. */
+const BAR = ["applied", "unconfirmed", "told", "refused", "unhealthy", "reverted", "drifted", "going_back", "back", "superseded", "waiting"];
+
 /** How many nodes are in which state, as a bar. @param {{states: Record<string, number>}} props */
 export function StateBar({ states }) {
   const bar = useRef(/** @type {HTMLElement | null} */ (null));
-  const shown = Object.keys(STATES).filter((each) => states[each]);
+  const shown = BAR.filter((each) => states[each]);
   useEffect(() => {
     for (const [place, part] of [...(bar.current?.children ?? [])].entries())
       if (part instanceof HTMLElement) part.style.flexGrow = String(states[shown[place] ?? ""] ?? 0);

@@ -49,11 +49,22 @@ function DryRun({ answer }) {
         ${answer.away > 0 && ` ${plural(answer.away, "node is", "nodes are")} away.`}
       </span>
     </p>
-    ${bad.length > 0 &&
-    html`<ul class="sentences scroll" tabindex="0" aria-label="Nodes that do not take it">
-      ${bad.slice(0, REFUSALS).map((each) => html`<li key=${each.node}><strong>${each.node}</strong> <span>${each.detail}</span></li>`)}
-      ${bad.length > REFUSALS && html`<li class="muted">and ${plural(bad.length - REFUSALS, "node", "nodes")} more</li>`}
-    </ul>`}`;
+    <${Refusals} nodes=${bad} />`;
+}
+
+/** Nodes that do not take a table, and why. @param {{nodes: {node: string, detail: string}[]}} props */
+function Refusals({ nodes }) {
+  if (nodes.length === 0) return null;
+  return html`<ul class="sentences">
+    ${nodes.slice(0, REFUSALS).map((each) => html`<li key=${each.node}><strong>${each.node}</strong> <span>${each.detail}</span></li>`)}
+    ${nodes.length > REFUSALS && html`<li class="muted">and ${plural(nodes.length - REFUSALS, "node", "nodes")} more</li>`}
+  </ul>`;
+}
+
+/** The nodes that a problem names, and what is wrong with each. @param {unknown} problem @returns {{node: string, detail: string}[]} */
+function named(problem) {
+  if (!(problem instanceof Problem) || !Array.isArray(problem.facts["nodes"])) return [];
+  return problem.facts["nodes"].map((each) => ({ node: each.node, detail: each.reason }));
 }
 
 /** The dialog that brings an earlier revision to its nodes. @param {{table: Table, revision: Revision, onClose: () => void}} props */
@@ -93,6 +104,7 @@ function GoBack({ table, revision, onClose }) {
       A new revision of ${table.table} with the content of revision ${revision.revision} goes to its nodes, canary first, then in waves.
     </p>
     <${ProblemBox} error=${problem} />
+    <${Refusals} nodes=${named(problem)} />
     ${answer === null ? problem === null && html`<${Loading} what="what each node says to it" />` : html`<${DryRun} answer=${answer} />`}
     <label>
       <span>Why, for the history</span>
@@ -127,7 +139,7 @@ function RevisionItem({ revision, table, phase, rollout, isNewest, onGo }) {
         <${Ago} at=${revision.at} /> by ${revision.by}${revision.note && html`<q>${revision.note}</q>`}
         ${revision.same_as !== null && html`<span class="muted"> as revision ${revision.same_as}</span>`}
       </span>
-      ${phase && html`<a href=${link(["rollouts", rollout])} aria-label=${`Rollout ${rollout}`}><${PhaseBadge} phase=${phase} /></a>`}
+      ${phase && html`<a href=${link(["rollouts", rollout])}><span class="hidden">Rollout ${rollout}: </span><${PhaseBadge} phase=${phase} /></a>`}
       <${Action} why=${why} label=${isNewest ? `Bring revision ${revision.revision} to its nodes again` : `Go back to revision ${revision.revision}`} onPress=${onGo}>
         <${Icon} name=${isNewest ? "play" : "undo"} />${isNewest ? "Again …" : "Go back …"}
       <//>

@@ -11,10 +11,10 @@ import { FINISHED, STATES, StateMark, stateName } from "./marks.js";
 
 const NAMED = 48; // up to so many nodes, cells show names
 
-/** How a node is shown. A node whose turn has passed while it was away is absent. @param {RolloutNode} node @param {Rollout} rollout */
+/** How a node is shown. One whose turn has passed while it was away is absent, and may have been asked meanwhile. @param {RolloutNode} node @param {Rollout} rollout */
 export function shownState(node, rollout) {
   const hadItsTurn = node.wave < rollout.wave || FINISHED.has(rollout.phase);
-  return node.state === "waiting" && !node.alive && hadItsTurn ? "absent" : node.state;
+  return !node.alive && hadItsTurn && ["waiting", "told"].includes(node.state) ? "absent" : node.state;
 }
 
 /** @param {{node: RolloutNode, state: string, hasName: boolean, isFirst: boolean}} props */
