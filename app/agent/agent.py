@@ -42,6 +42,7 @@ from app.fleet_store.etcd import (
 from app.fleet_store.signatures import Verifier
 
 LEASE_SECONDS: Final = 15
+EVENTS_THREAD: Final = "events of the service"  # it ends with the process, or after the service
 _RENEW_SECONDS: Final = 5.0
 _FACTS_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 2.0  # between two looks at how the agent is, for the node itself
@@ -140,7 +141,8 @@ class Agent:
         Args:
             beat: Called at least every few seconds while all is well, with a line that says how it is.
         """
-        threading.Thread(target=self._read_events, args=(asyncio.get_running_loop(),), daemon=True).start()
+        arguments = (asyncio.get_running_loop(),)
+        threading.Thread(target=self._read_events, args=arguments, daemon=True, name=EVENTS_THREAD).start()
         try:
             async with self._tasks as tasks:
                 for name in self._state.tables():  # so that they are reported before the store answers

@@ -6,16 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc.aio
 import httpx
 import pytest
 
-from app.agent.agent import Agent
+from app.agent.agent import EVENTS_THREAD, Agent
 from app.agent.settings import Etcd as EtcdSettings
 from app.agent.settings import Settings
 from app.agent.state import StateFile
@@ -30,6 +32,16 @@ from tests.fleet_store.cluster import Cluster, running_cluster
 T = TypeVar("T")
 SECONDS = 10.0
 NODE, TABLE = "edge-1", "jump_table"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_runs() -> Iterator[None]:
+    """What gRPC keeps open for all connections of this process is open before anybody counts files."""
+    grpc.aio.init_grpc_aio()
+    with grpc.insecure_channel("127.0.0.1:1") as channel:  # its engine lives as long as some channel does
+        channel.subscribe(lambda _: None, try_to_connect=True)
+        yield
+    grpc.aio.shutdown_grpc_aio()
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +219,9 @@ class Node:
             await self.stop_agent()
         finally:
             self.service.stop()
+            for thread in threading.enumerate():
+                if thread.name == EVENTS_THREAD:
+                    await asyncio.to_thread(thread.join, SECONDS)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ class TestChecks:
     async def test_metric_of_the_service_decides(
         self, fleet: Fleet, node: Node, bounds: dict[str, float], state: TableState
     ) -> None:
-        check = MetricCheck(metric='jumptable_map_entries_used{map="jump_table"}', **bounds)
+        check = MetricCheck(metric='jumptable_changes_total{outcome="applied",kind="update"}', **bounds)
         assert (await fleet.said(await fleet.want({3: "drop"}, checks=(check,)))).state is state
 
     async def test_check_that_cannot_be_made_fails(self, fleet: Fleet, node: Node) -> None:
