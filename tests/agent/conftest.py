@@ -172,13 +172,14 @@ class Node:
     def __init__(self, fleet: Fleet, folder: Path, **service: Any) -> None:
         folder.mkdir(exist_ok=True)
         self.fleet, self.folder, self.service = fleet, folder, Service(folder, **service)
+        self.user = fleet.node  # whose certificate the agent has
         self._agent: asyncio.Task[None] | None = None
         self._state: StateFile | None = None
         self.beats: list[str] = []
 
     @property
     def settings(self) -> Settings:
-        files = self.fleet.cluster.files(self.fleet.node)
+        files = self.fleet.cluster.files(self.user)
         public_key = self.folder / "fleet.pub"
         public_key.write_bytes(self.fleet.signer.verifier().to_pem())
         return Settings(
@@ -200,9 +201,9 @@ class Node:
 
     def start_agent(self) -> None:
         self._state = StateFile(self.settings.state_dir)
-        files = self.fleet.cluster.files(self.fleet.node)
-        agent = Agent(self.settings, self._state, self.fleet.signer.verifier(), files.read())
-        self._agent = asyncio.create_task(agent.run(self.beats.append))
+        files = self.fleet.cluster.files(self.user)
+        self.agent = Agent(self.settings, self._state, self.fleet.signer.verifier(), files.read())
+        self._agent = asyncio.create_task(self.agent.run(self.beats.append))
 
     async def stop_agent(self) -> None:
         if self._agent is not None:
