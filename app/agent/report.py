@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import structlog
@@ -13,10 +13,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.agent.status_file import BEAT_SECONDS, boot_seconds
 from app.fleet_store.documents import TableState, TableStatus
-
-# How often the file is written at least. What is older than three times that is of an agent that has died or hangs.
-BEAT_SECONDS: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -45,11 +43,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
     tables: dict[str, TableStatus] = {}
     troubles: dict[str, str] = {}
-
-
-def boot_seconds() -> float:
-    """Return the seconds since boot, those of sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Reporter(Collector):

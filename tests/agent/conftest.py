@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
-import httpx
 import pytest
 
 from app.agent.agent import EVENTS_THREAD, Agent
@@ -269,5 +268,14 @@ async def node(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Node]:
         await node.stop()
 
 
-def http(service: Service) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(service.socket)), base_url="http://localhost")
+@pytest.fixture
+async def bounded(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Node]:
+    """A node that opens the entries 8 to 11 and the program `drop` to the fleet."""
+    grant = {"maps": [TABLE], "entries": ["8-9", "10-11"], "programs": ["drop"]}
+    node = Node(fleet, tmp_path / NODE, grant=grant)
+    try:
+        node.service.start()
+        node.start_agent()
+        yield node
+    finally:
+        await node.stop()

@@ -1,13 +1,10 @@
 """Agents that are killed or frozen at each step, a store that is away, a service that restarts: nothing is lost."""
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +15,7 @@ from app.fleet_store.documents import NodeFacts, PacketCheck, TableState
 from tests import running
 from tests.agent.conftest import NODE, TABLE, Fleet, Node, until
 from tests.agent.fuse import STEPS
+from tests.agent.process import agent_process
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 APPLIED, REVERTED, UNHEALTHY = TableState.APPLIED, TableState.REVERTED, TableState.UNHEALTHY
@@ -38,34 +36,6 @@ async def bare(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Node]:
         yield node
     finally:
         await node.stop()
-
-
-@contextmanager
-def agent_process(node: Node, first: str = "") -> Iterator[running.Service]:
-    """`jumptable fleet agent` as a process. It believes that it is no root, and is thawed at the end."""
-    settings = node.settings
-    config = node.folder / "agent.toml"
-    config.write_text(
-        f"""
-        node = "{settings.node}"
-        public_keys = {json.dumps([str(each) for each in settings.public_keys])}
-        service = "{settings.service}"
-        state_dir = "{settings.state_dir}"
-        status_file = "{settings.status_file}"
-        [etcd]
-        endpoints = {json.dumps(settings.etcd.endpoints)}
-        ca = "{settings.etcd.ca}"
-        certificate = "{settings.etcd.certificate}"
-        key = "{settings.etcd.key}"
-        """
-    )
-    first = f"import os; os.geteuid = lambda: 23456\n{first}"
-    with running.running("fleet", "agent", "--config", str(config), first=first) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.process.send_signal(signal.SIGCONT)
 
 
 def fuse(point: str, number: signal.Signals) -> str:
