@@ -389,6 +389,7 @@ class DesiredTable(Document, frozen=True, kw_only=True):
         sequence: Rises with each desired table of a node, so that an old one that is played again is recognised. It is
             the revision of etcd that the rollout had when its controller decided this.
         at: When it was written.
+        by: Who has asked for it. The node's journal names them. Empty: it names the agent.
     """
 
     max_bytes: ClassVar[int] = 1 << 20
@@ -401,6 +402,7 @@ class DesiredTable(Document, frozen=True, kw_only=True):
     undo: bool
     sequence: StoreRevision
     at: Time
+    by: By = ""
     confirm_within: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
     checks: Annotated[tuple[Check, ...], msgspec.Meta(max_length=_MAX_CHECKS)] = ()
 
