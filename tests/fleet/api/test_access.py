@@ -26,6 +26,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "get_readiness": ("GET", "/readyz", None),
     "explain_problem": ("GET", "/problems/table-unknown", None),
     "get_index": ("GET", "/", None),
+    "get_web_file": ("GET", "/web/fleet/main.js", None),
     "get_docs": ("GET", "/docs", None),
     "get_docs_asset": ("GET", "/docs/assets/favicon.png", None),
     "get_openapi": ("GET", "/openapi.json", None),
@@ -99,6 +100,7 @@ async def test_every_operation_has_a_right_and_a_request(callers: Callers) -> No
         "get_docs",
         "get_docs_asset",
         "get_openapi",
+        "get_web_file",
     }
     assert operations == set(RIGHTS) == set(REQUESTS)
 

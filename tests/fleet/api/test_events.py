@@ -79,13 +79,14 @@ class TestEvents:
         await nodes.finish("jump_table-1", Phase.ROLLED_BACK)
         await client.delete("/fleet/nodes/n1")
         async with reading(app, start) as reader:
-            told = await reader.until(9)
+            told = await reader.until(10)
         assert [(kind, data.get("node") or data.get("table") or data.get("id")) for _, kind, data in told] == [
             ("node", "n1"),
             ("facts", "n1"),
             ("presence", "n1"),
             ("table", "jump_table"),
             ("rollout", "jump_table"),
+            ("desired", "n1"),
             ("status", "n1"),
             ("presence", "n1"),
             ("rollout", "jump_table"),
@@ -94,9 +95,16 @@ class TestEvents:
         assert told[0][2] == {"node": "n1", "labels": {"role": "edge"}}
         assert told[4][2]["phase"] == "progressing"
         assert (told[4][2]["reason"], told[4][2]["by"]) == ("why", "tcp:127.0.0.1")
-        assert told[5][2]["detail"] == "there is no 'drop'"
-        assert told[6][2] == {"node": "n1", "alive": False}
-        assert told[8][2] == {"node": "n1", "labels": None}
+        assert told[5][2] == {
+            "node": "n1",
+            "table": "jump_table",
+            "rollout": "jump_table-1",
+            "revision": 1,
+            "undo": False,
+        }
+        assert told[6][2]["detail"] == "there is no 'drop'"
+        assert told[7][2] == {"node": "n1", "alive": False}
+        assert told[9][2] == {"node": "n1", "labels": None}
 
     async def test_only_the_last_event_of_a_revision_has_its_id_so_that_none_is_lost(
         self, app: FastAPI, client: httpx.AsyncClient, nodes: Nodes, etcd: Etcd

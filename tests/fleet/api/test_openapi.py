@@ -40,6 +40,7 @@ def test_every_operation_has_an_id_a_summary_and_its_errors(document: dict[str, 
         "get_docs",
         "get_docs_asset",
         "get_openapi",
+        "get_web_file",
     } == set(RIGHTS)
     for operation in operations(document):
         assert operation["summary"]

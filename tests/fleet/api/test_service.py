@@ -1,6 +1,7 @@
 """The server itself: probes, metrics, and what it answers while etcd is away, or must not be used."""
 
 import asyncio
+import re
 import time
 
 import httpx
@@ -28,6 +29,17 @@ class TestProbes:
         await etcd.put(keys.CONTROLLER, Leader(name="c1", since=1).to_bytes())
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["leader"]) == (200, "c1")
+
+    async def test_browser_gets_the_page_of_the_fleet_and_everybody_else_links_that_lead_somewhere(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        page = await client.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "require-trusted-types-for 'script'" in page.headers["content-security-policy"]
+        for path in re.findall(r'(?:href|src)="(/[^"]+)"', page.text):
+            assert (await client.head(path)).status_code == 200, path
+        for path in (await client.get("/")).json()["links"].values():
+            assert (await client.head(path)).status_code == 200, path
 
     async def test_each_problem_is_explained(self, client: httpx.AsyncClient) -> None:
         for code, kind in PROBLEM_TYPES.items():
