@@ -18,7 +18,7 @@ from app.cli import fleet_options
 from app.cli.fleet import COMMANDS
 from app.cli.main import cli
 from app.client.fleet import FleetClient
-from tests.fleet.agents import Agents, running_agents
+from tests.fleet.played_nodes import PlayedNodes, played_nodes
 from tests.fleet.serving import Command, Done, command_of, serving, write_config
 from tests.fleet_store.cluster import Cluster
 from tests.running import Service
@@ -53,13 +53,11 @@ def client(server: Service) -> Iterator[FleetClient]:
 
 
 @pytest.fixture
-def agents(cluster: Cluster, client: FleetClient) -> Iterator[Agents]:
-    """Agents of n1, n2 and n3, which apply everything."""
-    names = ("n1", "n2", "n3")
-    for name in names:
-        client.put_node(name, {"role": "edge"})
-    with running_agents(cluster, *names) as agents:
-        yield agents
+def nodes(cluster: Cluster) -> Iterator[PlayedNodes]:
+    """The nodes n1, n2 and n3, which apply everything."""
+    with played_nodes(cluster) as nodes:
+        nodes.add(("n1", "n2", "n3"))
+        yield nodes
 
 
 @pytest.fixture
@@ -111,7 +109,7 @@ class TestHelp:
         assert not {"fastapi", "pydantic", "grpc", "msgspec", "cryptography", "structlog"} & modules
 
 
-@pytest.mark.usefixtures("agents")
+@pytest.mark.usefixtures("nodes")
 class TestApply:
     def test_a_table_comes_to_all_nodes_and_apply_waits_for_it(
         self, jumptable: Command, client: FleetClient, file: str
@@ -127,11 +125,11 @@ class TestApply:
         assert "unix:root" in history
 
     def test_a_rollback_is_exit_1_and_says_which_node_and_why(
-        self, jumptable: Command, client: FleetClient, file: str, agents: Agents
+        self, jumptable: Command, client: FleetClient, file: str, nodes: PlayedNodes
     ) -> None:
         jumptable("apply", "-f", file, "-y", "--wait", status=0)
         Path(file).write_text(TABLE.replace("pass", "tx"))
-        agents.refusing.add("n3")
+        nodes.refuse("n3", "there is no program 'drop'")
         done = jumptable("apply", "-f", file, "-y", "--wait", status=1)
         assert "n3: refuses: there is no program 'drop'" in done.out, "the dry run said so"
         assert "n3: refused: there is no program 'drop'" in done.out
@@ -154,9 +152,9 @@ class TestApply:
         assert "add --yes" in done.err
 
     def test_diff_asks_the_nodes_and_exits_with_1_if_something_would_change(
-        self, jumptable: Command, file: str, agents: Agents
+        self, jumptable: Command, file: str, nodes: PlayedNodes
     ) -> None:
-        agents.refusing.add("n2")
+        nodes.refuse("n2", "there is no program 'drop'")
         done = jumptable("diff", "-f", file, status=1)
         assert "2 accept it, 1 refuse it; 4 entries would change" in done.out
         assert "on n1, n3:" in done.out
@@ -205,7 +203,7 @@ class TestApply:
         assert "cut off" in err
 
 
-@pytest.mark.usefixtures("agents")
+@pytest.mark.usefixtures("nodes")
 class TestMoving:
     def test_a_rollout_is_paused_resumed_and_aborted(self, jumptable: Command, client: FleetClient, file: str) -> None:
         Path(file).write_text(TABLE.replace("bake_seconds: 0", "bake_seconds: 600"))
@@ -256,7 +254,7 @@ class TestMistakes:
         assert "`jumptable fleet status` lists them" in jumptable("status", "nope", status=1).err
 
     def test_names_are_completed_by_asking_the_server(
-        self, server: Service, agents: Agents, jumptable: Command, file: str
+        self, server: Service, nodes: PlayedNodes, jumptable: Command, file: str
     ) -> None:
         jumptable("apply", "-f", file, "-y", status=0)
 
@@ -281,8 +279,7 @@ class TestServer:
         with server.client() as http, http.stream("GET", "/fleet/events") as stream:
             assert next(stream.iter_bytes()).startswith(b": after event")
             assert server.stop() == 0
-        assert server.socket is not None
-        assert not server.socket.exists()
+            assert not server.socket.exists()
 
     @pytest.mark.slow
     def test_another_server_takes_over_when_the_one_that_leads_is_killed(

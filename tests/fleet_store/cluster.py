@@ -156,6 +156,11 @@ class Cluster:
             certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         return CredentialFiles(self._folder / "ca.pem", certificate, key)
 
+    def write_authority(self, folder: Path) -> None:
+        """Write the certificate and the key of the authority of all of these certificates."""
+        (folder / "ca.pem").write_bytes(self._ca.cert_pem.bytes())
+        (folder / "ca.key").write_bytes(self._ca.private_key_pem.bytes())
+
     def client(self, user: str = _SERVER, **options: Any) -> Etcd:
         """A new client with the rights of this user. The test closes it."""
         return Etcd(self.endpoints, self.files(user).read(), **options)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -56,7 +57,7 @@ def fill(fleet: ServedFleet) -> None:
     nodes.go("edge-7")
     nodes.answers = {"edge-4": (TableState.REFUSED, REFUSAL), "edge-5": None}
     nodes.held = {"edge-6"}
-    fleet.put("jump_table", "parse_v2", note="parse v2", on_failure="halt", waves=[2, "100%"])
+    fleet.put("parse_v2", note="parse v2", on_failure="halt", waves=[2, "100%"])
     fleet.wait_until("jump_table-2", "halted")
     nodes.wait_for("edge-5", "edge-6")
     nodes.tell("edge-1", TableState.DRIFTED, "entry 3 was changed by hand", indexes=(3,))
@@ -76,7 +77,7 @@ def is_complete(page: Page) -> None:
 class TestAccessibility:
     @pytest.mark.parametrize("shape", SHAPES, ids=["wide, light", "narrow, dark"])
     def test_axe_finds_nothing_in_any_view_and_none_is_wider_than_the_screen(
-        self, browser: Browser, fleet: ServedFleet, shape: dict[str, object]
+        self, browser: Browser, fleet: ServedFleet, shape: dict[str, Any]
     ) -> None:
         fill(fleet)
         found = {}
@@ -142,7 +143,7 @@ class TestRollout:
         fleet.nodes.add(names(6))
         fleet.wait_until(fleet.put(), "complete")
         fleet.nodes.answers["edge-4"] = (TableState.REFUSED, REFUSAL)
-        rollout = fleet.put("jump_table", "parse_v2", waves=[2, 4, "100%"])
+        rollout = fleet.put("parse_v2", waves=[2, 4, "100%"])
         with fleet.watched(browser) as watched:
             page = watched.open(f"rollouts/{rollout}")
             expect(page.locator(".now")).to_contain_text("its nodes have what they had before")
@@ -224,7 +225,7 @@ class TestSteps:
         ids=["table", "labels", "entries"],
     )
     def test_bounds_of_a_writer_are_told_before_the_server_refuses(
-        self, browser: Browser, fleet: ServedFleet, bounds: dict[str, object], why: str | None
+        self, browser: Browser, fleet: ServedFleet, bounds: dict[str, Any], why: str | None
     ) -> None:
         fleet.nodes.add(names(2))
         fleet.nodes.held = set(names(2))
@@ -245,7 +246,7 @@ class TestTable:
     def test_going_back_asks_every_node_first_and_starts_a_rollout(self, browser: Browser, fleet: ServedFleet) -> None:
         fleet.nodes.add(names(4))
         fleet.wait_until(fleet.put(note="first"), "complete")
-        fleet.wait_until(fleet.put("jump_table", "parse_v2", note="second"), "complete")
+        fleet.wait_until(fleet.put("parse_v2", note="second"), "complete")
         fleet.nodes.refusals = {"edge-3": "program 'parse' is not held any more"}
         with fleet.watched(browser) as watched:
             page = watched.open("tables/jump_table")
@@ -266,12 +267,12 @@ class TestTable:
     ) -> None:
         fleet.nodes.add(names(2))
         fleet.wait_until(fleet.put(), "complete")
-        fleet.wait_until(fleet.put("jump_table", "parse_v2"), "complete")
+        fleet.wait_until(fleet.put("parse_v2"), "complete")
         with fleet.watched(browser) as watched:
             page = watched.open("tables/jump_table")
             page.click("button[aria-label='Go back to revision 1']")
             page.wait_for_selector("dialog .note")
-            fleet.wait_until(fleet.put("jump_table", "parse_v3"), "complete")
+            fleet.wait_until(fleet.put("parse_v3"), "complete")
             page.click("dialog button.primary")
             expect(page.locator("dialog .problem")).to_be_visible()
             expect(page.locator("h1")).to_have_text("Table jump_table")
