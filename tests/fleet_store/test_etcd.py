@@ -448,10 +448,20 @@ def test_later_versions_are_fine(version: str) -> None:
     assert version_warning(version, "somewhere") is None
 
 
-async def test_values_of_any_size_up_to_the_limit_are_told_by_a_watch(cluster: Cluster) -> None:
+async def test_large_values_are_read_and_told_whole(cluster: Cluster) -> None:
+    """Together they are larger than an answer may be."""
     async with cluster.client() as etcd, _reader(etcd) as reader:
-        for number in range(6):
-            await etcd.put(f"{_PREFIX}{number}", os.urandom(1_400_000))
+        begin = await etcd.put(_KEY, b"begin")
+        for number in range(60):
+            await etcd.put(f"{_PREFIX}{number:02}", os.urandom(1_400_000))
         await etcd.put(_KEY, b"end")
         await reader.until(_KEY, b"end")
         assert {len(value) for value in reader.state.values()} == {3, 1_400_000}
+        assert {key: item.value for key, item in (await etcd.range(_PREFIX)).items.items()} == reader.state
+        told: list[Event] = []
+        async with asyncio.timeout(60), aclosing(etcd.watch(_PREFIX, begin)) as past:  # as after a long pause
+            async for events in past:
+                told += events.events
+                if told[-1].key == _KEY:
+                    break
+        assert {event.key: event.item.value for event in told if event.item is not None} == reader.state
