@@ -375,10 +375,13 @@ class Etcd:
         item = await self.get(witness)
         if item is not None and item.value == ours:
             return item.mod_revision
-        now = 0 if item is None else item.mod_revision
-        before = [each.mod_revision for each in request.compare if each.key == key and each.target == rpc.Compare.MOD]
-        if before and before[0] != now:
-            return None  # somebody else was first, so that the compare never holds again
+        modified, created = (0, 0) if item is None else (item.mod_revision, item.create_revision)
+        for compare in request.compare:
+            if compare.key == key and (
+                (compare.target == rpc.Compare.MOD and compare.mod_revision != modified)
+                or (compare.target == rpc.Compare.CREATE and compare.create_revision != created)
+            ):
+                return None  # somebody else was first, so that the compare never holds again
         raise OutcomeUnknown("the answer to a transaction did not arrive, and it is not made so far")
 
     # Watches

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -301,6 +302,34 @@ async def test_writes_are_neither_lost_nor_repeated_while_leaders_die(cluster: C
                 if values[-1] == number:
                     break
         assert values == list(range(number + 1))
+
+
+class _Lossy(Etcd):
+    """A client to which the answers to writes do not come."""
+
+    made = True
+
+    async def _write(self, *arguments: Any) -> Any:
+        if self.made:
+            await super()._write(*arguments)
+        raise OutcomeUnknown("lost")
+
+
+async def test_witness_tells_how_a_transaction_went(cluster: Cluster) -> None:
+    async with cluster.client() as etcd, _Lossy(cluster.endpoints, cluster.files("fleet").read()) as lossy:
+        operations = [put(_KEY, b"ours"), put(f"{_PREFIX}2", b"")]
+        created = await lossy.commit([is_absent(_KEY)], operations, witness=_KEY)
+        item = await etcd.get(_KEY)
+        assert item is not None
+        assert created == item.mod_revision
+        with pytest.raises(OutcomeUnknown):  # without a witness, nobody knows
+            await lossy.commit([is_there(_KEY)], operations)
+        lossy.made = False
+        theirs = await etcd.put(_KEY, b"theirs")
+        assert await lossy.commit([is_absent(_KEY)], operations, witness=_KEY) is None
+        assert await lossy.commit([unchanged(_KEY, created)], operations, witness=_KEY) is None
+        with pytest.raises(OutcomeUnknown, match="not made so far"):  # it may be made yet
+            await lossy.commit([unchanged(_KEY, theirs)], operations, witness=_KEY)
 
 
 async def test_outcome_that_is_not_known_is_looked_up_by_its_witness(cluster: Cluster) -> None:
