@@ -51,7 +51,13 @@ def _page(root: click.Context) -> Iterator[str]:
 def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
     """Describe a command, or those of a group."""
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        for name in command.list_commands(ctx):
+            try:
+                each = command.get_command(ctx, name)
+            except click.UsageError as error:  # it needs what is not installed
+                yield from (f".SS {_escaped(f'{ctx.command_path} {name}')}", _escaped(error.format_message()))
+                continue
+            assert each is not None  # it was listed
             yield from _command(each, click.Context(each, ctx, name))
         return
     yield f".SS {_escaped(' '.join((ctx.command_path, *command.collect_usage_pieces(ctx))))}"
