@@ -96,12 +96,16 @@ def no_fd_is_left(table_programs: None) -> Iterator[None]:
     """Every test closes what it opens."""
     before = _fds()
     yield
-    if _fds() != before:
+    if _opened_since(before):
         gc.collect()  # what is in cycles of references
     deadline = time.monotonic() + _CLOSED_SECONDS
-    while _fds() != before and time.monotonic() < deadline:
+    while _opened_since(before) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert _fds() == before, "file descriptors were left open"
+    assert not _opened_since(before), "file descriptors were left open"
+
+
+def _opened_since(before: dict[str, str]) -> dict[str, str]:
+    return dict(_fds().items() - before.items())
 
 
 def _fds() -> dict[str, str]:
