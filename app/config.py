@@ -8,8 +8,11 @@ import json
 import os
 import pwd
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -72,12 +75,14 @@ Id = Annotated[int, Field(ge=1, le=MAX_INDEX, strict=True)]
 SocketPath = Annotated[AbsolutePath, AfterValidator(_fits_in_sun_path)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of the file. A key that it does not know is a mistake."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Server(_Section):
-    """[server]"""
+class Listening(Section):
+    """Where to listen: the keys of [server] that all services have."""
 
     # The unix socket to listen on. It gets mode 0660. A socket file that nobody listens on is replaced.
     socket: SocketPath = Path("/run/jumptable/api.sock")
@@ -90,6 +95,16 @@ class Server(_Section):
     read_only: bool = False
     # The folder of the journal. Only one service at a time can use it.
     state_dir: AbsolutePath = Path("/var/lib/jumptable")
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The TCP address to listen on: (host, port). None: listen on the unix socket."""
+        return None if self.host is None and self.port is None else (self.host or "127.0.0.1", self.port or 0)
+
+
+class Server(Listening):
+    """[server]"""
+
     # "linux": the kernel of this machine. "memory": a simulated kernel, to try things out without privileges.
     kernel: Literal["linux", "memory"] = "linux"
     # Requests can name only pins below these folders.
@@ -104,11 +119,6 @@ class Server(_Section):
     # If started as root, the service switches to this user, or to nobody where this user does not exist.
     user: str = "jumptable"
 
-    @property
-    def address(self) -> tuple[str, int] | None:
-        """The TCP address to listen on: (host, port). None: listen on the unix socket."""
-        return None if self.host is None and self.port is None else (self.host or "127.0.0.1", self.port or 0)
-
     @model_validator(mode="after")
     def _keep_dir_is_apart(self) -> Self:
         keep_dir = self.keep_dir
@@ -117,13 +127,13 @@ class Server(_Section):
         return self
 
 
-class Create(_Section):
+class Create(Section):
     """create = { max_entries = 64 }"""
 
     max_entries: int = Field(ge=1, le=1 << 20, strict=True)
 
 
-class _Held(_Section):
+class _Held(Section):
     # The path of its pin in bpffs; or:
     pinned: AbsolutePath | None = None
     # its id. An id is valid only as long as the object exists.
@@ -165,7 +175,9 @@ class Program(_Held):
     """[programs.NAME]"""
 
 
-class _Grant(_Section):
+class GrantSection(Section):
+    """A role, and what it is restricted to."""
+
     # "reader"; "writer": also entries and test runs; "admin": everything; "metrics": /metrics alone.
     role: Role
     # Restrict the role to these maps, entries and programs. Default: no restriction.
@@ -183,8 +195,8 @@ class _Grant(_Section):
         )
 
 
-class Peer(_Grant):
-    """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
+class PeerSection(GrantSection):
+    """A user or group on the unix socket."""
 
     # A user or a group, by name or number: exactly one of the two.
     user: str | int | None = None
@@ -213,21 +225,36 @@ class Peer(_Grant):
         return PeerRule(name, self.grant(), uid, gid)
 
 
-class Tokens(_Section):
+class Peer(PeerSection):
+    """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
+
+    # True: for the agent of a fleet. It names who has asked the fleet for a change, in the header Jumptable-Actor.
+    on_behalf: bool = False
+
+    def rule(self, name: str) -> PeerRule:
+        """This section with the uid or gid instead of a name.
+
+        Raises:
+            ValueError: There is no such user or group.
+        """
+        return replace(super().rule(name), on_behalf=self.on_behalf)
+
+
+class Tokens(Section):
     """[tokens]: accept bearer tokens, on TCP and on the unix socket. `jumptable token new` makes them."""
 
     # The file with the tokens' hashes. Default: tokens.json in state_dir.
     file: AbsolutePath | None = None
 
 
-class Client(_Grant):
+class Client(GrantSection):
     """[tls.clients.NAME]: a client that shows a certificate of client_ca."""
 
     # A subject alternative name of the certificate: DNS name, URI or e-mail address.
     san: str = Field(min_length=1)
 
 
-class Tls(_Section):
+class Tls(Section):
     """[tls]: HTTPS on host and port. A file that changes is loaded again."""
 
     # In PEM: the certificate with its chain, and its key without a password.
@@ -244,7 +271,7 @@ class Tls(_Section):
         return self
 
 
-class Audit(_Section):
+class Audit(Section):
     """[audit]: one line for each attempt to change something, and for each request that is denied."""
 
     # A file of its own, as JSON lines. It is opened again on SIGHUP. Default: the log.
@@ -253,7 +280,7 @@ class Audit(_Section):
     fsync: bool = False
 
 
-class Objects(_Section):
+class Objects(Section):
     """[objects]: object files that requests may have loaded. Without object_dirs and upload, none can be."""
 
     # Files may be named only below these folders.
@@ -283,7 +310,7 @@ class Objects(_Section):
         )
 
 
-class Limits(_Section):
+class Limits(Section):
     """[limits]"""
 
     # Connections at the same time. One more is closed at once.
@@ -302,33 +329,49 @@ class Limits(_Section):
     burst: int = Field(default=100, ge=1)
 
 
-class Settings(_Section):
-    """The whole configuration."""
+class ServiceSettings(Section):
+    """What the configuration of every service has."""
 
-    server: Server = Server()
-    maps: dict[Name, Map] = {}
-    programs: dict[Name, Program] = {}
-    peers: dict[Name, Peer] = {}
+    server: Listening
+    peers: Mapping[Name, PeerSection] = {}
     tokens: Tokens | None = None
     tls: Tls | None = None
     limits: Limits = Limits()
-    objects: Objects = Objects()
     audit: Audit = Audit()
-
-    def authenticates(self) -> bool:
-        """Whether clients over TCP can prove who they are, by a token or a certificate."""
-        return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)
 
     def token_file(self) -> Path:
         """The file with the tokens' hashes, also where [tokens] is missing."""
         given = None if self.tokens is None else self.tokens.file
         return given or self.server.state_dir / "tokens.json"
 
+    def authenticates(self) -> bool:
+        """Whether clients over TCP can prove who they are, by a token or a certificate."""
+        return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)
+
+
+class Settings(ServiceSettings):
+    """The whole configuration of the service of a node."""
+
+    server: Server = Server()
+    peers: dict[Name, Peer] = {}
+    maps: dict[Name, Map] = {}
+    programs: dict[Name, Program] = {}
+    objects: Objects = Objects()
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
 
 def load(file: Path, text: str | None = None) -> Settings:
-    """Read the configuration: the file, then the environment, which overrides keys of [server].
+    """Read the configuration of the service of a node: see `read`."""
+    return read(Settings, file, text)
+
+
+def read(kind: type[S], file: Path, text: str | None = None) -> S:
+    """Read a configuration: the file, then the environment, which overrides keys of [server].
 
     Args:
+        kind: What it is a configuration of.
         file: The file.
         text: Its content; None: it is read here.
 
@@ -354,12 +397,12 @@ def load(file: Path, text: str | None = None) -> Settings:
             if isinstance(server, dict):
                 server[key] = value
     errors: list[ErrorDetails] = []
-    settings: Settings | None = None
+    settings: S | None = None
     try:
-        settings = Settings.model_validate(content)
+        settings = kind.model_validate(content)
     except ValidationError as error:
         errors = _own_mistakes(error.errors())
-        messages += [_message(file, each) for each in errors]
+        messages += [_message(kind, file, each) for each in errors]
     if not any(error["loc"][0] in {"server", "tokens", "tls"} or len(error["loc"]) == 1 for error in errors):
         messages += _mistakes_across_sections(file, content)
     if messages:
@@ -385,7 +428,9 @@ def _mistakes_across_sections(file: Path, content: dict[str, Any]) -> list[str]:
         file: The configuration file.
         content: What it has. The sections [server], [tokens] and [tls] have no mistake of their own.
     """
-    server, messages = Server.model_validate(content["server"]), list[str]()
+    # The other keys of [server] are those of one service or the other.
+    where = {key: content["server"][key] for key in Listening.model_fields if key in content["server"]}
+    server, messages = Listening.model_validate(where), list[str]()
     tls = content.get("tls")
     authenticates = content.get("tokens") is not None or (tls is not None and tls.get("client_ca") is not None)
     if server.address is not None and not authenticates:
@@ -405,7 +450,7 @@ def _own_mistakes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [error for error in errors if error["type"] != "missing" or error["loc"][:-1] not in mistyped]
 
 
-def _message(file: Path, error: ErrorDetails) -> str:
+def _message(kind: type[BaseModel], file: Path, error: ErrorDetails) -> str:
     """The line for one mistake."""
     location = error["loc"]
     message = error["msg"].removeprefix("Value error, ")
@@ -414,7 +459,7 @@ def _message(file: Path, error: ErrorDetails) -> str:
     if error["type"] in {"model_type", "dict_type"}:
         message = "must be a TOML table"
     if error["type"] == "extra_forbidden":
-        message = f"there is no such key; there are: {', '.join(_known_keys(location))}"
+        message = f"there is no such key; there are: {', '.join(_known_keys(kind, location))}"
     return f"{_where(file, location)}: {message[:1].lower() + message[1:]}"
 
 
@@ -426,25 +471,18 @@ def _where(file: Path, location: tuple[int | str, ...]) -> str:
     return f"{file}: {'.'.join(str(part) for part in location if part != '[key]')}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are possible where an unknown one was found."""
-    sections: dict[str, type[BaseModel]] = {
-        "server": Server,
-        "maps": Map,
-        "programs": Program,
-        "peers": Peer,
-        "tokens": Tokens,
-        "limits": Limits,
-        "tls": Tls,
-        "audit": Audit,
-    }
-    match location:
-        case (_,):
-            return list(sections)
-        case ("maps", _, "create", _):
-            return list(Create.model_fields)
-        case ("tls", "clients", _, _):
-            return list(Client.model_fields)
-        case (section, *_):
-            return list(sections[str(section)].model_fields)
-    return []
+def _known_keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are possible where an unknown one was found.
+
+    Args:
+        kind: The model of the whole configuration.
+        location: The unknown key, with the keys that lead there.
+    """
+    for key in location[:-1]:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(key)].annotation
+        else:
+            kind = get_args(kind)[-1]  # of a dict: the model of its values
+        if get_origin(kind) is UnionType:
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+    return list(kind.model_fields)

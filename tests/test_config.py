@@ -55,6 +55,11 @@ class TestLoad:
             maps = ["jump_table"]
             entries = ["8-15"]
 
+            [peers.fleet]
+            user = 0
+            role = "writer"
+            on_behalf = true
+
             [tokens]
 
             [limits]
@@ -68,13 +73,14 @@ class TestLoad:
         assert settings.programs["parse_v2"].source() == Pinned("/sys/fs/bpf/parse_v2")
         assert settings.maps["jump_table"].protected == ["0-3", "60"]
         assert settings.peers["netops"].grant() == Grant("writer", frozenset({"jump_table"}), Ranges(((8, 15),)))
+        assert [each.rule("a").on_behalf for each in settings.peers.values()] == [False, True]
         assert settings.token_file() == Path("/tmp/state/tokens.json")
 
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
             ("[server", "is not TOML"),
-            ("[sever]", "sever: there is no such key; there are: server, maps, programs, peers, tokens, limits, tls, "),
+            ("[sever]", "sever: there is no such key; there are: server, peers, tokens, tls, limits, audit, maps, "),
             ("[peers.a]\nrole = 'writer'", "peers.a: needs exactly one of user and group"),
             ("[peers.a]\nuser = 'nobody-here'\nrole = 'writer'", "peers.a: there is no user 'nobody-here'"),
             ("[peers.a]\nuser = 0\nrole = 'king'", "peers.a.role: input should be 'reader', 'writer'"),
@@ -142,11 +148,11 @@ class TestLoad:
         file = tmp_path / "jumptable.toml"
         assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in str(caught.value).split("\n")] == [
             "environment JUMPTABLE_SERVER__PIN_DIRS",
-            "maps.a.pin",
-            "maps.b.create.entries",
             "peers.c.role",
             "peers.d",
             "limits.burst",
+            "maps.a.pin",
+            "maps.b.create.entries",
             "server.port",
         ]
 

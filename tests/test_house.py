@@ -35,11 +35,14 @@ def test_nothing_else_is_at_the_top() -> None:
 def test_the_lock_file_fits_the_dependencies() -> None:
     """What pyproject.toml asks for, uv.lock was made from. The remedy is `uv lock`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {f"{each} of test" for each in project["optional-dependencies"]["test"]} | set(project["dependencies"])
+    wanted = set(project["dependencies"])
+    for extra, dependencies in project["optional-dependencies"].items():
+        wanted |= {f"{each} of {extra}" for each in dependencies}
     packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
     [ours] = [package for package in packages if package["name"] == project["name"]]
-    locked = {
-        each["name"] + each.get("specifier", "") + (" of test" if "marker" in each else "")
-        for each in ours["metadata"]["requires-dist"]
-    }
+    locked = set()
+    for each in ours["metadata"]["requires-dist"]:
+        extras = f"[{','.join(each['extras'])}]" if "extras" in each else ""
+        extra = each["marker"].split("'")[1] if "marker" in each else None  # extra == 'test'
+        locked.add(each["name"] + extras + each.get("specifier", "") + (f" of {extra}" if extra else ""))
     assert locked == wanted

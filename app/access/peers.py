@@ -42,12 +42,21 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class PeerRule:
-    """What a user, or the members of a group, may do. Exactly one of `uid` and `gid` is set."""
+    """What a user, or the members of a group, may do.
+
+    Attributes:
+        name: The name of the rule.
+        grant: What they may do.
+        uid: The user; or:
+        gid: the group. Exactly one of the two is set.
+        on_behalf: They may say that others ask by way of them.
+    """
 
     name: str
     grant: Grant
     uid: int | None = None
     gid: int | None = None
+    on_behalf: bool = False
 
 
 class Peers:
@@ -65,7 +74,7 @@ class Peers:
             return Actor(name, EVERYTHING)
         for rule in self._rules:
             if rule.uid == peer.uid or (rule.gid is not None and rule.gid in peer.gids):
-                return Actor(f"{name} ({rule.name})", rule.grant)
+                return Actor(f"{name} ({rule.name})", rule.grant, may_name_others=rule.on_behalf)
         return Actor(name, None)
 
 

@@ -1,12 +1,13 @@
 """Rights: what a role may do, and to which maps, entries and programs it is restricted."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Literal
 
 MAX_INDEX: Final = (1 << 32) - 1
 _FEW: Final = 64  # indexes that are looked at one by one
+_FLEET: Final = "fleet"  # that an actor is known from what the agent of a fleet says
 
 Role = Literal["reader", "writer", "admin", "metrics"]
 
@@ -92,7 +93,7 @@ def _parse_range(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role, restricted to maps, entries and programs.
+    """A role, restricted to maps, entries and programs; in a fleet also to nodes with certain labels.
 
     Maps and programs are given by the names they are held under. None: no restriction.
     """
@@ -101,10 +102,11 @@ class Grant:
     maps: frozenset[str] | None = None
     entries: Ranges | None = None
     programs: frozenset[str] | None = None
+    labels: frozenset[tuple[str, str]] | None = None
     is_unbounded: bool = field(init=False)  # whether it allows everything
 
     def __post_init__(self) -> None:
-        restrictions = {self.maps, self.entries, self.programs}
+        restrictions = {self.maps, self.entries, self.programs, self.labels}
         object.__setattr__(self, "is_unbounded", self.role == "admin" and restrictions == {None})
 
     def allows(self, right: Right) -> bool:
@@ -123,6 +125,10 @@ class Grant:
         """Whether this program is within the restrictions. None: a program that is not held."""
         return self.programs is None or name in self.programs
 
+    def has_labels(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels, of a node or of a selector, have all those of the restrictions."""
+        return self.labels is None or self.labels <= labels.items()
+
 
 NONE: Final = Ranges(())
 EVERYTHING: Final = Grant("admin")
@@ -132,10 +138,25 @@ EVERYTHING: Final = Grant("admin")
 class Actor:
     """Who sends a request.
 
-    `name` also says how that is known: `token:deploy`, `unix:root`. `grant` is None for an actor without any right.
-    `expires` is when that ends, in seconds since 1970; None: it does not.
+    Attributes:
+        name: As changes name them. It says how that is known: `token:deploy`, `unix:root`.
+        grant: What they may do. None: nothing.
+        expires: When that ends, in seconds since 1970. None: it does not.
+        may_name_others: They may say that others ask by way of them.
+        via: Who has sent the request and named this actor. None: the actor has sent it.
     """
 
     name: str
     grant: Grant | None
     expires: float | None = None
+    may_name_others: bool = False
+    via: str | None = None
+
+    @property
+    def sender(self) -> str:
+        """Who has sent the request, as limits count them."""
+        return self.via or self.name
+
+    def on_behalf_of(self, name: str) -> "Actor":
+        """Return the actor for whom this one sends a request. The rights are those of this one."""
+        return Actor(f"{_FLEET}:{name}", self.grant, self.expires, via=self.name)

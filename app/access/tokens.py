@@ -41,12 +41,14 @@ class Token:
     entries: list[str] | None = None
     programs: list[str] | None = None
     expires: float | None = None
+    labels: dict[str, str] | None = None
 
     def actor(self) -> Actor:
         """Who sends a request with this token."""
         maps, programs = (None if names is None else frozenset(names) for names in (self.maps, self.programs))
         entries = None if self.entries is None else Ranges.of(self.entries)
-        return Actor(f"token:{self.name}", Grant(self.role, maps, entries, programs), self.expires)
+        labels = None if self.labels is None else frozenset(self.labels.items())
+        return Actor(f"token:{self.name}", Grant(self.role, maps, entries, programs, labels), self.expires)
 
 
 _FILE: Final = TypeAdapter(list[Token])

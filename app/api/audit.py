@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import structlog
 from pydantic_core import from_json, to_json
 from starlette.types import Scope
 
-from app.access.rights import Actor
+from app.access.rights import Actor, Right
 from app.api.authorization import ACTOR, CHANGING, RIGHTS
 from app.service.errors import ServiceError
 from app.store.records import EMPTY, Change, EntryChanges, ProgramRecord
@@ -89,6 +89,7 @@ class Audit:
         to_log: Writes lines to the log.
         make_writer: Makes a writer for the fd of the file, which it takes over; for lines that nobody waits for, so
             without `fsync`. None: each line is written before the request goes on.
+        rights: By operation id, the right that it needs. Attempts of those that change something are recorded.
 
     Raises:
         OSError: The file cannot be opened.
@@ -102,9 +103,11 @@ class Audit:
         opened: Callable[[Path], int] = open_audit,
         to_log: Callable[[Lines], None] = _log_each,
         make_writer: Callable[[int], FileWriter] | None = None,
+        rights: Mapping[str, Right] = RIGHTS,
     ) -> None:
         self._file, self._fsync, self._open, self._fd = file, fsync, opened, -1
         self._to_log, self._make_writer = to_log, None if fsync else make_writer
+        self._rights = rights
         self.writer: FileWriter | None = None
         self._lines: list[tuple[str, bytes]] = []
         self._is_buffered = False
@@ -167,12 +170,13 @@ class Audit:
             request_id: The id of the request.
             reason: The detail of the problem, if the response is one.
         """
-        if RIGHTS.get(operation) not in CHANGING and status not in _DENIED_STATUSES:
+        if self._rights.get(operation) not in CHANGING and status not in _DENIED_STATUSES:
             return
         actor, path = scope.get(ACTOR), scope["path"][:_MAX_PATH_CHARS]
         facts: dict[str, Any] = {
             "request_id": request_id,
             "actor": None if actor is None else actor.name,
+            **({} if actor is None or actor.via is None else {"via": actor.via}),
             "outcome": _outcome(status),
             "status": status,
         }

@@ -27,6 +27,8 @@ PEER: Final = "jumptable.peer"  # the peer on a unix socket; set by the connecti
 NAMES: Final = "jumptable.names"  # the subject alternative names of the client's certificate; set by the connection
 COUNTED: Final = "jumptable.counted"  # true once the request counts against requests_per_second
 
+_ACTOR_HEADER: Final = b"jumptable-actor"
+_ACTOR_NAME: Final = re.compile(rb"[!-~](?:[ -~]{0,126}[!-~])?")
 _HOST_HEADERS: Final = frozenset({b"host", b"origin"})
 _HOST: Final = re.compile(r"(?:https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
@@ -193,11 +195,28 @@ def check_access(
         limits: Count the request against the caller's rate.
 
     Raises:
-        HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, forbidden or read-only.
+        HttpProblem: As `admit`; or forbidden: the name is beyond the bounds of the caller.
+    """
+    admit(scope, operation, RIGHTS[operation], authentication, limits)
+    _check_bounds(scope, operation, name)
+
+
+def admit(scope: Scope, operation: str, right: Right, authentication: Authentication, limits: Limits) -> None:
+    """Authenticate the caller of a request and check that it has a right.
+
+    Args:
+        scope: The ASGI scope of the request. `scope[ACTOR]` becomes the caller, or None if it is not known.
+        operation: The operation id of the route.
+        right: The right that the operation needs.
+        authentication: How callers are authenticated.
+        limits: Count the request against the caller's rate.
+
+    Raises:
+        HttpProblem: host-not-allowed, unauthenticated, keeper-unavailable, too-many-requests, actor-not-allowed,
+            malformed-header, forbidden or read-only.
     """
     check_host(scope)
     scope[ACTOR] = actor = None
-    right = RIGHTS[operation]
     if right is Right.DOCS and authentication.tokens is not None:
         right = Right.NONE  # a browser opens a page without a token, which is typed into it
     try:
@@ -209,16 +228,30 @@ def check_access(
     if actor is not None and is_counted:
         limits.check_rate(actor.name)
         scope[COUNTED] = True
-    if right is not Right.NONE:
-        if actor is None:
-            raise unauthenticated("the request has no token; send Authorization: Bearer TOKEN")
-        if actor.grant is None or not actor.grant.allows(right):
-            raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}; {_roles(right)}")
+    if right is not Right.NONE and actor is None:
+        raise unauthenticated("the request has no token; send Authorization: Bearer TOKEN")
+    scope[ACTOR] = actor = _who_asks(scope, actor)
+    if right is not Right.NONE and (actor is None or actor.grant is None or not actor.grant.allows(right)):
+        raise forbidden(scope, f"{operation} needs the right {right.name.lower()!r}; {_roles(right)}")
     if authentication.read_only and right in CHANGING:
         raise HttpProblem(
             "read-only", "the service is read-only by its configuration; take read_only out of it to make changes"
         )
-    _check_bounds(scope, operation, name)
+
+
+def _who_asks(scope: Scope, sender: Actor | None) -> Actor | None:
+    """Return who asks: whoever the header Jumptable-Actor names. Without the header it is the sender."""
+    given = [value for name, value in scope["headers"] if name == _ACTOR_HEADER]
+    if not given:
+        return sender
+    if sender is None or not sender.may_name_others:
+        who = "a caller that is not known" if sender is None else sender.name
+        detail = f"{who} may not name who asks in Jumptable-Actor; leave the header out"
+        raise HttpProblem("actor-not-allowed", detail)
+    if len(given) > 1 or not _ACTOR_NAME.fullmatch(given[0]):
+        detail = "Jumptable-Actor is not one name of 1 to 128 printable ASCII characters"
+        raise HttpProblem("malformed-header", detail)
+    return sender.on_behalf_of(given[0].decode("ascii"))
 
 
 def _check_bounds(scope: Scope, operation: str, name: str | None) -> None:
@@ -234,12 +267,13 @@ def _check_bounds(scope: Scope, operation: str, name: str | None) -> None:
 
 def may_still(scope: Scope, operation: str) -> bool:
     """Return whether the caller of a request would still be allowed to send it now."""
-    authentication: Authentication = scope["app"].state.authentication
+    state = scope["app"].state
+    authentication: Authentication = state.authentication
     try:
         actor = authentication.actor(scope, scope[AUTHORIZATION])
     except HttpProblem:
         return False
-    return actor is not None and actor.grant is not None and actor.grant.allows(RIGHTS[operation])
+    return actor is not None and actor.grant is not None and actor.grant.allows(state.rights[operation])
 
 
 def check_map(scope: Scope, name: str) -> None:

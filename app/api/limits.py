@@ -70,6 +70,11 @@ class Limits:
         self.event_readers, self.held = event_readers, held
         self.requests_per_second, self._burst = requests_per_second, burst
 
+    @property
+    def readers(self) -> int:
+        """How many event streams are open."""
+        return self._readers.total()
+
     def check_rate(self, actor: str) -> None:
         """Count one request of an actor, with a token bucket.
 

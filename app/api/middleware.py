@@ -19,6 +19,7 @@ from app.api.scope import BODY_IS_READ, FAILED, IS_HEAD, REQUEST_ID, request_id_
 from app.service.errors import ServiceError, Stopping
 
 _PERCENT_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
+_PROBES: Final = frozenset({"/healthz", "/livez", "/readyz"})  # are answered also while the service stops
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 log = structlog.get_logger()
@@ -67,12 +68,12 @@ class RequestMiddleware:
             state = scope["app"].state
             state.audit.attempt(exchange.scope, operation, exchange.status, code, exchange.request_id, reason)
             if operation != "watch_events":
-                state.service.counters.add_request(operation, exchange.status, time.perf_counter() - started)
+                state.add_request(operation, exchange.status, time.perf_counter() - started)
 
 
 def _check_admission(scope: Scope) -> None:
     """Raise the error of a request that must not be routed."""
-    if scope["app"].state.service.is_stopping and scope["path"] not in {"/healthz", "/readyz"}:
+    if scope["app"].state.is_stopping and scope["path"] not in _PROBES:
         raise Stopping
     if FAILED in scope:
         scope[ACTOR], scope[BODY_IS_READ] = scope[FAILED].actor, True

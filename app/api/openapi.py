@@ -5,7 +5,7 @@ how callers are authenticated, and writes schemas in the form that generators of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -13,37 +13,28 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.rights import Right
-from app.api.authorization import RIGHTS, Authentication
-from app.api.problems import MEDIA_TYPE, PROBLEMS
+from app.api.authorization import CHANGING, Authentication
+from app.api.problems import MEDIA_TYPE, problem_type_of
 
 Responses = dict[int | str, dict[str, Any]]
 
-# The codes of the problems that every route can answer.
-_ALWAYS: Final = (
+# The codes of the problems that every route of every application can answer, and those of the service of a node.
+COMMON: Final = (
     "validation",
     "unauthenticated",
     "forbidden",
+    "actor-not-allowed",
     "host-not-allowed",
     "too-many-requests",
     "headers-too-large",
     "internal",
     "draining",
-    "keeper-unavailable",
 )
+_ALWAYS: Final = (*COMMON, "keeper-unavailable")
 # Further codes: those of every route with a body, and those of every route that asks the kernel.
 BODY: Final = ("malformed-json", "request-timeout", "body-too-large", "media-type-unsupported")
 KERNEL: Final = ("kernel-permission", "kernel-error")
 
-# The tags of the routes, in the order in which the document shows them.
-_TAGS: Final = {
-    "entries": "The entries of a map, one by one and as a whole table.",
-    "maps": "Program arrays, held under names.",
-    "programs": "Programs, held under names.",
-    "objects": "Object files, with their programs and arrays held as NAME.program and NAME.map.",
-    "graph": "Who jumps where: all loaded programs and arrays.",
-    "changes": "The journal of changes: confirm, revert, reconcile, follow.",
-    "service": "The service itself: health, version, metrics, problems.",
-}
 # Integers beyond these bounds do not fit into the 32 bits that generators give to an integer without a format.
 _INT32: Final = (-(1 << 31), (1 << 31) - 1)
 
@@ -67,6 +58,14 @@ _PROBLEM_HEADERS: Final = {
     429: _header("Retry-After", "How many seconds to wait before the next attempt."),
 }
 
+_ACTOR_PARAMETER: Final = {
+    "name": "Jumptable-Actor",
+    "in": "header",
+    "required": False,
+    "description": "Who has asked a fleet for the change. Only for its agent: see `actor-not-allowed`.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    "example": "alice",
+}
 _TOKEN: Final = {"type": "http", "scheme": "bearer", "description": "A token that `jumptable token new` has printed."}
 _CERTIFICATE: Final = {"type": "mutualTLS", "description": "A client certificate of the configured CA."}
 
@@ -98,21 +97,22 @@ def answers(model: Any, description: str, status: int = 200, *, headers: dict[st
     return {status: {"model": model, "description": description, "headers": headers or {}}}
 
 
-def no_content(description: str) -> Responses:
+def no_content(description: str, headers: dict[str, Any] = DRY_RUN | CHANGE_ID) -> Responses:
     """Return the `responses` of a route for a success without a body (204)."""
-    return {204: {"description": description, "headers": DRY_RUN | CHANGE_ID}}
+    return {204: {"description": description, "headers": headers}}
 
 
-def problems(*codes: str, in_body: str | None = None) -> Responses:
+def problems(*codes: str, in_body: str | None = None, always: Iterable[str] = _ALWAYS) -> Responses:
     """Return the `responses` of a route for its problems, by status, with an example of each code.
 
     Args:
         codes: The codes of the route's own problems. Those of every route are added.
         in_body: One of these codes that the body of the request causes. Its status is then 422.
+        always: The codes of every route of the application.
     """
     responses: Responses = {}
-    for code in dict.fromkeys((*codes, *_ALWAYS)):
-        problem_type = PROBLEMS[code]
+    for code in dict.fromkeys((*codes, *always)):
+        problem_type = problem_type_of(code)
         status = 422 if in_body == code else problem_type.status
         response = responses.setdefault(
             status,
@@ -138,8 +138,23 @@ def problems(*codes: str, in_body: str | None = None) -> Responses:
     return responses
 
 
-def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
-    """Make the OpenAPI document of the application."""
+def document(
+    app: FastAPI,
+    authentication: Authentication,
+    rights: Mapping[str, Right],
+    tags: Mapping[str, str],
+    *,
+    has_agents: bool,
+) -> dict[str, Any]:
+    """Make the OpenAPI document of an application.
+
+    Args:
+        app: The application.
+        authentication: How it knows who asks.
+        rights: By operation id, the right that it needs.
+        tags: The tags of its routes with their descriptions, in the order in which the document shows them.
+        has_agents: Agents of a fleet may be among its callers, and name who asks.
+    """
     schema = get_openapi(
         title=app.title,
         version=app.version,
@@ -147,7 +162,7 @@ def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
         contact={"name": "The maintainers of jumptable"},
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         servers=[{"url": "/", "description": "The service that answers with this document."}],
-        tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+        tags=[{"name": name, "description": description} for name, description in tags.items()],
         routes=app.routes,
     )
     schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
@@ -157,7 +172,9 @@ def document(app: FastAPI, authentication: Authentication) -> dict[str, Any]:
             each["anyOf"] = _alternatives(each["anyOf"], schema["components"]["schemas"])
     for parameter in _parameters(schema):
         _drop_null(parameter)
-    _add_security(schema, authentication)
+    _add_security(schema, authentication, rights)
+    if has_agents and authentication.peers is not None:
+        _add_actor_header(schema, rights)
     return schema
 
 
@@ -223,7 +240,15 @@ def _drop_null(schema: dict[str, Any]) -> None:
         schema.update(kinds[0])
 
 
-def _add_security(schema: dict[str, Any], authentication: Authentication) -> None:
+def _add_actor_header(schema: dict[str, Any], rights: Mapping[str, Right]) -> None:
+    """Add the header Jumptable-Actor to the operations that change something."""
+    for path in schema["paths"].values():
+        for operation in path.values():
+            if rights[operation["operationId"]] in CHANGING:
+                operation.setdefault("parameters", []).append(_ACTOR_PARAMETER)
+
+
+def _add_security(schema: dict[str, Any], authentication: Authentication, rights: Mapping[str, Right]) -> None:
     """Add the ways to authenticate to the document. There are none if only peers of the unix socket are known."""
     schemes: dict[str, Any] = {}
     if authentication.tokens is not None:
@@ -239,7 +264,7 @@ def _add_security(schema: dict[str, Any], authentication: Authentication) -> Non
         security.append({})  # on the unix socket the kernel says who the caller is
     for path in schema["paths"].values():
         for operation in path.values():
-            right = RIGHTS[operation["operationId"]]
+            right = rights[operation["operationId"]]
             operation["security"] = [] if right is Right.NONE else security
             if right is Right.DOCS and authentication.tokens is not None and {} not in security:
                 operation["security"] = [*security, {}]  # without a token it tells less

@@ -1,7 +1,8 @@
 """The HTTP form of every error: application/problem+json (RFC 9457).
 
-`PROBLEMS` is the one table from a problem's code to its status, title and remedy. Routes raise `HttpProblem` or a
-`ServiceError`; `error_response` of `app.api.error_responses` turns either into a response.
+`PROBLEMS` is the one table from a problem's code to its status, title and remedy. `FLEET_PROBLEMS` has those that only
+the API of a fleet can answer. Routes raise `HttpProblem` or a `ServiceError`; `error_response` of
+`app.api.error_responses` turns either into a response.
 """
 
 import json
@@ -39,6 +40,12 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         403,
         "The caller has no right to do this",
         "The detail names what is not allowed. Ask an administrator of the service for the right.",
+    ),
+    "actor-not-allowed": ProblemType(
+        403,
+        "The caller may not name who asks",
+        "Leave out the header Jumptable-Actor. It is for the agent of a fleet: a peer on the unix socket whose rule in "
+        "[peers] has on_behalf = true.",
     ),
     "entry-protected": ProblemType(403, "The entry is protected", "Only a caller with the role admin may change it."),
     "read-only": ProblemType(
@@ -135,7 +142,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     ),
     "events-expired": ProblemType(
         410,
-        "The journal does not have all of these events",
+        "Not all of these events are there any more",
         "Read the tables again, then follow the events without Last-Event-ID.",
     ),
     "precondition-failed": ProblemType(
@@ -146,7 +153,8 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "body-too-large": ProblemType(
         413,
         "The body is too large",
-        "A body may have up to 64 KiB. The body of a table may have 512 bytes more for each of the map's max_entries.",
+        "A body may have up to 64 KiB. That of a table may have 512 bytes more for each of the map's max_entries, that "
+        "of a table of a fleet 8 MiB.",
     ),
     "media-type-unsupported": ProblemType(
         415,
@@ -287,12 +295,76 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "draining": ProblemType(503, "The service is stopping", "Send the request again when the service is back."),
 }
 
+# Those that only the API of a fleet can answer.
+FLEET_PROBLEMS: Final[dict[str, ProblemType]] = {
+    "table-unknown": ProblemType(
+        404, "No such table", "GET /fleet/tables lists the tables. PUT /fleet/tables/{name} makes one."
+    ),
+    "revision-unknown": ProblemType(
+        404, "The table has no such revision", "GET /fleet/tables/{name}/revisions lists those that there are."
+    ),
+    "rollout-unknown": ProblemType(404, "No such rollout", "GET /fleet/rollouts lists the rollouts."),
+    "node-unknown": ProblemType(404, "No such node", "GET /fleet/nodes lists the nodes. An admin adds one by PUT."),
+    "rollout-in-progress": ProblemType(
+        409,
+        "The table has a rollout that has not ended",
+        "Wait until it ends, or POST /fleet/rollouts/{id}/abort. rollout names it.",
+    ),
+    "rollout-finished": ProblemType(
+        409, "The rollout has ended", "POST /fleet/rollouts with the table and a revision starts another one."
+    ),
+    "rollout-phase-conflict": ProblemType(
+        409,
+        "The rollout is in a phase in which this is not possible",
+        "phase says which one. What is paused or halted can be resumed or aborted; what rolls back ends by itself.",
+    ),
+    "node-in-use": ProblemType(
+        409,
+        "A rollout needs the node",
+        "Wait until the rollout ends, or abort it. rollout names it.",
+    ),
+    "no-node-matches": ProblemType(
+        422, "No node has these labels", "Change selector, or the labels of nodes. GET /fleet/nodes shows them."
+    ),
+    "nodes-not-ready": ProblemType(
+        422,
+        "Too many nodes are not ready for this table",
+        "nodes lists them with the reason of each. Mend them, select fewer, or raise strategy.max_unavailable.",
+    ),
+    "spec-too-large": ProblemType(
+        422,
+        "The table is too large for a fleet",
+        "In compact form a table may have 512 KiB. Entries beside each other with the same program take little.",
+    ),
+    "store-unavailable": ProblemType(
+        503,
+        "etcd cannot be asked",
+        "Send the request again when etcd has a leader; GET /readyz says why. If outcome is unknown, look first "
+        "whether the change was made. No entry of any node changes meanwhile.",
+    ),
+    "store-refused": ProblemType(
+        503,
+        "etcd refuses the fleet's server",
+        "The detail says why. The certificate in [etcd] needs a user with the role that jumptable fleet init makes.",
+    ),
+    "store-version": ProblemType(
+        503,
+        "This version of etcd has holes in its access control",
+        "Install etcd 3.4.42, 3.5.28 or 3.6.9, or a later release of these series, on all members.",
+    ),
+}
+
+
+def problem_type_of(code: str) -> ProblemType:
+    """Return the type of a problem of any application."""
+    return PROBLEMS[code] if code in PROBLEMS else FLEET_PROBLEMS[code]
+
 
 class HttpProblem(Exception):
     """A request is refused for a reason that HTTP knows, not the domain.
 
     Args:
-        code: A key of `PROBLEMS`.
+        code: A key of `PROBLEMS` or `FLEET_PROBLEMS`.
         detail: One sentence about this occurrence.
         headers: Headers for the response.
         facts: Members of the problem beside the standard ones.
@@ -312,13 +384,13 @@ def problem_body(
     """Return the status and the JSON of a problem.
 
     Args:
-        code: A key of `PROBLEMS`.
+        code: A key of `PROBLEMS` or `FLEET_PROBLEMS`.
         detail: One sentence about this occurrence.
         request_id: The id of the request.
         facts: Members of the problem beside the standard ones. They never replace a standard member.
         in_body: Whether the body of the request caused the problem. The status is then 422, not 404.
     """
-    problem_type = PROBLEMS[code]
+    problem_type = problem_type_of(code)
     status = 422 if in_body else problem_type.status
     standard = {
         "type": f"/problems/{code}",

@@ -20,7 +20,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.authorization import check_access
 from app.api.dependencies import add_audit_facts, service_of
 from app.api.json_members import MAX_BYTES, RepeatedMembers, parse_json
 from app.api.problems import HttpProblem
@@ -96,7 +95,7 @@ class StrictRoute(APIRoute):
 
     async def read_body(self, request: Request) -> Any:
         """Read the body of a request, and parse it."""
-        return parse_json(await _read_json(request, MAX_BYTES))
+        return parse_json(await read_json(request, MAX_BYTES))
 
     def get_route_handler(self) -> Handler:
         """Return what handles a request. The endpoint's signature declares what it takes."""
@@ -112,9 +111,7 @@ class StrictRoute(APIRoute):
         operation = self.operation_id or self.name
 
         async def handle(request: Request) -> Response:
-            state = request.app.state
-            name = request.path_params.get("name")
-            check_access(request.scope, operation, name, state.authentication, state.limits)
+            request.app.state.check_access(request.scope, operation, request.path_params)
             parsed = _ParsedRequest(defaults)
             if request.scope["query_string"]:
                 parsed.query(request, query_fields)
@@ -143,7 +140,7 @@ class TableRoute(StrictRoute):
         max_entries = 0
         with contextlib.suppress(MapUnknown, MapUnavailable):
             max_entries = service_of(request).registry.maps.get(request.path_params["name"]).opened().max_entries
-        body = await _read_json(request, MAX_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
+        body = await read_json(request, MAX_BYTES + _MAX_BYTES_PER_ENTRY * max_entries)
         if len(body) <= MAX_BYTES:
             return parse_json(body)
         try:
@@ -214,7 +211,16 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
 
 
-async def _read_json(request: Request, max_body: int) -> bytearray:
+async def read_json(request: Request, max_body: int) -> bytearray:
+    """Return the body of a request, if it is declared as JSON.
+
+    Args:
+        request: The request.
+        max_body: How many bytes the body may have.
+
+    Raises:
+        HttpProblem: malformed-json: it is empty. media-type-unsupported, body-too-large or request-timeout.
+    """
     body = await _read_body(request, max_body)
     if not body:
         raise HttpProblem("malformed-json", "the body is empty; send one JSON value")

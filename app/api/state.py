@@ -1,24 +1,28 @@
-"""What all parts of the API share: the service, who may do what, the limits, and the audit."""
+"""What all parts of the API share: the service, and what `BaseState` has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Scope
 
 from app.api.audit import Audit
-from app.api.authorization import Authentication
-from app.api.limits import Limits, LongAnswers
+from app.api.authorization import RIGHTS, Authentication, check_access
+from app.api.base_state import BaseState
+from app.api.limits import Limits
 from app.service.lifecycle import Service
 from app.service.loading.object_files import NO_LOADER, ObjectOptions
 from app.service.registry.registry import Registry
 from app.store.journal import Journal
 
 
-class State:
+class State(BaseState):
     """What a request is answered with, on both ways. Thread rule: one event loop.
 
     Attributes:
         service: The service.
-        authentication: How the service knows who asks. It is another object after the configuration was read anew.
-        limits: What one caller may take.
-        long_answers: Bounds the long answers that are being made.
-        audit: Where attempts are recorded.
     """
+
+    rights = RIGHTS
 
     def __init__(
         self,
@@ -44,10 +48,7 @@ class State:
             audit: Where attempts are recorded.
             objects: How object files are loaded.
         """
-        self.authentication = authentication or Authentication()
-        self.limits = limits or Limits()
-        self.long_answers = LongAnswers()
-        self.audit = audit or Audit()
+        super().__init__(authentication, limits, audit or Audit())
         self.service = Service(
             registry,
             journal,
@@ -57,3 +58,16 @@ class State:
             delivery=self.audit.buffered,
         )
         self.service.changes.on_automatic = self.audit.automatic
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the service refuses requests, as it ends."""
+        return self.service.is_stopping
+
+    def check_access(self, scope: Scope, operation: str, path: Mapping[str, Any]) -> None:
+        """Check that the caller may do what it asks for: see `app.api.authorization`."""
+        check_access(scope, operation, path.get("name"), self.authentication, self.limits)
+
+    def add_request(self, operation: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self.service.counters.add_request(operation, status, seconds)

@@ -7,7 +7,7 @@ import difflib
 import io
 import sys
 from importlib import import_module
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
@@ -57,23 +57,28 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "serve": Entry("serve:serve_command", "the service"),
         "check": Entry("check:check_command", "check a configuration"),
         "token": Entry("token:token_group", "make and revoke tokens"),
+        "fleet": Entry("fleet:fleet_group", "one table on many nodes"),
         "completion": Entry("completion:completion_command", "completion for bash, zsh and fish"),
         "man": Entry("man:man_command", "the manual page"),
     },
 }
-_EVERY: Final = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
 
 
 class LazyGroup(click.Group):
-    """A group that imports its commands when they are used."""
+    """A group that imports its commands when they are used. `sections`: a table like `COMMANDS`."""
+
+    def __init__(self, *args: Any, sections: dict[str, dict[str, Entry]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._sections = sections
+        self._every = {name: entry for section in sections.values() for name, entry in section.items()}
 
     def list_commands(self, _: click.Context) -> list[str]:
         """Return the names, in the order of --help."""
-        return list(_EVERY)
+        return list(self._every)
 
     def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        entry = _EVERY.get(cmd_name)
+        entry = self._every.get(cmd_name)
         if entry is None:
             return None
         module, name = entry.place.split(":")
@@ -84,20 +89,21 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that was typed. A slip is corrected."""
-        close = difflib.get_close_matches(args[0], _EVERY, n=1)
-        if args[0] not in _EVERY and close:
+        close = difflib.get_close_matches(args[0], self._every, n=1)
+        if args[0] not in self._every and close:
             ctx.fail(f"there is no command {args[0]!r}; did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections, without importing the commands."""
-        for section, commands in COMMANDS.items():
+        for section, commands in self._sections.items():
             with formatter.section(section):
                 formatter.write_dl([(name, entry.help) for name, entry in commands.items()])
 
 
 @click.group(
     cls=LazyGroup,
+    sections=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Each command has a --help with an example. Begin with jumptable demo, and jumptable status beside it.",
 )

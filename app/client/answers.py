@@ -357,6 +357,26 @@ class Version(TypedDict):
     uptime_seconds: int
 
 
+class CallerRights(TypedDict):
+    """Who asks, and what the caller may do. None: no restriction, or, as the role, no right."""
+
+    actor: str
+    role: Literal["reader", "writer", "admin", "metrics"] | None
+    maps: list[str] | None
+    entries: list[str] | None
+    programs: list[str] | None
+
+
+class ServiceIndex(TypedDict):
+    """Where to go on, and who asks. `caller`: None where it is not known."""
+
+    name: str
+    version: str
+    links: dict[str, str]
+    read_only: bool
+    caller: CallerRights | None
+
+
 class ProgramReference(TypedDict, total=False):
     """A program by its held `name`, its `id`, or the path at which it is `pinned`: one of them."""
 

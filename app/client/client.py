@@ -1,11 +1,10 @@
 """The client, which has a method for each operation of the service."""
 
+import copy
 import json
-import ssl
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypedDict, Unpack, cast
-from urllib.parse import quote
+from typing import Any, Final, Literal, TypedDict, Unpack, cast
 
 import httpx
 
@@ -25,20 +24,18 @@ from app.client.answers import (
     ProgramReference,
     Readiness,
     Run,
+    ServiceIndex,
     State,
     Version,
     Written,
 )
-from app.client.errors import Refused, Unexpected, Unreachable
-from app.client.events import events_of
+from app.client.errors import Refused
+from app.client.http_client import HttpClient, path_of, url_of
 
 SOCKET: Final = Path("/run/jumptable/api.sock")
 LOOPBACK: Final = "http://127.0.0.1:8080"
-_UNIX: Final = "unix://"
 _CONNECT_SECONDS: Final = 5.0
 _OBJECT_SECONDS: Final = 60.0  # the service gives its loader 30
-_EVENTS_SECONDS: Final = 40.0  # without events there is a comment every 15 s
-_PROBLEM: Final = "application/problem+json"
 
 # A held name, or the program as an answer shows it, or one by name, id or pin.
 Ref = str | EntryProgram | ProgramReference
@@ -74,6 +71,18 @@ class SettingOptions(ConditionalOptions, total=False):
     """What setting entries takes: `warnings`: tell what that makes worse for the jumps, as a dry run always does."""
 
     warnings: bool
+
+
+class TableOptions(SettingOptions, total=False):
+    """What changes of tables take.
+
+    Attributes:
+        minimal: The change in the answer comes without its `entries`.
+        request_id: The id of the request: the change has it, and the log. 1 to 128 of A-Z a-z 0-9 . _ : -
+    """
+
+    minimal: bool
+    request_id: str
 
 
 class LoadOptions(DryRun, total=False):
@@ -119,16 +128,10 @@ class ChangeFilter(TypedDict, total=False):
 
 def default_url() -> str:
     """Return where the service is unless something else is said: its unix socket if there is one, else loopback."""
-    try:
-        SOCKET.stat()
-    except PermissionError:
-        pass  # it may be there, and to connect says what is missing
-    except OSError:
-        return LOOPBACK
-    return f"{_UNIX}{SOCKET}"
+    return url_of(SOCKET, LOOPBACK)
 
 
-class Client:
+class Client(HttpClient):
     """Talks to one service, over connections that are kept open. It may be used by several threads.
 
     Every method raises `Refused` where the service refuses, and `Unreachable` where it cannot be reached.
@@ -151,26 +154,25 @@ class Client:
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url or default_url()
-        self._http = httpx.Client(
-            transport=transport or _transport(self.url),
-            base_url="http://localhost" if self.url.startswith(_UNIX) else self.url,
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
-            trust_env=False,  # neither a proxy nor .netrc belongs between an operator and the node
-        )
+        super().__init__(url or default_url(), token, timeout, transport)
 
-    def __enter__(self) -> Self:
-        return self
+    def on_behalf_of(self, actor: str) -> "Client":
+        """Return a client that names who asks, over the same connections.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        The service lets only the agent of a fleet do so: a peer with `on_behalf = true`.
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        Args:
+            actor: 1 to 128 printable ASCII characters.
+        """
+        client = copy.copy(self)
+        client._actor = {"Jumptable-Actor": actor}
+        return client
 
     # The service
+
+    def get_index(self) -> ServiceIndex:
+        """Say who asks, and what the caller may do."""
+        return cast("ServiceIndex", self._get("/"))
 
     def get_readiness(self) -> Readiness:
         """Say whether everything that is held could be opened, and whether the journal can be written."""
@@ -198,7 +200,7 @@ class Client:
 
     def get_map(self, name: str) -> HeldMap:
         """Return a held map."""
-        return cast("HeldMap", self._get(_path("maps", name)))
+        return cast("HeldMap", self._get(path_of("maps", name)))
 
     def hold_map(
         self,
@@ -221,11 +223,11 @@ class Client:
             **options: See `DryRun`.
         """
         body = _source(pinned, id) | ({} if create is None else {"create": {"max_entries": create}})
-        return cast("HeldMap", self._change("PUT", _path("maps", name), {**options, "force": force}, body).json())
+        return cast("HeldMap", self._change("PUT", path_of("maps", name), {**options, "force": force}, body).json())
 
     def release_map(self, name: str, *, force: bool = False, **options: Unpack[DryRun]) -> None:
         """Release a map. `force`: also if that may empty the array for good."""
-        self._change("DELETE", _path("maps", name), {**options, "force": force})
+        self._change("DELETE", path_of("maps", name), {**options, "force": force})
 
     def list_entries(self, map: str, *, start: int | None = None, limit: int | None = None) -> Entries:  # noqa: A002
         """Return the entries that point to a program: all of them, unless `limit` is given.
@@ -235,7 +237,7 @@ class Client:
             start: The first index.
             limit: The most entries. `next` of the answer is the `start` of the rest.
         """
-        return cast("Entries", self._get(_path("maps", map, "entries"), {"start": start, "limit": limit}))
+        return cast("Entries", self._get(path_of("maps", map, "entries"), {"start": start, "limit": limit}))
 
     def get_entry(self, map: str, index: int, *, warnings: bool = False) -> Entry:  # noqa: A002
         """Return an entry. `warnings`: also what it makes worse for the jumps by not being empty.
@@ -243,11 +245,11 @@ class Client:
         Raises:
             Refused: entry-empty: it points to no program.
         """
-        return cast("Entry", self._get(_path("maps", map, "entries", index), {"warnings": warnings}))
+        return cast("Entry", self._get(path_of("maps", map, "entries", index), {"warnings": warnings}))
 
     def set_entry(self, map: str, index: int, program: Ref, **options: Unpack[SettingOptions]) -> Written:  # noqa: A002
         """Point an entry to a program. If it does already, nothing is written."""
-        answer = self._change("PUT", _path("maps", map, "entries", index), dict(options), {"program": program})
+        answer = self._change("PUT", path_of("maps", map, "entries", index), dict(options), {"program": program})
         return Written(_change_id(answer), cast("Entry", answer.json()))
 
     def clear_entry(
@@ -255,29 +257,29 @@ class Client:
     ) -> Written:  # fmt: skip
         """Clear an entry. `allow_missing`: it may be empty already."""
         query = {**options, "allow_missing": allow_missing}
-        return Written(_change_id(self._change("DELETE", _path("maps", map, "entries", index), query)), None)
+        return Written(_change_id(self._change("DELETE", path_of("maps", map, "entries", index), query)), None)
 
     def replace_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[SettingOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[TableOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Replace a whole table: entries that are not listed are cleared. All of it is done, or nothing.
 
         Args:
             map: The name of the map.
             entries: The programs by index, in the order in which they are written.
-            **options: See `SettingOptions`.
+            **options: See `TableOptions`.
         """
         return self._change_entries("PUT", map, entries, dict(options))
 
     def update_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[SettingOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[TableOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Change several entries, as `replace_entries` does, and leave the others. None clears an entry."""
         return self._change_entries("PATCH", map, entries, dict(options))
 
     def reconcile_map(self, name: str, to: Literal["journal", "kernel"], **options: Unpack[Options]) -> Applied:
         """End the drift of a map: put back what is journalled, or accept what the kernel holds."""
-        answer = self._change("POST", _path("maps", name, "reconcile"), dict(options), {"to": to})
+        answer = self._change("POST", path_of("maps", name, "reconcile"), dict(options), {"to": to})
         return cast("Applied", answer.json())
 
     # Programs
@@ -288,18 +290,18 @@ class Client:
 
     def get_program(self, name: str) -> Program:
         """Return a held program."""
-        return cast("Program", self._get(_path("programs", name)))
+        return cast("Program", self._get(path_of("programs", name)))
 
     def hold_program(
         self, name: str, *, pinned: str | None = None, id: int | None = None, **options: Unpack[DryRun]  # noqa: A002
     ) -> Program:  # fmt: skip
         """Hold a program, or open it again, from its pin or by its id."""
-        answer = self._change("PUT", _path("programs", name), dict(options), _source(pinned, id))
+        answer = self._change("PUT", path_of("programs", name), dict(options), _source(pinned, id))
         return cast("Program", answer.json())
 
     def release_program(self, name: str, **options: Unpack[DryRun]) -> None:
         """Release a program. Entries that point to it keep it."""
-        self._change("DELETE", _path("programs", name), dict(options))
+        self._change("DELETE", path_of("programs", name), dict(options))
 
     def run_program(self, name: str, packet: bytes, *, repeat: int = 1) -> Run:
         """Run a program on a packet, with its side effects on maps (BPF_PROG_TEST_RUN).
@@ -310,7 +312,7 @@ class Client:
             repeat: How often, at most 1,000,000.
         """
         body = {"packet": packet.hex(), "repeat": repeat}
-        return cast("Run", self._send("POST", _path("programs", name, "run"), body=body).json())
+        return cast("Run", self._send("POST", path_of("programs", name, "run"), body=body).json())
 
     # Object files, and who jumps where
 
@@ -320,7 +322,7 @@ class Client:
 
     def get_object(self, name: str) -> dict[str, Any]:
         """Return an object file that is loaded."""
-        return cast("dict[str, Any]", self._get(_path("objects", name)))
+        return cast("dict[str, Any]", self._get(path_of("objects", name)))
 
     def load_object(
         self, name: str, content: bytes | Mapping[str, Any], **options: Unpack[LoadOptions]
@@ -337,12 +339,12 @@ class Client:
         """
         how = options.get("options")
         query = {**options, "options": None if how is None else json.dumps(how)}
-        answer = self._change("PUT", _path("objects", name), query, content, timeout=_OBJECT_SECONDS)
+        answer = self._change("PUT", path_of("objects", name), query, content, timeout=_OBJECT_SECONDS)
         return cast("LoadedObjectFile", answer.json())
 
     def unload_object(self, name: str, **options: Unpack[DryRun]) -> None:
         """Let go of an object file, and of its programs and arrays."""
-        self._change("DELETE", _path("objects", name), dict(options))
+        self._change("DELETE", path_of("objects", name), dict(options))
 
     def get_graph(self, *, map: str | None = None, program: str | None = None) -> Graph:  # noqa: A002
         """Return which programs jump where, as far as the caller may see it.
@@ -383,15 +385,15 @@ class Client:
 
     def get_change(self, id: int) -> Change:  # noqa: A002
         """Return a change."""
-        return cast("Change", self._get(_path("changes", id)))
+        return cast("Change", self._get(path_of("changes", id)))
 
     def confirm_change(self, id: int) -> Change:  # noqa: A002
         """Let a change stand that was made with `confirm_within`."""
-        return cast("Change", self._send("POST", _path("changes", id, "confirm")).json())
+        return cast("Change", self._send("POST", path_of("changes", id, "confirm")).json())
 
     def revert_change(self, id: int, **options: Unpack[Options]) -> Applied:  # noqa: A002
         """Undo a change, if its entries still hold what it put there. `force`: also if later changes wrote them."""
-        return cast("Applied", self._change("POST", _path("changes", id, "revert"), dict(options)).json())
+        return cast("Applied", self._change("POST", path_of("changes", id, "revert"), dict(options)).json())
 
     def watch_events(
         self, *, map: str | None = None, after: int | None = None, on_open: Callable[[int], None] | None = None  # noqa: A002
@@ -406,22 +408,7 @@ class Client:
         Raises:
             Unreachable: The connection ended. Call it again with the id of the last event.
         """
-        headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
-        timeout = httpx.Timeout(_EVENTS_SECONDS, connect=_CONNECT_SECONDS)
-        request = self._http.build_request(
-            "GET", "/events", params=_query({"map": map}), headers=headers, timeout=timeout
-        )
-        try:
-            response = self._http.send(request, stream=True)
-            try:
-                if not response.is_success:
-                    response.read()
-                self._check(response)
-                yield from events_of(response.iter_text(), on_open)
-            finally:
-                response.close()
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        yield from self._watch("/events", {"map": map}, after, on_open)
 
     # Requests
 
@@ -429,90 +416,18 @@ class Client:
         self, method: str, name: str, entries: Mapping[int, Ref | None], options: dict[str, Any]
     ) -> Applied:
         body = {"entries": [{"index": index, "program": program} for index, program in entries.items()]}
-        return cast("Applied", self._change(method, _path("maps", name, "entries"), options, body).json())
-
-    def _get(self, path: str, query: Mapping[str, object] | None = None) -> Any:
-        return self._send("GET", path, query).json()
+        return cast("Applied", self._change(method, path_of("maps", name, "entries"), options, body).json())
 
     def _change(
         self, method: str, path: str, options: dict[str, Any], body: object = None, timeout: float | None = None
     ) -> httpx.Response:
         etag = options.pop("if_match", None)
-        return self._send(method, path, options, body, {} if etag is None else {"If-Match": etag}, timeout)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        headers: dict[str, str] | None = None,
-        timeout: float | None = None,
-    ) -> httpx.Response:
-        headers = dict(headers or {})
-        content: dict[str, Any] = {"json": body}
-        if isinstance(body, bytes):
-            headers["Content-Type"], content = "application/octet-stream", {"content": body}
-        if timeout is not None:
-            content["timeout"] = httpx.Timeout(timeout, connect=_CONNECT_SECONDS)
-        try:
-            response = self._http.request(method, path, params=_query(query or {}), headers=headers, **content)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        self._check(response)
-        return response
-
-    def _check(self, response: httpx.Response) -> None:
-        """Raise what the answer says."""
-        kind = response.headers.get("content-type", "").partition(";")[0]
-        if kind == _PROBLEM:
-            raise Refused(response.json())
-        if not response.is_success or "x-request-id" not in response.headers:
-            raise Unexpected(self.url, f"{response.status_code} {kind or 'without a body'}")
-
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
-            return Unreachable(self.url, "it does not answer")
-        if isinstance(error, httpx.TimeoutException):
-            return Unreachable(self.url, "it took too long", was_sent=True)
-        cause: BaseException | None = error
-        while cause is not None and not (isinstance(cause, OSError) and cause.errno):
-            cause = cause.__cause__ or cause.__context__
-        reason = str(error) if cause is None else cause.strerror or str(cause)
-        number = None if cause is None else cause.errno
-        return Unreachable(self.url, reason, number, was_sent=not isinstance(error, httpx.ConnectError))
-
-
-def _transport(url: str) -> httpx.BaseTransport:
-    """Return how the service is reached.
-
-    Raises:
-        ValueError: The URL is of none of the forms that it may have.
-    """
-    forms = "write unix:///PATH/OF/THE/SOCKET, http://HOST:PORT or https://HOST:PORT"
-    if url.startswith(f"{_UNIX}/"):
-        return httpx.HTTPTransport(uds=url.removeprefix(_UNIX), verify=False, trust_env=False)
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        message = f"{url!r} is no URL: {error}; {forms}"
-        raise ValueError(message) from error
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        message = f"{url!r} is no URL of a service; {forms}"
-        raise ValueError(message)
-    # The certificates that the system trusts, or those of SSL_CERT_FILE. Loading them takes time, so only where needed.
-    verify = ssl.create_default_context() if parsed.scheme == "https" else False
-    return httpx.HTTPTransport(verify=verify, trust_env=False)
-
-
-def _path(*parts: str | int) -> str:
-    return "".join(f"/{quote(str(part), safe='')}" for part in parts)
-
-
-def _query(values: Mapping[str, object]) -> dict[str, str]:
-    """Leave out what is not given."""
-    texts = {name: "true" if value is True else value for name, value in values.items()}
-    return {name: str(value) for name, value in texts.items() if value is not None and value is not False}
+        headers = {} if etag is None else {"If-Match": etag}
+        if options.pop("minimal", False):
+            headers["Prefer"] = "return=minimal"
+        if "request_id" in options:
+            headers["X-Request-ID"] = options.pop("request_id")
+        return self._send(method, path, options, body, headers, timeout)
 
 
 def _source(pinned: str | None, id_: int | None) -> dict[str, Any]:

@@ -20,15 +20,19 @@ def events_of(parts: Iterable[str], on_open: Callable[[int], None] | None = None
             know where to go on.
     """
     fields: dict[str, str] = {}
+    last = 0
     for line in _lines(parts):
         opened = _OPENED.fullmatch(line)
         if opened is not None and on_open is not None:
             on_open(int(opened[1]))
+        if opened is not None:
+            last = int(opened[1])
         name, _, value = line.partition(": ")
         if name:
             fields[name] = value
         elif not line and "data" in fields:
-            yield Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+            last = int(fields.get("id", last))  # an event without one does not end what belongs together
+            yield Event(last, fields["event"], json.loads(fields["data"]))
             fields = {}
 
 

@@ -1,21 +1,22 @@
 """The objects that the configuration describes: the kernel, what is held, TLS and the application."""
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
 from app.access.peers import Peers
-from app.access.rights import Actor, Ranges
+from app.access.rights import Actor, Ranges, Right
 from app.access.tokens import TokenFile, Tokens, TokensUnusable
 from app.api.audit import Audit, open_audit
-from app.api.authorization import Authentication
+from app.api.authorization import RIGHTS, Authentication
 from app.api.limits import Bounds, Limits
 from app.api.state import State
 from app.bpf.kernel import Kernel
 from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
-from app.config import Map, Settings
+from app.config import Map, ServiceSettings, Settings
 from app.config import Tls as TlsSection
 from app.keeper.client import KeeperClient, KeeperKernel, KeeperLoader
 from app.keeper.messages import Op
@@ -74,7 +75,7 @@ def held_map(name: str, section: Map) -> HeldMap:
     )
 
 
-def make_tls(settings: Settings, keeper: KeeperClient | None = None) -> Tls | None:
+def make_tls(settings: ServiceSettings, keeper: KeeperClient | None = None) -> Tls | None:
     """TLS as configured; None: it is not configured.
 
     Args:
@@ -123,13 +124,8 @@ def make_state(
         journal,
         keep_dir=None if keep_dir is None else str(keep_dir),
         drift_interval=settings.server.drift_interval,
-        authentication=Authentication(
-            peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
-            tokens=None if settings.tokens is None else _make_tokens(settings, keeper),
-            certificates={} if settings.tls is None else certificates(settings.tls),
-            read_only=settings.server.read_only,
-        ),
-        audit=_make_audit(settings, keeper),
+        authentication=make_authentication(settings, keeper),
+        audit=make_audit(settings, keeper),
         limits=Limits(readers, held, limits.requests_per_second, limits.burst),
         objects=_object_options(settings, keeper, copies),
     )
@@ -179,12 +175,44 @@ def connection_bounds(settings: Settings, files: OpenFiles) -> Bounds:
     return Bounds(files.connections, limits.header_bytes, limits.header_seconds, limits.idle_seconds)
 
 
-def _make_audit(settings: Settings, keeper: KeeperClient | None) -> Audit:
+def make_authentication(settings: ServiceSettings, keeper: KeeperClient | None = None) -> Authentication:
+    """How the service knows who asks, as configured.
+
+    Args:
+        settings: The configuration.
+        keeper: Looks up tokens; None: this process does.
+    """
+    return Authentication(
+        peers=Peers([peer.rule(name) for name, peer in settings.peers.items()]),
+        tokens=None if settings.tokens is None else _make_tokens(settings, keeper),
+        certificates={} if settings.tls is None else certificates(settings.tls),
+        read_only=settings.server.read_only,
+    )
+
+
+def make_audit(
+    settings: ServiceSettings, keeper: KeeperClient | None = None, rights: Mapping[str, Right] = RIGHTS
+) -> Audit:
+    """Where attempts are recorded, as configured.
+
+    Args:
+        settings: The configuration.
+        keeper: Opens the file; None: this process does.
+        rights: By operation id, the right that it needs.
+
+    Raises:
+        StartError: The audit file cannot be opened.
+    """
     section = settings.audit
     opener = open_audit if keeper is None else lambda file: _open_audit_by_keeper(keeper, file)
     try:
         return Audit(
-            section.file, fsync=section.fsync, opened=opener, to_log=log_events, make_writer=logging.file_writer
+            section.file,
+            fsync=section.fsync,
+            opened=opener,
+            to_log=log_events,
+            make_writer=logging.file_writer,
+            rights=rights,
         )
     except OSError as error:
         message = (
@@ -204,7 +232,7 @@ def _open_audit_by_keeper(keeper: KeeperClient, file: Path) -> int:
         return open_audit(file)
 
 
-def _make_tokens(settings: Settings, keeper: KeeperClient | None) -> Tokens:
+def _make_tokens(settings: ServiceSettings, keeper: KeeperClient | None) -> Tokens:
     look_up = None if keeper is None else lambda digest: keeper.ask(Op.TOKEN, text=digest)
     tokens = Tokens(TokenFile(settings.token_file()), look_up)
     try:

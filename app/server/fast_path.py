@@ -60,7 +60,16 @@ _MAX_BODIES: Final = 4096  # whose program is known, and programs whose text is 
 _ENTRIES_PATH: Final = re.compile("/maps/([^/]+)/entries")
 # With one of these headers, a request means more than is looked at here.
 _UNUSUAL_HEADERS: Final = frozenset(
-    {b"content-encoding", b"expect", b"if-match", b"if-none-match", b"prefer", b"transfer-encoding", b"upgrade"}
+    {
+        b"content-encoding",
+        b"expect",
+        b"if-match",
+        b"if-none-match",
+        b"jumptable-actor",
+        b"prefer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
 )
 # Headers that differ from request to request, and change nothing but the request id.
 _PASSING_HEADER: Final = re.compile(rb"\r\n(?i:x-request-id|traceparent|tracestate):[ -~]*(?=\r\n|\Z)")

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from app.access.peers import is_loopback
-from app.config import Settings
+from app.config import ServiceSettings
 from app.server.systemd import passed_sockets
 
 _BACKLOG: Final = 1024  # connections that wait to be accepted
@@ -37,7 +37,7 @@ class Listener:
     close: Callable[[], None]
 
 
-def passed_socket(settings: Settings) -> socket.socket | None:
+def passed_socket(settings: ServiceSettings) -> socket.socket | None:
     """The listening socket that systemd passes to the service (socket activation). None: it passes none.
 
     Raises:
@@ -60,7 +60,9 @@ def passed_socket(settings: Settings) -> socket.socket | None:
     return listener
 
 
-def open_listener(settings: Settings, user: pwd.struct_passwd | None, passed: socket.socket | None = None) -> Listener:
+def open_listener(
+    settings: ServiceSettings, user: pwd.struct_passwd | None, passed: socket.socket | None = None
+) -> Listener:
     """Listen where the configuration says.
 
     Args:
@@ -78,7 +80,7 @@ def open_listener(settings: Settings, user: pwd.struct_passwd | None, passed: so
     return _unix_listener(settings, user)
 
 
-def unserved_socket(settings: Settings) -> str | None:
+def unserved_socket(settings: ServiceSettings) -> str | None:
     """What to say where the configuration names both a unix socket and an address. None: it names one of them."""
     server = settings.server
     if server.address is None or "socket" not in server.model_fields_set:
@@ -86,7 +88,7 @@ def unserved_socket(settings: Settings) -> str | None:
     return f"both an address and the socket {server.socket} are set: only the address is served; remove one of them"
 
 
-def unreachable_socket(settings: Settings) -> str | None:
+def unreachable_socket(settings: ServiceSettings) -> str | None:
     """What to say where the mode of the socket's folder keeps `socket_group` out. None: it does not.
 
     Raises:
@@ -102,7 +104,7 @@ def unreachable_socket(settings: Settings) -> str | None:
     return f"the mode of {folder} keeps the group {name} away from the socket: chmod 755 {folder}"
 
 
-def _tcp_listener(settings: Settings, host: str, port: int) -> Listener:
+def _tcp_listener(settings: ServiceSettings, host: str, port: int) -> Listener:
     unserved = unserved_socket(settings)
     if unserved is not None:
         log.warning("the socket is not served", reason=unserved)
@@ -113,7 +115,7 @@ def _tcp_listener(settings: Settings, host: str, port: int) -> Listener:
     return Listener(listener, {"host": address, "port": number}, listener.close)
 
 
-def _unix_listener(settings: Settings, user: pwd.struct_passwd | None) -> Listener:
+def _unix_listener(settings: ServiceSettings, user: pwd.struct_passwd | None) -> Listener:
     path, group = settings.server.socket, socket_group(settings)
     uid, own_group = (-1, -1) if user is None else (user.pw_uid, user.pw_gid)
     listener = listen_unix(path, uid, own_group if group is None else group)
@@ -132,7 +134,7 @@ def _unix_listener(settings: Settings, user: pwd.struct_passwd | None) -> Listen
     return Listener(listener, {"socket": str(path)}, close)
 
 
-def socket_group(settings: Settings) -> int | None:
+def socket_group(settings: ServiceSettings) -> int | None:
     """The gid of `socket_group`. None: it is not configured.
 
     Raises:

@@ -9,13 +9,15 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from app.api import deferred
+from app.api.audit import Audit
 from app.api.limits import Bounds
 from app.api.state import State
 from app.bpf.linux import LinuxKernel
@@ -91,10 +93,48 @@ def serve(
     Raises:
         ListenError: The service could not start.
     """
+    state.service.counters.dropped_lines.append(logging.dropped_lines)
+    Connection.fast_path = FastPath(state)
+    # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
+    sys.setswitchinterval(0.0005)
+    served = Served(deferred.Application(state), state.service.stop, state.audit, watch, reload)
+    serve_application(served, listener, bounds, tls, manager)
+
+
+class Served(NamedTuple):
+    """What is served, and what it does when the process is told something.
+
+    Attributes:
+        application: The application, for ASGI.
+        stop: Called when the service is to stop: from then on it refuses requests.
+        audit: Its file is opened anew on SIGHUP.
+        watch: Ends the service after its keeper; None: there is no keeper.
+        reload: Reads the configuration anew on SIGHUP; None: that is not possible.
+    """
+
+    application: ASGIApp
+    stop: Callable[[], None]
+    audit: Audit
+    watch: KeeperWatch | None = None
+    reload: Reload | None = None
+
+
+def serve_application(
+    served: Served,
+    listener: socket.socket,
+    bounds: Bounds | None = None,
+    tls: Tls | None = None,
+    manager: Notifier | None = None,
+) -> None:
+    """Serve an application, until SIGTERM or SIGINT: see `serve`.
+
+    Raises:
+        ListenError: The service could not start.
+    """
     if tls is not None:
         TlsHandshake.tls = tls
     config = uvicorn.Config(
-        deferred.Application(state),
+        served.application,
         loop="uvloop",
         http=Connection if tls is None else TlsHandshake,
         ws="none",
@@ -106,34 +146,22 @@ def serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     logging.start()
-    state.service.counters.dropped_lines.append(logging.dropped_lines)
-    Connection.bounds, Connection.fast_path = bounds or Bounds(), FastPath(state)
+    Connection.bounds = bounds or Bounds()
     # The imported modules live as long as the process: the garbage collector skips them from here on.
     gc.freeze()
-    # A thread that writes a table returns from the kernel every few ms. It then waits 0.5 ms for the GIL, not 5 ms.
-    sys.setswitchinterval(0.0005)
     config.load()
-    server = _Server(config, state, manager or Notifier({}), watch, reload)
+    server = _Server(config, served, manager or Notifier({}))
     server.run(sockets=[listener])
     if not server.started:
         raise ListenError("the service could not start; the log tells why")
 
 
 class _Server(uvicorn.Server):
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        state: State,
-        manager: Notifier,
-        watch: KeeperWatch | None,
-        reload: Reload | None,
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, served: Served, manager: Notifier) -> None:
         super().__init__(config)
-        self._state = state
+        self._served = served
         self._manager = manager
-        self._watch = watch
         self._watching: asyncio.Task[None] | None = None
-        self._reload = reload
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -142,8 +170,8 @@ class _Server(uvicorn.Server):
             self._manager.notify("READY=1")
             if self._manager.watchdog_interval_seconds:
                 self.notify_watchdog()
-            if self._watch is not None:
-                self._watching = asyncio.create_task(self._watch.run(self._begin_stop))
+            if self._served.watch is not None:
+                self._watching = asyncio.create_task(self._served.watch.run(self._begin_stop))
 
     def notify_watchdog(self) -> None:
         """Tell the watchdog periodically that the event loop runs."""
@@ -161,14 +189,14 @@ class _Server(uvicorn.Server):
 
     def _hang_up(self) -> None:
         self._reopen_audit()
-        if self._reload is not None and not self.should_exit:
-            task = asyncio.create_task(self._reload.run())
+        if self._served.reload is not None and not self.should_exit:
+            task = asyncio.create_task(self._served.reload.run())
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)
 
     def _reopen_audit(self) -> None:
         try:
-            self._state.audit.reopen()
+            self._served.audit.reopen()
         except OSError as error:
             log.warning("the audit file cannot be opened anew; the old one is written on", reason=error.strerror)
 
@@ -187,7 +215,7 @@ class _Server(uvicorn.Server):
     def _begin_stop(self) -> None:
         if self._watching is not None and self._watching is not asyncio.current_task():
             self._watching.cancel()
-        self._state.service.stop()
+        self._served.stop()
         asyncio.get_running_loop().call_later(_STREAM_GRACE_SECONDS, self._end_streams)
         self.should_exit = True
         self._manager.notify("STOPPING=1")

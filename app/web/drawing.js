@@ -3,11 +3,11 @@
 import * as dagre from "@dagrejs/dagre";
 import { html } from "htm/preact";
 import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { colour } from "./colours.js";
 import { count, ranges } from "./format.js";
 import { nodeName } from "./graph-data.js";
 import { Icon } from "./parts.js";
 import { link } from "./route.js";
-import { colour } from "./state.js";
 
 /** @typedef {import("./types.d.ts").Graph} Graph */
 /** @typedef {{key: string, kind: "attachment" | "program" | "array" | "gap", title: string, detail: string, look: string,

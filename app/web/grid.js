@@ -2,9 +2,9 @@
 
 import { Component, h, html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { colour, colouring } from "./colours.js";
 import { programName } from "./format.js";
 import { Icon } from "./parts.js";
-import { colour, colouring } from "./state.js";
 
 /** @typedef {import("./table-data.js").TableData} TableData */
 /** @typedef {import("./types.d.ts").Target} Target */

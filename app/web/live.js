@@ -2,11 +2,17 @@
 
 import { signal } from "@preact/signals";
 import { askForToken, authorization } from "./api.js";
-import { index, loadAll, loadIndex, programs, takeEvent } from "./state.js";
+import { index, loadIndex } from "./session.js";
 
 const SILENCE_MS = 40_000; // the service sends a comment every 15 s
 const RETRY_MS = [500, 1000, 2000, 5000, 10_000];
 const HIDDEN_MS = 60_000; // then a hidden page gives its connection back: a browser has six for one host
+
+/**
+ * Where events come from, and who learns of them. `load`: read all that views share. `take`: take over one event.
+ *
+ * @typedef {{path: string, load: () => Promise<void>, take: (type: string, data: any) => void}} Stream
+ */
 
 /**
  * `isRefused`: the service answers, and gives no stream.
@@ -19,6 +25,7 @@ let lastId = /** @type {string | null} */ (null);
 let wakeUp = () => {};
 let controller = new AbortController();
 let hiddenTimer = 0;
+let isLoaded = false; // all that views share was read once
 
 const isPaused = () => live.value.state === "paused";
 
@@ -30,8 +37,8 @@ function become(state, reason = "", isRefused = false) {
   }
 }
 
-/** Follow the events for as long as the page is open. It begins anew where it was cut off. */
-export async function follow() {
+/** Follow the events for as long as the page is open. It begins anew where it was cut off. @param {Stream} stream */
+export async function follow(stream) {
   for (let attempt = 0; ; ) {
     if (isPaused()) {
       await pause(3_600_000);
@@ -39,24 +46,26 @@ export async function follow() {
     }
     controller = new AbortController();
     try {
-      await read(() => (attempt = 0));
+      await read(stream, () => (attempt = 0));
       become("cut off", "the service ended the stream");
     } catch (error) {
       if (isPaused()) continue;
       const isRefused = error instanceof Refused;
       become("cut off", isRefused ? error.message : "the service cannot be reached", isRefused);
       // What can be read without the stream: at the start, and where the service answers but gives no stream.
-      if (isRefused || programs.value === null) await load();
+      if (isRefused || !isLoaded) await load(stream);
     }
     await pause(RETRY_MS[Math.min(attempt++, RETRY_MS.length - 1)] ?? 0);
   }
 }
 
-/** Read all that the views share: after the stream has begun, so that nothing is missed in between. */
-async function load() {
+/** Read all that the views share: after the stream has begun, so that nothing is missed in between. @param {Stream} stream */
+async function load(stream) {
   try {
     await loadIndex();
-    if (index.value?.caller) await loadAll();
+    if (!index.value?.caller) return;
+    await stream.load();
+    isLoaded = true;
   } catch {
     // The service is away again: the stream says so.
   }
@@ -97,16 +106,16 @@ document.addEventListener("visibilitychange", () => {
 
 class Refused extends Error {}
 
-/** Read one stream to its end. @param {() => void} onOpen */
-async function read(onOpen) {
-  const response = await fetch("/events", {
+/** Read a stream to its end. @param {Stream} stream @param {() => void} onOpen */
+async function read(stream, onOpen) {
+  const response = await fetch(stream.path, {
     headers: { Accept: "text/event-stream", ...authorization(), ...(lastId === null ? {} : { "Last-Event-ID": lastId }) },
     cache: "no-store",
     signal: controller.signal,
   });
   if (!response.ok || response.body === null) {
     const problem = await response.json().catch(() => ({}));
-    if (response.status === 410) lastId = null; // the journal no longer goes back that far: all is read anew
+    if (response.status === 410) lastId = null; // the service no longer has all since then: all is read anew
     if (response.status === 401) askForToken.value = problem.detail ?? "send a token";
     throw new Refused(problem.detail ?? `the service answered ${response.status}`);
   }
@@ -126,10 +135,10 @@ async function read(onOpen) {
       if (buffer.indexOf("\n\n", searched) < 0) continue; // a large change comes in many pieces
       const parts = buffer.split("\n\n");
       buffer = parts.pop() ?? "";
-      for (const part of parts) take(part);
+      for (const part of parts) take(stream, part);
       if (live.value.state !== "live") {
         become("live");
-        void load();
+        void load(stream);
       }
     }
   } finally {
@@ -137,8 +146,8 @@ async function read(onOpen) {
   }
 }
 
-/** Take one event, or the comment with which a stream begins. @param {string} text */
-function take(text) {
+/** Take one event, or the comment with which a stream begins. @param {Stream} stream @param {string} text */
+function take(stream, text) {
   /** @type {Record<string, string>} */
   const fields = {};
   for (const line of text.split("\n")) {
@@ -147,6 +156,6 @@ function take(text) {
     else if (colon === 0) lastId = /^: after event (\d+)$/.exec(line)?.[1] ?? lastId;
   }
   if (fields["event"] === undefined || fields["data"] === undefined) return;
-  takeEvent(fields["event"], JSON.parse(fields["data"]));
+  stream.take(fields["event"], JSON.parse(fields["data"]));
   lastId = fields["id"] ?? lastId;
 }

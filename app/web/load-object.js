@@ -7,9 +7,8 @@ import { bytes, count, duration, plural } from "./format.js";
 import { AS_THE_FILE_SAYS, Options, bodyOf, summary } from "./load-options.js";
 import { Action, Difference, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
 import { PERIODS, PRESELECTED } from "./review.js";
-import { refusal } from "./rights.js";
 import { link } from "./route.js";
-import { tell } from "./state.js";
+import { refusal, tell } from "./session.js";
 
 /** @typedef {import("./types.d.ts").ObjectFile} ObjectFile */
 /** @typedef {import("./types.d.ts").LoadedObjectFile} LoadedObjectFile */

@@ -7,9 +7,9 @@ import { bytes, count, plural } from "./format.js";
 import { isAbsent } from "./graph-data.js";
 import { LoadForm, Refusal } from "./load-object.js";
 import { Action, Ago, Dialog, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
-import { refusal } from "./rights.js";
 import { link } from "./route.js";
-import { mayHaveChanged, onChange, tell } from "./state.js";
+import { refusal, tell } from "./session.js";
+import { mayHaveChanged, onChange } from "./state.js";
 
 /** @typedef {import("./types.d.ts").ObjectFile} ObjectFile */
 

@@ -3,10 +3,12 @@
 import { html } from "htm/preact";
 import { useEffect, useState } from "preact/hooks";
 import { Problem, get } from "./api.js";
+import { colour } from "./colours.js";
 import { bytes, count, duration, plural } from "./format.js";
 import { Ago, Fill, Icon, Loading, StateBadge, Summary } from "./parts.js";
 import { link } from "./route.js";
-import { colour, loadProblem, loadRecent, maps, notReady, onChange, programs, recent, tellProblem, tenSeconds, version } from "./state.js";
+import { tellProblem, tenSeconds } from "./session.js";
+import { loadProblem, loadRecent, maps, notReady, onChange, programs, recent, version } from "./state.js";
 
 /** @typedef {import("./types.d.ts").HeldMap} HeldMap */
 

@@ -5,8 +5,8 @@ import { useState } from "preact/hooks";
 import { send } from "./api.js";
 import { count, nanos } from "./format.js";
 import { Action, Icon, Loading, ProblemBox, ProgramChip } from "./parts.js";
-import { refusal } from "./rights.js";
 import { go, link } from "./route.js";
+import { refusal } from "./session.js";
 import { programs } from "./state.js";
 
 /** @typedef {import("./types.d.ts").Run} Run */

@@ -3,9 +3,10 @@
 import { html } from "htm/preact";
 import { useEffect, useRef } from "preact/hooks";
 import { serverNow } from "./api.js";
+import { colour } from "./colours.js";
 import { clock, count, duration, programName } from "./format.js";
 import { link } from "./route.js";
-import { colour, second, tell, tenSeconds } from "./state.js";
+import { second, tell, tenSeconds } from "./session.js";
 
 /** @typedef {import("./types.d.ts").ProgramRef} ProgramRef */
 
@@ -17,6 +18,8 @@ const PATHS = {
   cross: "m4 4 8 8m0-8-8 8",
   arrow: "M2.500 8h11m-4-4 4 4-4 4",
   undo: "M6 3 2.500 6.500 6 10M2.500 6.500h7a4 4 0 0 1 0 8H6",
+  pause: "M5.500 3.500v9M10.500 3.500v9",
+  play: "M5 3.200 12.500 8 5 12.800z",
   plus: "M8 3v10M3 8h10",
   minus: "M3 8h10",
   fit: "M2.500 6V2.500H6M10 2.500h3.500V6M13.500 10v3.500H10M6 13.500H2.500V10",

@@ -5,7 +5,7 @@ import { useEffect, useState } from "preact/hooks";
 import { Problem, send } from "./api.js";
 import { duration, plural } from "./format.js";
 import { Action, Dialog, Difference, Icon, Loading, ProblemBox } from "./parts.js";
-import { tell } from "./state.js";
+import { tell } from "./session.js";
 
 /** @typedef {import("./types.d.ts").Applied} Applied */
 

@@ -1,7 +1,8 @@
-// What the caller may do, so that what is refused is not offered, and the reason is told.
+// What the caller may do to entries, so that what is refused is not offered, and the reason is told.
 // The service decides; this only says it beforehand.
 
-import { index, maps } from "./state.js";
+import { index, refusal } from "./session.js";
+import { maps } from "./state.js";
 
 /** Whether an index is in one of the ranges, given as "8-15" or "60". @param {string[]} ranges @param {number} index */
 export function isWithin(ranges, index) {
@@ -9,20 +10,6 @@ export function isWithin(ranges, index) {
     const [first, last = first] = range.split("-").map(Number);
     return first !== undefined && last !== undefined && first <= index && index <= last;
   });
-}
-
-/**
- * Why the caller may not do what a role is needed for; null: it may.
- *
- * @param {"writer" | "admin"} role
- */
-export function refusal(role) {
-  const now = index.value;
-  if (now === null) return "it is not known yet who asks";
-  if (now.read_only) return "the service is read-only by its configuration";
-  const has = now.caller?.role ?? "none";
-  if (has === "admin" || has === role) return null;
-  return `${now.caller?.actor ?? "the caller"} has the role ${has}; this needs ${role === "writer" ? "writer or admin" : "admin"}`;
 }
 
 /**
@@ -37,7 +24,7 @@ export function entryRefusal(map, entry) {
   const caller = index.value?.caller;
   if (!caller) return null;
   const bounds = `it is beyond the bounds of ${caller.actor}`;
-  if (caller.maps !== null && !caller.maps.includes(map)) return bounds;
+  if (caller.maps && !caller.maps.includes(map)) return bounds;
   const held = maps.value?.find((each) => each.name === map);
   if (held?.state === "unavailable") return held.reason ?? "the map is unavailable";
   if (held?.frozen) return "the array is frozen: the kernel takes no more changes";

@@ -4,9 +4,10 @@ import { html } from "htm/preact";
 import { useState } from "preact/hooks";
 import { askForToken, get, useToken } from "./api.js";
 import { reconnect } from "./live.js";
-import { index } from "./state.js";
+import { index } from "./session.js";
 
-export function SignIn() {
+/** @param {{command: string}} props `command`: what makes a token. */
+export function SignIn({ command }) {
   const [secret, setSecret] = useState("");
   const [keep, setKeep] = useState(false);
   const [refused, setRefused] = useState("");
@@ -32,7 +33,7 @@ export function SignIn() {
     <form class="card stack" onSubmit=${submit}>
       <h1>Sign in</h1>
       <p class="muted">
-        This service knows its callers by tokens. An operator makes one with <code>jumptable token new NAME --role reader</code>.
+        This service knows its callers by tokens. An operator makes one with <code>${command}</code>.
       </p>
       ${refused ? html`<p class="note bad" role="alert">${refused}</p>` : isAsked && html`<p class="note warn">${isAsked}</p>`}
       <label>

@@ -3,15 +3,16 @@
 import { html } from "htm/preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Problem, get } from "./api.js";
+import { Callers } from "./callers.js";
 import { draftOf, edit, forget } from "./draft.js";
 import { clock, count, plural, programName, ranges } from "./format.js";
 import { Grid } from "./grid.js";
-import { Callers } from "./callers.js";
 import { Action, Ago, Countdown, Difference, Icon, Loading, ProblemBox, ProgramChip, StateBadge } from "./parts.js";
 import { Review } from "./review.js";
-import { entryRefusal, refusal } from "./rights.js";
+import { entryRefusal } from "./rights.js";
 import { go, link } from "./route.js";
-import { index as service, maps, onChange, programs } from "./state.js";
+import { index as service, refusal } from "./session.js";
+import { maps, onChange, programs } from "./state.js";
 import { CHUNK, TableData } from "./table-data.js";
 import { Decide } from "./waiting.js";
 

@@ -112,9 +112,13 @@ export interface Program {
 export interface Caller {
   actor: string;
   role: "reader" | "writer" | "admin" | "metrics" | null;
-  maps: string[] | null;
+  /** To a node. */
+  maps?: string[] | null;
   entries: string[] | null;
   programs: string[] | null;
+  /** To a fleet, as are labels. */
+  tables?: string[] | null;
+  labels?: Record<string, string> | null;
 }
 
 export interface Index {

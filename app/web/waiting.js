@@ -7,7 +7,8 @@ import { Action, Countdown, Icon, Summary } from "./parts.js";
 import { Review } from "./review.js";
 import { entryRefusal } from "./rights.js";
 import { link } from "./route.js";
-import { FIRST_ENTRIES, maps, recent, takeEvent, tell, tellProblem } from "./state.js";
+import { tell, tellProblem } from "./session.js";
+import { FIRST_ENTRIES, maps, recent, takeEvent } from "./state.js";
 
 /** Let a change stand. @param {number} id */
 async function confirm(id) {

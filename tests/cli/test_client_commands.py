@@ -93,7 +93,7 @@ class TestStart:
         )  # fmt: skip
         modules = {name for line in done.stderr.splitlines() for name in line.split()}
         ours = {name.split(".")[1] for name in modules if name.startswith("app.")}
-        assert ours <= {"__main__", "cli", "client"}
+        assert ours <= {"__main__", "agent", "cli", "client"}  # of the agent, where its status is
         assert not {"fastapi", "pydantic", "starlette", "uvicorn", "structlog", "rich", "yaml"} & modules
 
 
@@ -401,7 +401,7 @@ class TestMistakes:
 
     def test_something_else_at_the_url_exits_with_3(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         transport = httpx.MockTransport(lambda _: httpx.Response(200, html="<p>nginx"))
-        monkeypatch.setattr("app.client.client._transport", lambda _: transport)
+        monkeypatch.setattr("app.client.http_client._transport", lambda _: transport)
         done = command("status", url="http://other")
         assert done.status == 3
         assert done.err == (

@@ -90,7 +90,7 @@ def service(monkeypatch: pytest.MonkeyPatch, graph: dict[str, Any]) -> list[http
         response.headers["x-request-id"] = "1"
         return response
 
-    monkeypatch.setattr("app.client.client._transport", lambda _: httpx.MockTransport(answer))
+    monkeypatch.setattr("app.client.http_client._transport", lambda _: httpx.MockTransport(answer))
     return requests
 
 

@@ -19,7 +19,7 @@ from tests.running import demo, serve, write_config
 DOCUMENT = json.loads((Path(__file__).parent.parent / "api" / "openapi.json").read_text())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 # Operations for others than callers of a client: for probes, browsers and curl.
-NOT_FOR_CLIENTS = {"get_health", "explain_problem", "get_docs", "get_docs_asset", "get_openapi", "get_index"}
+NOT_FOR_CLIENTS = {"get_health", "explain_problem", "get_docs", "get_docs_asset", "get_openapi"}
 # Members of a dry run, which the document has in schemas of their own.
 DRY = {"Entry": "DryEntry", "Applied": "DryApplied", "LoadedObjectFile": "DryLoadedObjectFile"}
 NO_ANSWERS = {"ProgramReference"}
@@ -254,3 +254,26 @@ class TestWhere:
         with Client("http://service", token="jt_secret", transport=httpx.MockTransport(answer)) as client:
             client.list_maps()
         assert seen == ["Bearer jt_secret"]
+
+
+def test_client_on_behalf_of_somebody_names_them_in_each_request() -> None:
+    seen: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("jumptable-actor"))
+        return httpx.Response(200, json={"change": None, "set": 0, "cleared": 0, "unchanged": 1})
+
+    with answering(answer) as client:
+        client.on_behalf_of("alice").update_entries("jump_table", {3: "drop"}, if_match='"1"')
+        client.update_entries("jump_table", {3: "drop"})
+    assert seen == ["alice", None]
+
+
+def test_change_of_a_table_has_the_request_id_that_is_given_and_no_entries_if_they_are_not_wanted(
+    client: Client,
+) -> None:
+    applied = client.update_entries("jump_table", {3: "drop", 4: "pass"}, minimal=True, request_id="a-b:c")
+    assert applied["change"] is not None
+    assert "entries" not in list(applied["change"])
+    [change] = client.list_changes(request_id="a-b:c", order="desc", limit=1)["changes"]
+    assert (change["id"], len(change["entries"])) == (applied["change"]["id"], 2)

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from tests.debian import Missing
 from tests.kernels import image
 from tests.kernels.machine import MACHINES, Verdict, boot
-from tests.kernels.packages import Archive, KernelPackage, MatrixError
+from tests.kernels.packages import Archive, KernelPackage
 
 # What runs in each guest, as arguments of pytest. Whatever else speaks to the kernel is added here. A test that a
 # kernel cannot run says why, by tests/probes.py.
@@ -32,7 +33,7 @@ def main() -> int:
     options = _options()
     try:
         return _run(options)
-    except MatrixError as error:
+    except Missing as error:
         print(f"tests.kernels: {error}", file=sys.stderr)
         return 1
 
@@ -88,14 +89,14 @@ def choose(kernels: list[KernelPackage], wanted: list[str] | None) -> list[Kerne
         wanted: Series as `6.1`, or `newest`.
 
     Raises:
-        MatrixError: There is none of a series.
+        Missing: There is none of a series.
     """
     if wanted is None:
         return kernels
     by_series = {each.series: each for each in kernels} | {"newest": kernels[-1]}
     if missing := [each for each in wanted if each not in by_series]:
         message = f"no kernel {', '.join(missing)}: there are {', '.join(each.series for each in kernels)}"
-        raise MatrixError(message)
+        raise Missing(message)
     return sorted({by_series[each] for each in wanted})
 
 

@@ -26,7 +26,8 @@ from typing import IO, Final
 from packaging.requirements import Requirement
 
 from tests.compiled import SOURCES, object_file
-from tests.kernels.packages import Archive, MatrixError, cache_folder
+from tests.debian import Missing
+from tests.kernels.packages import Archive, cache_folder
 
 ROOT: Final = Path(__file__).parents[2]
 # What the tests in the guest import besides the project itself. What these depend on comes along.
@@ -218,13 +219,13 @@ def _library(name: str, package: str) -> Path:
     """Return the path of a shared library of this machine.
 
     Raises:
-        MatrixError: It is not installed. The text names the package.
+        Missing: It is not installed. The text names the package.
     """
     listed = subprocess.run([need("ldconfig", "libc-bin"), "-p"], capture_output=True, text=True, check=True).stdout
     found = re.search(rf"^\s*{re.escape(name)} .*=> (\S+)$", listed, re.MULTILINE)
     if found is None:
         message = f"{name} is not installed: apt-get install {package}"
-        raise MatrixError(message)
+        raise Missing(message)
     return Path(found[1])
 
 
@@ -294,10 +295,10 @@ def need(command: str, package: str) -> str:
     """Return the path of a command.
 
     Raises:
-        MatrixError: It is not installed. The text names the package.
+        Missing: It is not installed. The text names the package.
     """
     found = shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
         message = f"{command} is not installed: apt-get install {package}"
-        raise MatrixError(message)
+        raise Missing(message)
     return found

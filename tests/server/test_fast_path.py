@@ -114,6 +114,8 @@ UNUSUAL = [
     table({"entries": [{"index": 1, "program": None}, {"index": 1, "program": None}]}), table({"none": 1}),
     table({"programs": [{"id": 4_000_000_000}]}), table({"programs": ["drop"]}, method=b"PATCH"), patch({16: "drop"}),
     patch({1: "none"}, MINIMAL), table({"programs": ["drop"]}).replace(b"json", b"xml"),
+    put("drop", 3, b"Jumptable-Actor: alice"), get(3, b"jumptable-actor: alice"),
+    patch({3: "drop"}, b"Jumptable-Actor: alice"),
     table({"programs": ["drop"]}, b"Prefer: a", b"Prefer: b"), table({"programs": ["drop"]}, b"Connection: close"),
 ]  # fmt: skip
 

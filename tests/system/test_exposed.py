@@ -47,10 +47,12 @@ def configured(folder: Path, more: str = "", server: str = "") -> Path:
 @pytest.mark.kernel  # only root can run processes as several users
 @pytest.mark.skipif(not tool("curl"), reason="apt-get install curl")
 class TestPeers:
-    def ask(self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT") -> int:
+    def ask(
+        self, service: Service, uid: int, gid: int, groups: list[int], method: str = "PUT", header: str = "A: b"
+    ) -> int:
         """The status that a process of this user gets, or 0 if it cannot connect."""
         data = ["--json", '{"program": "nope"}'] if method == "PUT" else []
-        command = [*service.curl(), "-o", "/dev/null", "-w", "%{http_code}", "-X", method, *data, ENTRY]
+        command = [*service.curl(), "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "-H", header, *data, ENTRY]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, user=uid, group=gid, extra_groups=groups
         )
@@ -74,6 +76,22 @@ class TestPeers:
             assert self.ask(service, 12345, daemon, [34567], "GET") == 404
             assert self.ask(service, 12345, daemon, [], "GET") == 403
             assert self.ask(service, 12345, 12345, [], "GET") == 0
+
+    def test_only_the_agent_of_a_fleet_names_who_asks(self, folder: Path) -> None:
+        rules = """
+        [peers.fleet]
+        user = 23456
+        role = "writer"
+        on_behalf = true
+        [peers.writers]
+        user = 12345
+        role = "writer"
+        """
+        daemon = 1
+        with serve(configured(folder, rules, 'socket_group = "daemon"'), folder / "run/api.sock") as service:
+            for uid, status in ((23456, 422), (12345, 403), (0, 403)):
+                assert self.ask(service, uid, daemon, [], "PUT", "Jumptable-Actor: alice") == status
+            assert "fleet:alice" in service.wait_for(".*program-not-found.*")[0]
 
     def test_socket_is_of_no_use_to_a_web_page_that_it_was_forwarded_to(self, folder: Path) -> None:
         """`ssh -L 8080:/run/jumptable/api.sock` brings the socket to where a browser is."""

@@ -219,7 +219,7 @@ class TestReading:
         drop = client.get("/programs/drop").json()
         for told in (drop["tag"], str(drop["id"]), "xdp"):
             expect(page.locator(".panel .pairs")).to_contain_text(told)
-        assert page.locator(".history li > span > a").all_inner_texts() == ["2", "1"]
+        expect(page.locator(".history li > span > a")).to_have_text(["2", "1"])
         put(client, 3, "tx")
         expect(page.locator(".history li > span > a").first).to_have_text("4")
 

@@ -3,22 +3,21 @@
 import asyncio
 import json
 import math
-import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from itertools import chain
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api.authorization import ACTOR, grant_of, may_still
 from app.api.dependencies import check_held, service_of
 from app.api.encoding.changes import change_chunks
+from app.api.event_stream import EVENT_HEADERS, LAST_EVENT_ID, EventStream, last_event_id
 from app.api.openapi import Responses, problems
-from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 from app.api.schemas import fields
 from app.api.scope import IS_HEAD
@@ -28,23 +27,8 @@ from app.store.records import Event
 
 router = APIRouter(route_class=StrictRoute, tags=["changes"])
 
-_GRACE_SECONDS: Final = 0.5
 _SLICE: Final = 1 << 16  # bytes
 _ASK_SECONDS: Final = 1.0  # between two looks at whether a reader may still read
-_ID: Final = re.compile(r"[0-9]{1,18}")
-_LAST_EVENT_ID: Final[dict[str, Any]] = {
-    "parameters": [
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "required": False,
-            "description": "Go on after this event; 0: with the very first. Left out: with the next that happens.",
-            "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
-            "example": 17,
-        }
-    ]
-}
-
 _RESPONSES: Final[Responses] = {
     200: {
         "description": "Each event has an `id`, its type as `event`, and JSON as `data`: of `change`, `confirmed` and "
@@ -55,47 +39,6 @@ _RESPONSES: Final[Responses] = {
 }
 
 
-# Nothing on the way is to keep it, nor to hold it back.
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-
-class EventStream(StreamingResponse):
-    """A stream that ends with the service, even if its reader does not read."""
-
-    media_type = "text/event-stream"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until there is no more, or nobody reads.
-
-        When the service ends, it goes on for half a second at most.
-        """
-        with scope["app"].state.limits.reading(scope[ACTOR].name):
-            await self._write(scope, receive, send)
-
-    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writing = asyncio.create_task(self.stream_response(send))
-        others = [asyncio.create_task(_gone(receive)), asyncio.create_task(_over(scope["app"].state.service.feed))]
-        try:
-            await asyncio.wait([writing, *others], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            tasks = [writing, *others]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        if not writing.cancelled():
-            writing.result()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _over(feed: EventFeed) -> None:
-    await feed.ended.wait()
-    await asyncio.sleep(_GRACE_SECONDS)
-
-
 @router.get(
     "/events",
     operation_id="watch_events",
@@ -103,7 +46,7 @@ async def _over(feed: EventFeed) -> None:
     response_class=EventStream,
     responses=_RESPONSES
     | problems("map-unknown", "malformed-header", "too-many-requests", "events-expired", "journal-unavailable"),
-    openapi_extra=_LAST_EVENT_ID,
+    openapi_extra=LAST_EVENT_ID,
 )
 async def watch_events(
     request: Request,
@@ -116,10 +59,10 @@ async def watch_events(
     feed = service_of(request).feed
     if map is not None:
         check_held(request, map)
-    request.app.state.limits.check_readers(request.scope[ACTOR].name)
-    after = feed.start_of(_last_event_id(request))
+    request.app.state.limits.check_readers(request.scope[ACTOR].sender)
+    after = feed.start_of(last_event_id(request))
     if request.scope[IS_HEAD]:
-        return Response(headers=_HEADERS, media_type=EventStream.media_type)
+        return Response(headers=EVENT_HEADERS, media_type=EventStream.media_type)
     grant = grant_of(request.scope)
 
     def wanted(event: Event) -> bool:
@@ -127,18 +70,7 @@ async def watch_events(
             return map is None and grant.has_program((event.data or {}).get("program"))
         return map in {None, event.map} and grant.has_map(event.map)
 
-    return EventStream(_stream(feed, after, wanted, request.scope), headers=_HEADERS)
-
-
-def _last_event_id(request: Request) -> int | None:
-    text = request.headers.get("last-event-id")
-    if text is None:
-        return None
-    if not _ID.fullmatch(text):
-        raise HttpProblem(
-            "malformed-header", "Last-Event-ID is no decimal number: send the id of the last event that came"
-        )
-    return int(text)
+    return EventStream(_stream(feed, after, wanted, request.scope), feed.ended)
 
 
 async def _stream(feed: EventFeed, after: int, wanted: Callable[[Event], bool], scope: Scope) -> AsyncGenerator[bytes]:

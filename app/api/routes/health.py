@@ -1,4 +1,4 @@
-"""The service itself: health, version, what a problem means, and the documentation."""
+"""The service itself: health and version."""
 
 import platform
 from typing import Literal
@@ -15,7 +15,6 @@ from app.api.dependencies import service_of
 from app.api.encoding.responses import Json
 from app.api.error_responses import problem
 from app.api.openapi import answers, problems
-from app.api.problems import PROBLEMS, HttpProblem
 from app.api.routing import StrictRoute
 from app.api.scope import REQUEST_ID
 from app.keeper.client import KeeperKernel
@@ -61,15 +60,6 @@ class Version(BaseModel):
         description="The process that opens what this one may not. failing: /readyz says why; null: there is none."
     )
     uptime_seconds: int = Field(description="How long the service has been running.", examples=[86400])
-
-
-class Explanation(BaseModel):
-    """What the code of a problem means."""
-
-    code: str = Field(examples=["entry-empty"])
-    status: int = Field(examples=[404])
-    title: str
-    remedy: str
 
 
 @router.get(
@@ -159,18 +149,3 @@ async def get_version(request: Request) -> Response:
             uptime_seconds=int(service.uptime()),
         )
     )
-
-
-@router.get(
-    "/problems/{code}",
-    operation_id="explain_problem",
-    summary="Tell what a problem's code means",
-    response_model=Explanation,
-    responses=answers(Explanation, "What it means, and what to do.") | problems("not-found"),
-)
-async def explain_problem(code: str) -> Response:
-    """Explain a problem. The `type` of a problem leads here."""
-    if code not in PROBLEMS:
-        raise HttpProblem("not-found", f"there is no problem {code[:64]!r}; there are: {', '.join(PROBLEMS)}")
-    kind = PROBLEMS[code]
-    return Json(Explanation(code=code, status=kind.status, title=kind.title, remedy=kind.remedy))

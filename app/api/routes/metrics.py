@@ -1,15 +1,12 @@
 """What is counted and timed, for Prometheus: /metrics."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
@@ -18,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import __version__
+from app.api.metric_families import filled, gauge, histogram
 from app.api.openapi import Responses, problems
 from app.api.routing import StrictRoute
-from app.service.counters import BOUNDS, Timing
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap, HeldProgram
 
@@ -45,19 +42,19 @@ class Collector:
         family = CounterMetricFamily(
             "jumptable_changes", "Changes of entries, by what became of them.", labels=("kind", "outcome")
         )
-        yield _filled(family, dict(counters.changes))
-        yield _histogram(
+        yield filled(family, dict(counters.changes))
+        yield histogram(
             "jumptable_kernel_call_seconds",
             "Calls of the kernel.",
             ("call",),
             {(k,): t for k, t in registry.kernel_timings.items()},
         )
-        yield _histogram(
+        yield histogram(
             "jumptable_journal_commit_seconds", "Writing to the journal, until it is in.", (), {(): counters.journal}
         )
         wal_bytes = {(): self._service.journal.wal_bytes}
-        yield _gauge("jumptable_journal_wal_bytes", "Size of the journal's -wal file.", (), wal_bytes)
-        yield _histogram(
+        yield gauge("jumptable_journal_wal_bytes", "Size of the journal's -wal file.", (), wal_bytes)
+        yield histogram(
             "jumptable_request_seconds", "Requests, until they were answered; without streams of events.",
             ("operation", "status"), {(name, str(status)): t for (name, status), t in counters.requests.items()},
         )  # fmt: skip
@@ -70,52 +67,52 @@ class Collector:
             "Lines that were not written: of the log or the audit file, as it took no more; or one event repeated.",
             labels=("kind",),
         )
-        yield _filled(lines, {(kind,): n for each in counters.dropped_lines for kind, n in each().items()})
+        yield filled(lines, {(kind,): n for each in counters.dropped_lines for kind, n in each().items()})
         unavailable = [held.object is None for held in registry.programs]
-        yield _gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
-        yield _gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
+        yield gauge("jumptable_programs", "Held programs.", (), {(): len(unavailable)})
+        yield gauge("jumptable_programs_unavailable", "Those that could not be opened.", (), {(): sum(unavailable)})
         objects = [loaded.reason is not None for loaded in self._service.objects]
-        yield _gauge("jumptable_objects", "Object files that are loaded.", (), {(): len(objects)})
-        yield _gauge("jumptable_objects_unavailable", "Those that are not loaded again.", (), {(): sum(objects)})
+        yield gauge("jumptable_objects", "Object files that are loaded.", (), {(): len(objects)})
+        yield gauge("jumptable_objects_unavailable", "Those that are not loaded again.", (), {(): sum(objects)})
         moved = {("map",): _moved(registry.maps), ("program",): _moved(registry.programs)}
-        yield _gauge("jumptable_pins_moved", "Held objects whose pin led elsewhere at the last look.", ("kind",), moved)
-        yield _gauge(
+        yield gauge("jumptable_pins_moved", "Held objects whose pin led elsewhere at the last look.", ("kind",), moved)
+        yield gauge(
             "jumptable_unconfirmed_changes",
             "Changes that wait to be confirmed.",
             (),
             {(): len(self._service.changes.confirmations)},
         )
         left = self._service.changes.confirmations.seconds_left
-        yield _gauge(
+        yield gauge(
             "jumptable_unconfirmed_seconds_left",
             "Until the first of them is undone; there is none where nothing waits.",
             (),
             {} if left is None else {(): left},
         )
         failing = self._service.journal.failing is not None
-        yield _gauge(
+        yield gauge(
             "jumptable_journal_failing", "1: changes cannot be journalled, and are put back.", (), {(): failing}
         )
-        yield _gauge(
+        yield gauge(
             "jumptable_keeper_failing",
             "1: the keeper has ended, or does not answer.",
             (),
             {(): registry.kernel.degraded_reason is not None},
         )
-        yield _gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._service.feed.readers})
+        yield gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._service.feed.readers})
 
     def _maps(self) -> Iterator[Metric]:
         maps = list(self._service.registry.maps)
-        yield _gauge("jumptable_maps", "Held maps.", (), {(): len(maps)})
+        yield gauge("jumptable_maps", "Held maps.", (), {(): len(maps)})
         unavailable = sum(held.object is None for held in maps)
-        yield _gauge("jumptable_maps_unavailable", "Those that could not be opened.", (), {(): unavailable})
+        yield gauge("jumptable_maps_unavailable", "Those that could not be opened.", (), {(): unavailable})
         known = {(held.name,): held.expected for held in maps if held.expected is not None and held.object is not None}
         drift = {name: len(expected.drift) for name, expected in known.items()}
-        yield _gauge("jumptable_drift_entries", "Entries that are not as recorded, at the last look.", ("map",), drift)
+        yield gauge("jumptable_drift_entries", "Entries that are not as recorded, at the last look.", ("map",), drift)
         used = {name: expected.used for name, expected in known.items()}
-        yield _gauge("jumptable_entries_used", "Entries that point to a program, at the last look.", ("map",), used)
+        yield gauge("jumptable_entries_used", "Entries that point to a program, at the last look.", ("map",), used)
         sizes = {(held.name,): held.object.max_entries for held in maps if held.object is not None}
-        yield _gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
+        yield gauge("jumptable_entries_max", "Entries that there are.", ("map",), sizes)
 
 
 def _moved(held: Iterable[HeldMap | HeldProgram]) -> int:
@@ -128,28 +125,6 @@ def collectors(service: Service) -> CollectorRegistry:
     registry.register(Collector(service))
     ProcessCollector(registry=registry)
     return registry
-
-
-Values = Mapping[Any, float]  # by the labels' values, a tuple of strings
-
-
-def _gauge(name: str, meaning: str, labels: tuple[str, ...], values: Values) -> Metric:
-    return _filled(GaugeMetricFamily(name, meaning, labels=labels), values)
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
-    return family
-
-
-def _histogram(name: str, meaning: str, labels: tuple[str, ...], timings: Mapping[Any, Timing]) -> Metric:
-    family = HistogramMetricFamily(name, meaning, labels=labels)
-    for label_values, timing in timings.items():
-        bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
-        counts = list(accumulate(timing.counts))
-        family.add_metric(label_values, list(zip(bounds, counts, strict=True)), timing.total)
-    return family
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""The page for browsers, and the index of links for everybody else: /."""
+"""The files of the pages for browsers: that of a node, and that of the fleet."""
 
 import gzip
 import hashlib
@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 import app
-from app import __version__
-from app.access.rights import Role
-from app.api.authorization import ACTOR
-from app.api.encoding.responses import Json
-from app.api.openapi import Responses, answers, problems
+from app.api.openapi import Responses, answers
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
 
@@ -48,39 +44,6 @@ _HEADERS: Final = {
     "Vary": "Accept, Accept-Encoding",
     "X-Content-Type-Options": "nosniff",
 }
-_LINKS: Final = {
-    "maps": "/maps",
-    "programs": "/programs",
-    "objects": "/objects",
-    "changes": "/changes",
-    "graph": "/graph",
-    "events": "/events",
-    "ready": "/readyz",
-    "version": "/version",
-    "metrics": "/metrics",
-    "openapi": "/openapi.json",
-    "docs": "/docs",
-}
-
-
-class CallerRights(BaseModel):
-    """Who asks, and what the caller may do. null: no restriction."""
-
-    actor: str = Field(description="As changes name it.", examples=["token:deploy"])
-    role: Role | None = Field(description="null: the caller may do nothing.")
-    maps: list[str] | None
-    entries: list[str] | None = Field(description="Indexes, and ranges with both ends.", examples=[["8-15", "60"]])
-    programs: list[str] | None
-
-
-class ServiceIndex(BaseModel):
-    """Where to go on, and who asks."""
-
-    name: str = "jumptable"
-    version: str = Field(examples=["0.1.0"])
-    links: dict[str, str] = Field(description="The paths to begin with.", examples=[_LINKS])
-    read_only: bool = Field(description="Whether the service refuses every change.")
-    caller: CallerRights | None = Field(description="null: it is not known who asks; send a token.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,40 +84,6 @@ def _files() -> dict[str, _File]:
 
 
 _FILES: Final = _files()
-_RESPONSES: Final[Responses] = {
-    200: {
-        **answers(ServiceIndex, "The index; to a browser (Accept: text/html) the page.")[200],
-        "content": {"text/html": {"schema": {"type": "string"}}},
-    },
-    304: {"description": "The page is still that of If-None-Match."},
-}
-
-
-@router.get(
-    "/",
-    operation_id="get_index",
-    summary="Tell where to go on, and who asks",
-    response_model=ServiceIndex,
-    responses=_RESPONSES | problems(),
-)
-async def get_index(request: Request) -> Response:
-    """Return an index of links, and what the caller may do. A browser gets the page instead."""
-    if _accepts_html(request.headers.get("accept", "")):
-        return _sent(request, _FILES["index.html"])
-    actor = request.scope[ACTOR]
-    caller = None
-    if actor is not None:
-        grant = actor.grant
-        caller = CallerRights(
-            actor=actor.name,
-            role=None if grant is None else grant.role,
-            maps=None if grant is None or grant.maps is None else sorted(grant.maps),
-            entries=None if grant is None or grant.entries is None else grant.entries.texts(),
-            programs=None if grant is None or grant.programs is None else sorted(grant.programs),
-        )
-    read_only = request.app.state.authentication.read_only
-    index = ServiceIndex(version=__version__, links=_LINKS, read_only=read_only, caller=caller)
-    return Json(index, headers={"Cache-Control": "no-store", "Vary": "Accept, Authorization"})
 
 
 @router.get("/web/{path:path}", operation_id="get_web_file", include_in_schema=False, response_class=Response)
@@ -165,9 +94,23 @@ async def get_web_file(request: Request, path: str) -> Response:
     return _sent(request, _FILES[path])
 
 
-def _accepts_html(accept: str) -> bool:
-    """Return whether a value of the header Accept (RFC 9110, 12.5.1) names text/html, and does not refuse it."""
-    for part in accept.split(","):
+def index_or_page(index: type[BaseModel]) -> Responses:
+    """Return the `responses` of a route that answers with an index of this model, and to a browser with a page."""
+    told = answers(index, "The index; to a browser (Accept: text/html) the page.")[200]
+    return {
+        200: {**told, "content": {"text/html": {"schema": {"type": "string"}}}},
+        304: {"description": "The page is still that of If-None-Match."},
+    }
+
+
+def page(request: Request, path: str) -> Response:
+    """Return a page, by the path of its file below `app/web`."""
+    return _sent(request, _FILES[path])
+
+
+def is_for_browser(request: Request) -> bool:
+    """Return whether the header Accept (RFC 9110, 12.5.1) of a request names text/html, and does not refuse it."""
+    for part in request.headers.get("accept", "").split(","):
         media_type, *parameters = (each.strip().lower() for each in part.split(";"))
         if media_type == "text/html":
             return not any(re.fullmatch(r"q=0(\.0*)?", each) for each in parameters)

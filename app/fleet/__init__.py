@@ -1,0 +1,1 @@
+"""The fleet's server: one table on many nodes, in waves."""

@@ -1,0 +1,1 @@
+"""What the JSON of the API looks like."""
