@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -191,6 +192,17 @@ def tcx() -> str | None:
         if error.errno != errno.ENOENT:
             return "this kernel has no tcx"
     return None
+
+
+@functools.cache
+def veth() -> str | None:
+    """Pairs of virtual interfaces, which are a module in most kernels."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    pair = ["link", "add", "one", "type", "veth", "peer", "name", "two"]
+    done = subprocess.run(
+        ["unshare", "--net", str(shutil.which("ip", path=path)), *pair], capture_output=True, text=True, check=False
+    )
+    return None if done.returncode == 0 else f"this kernel makes no veth: {done.stderr.strip()}"
 
 
 @functools.cache
