@@ -240,6 +240,9 @@ class TableState(StrEnum):
         return self in {TableState.REFUSED, TableState.UNHEALTHY, TableState.REVERTED, TableState.DRIFTED}
 
 
+FailureState = Literal["refused", "unhealthy", "reverted", "drifted", "late"]
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A node because of which a rollout went no further.
 
@@ -251,7 +254,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     node: Name
-    state: Literal["refused", "unhealthy", "reverted", "drifted", "late"]
+    state: FailureState
     code: Code | None = None
     detail: Text = ""
 
@@ -287,6 +290,8 @@ class Rollout(Document, frozen=True, kw_only=True):
         by: Who has started it.
         reason: Why it is in this phase, in a sentence.
         failures: The first nodes because of which it went no further.
+        steps: How many transactions its controllers have made.
+        controller: Which controller has made the last of them.
         history: What happened to it, in order. Only the last MAX_TRANSITIONS are kept.
     """
 
@@ -301,6 +306,8 @@ class Rollout(Document, frozen=True, kw_only=True):
     by: By
     reason: Text = ""
     failures: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=MAX_FAILURES)] = ()
+    steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    controller: By = ""
     history: Annotated[tuple[Transition, ...], msgspec.Meta(max_length=MAX_TRANSITIONS)] = ()
 
     def moved(
