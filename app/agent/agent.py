@@ -17,13 +17,14 @@ import structlog
 
 from app.agent import dry_runs
 from app.agent.local import LocalService
+from app.agent.members import Unreachable, version_warnings
 from app.agent.report import Reporter
 from app.agent.settings import Settings
 from app.agent.state import StateFile
 from app.agent.table import TableWorker
 from app.client import Client, JumptableError
 from app.fleet_store import keys
-from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, NodeFacts, Presence, TableStatus
+from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, BadDocument, NodeFacts, Presence, TableStatus
 from app.fleet_store.etcd import (
     Connection,
     Credentials,
@@ -31,22 +32,22 @@ from app.fleet_store.etcd import (
     EtcdError,
     Item,
     Lease,
-    OutcomeUnknown,
     PermissionDenied,
     Snapshot,
     VersionRefused,
     delete,
+    put,
+    unchanged,
 )
 from app.fleet_store.signatures import Verifier
 
 LEASE_SECONDS: Final = 15
+EVENTS_THREAD: Final = "events of the service"  # it ends with the process, or after the service
 _RENEW_SECONDS: Final = 5.0
 _FACTS_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 2.0  # between two looks at how the agent is, for the node itself
 _RETRY_SECONDS: Final = 2.0
-_VERSION_RETRY_SECONDS: Final = 30.0
-# A write whose answer did not arrive may still be made, after later ones: so the newest is written again then.
-_SURE_AFTER_SECONDS: Final = (10.0, 60.0)
+_DIAGNOSIS_SECONDS: Final = 30.0  # between two looks at why the store does not answer
 _MAX_MAPS: Final = 256  # that are told of
 _MAX_DRY_RUNS: Final = 16  # that wait at a time
 _REVOKE_SECONDS: Final = 2.0
@@ -55,13 +56,30 @@ log = structlog.get_logger()
 
 
 class StoreTeller:
-    """Writes statuses of tables into the store, each once. Thread rule: one event loop."""
+    """Writes statuses of tables into the store, each once. Thread rule: one event loop.
+
+    A write whose answer does not arrive may be made later, by a member that was frozen, after newer ones. So each write
+    counts only if the key is still as it was before.
+    """
 
     def __init__(self, etcd: Etcd, node: str) -> None:
         """Tell nothing yet."""
         self._etcd, self._node = etcd, node
-        self._told: dict[str, TableStatus | None] = {}
-        self._unsure: dict[str, list[float]] = {}  # by table, when it is to be told again
+        self._told: dict[str, tuple[TableStatus | None, int]] = {}  # what the store has, and its mod_revision
+
+    async def last(self, table: str) -> TableStatus | None:
+        """Return what the store has of a table. None: nothing that makes sense.
+
+        Raises:
+            EtcdError: It is not known.
+        """
+        if table not in self._told:
+            item = await self._etcd.get(keys.table_status(self._node, table))
+            status = None
+            with contextlib.suppress(BadDocument):
+                status = None if item is None else TableStatus.from_bytes(item.value)
+            self._told[table] = status, 0 if item is None else item.mod_revision
+        return self._told[table][0]
 
     async def tell(self, table: str, status: TableStatus | None) -> None:
         """Write a status, unless it is there already. None: remove it.
@@ -69,40 +87,18 @@ class StoreTeller:
         Raises:
             EtcdError: It may not be there.
         """
-        if table in self._told and self._told[table] == status:
-            return
-        self._told.pop(table, None)
-        await self._write(table, status)
-        self._told[table] = status
-
-    async def _write(self, table: str, status: TableStatus | None) -> None:
         key = keys.table_status(self._node, table)
-        try:
+        while await self.last(table) != status or (status is None and self._told[table][1]):
+            unchanged_key = unchanged(key, self._told.pop(table)[1])
             if status is None:
-                await self._etcd.commit([], [delete(key)])
+                revision = await self._etcd.commit([unchanged_key], [delete(key)])
             else:
-                await self._etcd.put(key, status.to_bytes())
-        except OutcomeUnknown:
-            now = asyncio.get_running_loop().time()
-            self._unsure[table] = [now + seconds for seconds in _SURE_AFTER_SECONDS]
-            raise
-
-    async def make_sure(self) -> None:
-        """Write again what an older write may have come after.
-
-        Raises:
-            EtcdError: It may not be there.
-        """
-        now = asyncio.get_running_loop().time()
-        for table, times in list(self._unsure.items()):
-            if times[0] <= now and table in self._told:
-                await self._write(table, self._told[table])
-                self._unsure[table] = times[1:]
-            if not self._unsure[table]:
-                del self._unsure[table]
+                revision = await self._etcd.commit([unchanged_key], [put(key, status.to_bytes())], witness=key)
+            if revision is not None:
+                self._told[table] = status, 0 if status is None else revision
 
     def forget(self) -> None:
-        """Take it that nothing is told: the keys of the node may have been removed."""
+        """Ask the store again what it has: the keys of the node may have been removed."""
         self._told.clear()
 
 
@@ -122,7 +118,7 @@ class Agent:
             verifier: Knows the fleet's public keys.
             credentials: The node's certificate.
         """
-        self._node = settings.node
+        self._node, self._settings = settings.node, settings
         self._client = Client(settings.service)
         self._service = LocalService(self._client)
         self._etcd = Etcd(settings.etcd.endpoints, credentials)
@@ -145,12 +141,14 @@ class Agent:
         Args:
             beat: Called at least every few seconds while all is well, with a line that says how it is.
         """
-        threading.Thread(target=self._read_events, args=(asyncio.get_running_loop(),), daemon=True).start()
+        arguments = (asyncio.get_running_loop(),)
+        threading.Thread(target=self._read_events, args=arguments, daemon=True, name=EVENTS_THREAD).start()
         try:
             async with self._tasks as tasks:
                 for name in self._state.tables():  # so that they are reported before the store answers
                     self._worker(name)
                 tasks.create_task(self._follow())
+                tasks.create_task(self._diagnose())
                 tasks.create_task(self._be_present())
                 tasks.create_task(self._tell_facts())
                 tasks.create_task(self._report(beat))
@@ -184,21 +182,30 @@ class Agent:
 
     async def _check_versions(self) -> None:
         """Wait for a store whose versions keep nodes apart."""
+        while not await self._ask_members():  # noqa: ASYNC110 - the store tells nobody when it is there
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+    async def _ask_members(self) -> bool:
+        """Find out whether the store can be reached, and may be used. Returns False if not: `_refusal` says why."""
+        before = self._refusal
+        try:
+            self._warnings = await asyncio.to_thread(version_warnings, self._settings.etcd)
+        except (VersionRefused, Unreachable) as error:
+            self._refusal = str(error)
+            if self._refusal != before:
+                log.warning("the fleet's store is not used", reason=self._refusal)
+            return False
+        self._refusal = ""
+        for warning in self._warnings:
+            log.warning("the fleet's store is unsafe", reason=warning)
+        return True
+
+    async def _diagnose(self) -> None:
+        """While the store does not answer, find out why: gRPC does not tell."""
         while True:
-            try:
-                warnings = await self._etcd.check_versions()
-            except VersionRefused as error:
-                if self._refusal != str(error):
-                    log.warning("the fleet's store is not used", reason=str(error))
-                self._refusal = str(error)
-                await asyncio.sleep(_VERSION_RETRY_SECONDS)
-            except EtcdError:
-                await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - no secret
-            else:
-                self._refusal, self._warnings = "", warnings
-                for warning in warnings:
-                    log.warning("the fleet's store is unsafe", reason=warning)
-                return
+            await asyncio.sleep(_DIAGNOSIS_SECONDS)
+            if not self._etcd.connection.connected:
+                await self._ask_members()
 
     def _desire(self, key: str, item: Item | None) -> None:
         try:
@@ -247,7 +254,6 @@ class Agent:
                     value = Presence(since=max(time.time(), 0.0)).to_bytes()
                     await self._etcd.put(keys.alive(self._node), value, lease=lease.id)
                     self._lease = lease
-                await self._teller.make_sure()
             except PermissionDenied:
                 # The node was taken out of the fleet, or is not in it yet. If it comes back, all is told again.
                 self._lease = None

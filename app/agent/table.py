@@ -44,6 +44,13 @@ log = structlog.get_logger()
 class Teller(Protocol):
     """Tells the fleet how a table is."""
 
+    async def last(self, table: str) -> TableStatus | None:
+        """Return what the fleet was told last, by this agent or by one before it. None: nothing.
+
+        Raises:
+            EtcdError: It is not known.
+        """
+
     async def tell(self, table: str, status: TableStatus | None) -> None:
         """Write a status into the store, and return when it is there. None: the table is the fleet's no more.
 
@@ -151,6 +158,10 @@ class TableWorker:
         """
         known = self._state.get(self.name)
         said = None if known is None or known.digest != desired_tables.digest(item) else known.status
+        if said is None:
+            # A node that was restored from an image has told the fleet more than it remembers. A no stays a no.
+            told = await self._teller.last(self.name)
+            said = told if told is not None and told.state.failed else None
         if said is not None and said.seen == item.mod_revision and said.state is not TableState.UNCONFIRMED:
             await self._stand(item, said)
             return
