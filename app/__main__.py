@@ -9,7 +9,7 @@ from typing import Any, cast
 
 def main() -> None:
     """Run the command line."""
-    if {"serve", "demo"} & set(sys.argv[1:2]):
+    if {"serve", "demo"} & set(sys.argv[1:2]) or sys.argv[1:3] == ["fleet", "serve"]:
         _prepare_service()
     from app.cli.main import run  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ from app.cli.main import COMMANDS
 
 _STATUSES: Final = {
     "0": "done",
-    "1": "refused; status: not ready; diff: something would change; not agreed, or not confirmed",
+    "1": "refused; status: not ready; diff: something would change; not agreed, not confirmed, or rolled back",
     "2": "usage: an argument or a file is wrong",
     "3": "no connection to the service",
     "130": "Ctrl-C",
@@ -20,6 +20,8 @@ _STATUSES: Final = {
 _VARIABLES: Final = {
     "JUMPTABLE_URL": "Where the service is, as --url.",
     "JUMPTABLE_TOKEN": "The bearer token.",
+    "JUMPTABLE_FLEET_URL": "Where a server of the fleet is, for the commands of jumptable fleet.",
+    "JUMPTABLE_FLEET_TOKEN": "The bearer token for it.",
     "SSL_CERT_FILE": "The certificates to trust, for https.",
     "NO_COLOR": "Show no colours.",
 }
@@ -51,7 +53,13 @@ def _page(root: click.Context) -> Iterator[str]:
 def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
     """Describe a command, or those of a group."""
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        for name in command.list_commands(ctx):
+            try:
+                each = command.get_command(ctx, name)
+            except click.UsageError as error:  # it needs what is not installed
+                yield from (f".SS {_escaped(f'{ctx.command_path} {name}')}", _escaped(error.format_message()))
+                continue
+            assert each is not None  # it was listed
             yield from _command(each, click.Context(each, ctx, name))
         return
     yield f".SS {_escaped(' '.join((ctx.command_path, *command.collect_usage_pieces(ctx))))}"

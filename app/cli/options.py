@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,9 +21,11 @@ from click.shell_completion import CompletionItem
 from app.cli.common import INTERRUPTED, fail, stop_writing
 from app.client import Client, Refused, Unexpected, Unreachable
 from app.client.answers import ProgramReference
+from app.client.http_client import HttpClient
 
 UNREACHABLE: Final = 3
 
+_ANSWER_SECONDS: Final = 30.0
 _COMPLETION_SECONDS: Final = 2.0
 _NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
@@ -33,20 +35,26 @@ _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Type(click.ParamType[Any]):
+class Type(click.ParamType[Any]):
     """A type of arguments. Values that are no such thing are errors of usage."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a text; what is read already stays as it is."""
         try:
             return self.read(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
     def read(self, text: str) -> Any:
+        """Return what a text stands for.
+
+        Raises:
+            ValueError: It stands for nothing of this type.
+        """
         raise NotImplementedError
 
 
-class _Held(_Type):
+class _Held(Type):
     """The name of something held, completed by asking the service. Without a kind, the argument `kind` says which."""
 
     name = "name"
@@ -61,10 +69,10 @@ class _Held(_Type):
         return text
 
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return _completed(ctx, incomplete, lambda client: held_names(client, self.kind or ctx.params["kind"]))
+        return completed(NODE, ctx, incomplete, lambda client: held_names(client, self.kind or ctx.params["kind"]))
 
 
-class _Reference(_Type):
+class _Reference(Type):
     """A program as an argument: its held name, `id:812`, or the path of its pin."""
 
     name = "program"
@@ -82,10 +90,10 @@ class _Reference(_Type):
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
         if incomplete.startswith("/"):
             return [CompletionItem(incomplete, type="file")]
-        return _completed(ctx, incomplete, lambda client: held_names(client, "program"))
+        return completed(NODE, ctx, incomplete, lambda client: held_names(client, "program"))
 
 
-class _Index(_Type):
+class _Index(Type):
     """An index: a decimal u32."""
 
     name = "index"
@@ -97,7 +105,7 @@ class _Index(_Type):
         return int(text)
 
 
-class _Change(_Type):
+class _Change(Type):
     """The id of a change. Those that wait for a confirmation are completed."""
 
     name = "id"
@@ -115,10 +123,10 @@ class _Change(_Type):
             )
             return [str(change["id"]) for change in page["changes"]]
 
-        return _completed(ctx, incomplete, ids)
+        return completed(NODE, ctx, incomplete, ids)
 
 
-class _Length(_Type):
+class _Length(Type):
     """A length of time, in seconds: 60s, 5m, 2h, 1d."""
 
     name = "time"
@@ -131,7 +139,7 @@ class _Length(_Type):
         return int(found[1]) * _SECONDS[found[2]]
 
 
-class _Moment(_Type):
+class _Moment(Type):
     """A moment, as the service wants it: so long ago, or as it is written."""
 
     name = "time"
@@ -167,27 +175,50 @@ def held_names(client: Client, kind: str) -> list[str]:
     return [each["name"] for each in client.list_objects()]
 
 
-def connects(command: F) -> F:
-    """Give a command the options --url and --token-file, and the client that they name as its first argument."""
+class Service(NamedTuple):
+    """A kind of service that commands talk to.
 
-    @click.option(
-        "--url",
-        envvar="JUMPTABLE_URL",
-        metavar="URL",
-        help="The service: unix:///PATH or http(s)://HOST:PORT [env: JUMPTABLE_URL]",
-    )
-    @click.option(
-        "--token-file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="The token is in this file [env: JUMPTABLE_TOKEN]",
-    )
-    @functools.wraps(command)
-    def connected(*args: Any, url: str | None, token_file: Path | None, **options: Any) -> None:
-        with _client(url, token_file, read_timeout=30.0) as client, _errors_told(client):
-            command(client, *args, **options)
+    Attributes:
+        client: Makes a client: of a URL, a token, and the seconds to wait for an answer.
+        url_variable: The environment variable with its URL.
+        token_variable: That with the token.
+        start: How to start it, for those who cannot reach it.
+        lost: How to find out whether a change was made whose answer did not arrive.
+        explain: Says a problem in one line.
+    """
 
-    return connected  # type: ignore[return-value]  # click has taken the signature over
+    client: Callable[..., HttpClient]
+    url_variable: str
+    token_variable: str
+    start: str
+    lost: str
+    explain: Callable[[Refused, Any], str]
+
+
+def connects_to(service: Service) -> Callable[[F], F]:
+    """Return what gives a command the options --url and --token-file, and the client as its first argument."""
+
+    def connects(command: F) -> F:
+        @click.option(
+            "--url",
+            envvar=service.url_variable,
+            metavar="URL",
+            help=f"The service: unix:///PATH or http(s)://HOST:PORT [env: {service.url_variable}]",
+        )
+        @click.option(
+            "--token-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"The token is in this file [env: {service.token_variable}]",
+        )
+        @functools.wraps(command)
+        def connected(*args: Any, url: str | None, token_file: Path | None, **options: Any) -> None:
+            with _client(service, url, token_file) as client, _errors_told(service, client):
+                command(client, *args, **options)
+
+        return connected  # type: ignore[return-value]  # click has taken the signature over
+
+    return connects
 
 
 def outputs(*forms: str) -> Callable[[F], F]:
@@ -211,21 +242,21 @@ CONFIRM_WITHIN: Final = click.option(
 )
 
 
-def _client(url: str | None, token_file: Path | None, read_timeout: float) -> Client:
+def _client(service: Service, url: str | None, token_file: Path | None) -> HttpClient:
     try:
-        return Client(url, token=_token(token_file), timeout=read_timeout)
+        return service.client(url, token=_token(token_file, service.token_variable), timeout=_ANSWER_SECONDS)
     except (ValueError, OSError) as error:
         fail(str(error), 2)
 
 
-def _token(file: Path | None) -> str | None:
+def _token(file: Path | None, variable: str) -> str | None:
     """Return the token of the file, or of the environment.
 
     Raises:
         ValueError: There is none in the file.
     """
     if file is None:
-        return os.environ.get("JUMPTABLE_TOKEN", "").strip() or None
+        return os.environ.get(variable, "").strip() or None
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -238,17 +269,17 @@ def _token(file: Path | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _errors_told(client: Client) -> Iterator[None]:
+def _errors_told(service: Service, client: HttpClient) -> Iterator[None]:
     """End the process with one line for what went wrong."""
     try:
         yield
         sys.stdout.flush()
     except Unreachable as error:
-        fail(f"{error}; {_remedy(error)}", UNREACHABLE)
+        fail(f"{error}; {_remedy(service, error)}", UNREACHABLE)
     except Unexpected as error:
-        fail(f"{error}; check --url and JUMPTABLE_URL", UNREACHABLE)
+        fail(f"{error}; check --url and {service.url_variable}", UNREACHABLE)
     except Refused as error:
-        fail(explained(error, client), 1)
+        fail(service.explain(error, client), 1)
     except BrokenPipeError:
         stop_writing()
     except KeyboardInterrupt:
@@ -256,15 +287,15 @@ def _errors_told(client: Client) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def _remedy(error: Unreachable) -> str:
+def _remedy(service: Service, error: Unreachable) -> str:
     """Say what to do about a service that cannot be reached."""
     if error.was_sent:
-        return "a change may have been made all the same: `jumptable log` tells"
+        return f"a change may have been made all the same: {service.lost} tells"
     if error.errno in {errno.EACCES, errno.EPERM}:
         return f"run this as root, or as a member of the group {_group(error.url)}"
     if error.url.startswith("https:"):
         return "check --url; SSL_CERT_FILE names the certificates to trust"
-    return "is it running (systemctl status jumptable, or jumptable demo to try)? Elsewhere: --url or JUMPTABLE_URL"
+    return f"is it running ({service.start})? Elsewhere: --url or {service.url_variable}"
 
 
 def _group(url: str) -> str:
@@ -333,12 +364,25 @@ def _names_there(error: Refused, client: Client) -> str:
     return ""
 
 
-def _completed(ctx: click.Context, incomplete: str, names: Callable[[Client], list[str]]) -> list[CompletionItem]:
+NODE: Final = Service(
+    Client,
+    "JUMPTABLE_URL",
+    "JUMPTABLE_TOKEN",
+    "systemctl status jumptable, or jumptable demo to try",
+    "`jumptable log`",
+    explained,
+)
+connects: Final = connects_to(NODE)
+
+
+def completed(
+    service: Service, ctx: click.Context, incomplete: str, names: Callable[[Any], list[str]]
+) -> list[CompletionItem]:
     """Ask the service for names that go on like this. Where it cannot be asked, there are none."""
     try:
-        token = _token(ctx.params.get("token_file"))
-        url = ctx.params.get("url") or os.environ.get("JUMPTABLE_URL")
-        with Client(url, token=token, timeout=_COMPLETION_SECONDS) as client:
+        token = _token(ctx.params.get("token_file"), service.token_variable)
+        url = ctx.params.get("url") or os.environ.get(service.url_variable)
+        with service.client(url, token=token, timeout=_COMPLETION_SECONDS) as client:
             return [CompletionItem(each) for each in names(client) if each.startswith(incomplete)]
     except (ValueError, OSError, Refused, Unreachable, Unexpected):
         return []

@@ -38,9 +38,8 @@ def read_tables(text: str, name: str) -> dict[str, Table]:
         TableFileError: It has a mistake.
     """
     try:
-        documents = _documents(text, name.rpartition(".")[2].lower())
         tables: dict[str, Table] = {}
-        for document in filter(None, documents):
+        for document in read_documents(text, name):
             for map_name, table in _tables(document):
                 if map_name in tables:
                     message = f"map {map_name!r} is listed twice; list it once"
@@ -53,6 +52,19 @@ def read_tables(text: str, name: str) -> dict[str, Table]:
         message = f"{name}: it has no table; {_FORM}"
         raise TableFileError(message)
     return tables
+
+
+def read_documents(text: str, name: str) -> list[Any]:
+    """Return the documents of a file in JSON, TOML or YAML, without empty ones. In YAML, all values are texts or null.
+
+    Args:
+        text: The content of the file.
+        name: Its name, whose ending tells the format; without one that is known, the content does.
+
+    Raises:
+        TableFileError: It is malformed.
+    """
+    return [each for each in _documents(text, name.rpartition(".")[2].lower()) if each]
 
 
 def _documents(text: str, ending: str) -> list[Any]:

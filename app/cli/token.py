@@ -11,6 +11,7 @@ import click
 from app.access.rights import Ranges, Role
 from app.access.tokens import Token, TokenFile, TokensUnusable
 from app.cli.common import fail, load_or_fail
+from app.config import ServiceSettings
 from app.service.objects.source import checked_name
 from app.store import journal
 
@@ -52,12 +53,12 @@ def token_new(
         for each in (name, *maps, *programs):
             checked_name(each)
         Ranges.of(entries)
-        until = None if expires is None else time.time() + _seconds(expires)
+        until = None if expires is None else time.time() + seconds_of(expires)
     except ValueError as error:
         fail(str(error), 2)
     _warn_of_unknown_names(file, maps, programs)
     token = Token(name, "", role, time.time(), list(maps) or None, list(entries) or None, list(programs) or None, until)
-    _print_result(file, lambda tokens: tokens.add(token))
+    print_result(load_or_fail(file), file, lambda tokens: tokens.add(token))
 
 
 def _warn_of_unknown_names(file: Path, maps: tuple[str, ...], programs: tuple[str, ...]) -> None:
@@ -88,7 +89,7 @@ def _warn_of_unknown_names(file: Path, maps: tuple[str, ...], programs: tuple[st
 @click.argument("name")
 def token_rotate(file: Path, name: str) -> None:
     """Print a new secret for a token. The old secret is invalid at once."""
-    _print_result(file, lambda tokens: tokens.rotate(name))
+    print_result(load_or_fail(file), file, lambda tokens: tokens.rotate(name))
 
 
 @token_group.command("revoke")
@@ -96,19 +97,26 @@ def token_rotate(file: Path, name: str) -> None:
 @click.argument("name")
 def token_revoke(file: Path, name: str) -> None:
     """Remove a token. It is invalid at once, also for a running service."""
-    _print_result(file, lambda tokens: tokens.revoke(name))
+    print_result(load_or_fail(file), file, lambda tokens: tokens.revoke(name))
 
 
 @token_group.command("list")
 @_CONFIG
 def token_list(file: Path) -> None:
     """List the tokens: name, role, restrictions and end."""
-    _print_result(file, lambda tokens: "\n".join(_line(token) for token in tokens.read().values()) or None)
+    print_result(
+        load_or_fail(file), file, lambda tokens: "\n".join(line_of(token) for token in tokens.read().values()) or None
+    )
 
 
-def _print_result(file: Path, action: Callable[[TokenFile], str | None]) -> None:
-    """Print what `action` returns for the configured file of tokens. Exit with status 1 where the file is unusable."""
-    settings = load_or_fail(file)
+def print_result(settings: ServiceSettings, file: Path, action: Callable[[TokenFile], str | None]) -> None:
+    """Print what `action` returns for the configured file of tokens. Exit with status 1 where the file is unusable.
+
+    Args:
+        settings: The configuration.
+        file: Where it is.
+        action: What is done with the tokens.
+    """
     if settings.tokens is None:
         click.echo(f"jumptable: {file} has no section [tokens], so serve accepts no token: add the section", err=True)
     try:
@@ -119,8 +127,12 @@ def _print_result(file: Path, action: Callable[[TokenFile], str | None]) -> None
         click.echo(result)
 
 
-def _seconds(text: str) -> float:
-    """The length of "90d", "12h" or "30m"."""
+def seconds_of(text: str) -> float:
+    """Return the length of "90d", "12h" or "30m".
+
+    Raises:
+        ValueError: It is no such text, or more than 100 years.
+    """
     number, unit = text[:-1], text[-1:]
     if not number.isascii() or not number.isdigit() or unit not in _SECONDS_PER_UNIT or not int(number):
         message = f"{text!r} is no time like 90d, 12h or 30m"
@@ -132,12 +144,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _line(token: Token) -> str:
+def line_of(token: Token) -> str:
+    """Return a token as it is listed: its name, its role, what it is restricted to, and its end."""
     restrictions = "".join(
         f" --{option} {each}"
         for option, values in (("map", token.maps), ("entries", token.entries), ("program", token.programs))
         for each in values or ()
-    )
+    ) + "".join(f" --label {name}={value}" for name, value in (token.labels or {}).items())
     if token.expires is None:
         return f"{token.name}: {token.role}{restrictions}"
     until = f"{datetime.fromtimestamp(token.expires, UTC):%Y-%m-%d %H:%M} UTC"
