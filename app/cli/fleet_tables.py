@@ -42,7 +42,7 @@ _YES = click.option("-y", "--yes", is_flag=True, help="Do not ask. Needed where 
 @connects
 @outputs("json", "yaml", "name")
 def diff_command(client: FleetClient, file: Path, output: str | None) -> None:
-    """Ask each node what apply would change there. Exit 1: something, or a node refuses.
+    """Ask each node what apply would change there. Exit 1: something, or not all nodes accept it.
 
     The nodes make a dry run: the service of each checks all that it would check.
     """
@@ -152,8 +152,8 @@ def _plans(client: FleetClient, tables: dict[str, dict[str, Any]]) -> list[Table
 
 
 def _changes(plan: TableDryRun) -> bool:
-    """Whether anything would change, or a node would refuse or has said nothing."""
-    return bool(plan["changed"] or plan["refuses"] or plan["silent"])
+    """Whether anything would change, or not all nodes have said that they would take it."""
+    return bool(plan["changed"]) or plan["accepts"] < len(plan["nodes"])
 
 
 def _show_plan(plan: TableDryRun) -> None:

@@ -1,7 +1,6 @@
 """From the configuration to a process that serves the fleet: the API, and a controller beside it."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -14,6 +13,7 @@ from app.fleet.api.app import create_app
 from app.fleet.api.authorization import RIGHTS
 from app.fleet.api.state import FleetState
 from app.fleet.config import FleetSettings
+from app.fleet.controller import Controller
 from app.fleet_store.etcd import Credentials, Etcd, EtcdError, VersionRefused
 from app.fleet_store.signatures import BadKey, Signer
 from app.server import assemble
@@ -79,22 +79,41 @@ def serve(settings: FleetSettings, listener: Listener, notifier: Notifier) -> No
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, settings: FleetSettings, credentials: Credentials) -> AsyncIterator[None]:
-    """Connect to etcd, and run what runs beside the requests. None of that ends the process."""
+    """Connect to etcd, and run what runs beside the requests. Nothing of that ends the process."""
     state: FleetState = app.state  # type: ignore[assignment]  # the application was made with it
     async with Etcd(settings.etcd.endpoints, credentials) as etcd:
         state.use(etcd)
-        task = asyncio.create_task(_beside(state, etcd, settings))
+        tasks = [asyncio.create_task(_watch_versions(state, etcd)), asyncio.create_task(_lead(state, etcd, settings))]
         try:
             yield
         finally:
             state.ended.set()
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
-async def _beside(state: FleetState, etcd: Etcd, settings: FleetSettings) -> None:
-    """Look at the versions of etcd."""
+async def _lead(state: FleetState, etcd: Etcd, settings: FleetSettings) -> None:
+    """Run a controller for as long as etcd may be used. If it fails, another one is started."""
+    section = settings.controller
+    while True:
+        await state.usable.wait()
+        controller = Controller(etcd, state.signer, section.name, lease_seconds=section.lease_seconds)
+        running = asyncio.create_task(controller.run())
+        refused = asyncio.create_task(state.unusable.wait())
+        try:
+            await asyncio.wait([running, refused], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (running, refused):
+                task.cancel()
+            await asyncio.wait([running, refused])
+        if not running.cancelled():
+            log.error("the controller has failed; another one is started", exc_info=running.exception())
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _watch_versions(state: FleetState, etcd: Etcd) -> None:
+    """Look at the versions of etcd's members, and say whether they may be used."""
     told: list[str] = []
     while True:
         pause = _CHECK_SECONDS
@@ -103,14 +122,14 @@ async def _beside(state: FleetState, etcd: Etcd, settings: FleetSettings) -> Non
         except VersionRefused as error:
             if state.refusal is None:
                 log.warning("etcd must not be used", reason=str(error))
-            state.refusal = str(error)
+            state.refuse(str(error))
         except EtcdError as error:
-            log.warning("etcd does not answer", reason=str(error), endpoints=settings.etcd.endpoints)
+            log.warning("etcd does not answer", reason=str(error))
             pause = _RETRY_SECONDS
         else:
             if state.refusal is not None:
                 log.info("etcd may be used again")
-            state.refusal = None
+            state.refuse(None)
             for warning in warnings:
                 if warning not in told:
                     log.warning("etcd should be upgraded", reason=warning)

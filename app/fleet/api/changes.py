@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,8 +51,6 @@ from app.fleet_store.etcd import (
 from app.fleet_store.specification import Specification
 
 _ATTEMPTS: Final = 8  # to change a rollout while its controller changes it as well
-_KEPT_REVISIONS: Final = 50  # of each table, beside those that a node still needs
-_MAX_REMOVED: Final = 20  # revisions, in one transaction
 _ACTION_SECONDS: Final = 400 * 86_400  # for so long it is recorded what was done to nodes
 _MAX_TOLD: Final = 20  # nodes in a problem
 
@@ -131,8 +129,8 @@ def _desired(node: StoredNode, table: str) -> DesiredTable | None:
     return node.tables[table].desired if table in node.tables else None
 
 
-def _check_ready(revision: TableRevision, nodes: Iterable[StoredNode]) -> None:
-    """Check that not more nodes than the strategy allows are away, and that no other is known to refuse."""
+def _check_ready(revision: TableRevision, nodes: Sequence[StoredNode]) -> None:
+    """Check that not all nodes are away, nor more than the strategy allows, and that no other is known to refuse."""
     specification = Specification.from_bytes(revision.specification)
     away, refusing = [], []
     for node in nodes:
@@ -142,7 +140,8 @@ def _check_ready(revision: TableRevision, nodes: Iterable[StoredNode]) -> None:
         reason = _reason_against(node.facts, revision.table, specification)
         if reason is not None:
             refusing.append({"node": node.name, "reason": reason})
-    bad = refusing if len(away) <= revision.strategy.max_unavailable else [*refusing, *away]
+    is_too_many = len(away) > revision.strategy.max_unavailable or len(away) == len(nodes)
+    bad = [*refusing, *away] if is_too_many else refusing
     if bad:
         first = bad[0]
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -236,8 +235,7 @@ async def start(etcd: Etcd, planned: Planned) -> StoredTable:
         unchanged(keys.table(table), 0 if before is None else before.head.mod_revision),
         *map(is_absent, list(values)[1:]),
     ]
-    removed = await _outdated(etcd, planned)
-    operations = [*(put(key, value) for key, value in values.items()), *map(delete, removed)]
+    operations = [put(key, value) for key, value in values.items()]
     written = await etcd.commit(compares, operations, witness=keys.rollout(rollout))
     if written is None:
         now = await find_table(etcd, table)
@@ -247,21 +245,6 @@ async def start(etcd: Etcd, planned: Planned) -> StoredTable:
             raise HttpProblem("rollout-in-progress", detail, facts={"table": table, "rollout": active})
         raise _changed_meanwhile("table", table, None if now is None else now.etag)
     return await read_table(etcd, table)
-
-
-async def _outdated(etcd: Etcd, planned: Planned) -> list[str]:
-    """Return keys of revisions, rollouts and plans that nobody needs any more, so that etcd does not fill up."""
-    table = planned.revision.table
-    written = await etcd.range(keys.revisions(table), keys_only=True)
-    numbers = [int(keys.last_part(key)) for key in written.items]
-    needed = {*planned.plan.base.values()}
-    for node in planned.nodes.values():
-        desired = _desired(node, table)
-        if desired is not None:
-            needed |= {keys.revision_of(desired.rollout), desired.revision or 0}
-    old = [number for number in numbers[:-_KEPT_REVISIONS] if number not in needed][:_MAX_REMOVED]
-    ids = [keys.rollout_id(table, number) for number in old]
-    return [*(keys.revision(table, number) for number in old), *map(keys.rollout, ids), *map(keys.plan, ids)]
 
 
 def _changed_meanwhile(kind: str, name: str, etag: str | None) -> HttpProblem:

@@ -23,6 +23,8 @@ class FleetState(BaseState):
     Attributes:
         refusal: Why etcd must not be used; None: it may be. Set once its version is known to have holes.
         signer: Signs what nodes are asked for.
+        usable: Set while etcd may be used: its version is known, and keeps nodes apart.
+        unusable: Set while it must not be used.
         ended: Set when the server is to stop.
         requests: How long requests took, by operation and status.
     """
@@ -49,6 +51,7 @@ class FleetState(BaseState):
         self.signer = signer
         self.refusal: str | None = None
         self._etcd: Etcd | None = None
+        self.usable, self.unusable = asyncio.Event(), asyncio.Event()
         self.ended = asyncio.Event()
         self.requests: dict[tuple[str, int], Timing] = {}
         self._started = time.monotonic()
@@ -64,6 +67,13 @@ class FleetState(BaseState):
             raise VersionRefused(self.refusal)
         assert self._etcd is not None  # the application has not started
         return self._etcd
+
+    def refuse(self, reason: str | None) -> None:
+        """Say that etcd must not be used, and why. None: it may be."""
+        self.refusal = reason
+        now, before = (self.usable, self.unusable) if reason is None else (self.unusable, self.usable)
+        before.clear()
+        now.set()
 
     def use(self, etcd: Etcd) -> None:
         """Use this store. It is made in the event loop, so only when the application starts."""

@@ -89,7 +89,7 @@ class Nodes:
     async def come(self, name: str, **facts: Any) -> None:
         """Connect the agent of a node."""
         opened = (OpenMap(name="jump_table", max_entries=16),)
-        told = {"version": "0.1.0", "kernel": "6.18", "maps": opened, "at": time.time()} | facts
+        told: dict[str, Any] = {"version": "0.1.0", "kernel": "6.18", "maps": opened, "at": time.time()} | facts
         await self.write(keys.facts(name), NodeFacts(**told))
         await self.write(keys.alive(name), Presence(since=time.time()))
 

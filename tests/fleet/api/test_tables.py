@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.fleet_store import keys
-from app.fleet_store.documents import Phase, Plan
+from app.fleet_store.documents import Phase, Plan, Rollout
 from app.fleet_store.etcd import Etcd
 from app.fleet_store.specification import ProgramName, Run, Specification
 from tests.fleet.api.conftest import BODY, TABLE, Nodes, assert_problem
@@ -79,7 +79,7 @@ class TestPut:
         stored = await etcd.get(keys.rollout("jump_table-1"))
         assert stored is not None
         packed = Specification(0, 15, (Run(0, 15, ProgramName("pass")),)).to_bytes()
-        rollout = nodes_rollout(stored.value)
+        rollout = rollout_of(stored.value)
         await nodes.desire("n1", rollout, packed)
         await nodes.finish("jump_table-1", Phase.COMPLETE)
         await client.put(TABLE, json={**BODY, "programs": ["drop"]})
@@ -96,27 +96,6 @@ class TestPut:
         lost = next(each for each in answers if each.status_code == 409)
         assert assert_problem(lost, 409, "rollout-in-progress")["rollout"] == "jump_table-1"
 
-    async def test_old_revisions_are_removed_but_for_those_that_a_node_needs(
-        self, client: httpx.AsyncClient, nodes: Nodes, etcd: Etcd, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.fleet.api.changes._KEPT_REVISIONS", 2)
-        await nodes.add("n1")
-        for number in range(1, 6):
-            await client.put(TABLE, json={**BODY, "programs": [f"p{number}"]})
-            if number == 1:
-                stored = await etcd.get(keys.rollout("jump_table-1"))
-                assert stored is not None
-                await nodes.desire(
-                    "n1", nodes_rollout(stored.value), Specification(0, 0, (Run(0, 0, None),)).to_bytes()
-                )
-            await nodes.finish(f"jump_table-{number}", Phase.COMPLETE)
-        page = (await client.get(f"{TABLE}/revisions")).json()
-        assert [each["revision"] for each in page["revisions"]] == [5, 4, 3, 1]
-        assert await etcd.get(keys.rollout("jump_table-2")) is None
-        assert await etcd.get(keys.plan("jump_table-2")) is None
 
-
-def nodes_rollout(value: bytes):  # type: ignore[no-untyped-def]
-    from app.fleet_store.documents import Rollout
-
+def rollout_of(value: bytes) -> Rollout:
     return Rollout.from_bytes(value)

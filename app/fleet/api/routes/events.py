@@ -247,7 +247,7 @@ async def list_history(
 ) -> Response:
     """List what persons and controllers have done: rollouts that they started, paused or ended, nodes, tables.
 
-    Of each table the last 50 rollouts count. What was done to nodes is known for 400 days.
+    Of each table the last 100 rollouts count. What was done to nodes is known for 400 days.
     """
     state = state_of(request)
     if table is not None:

@@ -35,7 +35,7 @@ async def list_rollouts(
     phase: Annotated[Phase | None, Query(description="In this phase only.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """List rollouts, those that have ended too. The last 50 of each table are kept, and those that a node needs."""
+    """List rollouts, those that have ended too. The last 100 of each table are kept, and those that a node needs."""
     if table is not None:
         authorization.check_table(request.scope, table)
     found = [

@@ -201,7 +201,7 @@ async def list_revisions(
     before: Annotated[int | None, Query(ge=1, le=99_999_999, description="Those before this one only.")] = None,
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> Response:
-    """List what a table was to hold: who said so, when and why. The last 50 are kept, and those that a node needs."""
+    """List what a table was to hold: who said so, when and why. The last 100 are kept, and those that a node needs."""
     etcd = state_of(request).etcd
     written = await etcd.range(keys.revisions(table), keys_only=True)
     if not written.items:
