@@ -24,6 +24,7 @@ from app.fleet.api.reading import (
     table_unknown,
 )
 from app.fleet.plan import make_plan, matching
+from app.fleet.state_machine import ACTIONS
 from app.fleet_store import accounts, keys
 from app.fleet_store.documents import (
     Action,
@@ -291,14 +292,6 @@ async def _recorded(etcd: Etcd, action: Action, caller: Caller) -> list[Any]:
     return [put(keys.action(action.at, caller.request_id), action.to_bytes(), lease.id)]
 
 
-# What a person may do to a rollout: the phases in which it is possible, and the phase from then on.
-_STEPS: Final = {
-    "pause": ({Phase.PROGRESSING}, Phase.PAUSED),
-    "resume": ({Phase.PAUSED, Phase.HALTED}, Phase.PROGRESSING),
-    "abort": ({Phase.PROGRESSING, Phase.PAUSED, Phase.HALTED}, Phase.ROLLING_BACK),
-}
-
-
 async def move_rollout(
     etcd: Etcd,
     rollout: str,
@@ -321,7 +314,7 @@ async def move_rollout(
     Raises:
         HttpProblem: rollout-unknown, rollout-finished, rollout-phase-conflict, or what `check` raises.
     """
-    phases, phase = _STEPS[step]
+    phases, phase = ACTIONS[step]
     for _ in range(_ATTEMPTS):
         stored = await read_rollout(etcd, rollout)
         await check(stored)

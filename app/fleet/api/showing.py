@@ -20,7 +20,7 @@ def range_text(specification: Specification) -> str:
 def revision_of(revision: documents.TableRevision) -> responses.TableRevision:
     """Return the answer for a revision of a table."""
     specification = Specification.from_bytes(revision.specification)
-    return responses.TableRevision(
+    return responses.TableRevision.model_construct(
         table=revision.table,
         revision=revision.revision,
         selector=responses.TableSelector(match=revision.selector),
@@ -36,7 +36,8 @@ def revision_of(revision: documents.TableRevision) -> responses.TableRevision:
 
 def table_of(table: StoredTable) -> responses.FleetTable:
     """Return the answer for a table."""
-    return responses.FleetTable(**dict(revision_of(table.newest)), etag=table.etag, rollout=table.active)
+    told = dict(revision_of(table.newest))
+    return responses.FleetTable.model_construct(**told, etag=table.etag, rollout=table.active)
 
 
 def table_summary_of(table: StoredTable) -> responses.FleetTableSummary:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from app.access.rights import Ranges
 from app.api.schemas.fields import U32, Name
@@ -48,7 +48,14 @@ class TaggedProgram(Input):
     )
 
 
-Program = Name | TaggedProgram | None
+def _form(value: object) -> str:
+    return "<object>" if isinstance(value, dict | TaggedProgram) else "<name>"
+
+
+# A place in angle brackets is left out of errors.
+Program = (
+    Annotated[Annotated[Name, Tag("<name>")] | Annotated[TaggedProgram, Tag("<object>")], Discriminator(_form)] | None
+)
 
 
 def _program_name(program: str | TaggedProgram | None) -> ProgramName | None:

@@ -1,5 +1,6 @@
 """The bodies of responses."""
 
+import functools
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -66,10 +67,11 @@ class FleetRun(BaseModel):
 
     @classmethod
     def of(cls, run: Run) -> "FleetRun":
-        """Return the model of a run."""
-        return cls(first=run.first, last=run.last, program=program_of(run.program))
+        """Return the model of a run. A table may have many, and what etcd holds was checked: they are not again."""
+        return cls.model_construct(first=run.first, last=run.last, program=program_of(run.program))
 
 
+@functools.lru_cache(maxsize=4096)  # one object for all runs of a program
 def program_of(program: ProgramName | None) -> FleetProgram | None:
     """Return the model of a program."""
     return None if program is None else FleetProgram(name=program.name, tags=list(program.tags))
