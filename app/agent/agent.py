@@ -26,7 +26,6 @@ from app.client import Client, JumptableError
 from app.fleet_store import keys
 from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, BadDocument, NodeFacts, Presence, TableStatus
 from app.fleet_store.etcd import (
-    Connection,
     Credentials,
     Etcd,
     EtcdError,
@@ -132,6 +131,7 @@ class Agent:
         self._dry_run_turn = asyncio.Semaphore(1)
         self._warnings: list[str] = []
         self._refusal = ""  # why the agent does not follow the store, which would answer
+        self._denial = ""  # why the store does not let this node write
         self._is_over = threading.Event()
         self.reporter = Reporter(self._node, settings.status_file)
 
@@ -254,7 +254,9 @@ class Agent:
                     value = Presence(since=max(time.time(), 0.0)).to_bytes()
                     await self._etcd.put(keys.alive(self._node), value, lease=lease.id)
                     self._lease = lease
-            except PermissionDenied:
+                self._denial = ""
+            except PermissionDenied as error:
+                self._denial = f"{error}; is this the certificate of {self._node}, and is the node in the fleet?"
                 # The node was taken out of the fleet, or is not in it yet. If it comes back, all is told again.
                 self._lease = None
                 self._teller.forget()
@@ -328,11 +330,10 @@ class Agent:
     async def _report(self, beat: Callable[[str], None]) -> None:
         while True:
             connection = self._etcd.connection
-            if self._refusal:
-                connection = Connection(connected=False, since=connection.since, error=self._refusal)
+            error = self._refusal or self._denial or ("" if connection.connected else connection.error)
             tables = {name: each.status for name, each in self._workers.items() if each.status is not None}
             troubles = {name: each.trouble for name, each in self._workers.items() if each.trouble}
             warnings = [*self._warnings, *([self._state.trouble] if self._state.trouble else [])]
-            self.reporter.update(connection, warnings, tables, troubles)
-            beat("connected to the fleet" if connection.connected else f"not connected: {connection.error}")
+            self.reporter.update(error, warnings, tables, troubles)
+            beat(f"not connected to the fleet: {error}" if error else "connected to the fleet")
             await asyncio.sleep(_LOOK_SECONDS)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import msgspec
 import structlog
@@ -13,11 +13,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.agent.status_file import BEAT_SECONDS, boot_seconds
 from app.fleet_store.documents import TableState, TableStatus
-from app.fleet_store.etcd import Connection
-
-# How often the file is written at least. What is older than three times that is of an agent that has died or hangs.
-BEAT_SECONDS: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -48,38 +45,33 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     troubles: dict[str, str] = {}
 
 
-def boot_seconds() -> float:
-    """Return the seconds since boot, those of sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Reporter(Collector):
     """Keeps the file, and the metrics. Thread rule: `collect` may be called by any thread."""
 
     def __init__(self, node: str, file: Path) -> None:
         """Write nothing yet."""
         self._node, self._file = node, file
-        self._report = self._made(Connection(connected=False, since=time.time(), error="not connected yet"))
+        self._report = self._made(connected=False, since=time.time(), error="not connected yet")
         self._connections = 0
         self._is_written = True
 
-    def _made(self, connection: Connection, **more: object) -> Report:
-        return Report(
-            node=self._node,
-            pid=os.getpid(),
-            beat=boot_seconds(),
-            connected=connection.connected,
-            since=connection.since,
-            error=connection.error,
-            **more,  # type: ignore[arg-type]  # the caller names fields
-        )
+    def _made(self, **said: Any) -> Report:
+        return Report(node=self._node, pid=os.getpid(), beat=boot_seconds(), **said)
 
-    def update(
-        self, connection: Connection, warnings: list[str], tables: dict[str, TableStatus], troubles: dict[str, str]
-    ) -> None:
-        """Tell how the agent is, if that has changed or it is time."""
-        report = self._made(connection, warnings=warnings, tables=tables, troubles=troubles)
-        before = self._report
+    def update(self, error: str, warnings: list[str], tables: dict[str, TableStatus], troubles: dict[str, str]) -> None:
+        """Tell how the agent is, if that has changed or it is time.
+
+        Args:
+            error: Why the fleet's store cannot be used; empty if it can.
+            warnings: What an operator should know.
+            tables: What the fleet is told of each table.
+            troubles: Why tables get no further at present.
+        """
+        before, connected = self._report, not error
+        since = before.since if connected == before.connected else time.time()
+        report = self._made(
+            connected=connected, since=since, error=error, warnings=warnings, tables=tables, troubles=troubles
+        )
         if report.connected and not before.connected:
             self._connections += 1
         if report.connected != before.connected:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from app.agent.status_file import STATUS_FILE
 from app.fleet_store.keys import NAME_PATTERN
 
-FILE: Final = Path("/etc/jumptable/agent.toml")
-STATUS_FILE: Final = Path("/run/jumptable-agent/status.json")
+FILE: Final = Path("/etc/jumptable/agent/agent.toml")  # `jumptable fleet node add` makes it
 
 _ENDPOINT_PATTERN: Final = r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}\Z"
 

@@ -25,8 +25,15 @@ from app.server.systemd import Notifier
 log = structlog.get_logger()
 
 
-@click.command("agent", epilog="Example: jumptable fleet agent --config /etc/jumptable/agent.toml")
-@click.option("--config", "file", type=click.Path(path_type=Path), default=FILE, show_default=True, metavar="FILE")
+@click.command("agent", epilog="Example: jumptable fleet agent --config /etc/jumptable/agent/agent.toml")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, readable=False),  # whether it can be read, reading it says
+    default=FILE,
+    show_default=True,
+    metavar="FILE",
+)
 def agent_command(file: Path) -> None:
     """Bring this node's tables to what the fleet desires, and tell the fleet how they are."""
     try:

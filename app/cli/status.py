@@ -2,11 +2,13 @@
 
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
+from app.agent import status_file
 from app.cli.options import connects, outputs
 from app.cli.output import Cell, ago, entries_text, entry_text, length, plural, say, show, table
 from app.client import Client
@@ -25,6 +27,7 @@ def status_command(client: Client, output: str | None) -> None:
     maps, programs = client.list_maps(), client.list_programs()
     waiting = client.list_changes(state="unconfirmed", order="desc")["changes"]
     last = client.list_changes(order="desc", limit=_LAST_CHANGES)["changes"]
+    agent = status_file.read() if client.url.startswith("unix:") else None  # that of this machine
     answer: dict[str, Any] = {
         "url": client.url,
         "ready": readiness.ready,
@@ -34,6 +37,7 @@ def status_command(client: Client, output: str | None) -> None:
         "programs": programs,
         "waiting": waiting,
         "changes": last,
+        "fleet": agent,
     }
 
     def people() -> None:
@@ -45,6 +49,8 @@ def status_command(client: Client, output: str | None) -> None:
         say(state, f"   jumptable {version['version']} on {node}, {kernel}", *_since(version))
         for reason in readiness.reasons:
             say(Cell(f"  {reason}", "red"))
+        if agent is not None:
+            _show_fleet(agent)
         _show_maps(maps)
         _show_waiting(waiting)
         _show_programs(programs)
@@ -59,6 +65,33 @@ def _since(version: Mapping[str, Any]) -> list[str | Cell]:
     uptime, keeper = version.get("uptime_seconds"), version.get("keeper")
     since: list[str | Cell] = [] if uptime is None else [f", up {length(uptime)}"]
     return since if keeper is None else [*since, ", keeper ", Cell(keeper, "green" if keeper == "running" else "red")]
+
+
+def _show_fleet(agent: Mapping[str, Any]) -> None:
+    """Show what the node's agent tells of the fleet."""
+    if not agent["running"]:
+        say(Cell("  fleet: the agent does not run, or hangs: systemctl status jumptable-agent", "red"))
+        return
+    state = Cell("connected", "green") if agent["connected"] else Cell(f"NOT CONNECTED: {agent['error']}", "red")
+    say(f"  fleet: node {agent['node']}, ", state, f", for {length(max(time.time() - agent['since'], 0))}")
+    for warning in agent["warnings"]:
+        say(Cell(f"  fleet: {warning}", "yellow"))
+    if not agent["tables"]:
+        return
+    click.echo()
+    rows = [_fleet_row(name, status, agent["troubles"]) for name, status in agent["tables"].items()]
+    table(("of the fleet", "revision", "state"), rows[:_MAX_ROWS])
+    _more(len(rows), "jumptable status -o json")
+
+
+def _fleet_row(name: str, status: Mapping[str, Any], troubles: Mapping[str, str]) -> tuple[str | Cell, ...]:
+    """Return the name, the revision that the node holds, and how it is, of a table that the fleet desires."""
+    revision = str(status.get("revision") or "none")
+    if name in troubles:
+        return (Cell(name, "bold"), revision, Cell(f"{status['state']}, and stuck: {troubles[name]}", "red"))
+    style = {"applied": "green", "unconfirmed": "yellow"}.get(status["state"], "red")
+    detail = status.get("detail")
+    return (Cell(name, "bold"), revision, Cell(status["state"] + (f": {detail}" if detail else ""), style))
 
 
 def _show_maps(maps: list[HeldMap]) -> None:

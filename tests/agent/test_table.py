@@ -1,7 +1,5 @@
 """A table is brought to what the fleet desires: dry run, change, `unconfirmed`, checks, confirmation, `applied`."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +13,6 @@ from tests.agent.conftest import NODE, TABLE, Fleet, Node, until
 pytestmark = pytest.mark.anyio
 APPLIED, REFUSED, DRIFTED = TableState.APPLIED, TableState.REFUSED, TableState.DRIFTED
 PACKET = "03" + 13 * "00"  # `entry` jumps to entry 3
-
-
-@pytest.fixture
-async def bounded(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Node]:
-    """A node that opens the entries 8 to 11 and the program `drop` to the fleet."""
-    grant = {"maps": [TABLE], "entries": ["8-9", "10-11"], "programs": ["drop"]}
-    node = Node(fleet, tmp_path / NODE, grant=grant)
-    try:
-        node.service.start()
-        node.start_agent()
-        yield node
-    finally:
-        await node.stop()
 
 
 async def test_desired_table_is_applied_and_the_journal_names_who_asked(fleet: Fleet, node: Node) -> None:
