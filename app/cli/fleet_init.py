@@ -55,7 +55,8 @@ def init_command(folder: Path, endpoints: tuple[str, ...], days: int) -> None:
         fail(str(error), 1)
     except Unavailable:
         say("etcd does not answer yet. Start a member on each machine, with its own files of this folder, as in")
-        say(_member_command(folder, endpoints))
+        for line in _member_command(folder, endpoints).splitlines():
+            say(line)
         say(f"and run this again: jumptable fleet init {folder} " + " ".join(f"-e {each}" for each in endpoints))
         return
     except EtcdError as error:

@@ -73,7 +73,8 @@ def node_add(
         fail(f"{error.filename or folder}: {error.strerror}", 1)
     client.put_node(name, dict(labels), note=note)
     say(f"node {name} is in the fleet, with the labels {labels_text(dict(labels)) or '(none)'}")
-    say(_NEXT.format(folder=folder))
+    for line in _NEXT.format(folder=folder).splitlines():
+        say(line)
 
 
 _NEXT: Final = """

@@ -236,7 +236,7 @@ def _followed(client: FleetClient, started: StartedRollout, output: str | None) 
             time.sleep(pause)
             pause = min(2 * pause, _MAX_RETRY_SECONDS)
     except KeyboardInterrupt:
-        say(f"\nrollout {rollout} goes on; `jumptable fleet abort {rollout}` takes it back", err=True)
+        say(f"rollout {rollout} goes on; `jumptable fleet abort {rollout}` takes it back", err=True)
         raise
     return _result(client, rollout, output)
 

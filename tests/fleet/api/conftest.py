@@ -49,7 +49,7 @@ async def served(etcd: Etcd, **options: Any) -> AsyncIterator[FastAPI]:
 def client_of(app: FastAPI, token: str | None = None) -> httpx.AsyncClient:
     """A client of the application, which knows its caller by a token."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", headers=headers)
 
 
 @pytest.fixture
