@@ -44,7 +44,6 @@ from app.fleet_store.signatures import DESIRED_TABLE, Signer
 
 LEASE_SECONDS: Final = 5
 COMPACTION_SECONDS: Final = 3600.0  # the store keeps the past for at least as long: watches that are cut off resume
-KEPT_ROLLOUTS: Final = 100  # of each table, with their revisions
 _STEP_BYTES: Final = 1 << 20  # of desired tables in a transaction
 _LOOK_SECONDS: Final = 0.5  # between two looks at deadlines
 _GATHER_SECONDS: Final = 0.02  # statuses that come together are looked at together
@@ -313,6 +312,7 @@ class Controller:
                 undo=undo,
                 sequence=known.version,
                 at=self._clock(),
+                by=rollout.by,
                 # What is set back counts at once. If it were undone, the node would hold the new table again.
                 confirm_within=None if undo else plan.confirm_within,
                 checks=() if undo else plan.checks,
@@ -417,7 +417,7 @@ class Controller:
     # House-keeping
 
     async def _keep_house(self) -> None:
-        """Forget the past of the store from time to time, and what nobody needs any more.
+        """Forget the past of the store from time to time.
 
         Raises:
             EtcdError: The store cannot be reached.
@@ -425,26 +425,16 @@ class Controller:
         while True:
             revision = self.mirror.revision
             await asyncio.sleep(self._compaction_seconds)
-            await self.prune()
+            await self._remove_leftovers()
             await self._etcd.compact(revision)
             log.info("the past of the store is forgotten", before_revision=revision)
 
-    async def prune(self) -> None:
-        """Remove old rollouts with their revisions, and what is left of nodes that have left the fleet.
+    async def _remove_leftovers(self) -> None:
+        """Remove what was written for nodes while they were leaving the fleet.
 
         Raises:
             EtcdError: The store cannot be reached.
         """
-        by_table: dict[str, list[Rollout]] = {}
-        for known in self.mirror.rollouts.values():
-            by_table.setdefault(known.value.table, []).append(known.value)
-        needed = {(table, desired.value.revision) for (_, table), desired in self.mirror.desired.items()}
-        for table, rollouts in by_table.items():
-            rollouts.sort(key=lambda rollout: rollout.revision)
-            for rollout in rollouts[:-KEPT_ROLLOUTS]:
-                if rollout.phase.finished and (table, rollout.revision) not in needed:
-                    gone = (keys.rollout(rollout.id), keys.plan(rollout.id), keys.revision(table, rollout.revision))
-                    await self._etcd.commit([created_in(keys.CONTROLLER, self._election)], map(delete, gone))
         left = {node for node, _ in (*self.mirror.desired, *self.mirror.statuses)} - self.mirror.nodes
         for node in left:
             await self._etcd.commit(
@@ -454,5 +444,6 @@ class Controller:
     async def _changes(self, seconds: float) -> None:
         """Wait until something changes in the store, or for some seconds."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.mirror.changed.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for() of Python 3.11 may swallow that its task is cancelled
+                await self.mirror.changed.wait()
         self.mirror.changed.clear()

@@ -434,7 +434,7 @@ class Etcd:
                 key=prefix.encode(), range_end=_end_of(prefix), start_revision=after + 1, progress_notify=True
             )
             await _translated(stream.write(rpc.WatchRequest(create_request=create)))
-            answer: Any = await _translated(asyncio.wait_for(stream.read(), self._timeout))
+            answer: Any = await _translated(stream.read(), self._timeout)
             while True:
                 if answer is grpc.aio.EOF:
                     raise Unavailable("the member has ended the watch")
@@ -740,7 +740,7 @@ class Lease:
                 )(metadata=_WITH_LEADER)
                 self._stream = member, stream
             await _translated(stream.write(rpc.LeaseKeepAliveRequest(ID=self.id)))
-            answer: Any = await _translated(asyncio.wait_for(stream.read(), etcd._timeout))
+            answer: Any = await _translated(stream.read(), etcd._timeout)
             if answer is grpc.aio.EOF:
                 raise Unavailable("the member has ended the stream")
         except BaseException as error:
@@ -805,10 +805,11 @@ def _pauses() -> Iterator[float]:
         pause = min(2 * pause, _LAST_PAUSE_SECONDS)
 
 
-async def _translated(call: Awaitable[_Result]) -> _Result:
-    """Await a call of gRPC, and raise its errors as those of this module."""
+async def _translated(call: Awaitable[_Result], seconds: float | None = None) -> _Result:
+    """Await a call of gRPC, at most for some seconds, and raise its errors as those of this module."""
     try:
-        return await call
+        async with asyncio.timeout(seconds):  # wait_for() of Python 3.11 may swallow that its task is cancelled
+            return await call
     except grpc.aio.AioRpcError as error:
         raise _error(error.code(), error.details() or "") from error
     except TimeoutError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import trustme
 
 from app.fleet_store import accounts, keys
@@ -45,7 +46,8 @@ class Member:
 
     def start(self) -> None:
         with (self._folder / f"{self._name}.log").open("ab") as log:
-            self.process = subprocess.Popen(self._arguments, stdout=log, stderr=log, cwd=self._folder)
+            command = ["setpriv", "--pdeathsig", "KILL", *self._arguments]  # it ends with the tests, however they end
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it, frozen or not."""
@@ -205,11 +207,14 @@ def running_cluster(folder: Path, size: int = 3) -> Iterator[Cluster]:
         Missing: There is no etcd on this machine, and none can be fetched.
     """
     cluster = Cluster(folder, size)
+    # gRPC opens files of its own with the first channel, and closes them some time after the last.
+    kept = grpc.insecure_channel("kept.invalid")
     try:
         cluster.repair()
         asyncio.run(_add_users(cluster))
         yield cluster
     finally:
+        kept.close()
         for member in cluster.members:
             member.kill()
 
