@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from app.access.tokens import TokenFile
+from app.agent import settings as agent
 from app.bpf.uapi import Cmd
 from app.config import Settings, load
+from app.fleet import config as fleet
 from app.keeper.process import KEPT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -74,7 +76,7 @@ def test_liveness_probe_equals_the_health_check_of_the_image() -> None:
     assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
 
 
-@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes"])
+@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes", "try-systemd"])
 def test_try_scripts_are_executable_and_parse(name: str) -> None:
     assert os.access(DEPLOY / name, os.X_OK)
     assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
@@ -114,10 +116,27 @@ def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
     assert _values("jumptable.service", "ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
-def test_systemd_script_is_executable() -> None:
-    script = DEPLOY / "try-systemd"
-    assert script.stat().st_mode & 0o111 == 0o111
-    assert script.read_text().startswith("#!/bin/bash\n")
+def test_units_of_a_fleet_fit_the_defaults_of_the_configurations() -> None:
+    server, agents = fleet.load(DEPLOY / "fleet.toml").server, agent.load(DEPLOY / "agent.toml")
+    assert (server.socket, server.state_dir) == (fleet.Server().socket, fleet.Server().state_dir)
+    assert (agents.state_dir, agents.status_file) == (Path("/var/lib/jumptable-agent"), agent.STATUS_FILE)
+    for unit, folder in ("jumptable-fleet", server.socket.parent), ("jumptable-agent", agents.status_file.parent):
+        assert _values(f"{unit}.service", "RuntimeDirectory") == [folder.name]
+        assert _values(f"{unit}.service", "StateDirectory") == [unit]
+        assert _values(f"{unit}.service", "User") == [unit]
+        assert _values(f"{unit}.service", "CapabilityBoundingSet") == [""]
+        assert _values(f"{unit}.service", "RestartPreventExitStatus") == ["2"]
+
+
+def test_configuration_of_the_fleet_in_pods_loads() -> None:
+    settings = fleet.load(DEPLOY / "kubernetes-fleet" / "fleet.toml")
+    assert settings.server.address == ("0.0.0.0", 8443)
+    assert settings.authenticates()
+    assert settings.tls is not None
+
+
+def test_try_fleet_is_executable() -> None:
+    assert os.access(DEPLOY / "try-fleet", os.X_OK)  # the type checker reads it as well
 
 
 def test_tests_named_in_the_threat_model_exist() -> None:
