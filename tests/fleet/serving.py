@@ -1,6 +1,5 @@
 """A server of the fleet as a process, and the commands on it in this process."""
 
-import gc
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -74,7 +73,6 @@ def command_of(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setenv("JUMPTABLE_FLEET_URL", url)
         with pytest.raises(SystemExit) as ended:
             run()
-        gc.collect()  # httpcore and gRPC leave connections that were refused to it
         shown = capsys.readouterr()
         done = Done(int(ended.value.code or 0), shown.out, shown.err)
         assert status in {None, done.status}, done

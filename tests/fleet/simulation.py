@@ -144,12 +144,14 @@ class Fleet:
         cluster: The store.
         etcd: A client with all rights.
         signer: The fleet's key.
+        since: The revision of the store before its first node.
         nodes: By name.
     """
 
     cluster: Cluster
     etcd: Etcd
     signer: Signer
+    since: int
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     _running: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
 
@@ -282,7 +284,7 @@ class Fleet:
         """The nodes whose desired table was written more than once by this rollout, as the store's past says."""
         counts: dict[tuple[str, bool], int] = {}
         last = (await self.etcd.range(keys.CONTROLLER)).revision
-        async with asyncio.timeout(WAIT_SECONDS), aclosing(self.etcd.watch(keys.PREFIX, 0)) as stream:
+        async with asyncio.timeout(WAIT_SECONDS), aclosing(self.etcd.watch(keys.PREFIX, self.since)) as stream:
             async for events in stream:
                 for event in events.events:
                     if event.key.startswith(keys.DESIRED) and event.item is not None:
@@ -299,7 +301,7 @@ class Fleet:
 async def fleet_of(cluster: Cluster, names: Sequence[str]) -> AsyncIterator[Fleet]:
     """A fleet of simulated nodes. All of them are connected."""
     async with cluster.client(timeout=1.0) as etcd:
-        fleet = Fleet(cluster, etcd, Signer.generate())
+        fleet = Fleet(cluster, etcd, Signer.generate(), (await etcd.range(keys.CONTROLLER)).revision)
         try:
             for name in names:
                 await fleet.add(name)

@@ -249,9 +249,10 @@ async def test_rollout_whose_plan_is_gone_halts_and_says_so(cluster: Cluster) ->
 
 async def test_past_is_forgotten_and_what_is_left_of_removed_nodes(cluster: Cluster) -> None:
     async with fleet_of(cluster, _FIVE) as fleet, controlled(fleet, compaction_seconds=0.3):
-        await fleet.etcd.put(keys.desired_table("gone", TABLE), b"x\n{}")
-        await fleet.etcd.put(keys.table_status("gone", TABLE), b"{}")
         await fleet.until_phase(await fleet.start(), Phase.COMPLETE)
+        desired = await fleet.etcd.get(keys.desired_table(_FIVE[0], TABLE))
+        assert desired is not None
+        await fleet.etcd.put(keys.desired_table("gone", TABLE), desired.value)
 
         async def forgotten() -> bool:
             left = (await fleet.etcd.range(keys.desired("gone"))).items

@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.fleet_store.etcd import Credentials, Etcd, delete_prefix
 from tests.fleet_store.etcd_binary import etcd_binary
 
 _START_SECONDS = 40.0
+_STARTER = ThreadPoolExecutor(max_workers=1)  # lives as long as the process
 _SERVER = "fleet"  # the user of `jumptable fleet serve`
 
 
@@ -45,9 +47,11 @@ class Member:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        # The kernel ends it when the thread that has started it ends, so that nothing is left however the tests end.
+        command = ["setpriv", "--pdeathsig", "KILL", *self._arguments]
         with (self._folder / f"{self._name}.log").open("ab") as log:
-            command = ["setpriv", "--pdeathsig", "KILL", *self._arguments]  # it ends with the tests, however they end
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
+            starting = _STARTER.submit(subprocess.Popen, command, stdout=log, stderr=log, cwd=self._folder)
+            self.process = starting.result()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it, frozen or not."""
@@ -152,6 +156,11 @@ class Cluster:
             certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         return CredentialFiles(self._folder / "ca.pem", certificate, key)
 
+    def write_authority(self, folder: Path) -> None:
+        """Write the certificate and the key of the authority of all of these certificates."""
+        (folder / "ca.pem").write_bytes(self._ca.cert_pem.bytes())
+        (folder / "ca.key").write_bytes(self._ca.private_key_pem.bytes())
+
     def client(self, user: str = _SERVER, **options: Any) -> Etcd:
         """A new client with the rights of this user. The test closes it."""
         return Etcd(self.endpoints, self.files(user).read(), **options)
@@ -190,7 +199,7 @@ class Cluster:
                 await accounts.remove_node(etcd, node, node)
 
     def _logs(self) -> str:
-        return "\n".join(file.read_text()[-2000:] for file in sorted(self._folder.glob("*.log")))
+        return "\n".join(file.read_text()[-600:] for file in sorted(self._folder.glob("*.log")))
 
 
 def _addresses(count: int) -> list[str]:
