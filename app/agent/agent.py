@@ -7,9 +7,8 @@ the clock of the node.
 import asyncio
 import contextlib
 import random
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -41,7 +40,6 @@ from app.fleet_store.etcd import (
 from app.fleet_store.signatures import Verifier
 
 LEASE_SECONDS: Final = 15
-EVENTS_THREAD: Final = "events of the service"  # it ends with the process, or after the service
 _RENEW_SECONDS: Final = 5.0
 _FACTS_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 2.0  # between two looks at how the agent is, for the node itself
@@ -118,8 +116,7 @@ class Agent:
             credentials: The node's certificate.
         """
         self._node, self._settings = settings.node, settings
-        self._client = Client(settings.service)
-        self._service = LocalService(self._client)
+        self._service = LocalService(Client(settings.service))
         self._etcd = Etcd(settings.etcd.endpoints, credentials)
         self._state, self._verifier = state, verifier
         self._teller = StoreTeller(self._etcd, self._node)
@@ -132,7 +129,6 @@ class Agent:
         self._warnings: list[str] = []
         self._refusal = ""  # why the agent does not follow the store, which would answer
         self._denial = ""  # why the store does not let this node write
-        self._is_over = threading.Event()
         self.reporter = Reporter(self._node, settings.status_file)
 
     async def run(self, beat: Callable[[str], None]) -> None:
@@ -141,8 +137,6 @@ class Agent:
         Args:
             beat: Called at least every few seconds while all is well, with a line that says how it is.
         """
-        arguments = (asyncio.get_running_loop(),)
-        threading.Thread(target=self._read_events, args=arguments, daemon=True, name=EVENTS_THREAD).start()
         try:
             async with self._tasks as tasks:
                 for name in self._state.tables():  # so that they are reported before the store answers
@@ -153,7 +147,6 @@ class Agent:
                 tasks.create_task(self._tell_facts())
                 tasks.create_task(self._report(beat))
         finally:
-            self._is_over.set()
             with contextlib.suppress(EtcdError, TimeoutError):
                 if self._lease is not None:
                     await asyncio.wait_for(self._lease.revoke(), _REVOKE_SECONDS)
@@ -300,30 +293,6 @@ class Agent:
             ready=ready,
             detail=detail[:MAX_DETAIL_CHARACTERS],
         )
-
-    # What happens on the node
-
-    def _read_events(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake the workers when something has happened in the service. Runs in a thread until the process ends."""
-
-        def wake(tables: Iterable[str] | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._look, tables)
-
-        while not self._is_over.is_set():
-            try:
-                # Something may have happened while nobody listened.
-                for event in self._client.watch_events(on_open=lambda _: wake(None)):
-                    name = event.data.get("map")
-                    wake([name] if isinstance(name, str) else None)
-            except (JumptableError, RuntimeError, ValueError):
-                pass  # the service restarts, or the client is closed
-            self._is_over.wait(_RETRY_SECONDS)
-
-    def _look(self, tables: Iterable[str] | None) -> None:
-        for name in list(self._workers) if tables is None else tables:
-            if name in self._workers:
-                self._workers[name].look()
 
     # How the agent is
 

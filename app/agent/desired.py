@@ -40,7 +40,8 @@ class Desired:
         checks: What the node must pass before it confirms.
         sequence: Rises with each desired table of this node.
         by: Who has asked for it; empty: it is not known.
-        note: The note of its change, by which the agent finds it in the journal.
+        note: The note of its change, which says to people what it was made for.
+        request_id: The id of the request that makes it, by which the agent finds the change in the journal.
     """
 
     table: str
@@ -52,6 +53,7 @@ class Desired:
     sequence: int
     by: str
     note: str
+    request_id: str
 
     @property
     def actor(self) -> str | None:
@@ -100,6 +102,7 @@ def read(item: Item, purpose: bytes, verifier: Verifier, node: str) -> Desired:
         sequence=document.sequence,
         by=document.by,
         note=f"fleet {document.rollout} {item.mod_revision}",
+        request_id=f"fleet-{item.mod_revision}-{digest(item)[:32]}",
     )
 
 

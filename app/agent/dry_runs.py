@@ -53,8 +53,7 @@ async def _difference(item: Item, wanted: Desired, service: LocalService) -> Dry
     programs, table = await service.programs(), await service.table(wanted.table)
     wrong = differing(table, wanted, programs)
     names = {index: None if program is None else program.name for index, program in wrong.items()}
-    if names:
-        await service.update(wanted, names, table.etag, dry_run=True)
+    await service.try_update(wanted, names, table.etag)
     diff = []
     for index, name in list(names.items())[:_MAX_DIFF]:
         id_ = table.programs.get(index)

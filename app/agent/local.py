@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
 from app.agent.desired import Desired, No
@@ -17,9 +18,9 @@ from app.fleet_store.documents import OpenMap
 from app.fleet_store.specification import ProgramName
 
 _PAGE_ENTRIES: Final = 4096  # a whole table of 65,536 entries in one answer would take 60 MB here
-_PAGE_CHANGES: Final = 500
-_MAX_PAGES: Final = 20  # of the journal, that are searched
-_THREADS: Final = 4
+_PAGE_CHANGES: Final = 10  # each has all of its entries
+_MAX_PAGES: Final = 50  # of the journal, that are searched
+_THREADS: Final = 2  # what a large answer leaves behind, each thread keeps
 _TRANSIENT: Final = {408, 429, 503}  # statuses of problems that may be over a little later
 
 P = ParamSpec("P")
@@ -169,52 +170,57 @@ class LocalService:
             if len(etags) == 1:
                 return Table(etags.pop(), programs, names)
 
+    async def etag(self, name: str) -> str:
+        """Return the tag of all that a map holds."""
+        return (await self.call(self._client.list_entries, name, start=0, limit=1))["etag"]
+
     # Changes
 
-    async def find_change(self, desired: Desired, opened: Opened) -> Change | None:
+    async def find_change(self, desired: Desired) -> Change | None:
         """Return the change that was made for a desired table; None: there is none."""
-        actor = opened.actor if desired.actor is None else f"fleet:{desired.actor}"
-        return next(iter(await self._changes(desired.table, lambda note: note == desired.note, actor)), None)
+        page = await self.call(self._client.list_changes, map=desired.table, request_id=desired.request_id)
+        return next((change for change in page["changes"] if change["kind"] == "update"), None)
 
     async def changes_of_rollout(self, desired: Desired) -> list[Change]:
-        """Return the changes of a map that were made for a rollout, the newest first."""
-        return await self._changes(desired.table, lambda note: note.startswith(f"fleet {desired.rollout} "))
-
-    async def waiting_changes(self, table: str) -> list[Change]:
-        """Return the changes of a map that were made for the fleet and wait for a confirmation, the newest first."""
-        page = await self.call(
-            self._client.list_changes, map=table, state="unconfirmed", order="desc", limit=_PAGE_CHANGES
-        )
-        return [change for change in page["changes"] if (change["note"] or "").startswith("fleet ")]
-
-    async def _changes(self, table: str, wanted: Callable[[str], bool], actor: str | None = None) -> list[Change]:
-        """Return changes by their note. Undos have no note of their own. With an actor, the first one is enough."""
+        """Return the changes of a map that were made for a rollout, the newest first. They are not far apart."""
         found: list[Change] = []
         before: int | None = None
         for _ in range(_MAX_PAGES):
             page = await self.call(
-                self._client.list_changes, map=table, actor=actor, order="desc", before=before, limit=_PAGE_CHANGES
+                self._client.list_changes, map=desired.table, order="desc", before=before, limit=_PAGE_CHANGES
             )
-            found += [
-                change for change in page["changes"] if change["kind"] == "update" and wanted(change["note"] or "")
-            ]
+            here = [change for change in page["changes"] if _is_of(desired.rollout, change)]
+            found += here
             before = page["next"]
-            if before is None or (found and actor is not None):
+            if before is None or (found and not here):
                 break
         return found
+
+    async def waiting_changes(self, table: str) -> list[Change]:
+        """Return the changes of a map that were made for the fleet and wait for a confirmation."""
+        page = await self.call(self._client.list_changes, map=table, state="unconfirmed")
+        return [change for change in page["changes"] if (change["note"] or "").startswith("fleet ")]
 
     async def get_change(self, id_: int) -> Change:
         """Return a change as it is now."""
         return await self.call(self._client.get_change, id_)
 
-    async def update(self, desired: Desired, entries: dict[int, str | None], etag: str, *, dry_run: bool) -> int | None:
-        """Change entries of a map, if it is still as it was read.
+    async def try_update(self, desired: Desired, entries: dict[int, str | None], etag: str) -> None:
+        """Try to change entries of a map, and change nothing.
+
+        The service answers with all entries that it would change, so they are tried in pieces.
 
         Args:
-            desired: What they are changed for.
+            desired: What they are to be changed for.
             entries: The program of each index; None: it is cleared.
             etag: The tag of the map when it was read.
-            dry_run: Change nothing.
+        """
+        client, pieces = self._for(desired), iter(entries.items())
+        while piece := dict(islice(pieces, _PAGE_ENTRIES)):
+            await self.call(client.update_entries, desired.table, piece, if_match=etag, dry_run=True)
+
+    async def update(self, desired: Desired, entries: dict[int, str | None], etag: str) -> int | None:
+        """Change entries of a map, if it is still as it was read.
 
         Returns:
             The id of the change. None: nothing was changed.
@@ -225,8 +231,9 @@ class LocalService:
             entries,
             if_match=etag,
             note=desired.note,
-            confirm_within=None if dry_run else desired.confirm_within,
-            dry_run=dry_run,
+            confirm_within=desired.confirm_within,
+            request_id=desired.request_id,
+            minimal=True,
         )
         return None if applied["change"] is None else applied["change"]["id"]
 
@@ -248,6 +255,11 @@ class LocalService:
 
     def _for(self, desired: Desired) -> Client:
         return self._client if desired.actor is None else self._client.on_behalf_of(desired.actor)
+
+
+def _is_of(rollout: str, change: Change) -> bool:
+    """Whether a change was made for a rollout. Undos have the note of what they undo."""
+    return change["kind"] == "update" and (change["note"] or "").startswith(f"fleet {rollout} ")
 
 
 def is_transient(error: Refused) -> bool:

@@ -33,8 +33,11 @@ _MAX_INDEXES: Final = 10  # of entries that have drifted, that are told
 _ATTEMPTS: Final = 5  # at a change while others change the table as well
 # For how long the service may be unable to work (503) before that counts as a no.
 PATIENCE_SECONDS: Final = 30.0
-_LOOK_SECONDS: Final = 0.2  # until a table is looked at that has changed, so that several changes are one look
-_PAUSE_PER_LOOK: Final = 100  # a look is followed by a pause of so many times the time that it took
+# Between two looks at whether somebody else has changed the table; and between two comparisons with what is desired, as
+# names of programs may have got another meaning. Each takes a small share of a processor, however large the table is.
+_LOOK_SECONDS: Final = 2.0
+_COMPARE_SECONDS: Final = 60.0
+_PAUSE_PER_SECOND: Final = 100.0
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LAST_PAUSE_SECONDS: Final = 5.0
 
@@ -83,10 +86,10 @@ class TableWorker:
         self.name, self._node, self._service, self._teller = name, node, service, teller
         self._state, self._verifier = state, verifier
         self._item: Item | None = None
-        self._is_known = False  # what the store has for the table
         self._changed = asyncio.Event()
-        self._may_look_at = 0.0  # on the loop's clock
-        self._look: asyncio.TimerHandle | None = None
+        self._rest = _LOOK_SECONDS
+        self._etag = ""  # of the table when it was compared last
+        self._compare_at = 0.0  # when it is compared again in any case, on the loop's clock
         self._is_checked = False  # whether a no was held against the journal since the agent runs
         self.trouble = ""
 
@@ -98,28 +101,18 @@ class TableWorker:
 
     def desire(self, item: Item | None) -> None:
         """Take what the store has for the table. None: nothing any more."""
-        self._item, self._is_known = item, True
-        self._changed.set()
-
-    def look(self) -> None:
-        """Look at the table soon, as something may have changed on the node.
-
-        If it changes all the time, or is large, looking at it takes a small share of a processor at most.
-        """
-        if self._is_known and self._look is None:
-            loop = asyncio.get_running_loop()
-            self._look = loop.call_at(max(loop.time() + _LOOK_SECONDS, self._may_look_at), self._looked)
-
-    def _looked(self) -> None:
-        self._look = None
+        self._item = item
         self._changed.set()
 
     async def run(self) -> None:
         """Work until it is cancelled, or until the table is the fleet's no more."""
         pauses, busy_since = _pauses(), 0.0
+        await self._changed.wait()  # until it is known what the store has
         while True:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._rest)
             self._changed.clear()
+            self._rest = _LOOK_SECONDS
             item = self._item
             try:
                 if item is None:
@@ -196,11 +189,15 @@ class TableWorker:
             self._is_checked = True
             await self._say(item, said)
             return
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        is_same = began < self._compare_at and await self._service.etag(self.name) == self._etag
+        self._rest = max(_LOOK_SECONDS, _PAUSE_PER_SECOND * (clock() - began))
+        if is_same:
+            await self._say(item, said)
+            return
         try:
             await self._compare(self._read(item), item, said.change)
-            self._may_look_at = loop.time() + _PAUSE_PER_LOOK * (loop.time() - began)
         except No as no:  # the program of that name is another one by now
             await self._say(item, self._status(item, TableState.DRIFTED, no.code, str(no), said.change))
 
@@ -211,7 +208,7 @@ class TableWorker:
         if closed is not None:
             raise No("not-open", closed)
         self._begin(wanted, item)
-        mine = await self._service.find_change(wanted, opened)
+        mine = await self._service.find_change(wanted)
         await self._take_back_waiting(wanted, but=mine)
         if wanted.specification is None:
             await self._take_back(wanted)
@@ -250,8 +247,8 @@ class TableWorker:
             if not entries:
                 return None
             try:
-                await self._service.update(wanted, entries, table.etag, dry_run=True)
-                change = await self._service.update(wanted, entries, table.etag, dry_run=False)
+                await self._service.try_update(wanted, entries, table.etag)
+                change = await self._service.update(wanted, entries, table.etag)
             except Refused as error:
                 if error.code != "precondition-failed" or attempt == _ATTEMPTS:
                     raise
@@ -285,10 +282,13 @@ class TableWorker:
 
     async def _compare(self, wanted: Desired, item: Item, change: int | None) -> None:
         """Tell whether the table is as it should be."""
-        indexes: tuple[int, ...] = ()
+        clock, indexes = asyncio.get_running_loop().time, tuple[int, ...]()
+        began = clock()
         if wanted.specification is not None:
             programs, table = await self._service.programs(), await self._service.table(wanted.table)
             indexes = tuple(sorted(differing(table, wanted, programs)))
+            self._etag = table.etag
+        self._compare_at = clock() + max(_COMPARE_SECONDS, _PAUSE_PER_SECOND * (clock() - began))
         if not indexes:
             await self._say(item, self._status(item, TableState.APPLIED, change=change, revision=wanted.revision))
             return

@@ -19,8 +19,9 @@ import structlog
 from pydantic_core import from_json, to_json
 from starlette.types import Scope
 
-from app.access.rights import Right
+from app.access.rights import Actor, Right
 from app.api.authorization import ACTOR, CHANGING, RIGHTS
+from app.service.errors import ServiceError
 from app.store.records import EMPTY, Change, EntryChanges, ProgramRecord
 
 FACTS: Final = "jumptable.facts"  # key of the ASGI scope: a dict of what the route adds to its line
@@ -185,6 +186,11 @@ class Audit:
         facts["path"] = _TOKEN.sub("jt_…", path) if "jt_" in path else path
         facts.update(scope.get(FACTS, ()))
         self._add(operation, facts)
+
+    def aborted(self, actor: Actor, operation: str, path: str, request_id: str, error: BaseException) -> None:
+        """Record a request of the fast path that has failed, and whose client has gone."""
+        code = error.code if isinstance(error, ServiceError) else "internal"
+        self.attempt({ACTOR: actor, "path": path}, operation, 0, code, request_id, str(error))
 
     def _add(self, operation: str, facts: dict[str, Any]) -> None:
         self.add(operation, [to_json(facts, fallback=repr)[1:-1]])

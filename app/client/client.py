@@ -66,6 +66,18 @@ class ConditionalOptions(Options, total=False):
     if_match: str | None
 
 
+class TableOptions(ConditionalOptions, total=False):
+    """What changes of tables take.
+
+    Attributes:
+        minimal: The change in the answer comes without its `entries`.
+        request_id: The id of the request: the change has it, and the log. 1 to 128 of A-Z a-z 0-9 . _ : -
+    """
+
+    minimal: bool
+    request_id: str
+
+
 class LoadOptions(DryRun, total=False):
     """What loading an object file takes: the same, but not `force`; `if_match` is the etag of the object file."""
 
@@ -236,19 +248,19 @@ class Client(HttpClient):
         return Written(_change_id(self._change("DELETE", path_of("maps", map, "entries", index), query)), None)
 
     def replace_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[ConditionalOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[TableOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Replace a whole table: entries that are not listed are cleared. All of it is done, or nothing.
 
         Args:
             map: The name of the map.
             entries: The programs by index, in the order in which they are written.
-            **options: See `ConditionalOptions`.
+            **options: See `TableOptions`.
         """
         return self._change_entries("PUT", map, entries, dict(options))
 
     def update_entries(
-        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[ConditionalOptions]  # noqa: A002
+        self, map: str, entries: Mapping[int, Ref | None], **options: Unpack[TableOptions]  # noqa: A002
     ) -> Applied:  # fmt: skip
         """Change several entries, as `replace_entries` does, and leave the others. None clears an entry."""
         return self._change_entries("PATCH", map, entries, dict(options))
@@ -388,7 +400,12 @@ class Client(HttpClient):
         self, method: str, path: str, options: dict[str, Any], body: object = None, timeout: float | None = None
     ) -> httpx.Response:
         etag = options.pop("if_match", None)
-        return self._send(method, path, options, body, {} if etag is None else {"If-Match": etag}, timeout)
+        headers = {} if etag is None else {"If-Match": etag}
+        if options.pop("minimal", False):
+            headers["Prefer"] = "return=minimal"
+        if "request_id" in options:
+            headers["X-Request-ID"] = options.pop("request_id")
+        return self._send(method, path, options, body, headers, timeout)
 
 
 def _source(pinned: str | None, id_: int | None) -> dict[str, Any]:

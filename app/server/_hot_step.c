@@ -17,12 +17,14 @@ typedef struct {
 
 static int request_init(FastRequest *self, PyObject *args, PyObject *keywords)
 {
-    if (!PyArg_ParseTuple(args, "OOIOO", &self->connection, &self->meaning, &self->index, &self->body, &self->data))
+    PyObject *connection, *meaning, *body, *data;
+
+    if (!PyArg_ParseTuple(args, "OOIOO", &connection, &meaning, &self->index, &body, &data))
         return -1;
-    Py_INCREF(self->connection), Py_INCREF(self->meaning), Py_INCREF(self->body), Py_INCREF(self->data);
-    self->request_id = Py_NewRef(Py_None);
-    self->began = now();
-    self->keep_alive = 1;
+    Py_XSETREF(self->connection, Py_NewRef(connection)); Py_XSETREF(self->meaning, Py_NewRef(meaning));
+    Py_XSETREF(self->body, Py_NewRef(body)); Py_XSETREF(self->data, Py_NewRef(data));
+    Py_XSETREF(self->request_id, Py_NewRef(Py_None));
+    self->began = now(), self->keep_alive = 1;
     return 0;
 }
 
@@ -103,16 +105,14 @@ static PyObject *go_through(PyObject *module, PyObject *args)
         after = before;
         if (target && !PyArg_ParseTuple(target, "II", &after, &program_fd))
             return NULL;
+        kept = before && after != before ? PyObject_CallFunction(keep_open, "I", before) : Py_NewRef(Py_None);
+        if (kept == NULL)
+            return NULL;
+        Py_DECREF(kept);
         request->before = before;
-        if (after != before) {
-            kept = before ? PyObject_CallFunction(keep_open, "I", before) : Py_NewRef(Py_None);
-            if (kept == NULL)
-                return NULL;
-            Py_DECREF(kept);
-            if (timed_bpf_element(&updates, BPF_MAP_UPDATE_ELEM, fd, request->index, &program_fd) < 0)
-                continue;
-            request->is_written = 1;
-        }
+        if (after != before && timed_bpf_element(&updates, BPF_MAP_UPDATE_ELEM, fd, request->index, &program_fd) < 0)
+            continue;
+        request->is_written = after != before;
         request->after = after;
     }
     return Py_BuildValue("(kdd)(kdd)", lookups.count, lookups.total, lookups.longest, updates.count, updates.total,
@@ -134,7 +134,7 @@ static void put(Text *text, const char *bytes, size_t size)
 
 static void put_bytes(Text *text, PyObject *bytes)
 {
-    if (PyBytes_Check(bytes))
+    if (bytes && PyBytes_Check(bytes))
         put(text, PyBytes_AS_STRING(bytes), PyBytes_GET_SIZE(bytes));
     else
         PyErr_SetString(PyExc_TypeError, "a part of a text is not bytes");
@@ -217,11 +217,12 @@ static PyObject *answers(PyObject *module, PyObject *args)
             PyObject *parts = PyDict_GetItemWithError(texts, after), *audit = PyObject_GetAttrString(request->meaning, "audit");
             PyObject *was = PyDict_GetItemWithError(facts, before), *is = PyDict_GetItemWithError(facts, after);
             const char *id = PyUnicode_AsUTF8(request->request_id);
-            if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) == 8 && audit && id)
+            int has_audit = audit && PyTuple_Check(audit) && PyTuple_GET_SIZE(audit) == 3;
+            if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) == 8 && id && (has_audit || audit == Py_None))
                 make_answer(&text, request, parts, change, id), append(made, &text);
             else if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_TypeError, "there is no AnswerText for a request");
-            if (!PyErr_Occurred() && PyTuple_Check(audit) && PyTuple_GET_SIZE(audit) == 3 && was && is)
+            if (has_audit && !PyErr_Occurred())
                 make_line(&text, request, audit, change, id, was, is), append(lines, &text);
             change += request->is_written;
             Py_XDECREF(audit), Py_DECREF(after), Py_DECREF(before);

@@ -4,10 +4,11 @@ Most requests are of this kind, and the general way costs several times what the
 its own. What the head of a request means is found out once, by the parser, the routes and the access rights of the
 general way, and kept by its bytes: a `Meaning`. The next request with the same head has the same meaning.
 
-The requests for one map that arrive in one turn of the event loop are gone through together: a `Turn`. Its sets are a
+The requests for one map that arrive in one pass of the event loop are gone through together: a `Turn`. Its sets are a
 part of a group commit, so they share a row of the journal. The functions of `hot_step` do what is to be done for each.
 
 Only what succeeds is answered here. Any other request falls back: its bytes go to the parser, as if they came just now.
+One that was tried and failed falls back with its error, which the general way answers with, and is not tried again.
 """
 
 import asyncio
@@ -109,13 +110,13 @@ class Meanings:
 
     Attributes:
         owner: What has found them out: another one takes its place when the configuration is read anew.
-        is_current: They still count.
+        epoch: They count for as long as this is the owner's epoch.
         by_head: By the bytes of the request line up to the index, or all of it for a table, and those of the header
             fields.
     """
 
     owner: "FastPath"
-    is_current: bool
+    epoch: int
     by_head: "dict[tuple[bytes, bytes], Meaning | TableMeaning]"
 
 
@@ -125,13 +126,14 @@ class HotMap:
     Attributes:
         held: The map.
         array: Its array.
+        epoch: What is known of it counts for as long as this is the epoch of the FastPath.
         programs: By the body of a request, the program that it names.
         texts: By the id of a program, the text of an answer, and what that was made of.
     """
 
-    def __init__(self, held: HeldMap) -> None:
+    def __init__(self, held: HeldMap, epoch: int) -> None:
         """Take a map that is open."""
-        self.held, self.array = held, held.opened()
+        self.held, self.array, self.epoch = held, held.opened(), epoch
         self.programs: dict[bytes, HeldProgram] = {}
         self.texts: dict[int, tuple[EntryTemplate, bytes, AnswerText]] = {}
 
@@ -189,12 +191,13 @@ class FastPath:
         self._limits: Limits = state.limits
         self._meanings: dict[tuple[Any, ...], Meanings] = {}  # by what tells connections apart
         self._count = 0  # of meanings
+        self._epoch = 0  # of the meanings: it ends when they are forgotten
         self._tokens_version = 0  # of the tokens by which the meanings were found
         self._maps: dict[HeldMap, HotMap] = {}
         self._facts: dict[int, tuple[ProgramRecord, bytes]] = {}  # by a program's id: what the audit tells of it
         self._reads: dict[HotMap, Turn] = {}  # that arrived in this turn of the event loop
         self.sets: dict[HotMap, Turn] = {}
-        self._tables = FastTables(state.service, state.audit, self.is_outdated)
+        self._tables = FastTables(state.service, state.audit, self.is_current)
 
     def take(self, connection: FastConnection, data: bytes) -> "FastRequest | int | None":
         """Take a request off what a connection has received, if it may go the fast way.
@@ -214,7 +217,7 @@ class FastPath:
         if len(front) + len(fields) > _MAX_HEADER_BYTES:
             return None
         known = connection.meanings
-        if known is None or not known.is_current or known.owner is not self:
+        if known is None or known.epoch != self._epoch or known.owner is not self:
             known = connection.meanings = self._meanings_of(connection)
         meaning, request_id = known.by_head.get((front, fields)), None
         if meaning is None:
@@ -259,22 +262,32 @@ class FastPath:
         """Answer the reads of this turn one after another, so that no client wakes up in between."""
         reads, self._reads = self._reads, {}
         for turn in reads.values():
-            turn.read()
-            turn.finish(0, None)
+            failure: Exception | None = None
+            try:
+                turn.read()
+            except Exception as error:
+                log.exception("internal error in the fast path", map=turn.held.name)
+                failure = error
+            turn.finish(0, failure)
 
-    def is_outdated(self) -> bool:
-        """Whether meanings no longer count, as tokens have changed or the service ends. They are then forgotten."""
+    def is_current(self, epoch: int) -> bool:
+        """Whether what was found out in this epoch still counts. It does not if tokens have changed since.
+
+        Ask this right before a request is carried out, and not only when it comes: a token may be revoked in between.
+        While the service ends, nothing counts.
+        """
+        self._look_at_tokens()
+        return epoch == self._epoch and not self.service.is_stopping
+
+    def _look_at_tokens(self) -> None:
         tokens = self._authentication.tokens
         if tokens is not None and self._tokens_version != (version := tokens.version()):
             self._tokens_version = version
             self.forget()
-            return True
-        return self.service.is_stopping
 
     def forget(self) -> None:
-        """Forget all meanings."""
-        for known in self._meanings.values():
-            known.is_current = False
+        """Forget all meanings. An epoch ends."""
+        self._epoch += 1
         self._meanings, self._maps, self._count = {}, {}, 0
 
     def fact(self, id_: int) -> bytes:
@@ -295,7 +308,9 @@ class FastPath:
         identity = connection.identity if self._authentication.is_open else connection.identity[1:]
         known = self._meanings.get(identity)
         if known is None:
-            known = self._meanings[identity] = Meanings(self, is_current=True, by_head={})
+            if len(self._meanings) >= _MAX_MEANINGS:
+                self.forget()
+            known = self._meanings[identity] = Meanings(self, self._epoch, by_head={})
         return known
 
     def _find(
@@ -303,21 +318,23 @@ class FastPath:
     ) -> tuple[Meaning | TableMeaning | None, str | None]:
         """Return what a head means whose bytes were not seen before, and the request id that it gives."""
         fields = b"\r\n" + fields
-        sent = _REQUEST_ID.search(fields)
+        sent = _REQUEST_ID.findall(fields)
+        if len(sent) > 1:
+            return None, None
         rest = _PASSING_HEADER.sub(b"", fields)[2:]
         meaning = known.by_head.get((front, rest))
         if meaning is None:
-            self.is_outdated()  # so that what is found now is known to count
+            self._look_at_tokens()  # so that what is found now is known to count
+            if self._count >= _MAX_MEANINGS:
+                self.forget()
             line = front if front.endswith(b"\r\n") else b"%b/entries/%d HTTP/1.1\r\n" % (front, index)
             meaning = self._meaning(connection, b"%b%b\r\n\r\n" % (line, rest))
             if meaning is None:
                 return None, None
-            self._count += 1
-            if self._count > _MAX_MEANINGS:
-                self.forget()
-            elif known.is_current:
+            if known.epoch == self._epoch:
+                self._count += 1
                 known.by_head[front, rest] = meaning
-        request_id = None if sent is None else request_id_of({b"x-request-id": sent[1]})
+        request_id = request_id_of({b"x-request-id": sent[0]}) if sent else None
         return meaning, request_id
 
     def _meaning(self, connection: FastConnection, head: bytes) -> Meaning | TableMeaning | None:
@@ -343,10 +360,10 @@ class FastPath:
             held.opened()
             if parsed.is_table:
                 is_minimal = prefers_minimal([fields.get(b"prefer", b"").decode("latin-1")])
-                return TableMeaning(name, operation, actor, length, path, is_minimal=is_minimal)
+                return TableMeaning(name, operation, actor, length, path, self._epoch, is_minimal=is_minimal)
             hot = self._maps.get(held)
             if hot is None or held.object is not hot.array:
-                hot = self._maps[held] = HotMap(held)
+                hot = self._maps[held] = HotMap(held, self._epoch)
             return Meaning(hot, operation, actor, length, f"{folder}/")
         return None
 
@@ -414,6 +431,7 @@ class Turn:
         self._fast_path, self._map, self.held = fast_path, map_, map_.held
         self._service = fast_path.service
         self.requests: list[FastRequest] = []
+        self._failures: dict[FastRequest, Exception] = {}  # of requests that were tried one by one
 
     def read(self) -> None:
         """Read the entries. `finish` has to follow."""
@@ -423,7 +441,7 @@ class Turn:
             numbers = expected.table.numbers
             for request in self.requests:
                 if request.after != EMPTY and numbers[request.index] != request.after:
-                    request.after = EMPTY  # somebody else has written there
+                    request.after = EMPTY  # somebody else has written there, or a change of ours is not journalled yet
 
     def write(self) -> Sequence[EntryWrite]:
         """Write the entries under the map's lock. From here on, sets of this map gather for the next group."""
@@ -464,25 +482,31 @@ class Turn:
         """Answer the requests, or let them fall back.
 
         Args:
-            first_id: The id of the change of the first set.
+            first_id: The id of the change of the first set that has written.
             error: Why nothing could be journalled: what was written is put back.
         """
         done: list[FastRequest] = []
         for request in self.requests:
-            if error is not None and request.is_written:
-                request.connection.fall_back(request, error)
-            elif request.after == EMPTY:
-                request.connection.fall_back(request)
+            if request.is_written and error is not None:
+                self._fall_back(request, error)
+            elif request.after == EMPTY or error is not None:  # what has found its program there saw what is put back
+                self._fall_back(request, self._failures.get(request))
             else:
                 done.append(request)
         if done:
             self._answer(done, first_id)
 
+    def _fall_back(self, request: FastRequest, failure: BaseException | None) -> None:
+        if failure is not None and request.connection.is_lost:  # nobody is answered, but the attempt is recorded
+            meaning = request.meaning
+            path = f"/maps/{self.held.name}/entries/{request.index}"
+            self._fast_path.audit.aborted(meaning.actor, meaning.operation, path, request.request_id or "", failure)
+        request.connection.fall_back(request, failure)
+
     def _is_usual(self) -> bool:
         if self.held.object is not self._map.array:  # the map is released, or has another array now
             self._fast_path.forget()
-            return False
-        return not self._fast_path.is_outdated() and self.held.unconfirmed is None
+        return self._fast_path.is_current(self._map.epoch) and self.held.unconfirmed is None
 
     def _has_bounded(self) -> bool:
         return any(meaning.is_bounded for meaning in {request.meaning for request in self.requests})
@@ -496,12 +520,15 @@ class Turn:
                 continue
             request.request_id = request.request_id or new_request_id()
             context = RequestContext(actor.name, request.request_id, grant=request.meaning.grant)
-            with suppress(ServiceError):
+            try:
                 result, written = write_entry(self._service.changes, self.held, request.index, program.name, context)
-                request.before, request.after = result.before or EMPTY, result.after.id
-                if written is not None:
-                    request.is_written = True
-                    writes.append(written)
+            except Exception as error:  # noqa: BLE001 - the general way answers with it
+                self._failures[request] = error
+                continue
+            request.before, request.after = result.before or EMPTY, result.after.id
+            if written is not None:
+                request.is_written = True
+                writes.append(written)
         return writes
 
     def _program(self, body: bytes) -> HeldProgram | None:
@@ -517,17 +544,29 @@ class Turn:
                 programs[body] = held
         return held
 
-    def _answer(self, requests: list[FastRequest], first_id: int) -> None:
+    def _answers(self, requests: list[FastRequest], first_id: int) -> tuple[list[bytes], list[bytes]]:
+        """Return the answers, and the lines of the audit."""
         for request in requests:
             if request.request_id is None:
                 request.request_id = new_request_id()
-        first, now = requests[0], time.perf_counter()
+        first = requests[0]
         date = first.connection.default_header_lines()
         texts = {id_: self._text(id_, date) for id_ in {request.after for request in requests}}
         facts: dict[int, bytes] = {}
         if first.meaning.is_write:
             facts = {id_: self._fast_path.fact(id_) for id_ in {*texts, *[request.before for request in requests]}}
-        made, lines = self._fast_path.step.answers(requests, first_id, texts, facts)
+        found: tuple[list[bytes], list[bytes]] = self._fast_path.step.answers(requests, first_id, texts, facts)
+        return found
+
+    def _answer(self, requests: list[FastRequest], first_id: int) -> None:
+        try:
+            made, lines = self._answers(requests, first_id)
+        except Exception as error:
+            log.exception("internal error in the fast path", map=self.held.name)
+            for request in requests:
+                self._fall_back(request, error)
+            return
+        first, now = requests[0], time.perf_counter()
         counters, operation = self._service.counters, first.meaning.operation
         for request, answer in zip(requests, made, strict=True):
             request.connection.answer(request, answer)

@@ -26,7 +26,6 @@ from app.server.framing import Headers, header_lines
 from app.server.hot_step import FastRequest
 from app.service.changes.origin import RequestContext
 from app.service.changes.tables import RequestedEntries, change_table
-from app.service.errors import ServiceError
 from app.service.lifecycle import Service
 
 MAX_ENTRIES: Final = ENTRIES_PER_CHUNK  # of a map: the answer then has one chunk
@@ -45,17 +44,18 @@ class TableMeaning:
         actor: Who sends it.
         body_bytes: The length of the body.
         path: The path.
+        epoch: It counts for as long as this is the epoch of the FastPath.
         is_minimal: The client prefers an answer without the entries.
     """
 
-    __slots__ = ("actor", "body_bytes", "is_minimal", "map", "operation", "path")
+    __slots__ = ("actor", "body_bytes", "epoch", "is_minimal", "map", "operation", "path")
 
     def __init__(
-        self, map_: str, operation: str, actor: Actor, body_bytes: int, path: str, *, is_minimal: bool
+        self, map_: str, operation: str, actor: Actor, body_bytes: int, path: str, epoch: int, *, is_minimal: bool
     ) -> None:
         """Take what was found out."""
         self.map, self.operation, self.actor, self.body_bytes = map_, operation, actor, body_bytes
-        self.path, self.is_minimal = path, is_minimal
+        self.path, self.epoch, self.is_minimal = path, epoch, is_minimal
 
 
 def split_table_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:
@@ -76,15 +76,15 @@ def split_table_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:
 class FastTables:
     """Changes small tables. Thread rule: one event loop."""
 
-    def __init__(self, service: Service, audit: Audit, is_outdated: Callable[[], bool]) -> None:
+    def __init__(self, service: Service, audit: Audit, is_current: Callable[[int], bool]) -> None:
         """Begin with nothing.
 
         Args:
             service: What is worked on.
             audit: Records the requests.
-            is_outdated: Whether meanings no longer count.
+            is_current: Whether what was found out in an epoch still counts.
         """
-        self._service, self._audit, self._is_outdated = service, audit, is_outdated
+        self._service, self._audit, self._is_current = service, audit, is_current
         self._bodies: dict[tuple[str, bytes], RequestedEntries] = {}  # by the operation: what is known of bodies
 
     def begin(self, request: FastRequest) -> None:
@@ -94,8 +94,9 @@ class FastTables:
     async def _answer(self, request: FastRequest) -> None:
         meaning: TableMeaning = request.meaning
         held = self._service.registry.maps.find(meaning.map)
-        is_usual = held is not None and held.object is not None and held.object.max_entries <= MAX_ENTRIES
-        requested = self._requested(meaning.operation, request.body) if is_usual and not self._is_outdated() else None
+        is_small = held is not None and held.object is not None and held.object.max_entries <= MAX_ENTRIES
+        is_usual = is_small and self._is_current(meaning.epoch)
+        requested = self._requested(meaning.operation, request.body) if is_usual else None
         if held is None or requested is None:
             request.connection.fall_back(request)
             return
@@ -110,13 +111,13 @@ class FastTables:
             text = _text(request, answer)
         except Exception as error:  # noqa: BLE001 - the general way answers with it
             if request.connection.is_lost:  # nobody is answered, but the attempt is recorded
-                code = error.code if isinstance(error, ServiceError) else "internal"
-                self._record(request, 0, code=code, reason=str(error))
+                self._audit.aborted(meaning.actor, meaning.operation, meaning.path, request.request_id, error)
             request.connection.fall_back(request, error)
             return
         self._service.counters.add_request(meaning.operation, 200, time.perf_counter() - request.began)
         self._service.counters.fast_requests += 1
-        self._record(request, 200, answer.facts)
+        scope: dict[str, Any] = {ACTOR: meaning.actor, "path": meaning.path, FACTS: answer.facts}
+        self._audit.attempt(scope, meaning.operation, 200, None, request.request_id)
         request.connection.answer(request, text)
 
     def _requested(self, operation: str, body: bytes) -> RequestedEntries | None:
@@ -136,13 +137,6 @@ class FastTables:
                 self._bodies.clear()
             self._bodies[operation, body] = requested
         return requested
-
-    def _record(
-        self, request: FastRequest, status: int, facts: object = (), *, code: str | None = None, reason: str = ""
-    ) -> None:
-        meaning: TableMeaning = request.meaning
-        scope: dict[str, Any] = {ACTOR: meaning.actor, "path": meaning.path, FACTS: facts}
-        self._audit.attempt(scope, meaning.operation, status, code, request.request_id or "", reason)
 
 
 def _text(request: FastRequest, answer: TableAnswer) -> bytes:

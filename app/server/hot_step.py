@@ -146,10 +146,10 @@ def go_through(
         finally:
             lookups.add(clock() - began)
         after, program_fd = (before, -1) if target is None else target
+        if before not in {EMPTY, after}:
+            keep_open(before)
         request.before = before
         if after != before:
-            if before != EMPTY:
-                keep_open(before)
             began = clock()
             try:
                 kernel.map_update(fd, request.index, program_fd, 0)

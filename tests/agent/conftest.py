@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import grpc.aio
 import pytest
 
-from app.agent.agent import EVENTS_THREAD, Agent
+from app.agent.agent import Agent
 from app.agent.settings import Etcd as EtcdSettings
 from app.agent.settings import Settings
 from app.agent.state import StateFile
@@ -240,9 +239,6 @@ class Node:
             await self.stop_agent()
         finally:
             self.service.stop()
-            for thread in threading.enumerate():
-                if thread.name == EVENTS_THREAD:
-                    await asyncio.to_thread(thread.join, SECONDS)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from app.agent.local import LocalService
 # The steps in their order: what they call, and with which arguments it is this step.
 Step = tuple[Any, str, Callable[[tuple[Any, ...], dict[str, Any]], bool]]
 STEPS: dict[str, Step] = {
-    "dry run": (LocalService, "update", lambda _, named: bool(named["dry_run"])),
-    "change": (LocalService, "update", lambda _, named: not named["dry_run"]),
+    "dry run": (LocalService, "try_update", lambda _, __: True),
+    "change": (LocalService, "update", lambda _, __: True),
     "unconfirmed": (StoreTeller, "tell", lambda args, _: args[2].state == "unconfirmed"),
     "checks": (table, "failed_check", lambda _, __: True),
     "revert": (LocalService, "revert", lambda _, __: True),

@@ -2,7 +2,8 @@
 
 The machines take turns; the figures are medians over the rounds, and each ratio is taken within its round. A whole run
 writes its table into the README beside it, and draws result.svg. Not run by pytest. It needs golang-go,
-golang-github-cilium-ebpf-dev, gcc and bpftool (apt-get install).
+golang-github-cilium-ebpf-dev, gcc and bpftool (apt-get install). With JUMPTABLE_PURE_PYTHON=1, the service runs without
+its C extension: that has a table and a picture of its own.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from app import native
 from tests.benchmarks import callers, curves, plot, soak, states, table, works
 from tests.benchmarks.bench import Bench, prepared
 from tests.benchmarks.servers import go, ours
@@ -59,9 +61,9 @@ def _results(arguments: argparse.Namespace) -> None:
             rows += soak.rows(bench, arguments.soak)
     print(table.markdown(rows))
     if not arguments.works and not arguments.print:
-        (FOLDER / "result.svg").write_text(plot.bars(rows))
-        picture = "![Each work's speed beside its peer's, and the goals](result.svg)"
-        table.write("benchmarks", f"{table.markdown(rows)}\n\n{picture}")
+        name, file = ("benchmarks", "result.svg") if native.is_used else ("pure Python", "result-python.svg")
+        (FOLDER / file).write_text(plot.bars(rows))
+        table.write(name, f"{table.markdown(rows)}\n\n![Each work's speed beside its peer's, and the goals]({file})")
 
 
 def _curves(arguments: argparse.Namespace) -> None:

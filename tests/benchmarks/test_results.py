@@ -56,7 +56,7 @@ def test_without_the_marks_nothing_is_written(text: str, tmp_path: Path) -> None
 
 def test_the_readme_has_the_marks() -> None:
     readme = table.README.read_text()
-    for name in ("benchmarks", "curves"):
+    for name in ("benchmarks", "pure Python", "curves"):
         assert readme.count(f"<!-- {name} -->") == readme.count(f"<!-- /{name} -->") == 1
 
 

@@ -267,3 +267,13 @@ def test_client_on_behalf_of_somebody_names_them_in_each_request() -> None:
         client.on_behalf_of("alice").update_entries("jump_table", {3: "drop"}, if_match='"1"')
         client.update_entries("jump_table", {3: "drop"})
     assert seen == ["alice", None]
+
+
+def test_change_of_a_table_has_the_request_id_that_is_given_and_no_entries_if_they_are_not_wanted(
+    client: Client,
+) -> None:
+    applied = client.update_entries("jump_table", {3: "drop", 4: "pass"}, minimal=True, request_id="a-b:c")
+    assert applied["change"] is not None
+    assert "entries" not in list(applied["change"])
+    [change] = client.list_changes(request_id="a-b:c", order="desc", limit=1)["changes"]
+    assert (change["id"], len(change["entries"])) == (applied["change"]["id"], 2)

@@ -19,9 +19,10 @@ from app.api.audit import Audit
 from app.api.authorization import Authentication
 from app.api.limits import Limits
 from app.api.schemas.responses import Applied, MinimalApplied
-from app.bpf.uapi import ProgType
+from app.bpf.uapi import MapType, ProgType
 from app.server import fast_path
 from app.service.objects.program_array import ProgramArray
+from app.service.registry.held import HeldProgram
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from tests.conftest import application, load
@@ -53,6 +54,17 @@ def table(what: Any, *more: bytes, method: bytes = b"PUT") -> bytes:
 def patch(entries: dict[int, Any], *more: bytes) -> bytes:
     listed = [{"index": index, "program": program} for index, program in entries.items()]
     return table({"entries": listed}, *more, method=b"PATCH")
+
+
+def other(request: bytes) -> bytes:
+    """The same request, about another map."""
+    return request.replace(b"/jump_table/", b"/other/", 1)
+
+
+def adopt_another(registry: Registry) -> None:
+    """Hold an array named other."""
+    made = registry.kernel.map_create(MapType.PROG_ARRAY, 4, 4, 16, "other")
+    registry.maps.adopt("other", ProgramArray(registry.kernel, made))
 
 
 DELETE = b"DELETE /maps/jump_table/entries/3" + HEAD + b"\r\n"
@@ -269,6 +281,11 @@ class TestMeanings:
                 [sent] = re.findall(rb"x-request-id: (.*)\r\n", answer)
                 assert re.fullmatch(rb"[0-9a-f]{32}", sent)
 
+    async def test_request_with_two_ids_is_unusual(self, registry: Registry) -> None:
+        async with started(registry) as app:
+            twice = put().replace(b"mine", b"a b\r\nX-Request-ID: mine")
+            assert await answered_fast(OverWire(app), twice) == [False]
+
     async def test_expired_token_is_refused_on_an_open_connection(
         self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -314,13 +331,70 @@ class TestBatch:
                 raise JournalFailed("full")
 
             monkeypatch.setattr(app.state.service.journal, "append_batch", full)
-            asked = [put("pass", 1), put("tx", 1), put("drop", 2), get(1)]
+            # The second finds its program there, as the first has written it, and that is put back.
+            asked = [put("pass", 1), put("pass", 1), put("tx", 1), put("drop", 2), get(1)]
             answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
-            assert [status(answer) for [answer] in answers] == [503, 503, 503, 200]
-            assert all(b'"code":"journal-unavailable"' in answer for [answer] in answers[:3])
+            assert [status(answer) for [answer] in answers] == [503, 503, 503, 503, 200]
+            assert all(b'"code":"journal-unavailable"' in answer for [answer] in answers[:4])
             assert array.ids() == before
             monkeypatch.undo()
             assert status((await Line(wire).ask(put("pass", 1)))[0]) == 200
+
+    async def test_failed_set_of_a_client_that_has_gone_is_recorded(
+        self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "audit"
+        async with audited(registry, file) as app:
+
+            async def full(*_: object, **__: object) -> None:
+                raise JournalFailed("full")
+
+            monkeypatch.setattr(app.state.service.journal, "append_batch", full)
+            wire = OverWire(app)
+            line = Line(wire)
+            line.protocol.data_received(put())
+            line.protocol.connection_lost(None)
+            await app.state.service.changes.group.finish()
+            [told] = [json.loads(each) for each in file.read_text().splitlines()]
+            assert (told["what"], told["outcome"], told["code"], told["path"]) == (
+                "set_entry", "aborted", "journal-unavailable", ENTRY
+            )  # fmt: skip
+
+    async def test_internal_error_in_one_map_keeps_no_other_from_its_answer(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adopt_another(registry)
+        async with started(registry) as app:
+            wire, program = OverWire(app), fast_path.Turn._program
+
+            def failing(turn: fast_path.Turn, body: bytes) -> HeldProgram | None:
+                if turn.held.name == "jump_table":
+                    message = "nobody has foreseen it"
+                    raise RuntimeError(message)
+                return program(turn, body)
+
+            monkeypatch.setattr(fast_path.Turn, "_program", failing)
+            asked = [put(), other(put()), other(put("pass", 2))]
+            answers = await asyncio.gather(*(Line(wire).ask(request) for request in asked))
+            assert [status(answer) for [answer] in answers] == [201, 201, 201]  # the first by the regular way
+            monkeypatch.undo()
+            assert await answered_fast(wire, put("pass"), other(put("tx"))) == [True, True]
+
+    async def test_answers_that_cannot_be_made_fail_alone(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with started(registry) as app:
+            wire = OverWire(app)
+
+            def failing(*_: object) -> None:
+                message = "nobody has foreseen it"
+                raise RuntimeError(message)
+
+            monkeypatch.setattr(fast_path.Turn, "_text", failing)
+            answers = await asyncio.gather(*(Line(wire).ask(request) for request in (put(), put("pass", 1))))
+            assert [status(answer) for [answer] in answers] == [500, 500]
+            monkeypatch.undo()
+            assert await answered_fast(wire, put("pass"), get()) == [True, True]
 
     async def test_refused_set_leaves_the_others_marked_as_being_written(
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
@@ -597,6 +671,41 @@ class TestRights:
             assert status((await line.ask(put("drop", 3, secret)))[0]) == 201
             tokens.revoke("mine")
             assert status((await line.ask(put("pass", 3, secret)))[0]) == 401
+
+    @pytest.mark.parametrize("unseen", [get(5, b"X-More: a"), b""], ids=["with an unseen head", "alone"])
+    async def test_revoked_token_is_refused_in_every_request_of_one_pass_of_the_loop(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes], unseen: bytes
+    ) -> None:
+        adopt_another(registry)
+        mine, admin = bearer("mine", "admin"), bearer("admin", "admin")
+        changes = [put("pass", 3, mine), other(put("pass", 3, mine)), other(patch({3: "pass"}, mine)),
+                   get(3, mine), other(get(3, mine))]  # fmt: skip
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            wire = OverWire(app)
+            lines = [Line(wire) for _ in changes]
+            for line, asked in zip(lines, changes, strict=True):
+                assert status((await line.ask(asked))[0]) in {200, 201}
+            assert status((await Line(wire).ask(get(3, admin)))[0]) == 200
+            before = app.state.service.journal.last_event
+            tokens.revoke("mine")
+            answers = [asyncio.ensure_future(line.ask(asked)) for line, asked in zip(lines, changes, strict=True)]
+            if unseen:
+                answers.append(asyncio.ensure_future(Line(wire).ask(unseen)))
+            assert [status((await each)[0]) for each in answers] == [401] * len(answers)
+            assert app.state.service.journal.last_event == before
+
+    async def test_refusal_of_a_bounded_actor_is_counted_once(
+        self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]
+    ) -> None:
+        registry.programs.adopt("misfit", load(registry.kernel, 1, ProgType.SOCKET_FILTER))
+        bounded = bearer("b", "writer", entries=["3"])
+        async with started(registry, authentication=Authentication(tokens=Tokens(tokens))) as app:
+            wire = OverWire(app)
+            assert status((await Line(wire).ask(put("drop", 3, bounded)))[0]) == 201
+            [answer] = await Line(wire).ask(put("misfit", 3, bounded))
+            assert status(answer) == 422
+            assert b'"code":"program-incompatible"' in answer
+            assert app.state.service.counters.changes["set", "refused"] == 1
 
     async def test_revoked_token_changes_no_table(
         self, registry: Registry, tokens: TokenFile, bearer: Callable[..., bytes]

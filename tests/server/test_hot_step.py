@@ -1,5 +1,6 @@
 """The hot step in C does the same as in Python, byte for byte."""
 
+import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -110,6 +111,28 @@ def test_text_that_is_too_long_or_none_is_an_error_and_no_overrun(text: Any) -> 
         in_c.answers(asked, 1, {7: text}, {7: b"x", EMPTY: b"null"})
 
 
+@pytest.mark.parametrize("step", [in_c, in_python])
+def test_line_of_the_audit_is_never_left_out(step: ModuleType) -> None:
+    text, audit = AnswerText(b"O", b"C", b"T", b"M", b"I", b"G", b"E", 100), (b"1", b"2", b"3")
+    asked = [request(step, 30, after=7, request_id="r", audit=audit, is_written=True)]
+    with pytest.raises((KeyError, TypeError)):
+        step.answers(asked, 12, {7: text}, {EMPTY: b"null"})
+
+
+def test_request_that_cannot_be_made_leaves_its_parts_alone() -> None:
+    parts = object(), object(), bytes(bytearray(b"body")), bytes(bytearray(b"data"))
+    connection, meaning, body, data = parts
+    make: Any = in_c.FastRequest
+    before = [sys.getrefcount(each) for each in parts]
+    for _ in range(10):
+        with pytest.raises(TypeError):
+            make(connection, meaning, "x", body, data)
+        made = make(connection, meaning, 1, body, data)
+        made.__init__(connection, meaning, 2, body, data)
+        del made
+    assert [sys.getrefcount(each) for each in parts] == before
+
+
 @pytest.fixture(scope="module")
 def array() -> Iterator[tuple[LinuxKernel, int, dict[bytes, tuple[int, int]]]]:
     """A kernel, an array of 4 entries, and programs by the body that names them."""
@@ -170,6 +193,7 @@ def test_failure_to_keep_a_program_ends_the_step_before_its_write(
             step.go_through(requests, kernel, fd, 4, targets, fail)
         assert kernel.map_lookup(fd, 0) == targets[b"a"][0]
         assert not requests[0].is_written
+        assert requests[0].before == EMPTY  # nothing is to be released
 
 
 def test_requests_of_another_type_are_refused() -> None:

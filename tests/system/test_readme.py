@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.api.problems import PROBLEMS
+from app.agent import settings as agent_settings
 from app.config import Audit, Client, Limits, Map, Objects, Peer, Program, Server, Tls, Tokens
 from tests.conftest import tool
 from tests.running import demo
@@ -87,3 +89,6 @@ def test_every_key_of_the_configuration_is_told() -> None:
     for model in (Server, Map, Program, Peer, Tokens, Limits, Objects, Audit, Tls, Client):
         for key in model.model_fields:
             assert re.search(rf"\b{key}\b", text), key
+    for agents in (agent_settings.Settings, agent_settings.Etcd):
+        for field in msgspec.structs.fields(agents):
+            assert re.search(rf"^{field.name} = ", text, re.MULTILINE), field.name

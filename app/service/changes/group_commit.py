@@ -25,10 +25,13 @@ class Sets(Protocol):
     held: HeldMap
 
     def write(self) -> Sequence[EntryWrite]:
-        """Check and write. Nothing is awaited, and nothing is raised.
+        """Check and write. Nothing is awaited.
 
         Returns:
             What is to be journalled.
+
+        Raises:
+            Exception: An error that nobody has foreseen. `finish` gets it, and what was written is not journalled.
         """
 
     def finish(self, first_id: int, error: BaseException | None) -> None:
@@ -36,7 +39,8 @@ class Sets(Protocol):
 
         Args:
             first_id: The id of the change of the first write. The others have the ids after it.
-            error: Why the writes could not be journalled. All of them are put back.
+            error: Why the writes could not be journalled. They are put back, with those of other sets: what a set has
+                found there may be gone.
         """
 
 
@@ -68,7 +72,7 @@ class OneSet(Generic[R]):
 
     def finish(self, first_id: int, error: BaseException | None) -> None:
         """Pass the result on, and the id of the change."""
-        if error is not None and self._is_written:
+        if error is not None:
             self._fail(error)
         elif not self.done.done():  # else it failed, or it is cancelled and nobody waits for it any more
             self.done.set_result((self._result, first_id if self._is_written else None))
@@ -154,7 +158,7 @@ class GroupCommit:
         try:
             for each in group:
                 if each.held not in locked:
-                    if each.held.lock.locked():
+                    if not each.held.lock.is_free:
                         self._start(self._run_in_line(each))
                         continue
                     await each.held.lock.acquire()  # at once, as it is free
@@ -171,17 +175,31 @@ class GroupCommit:
 
     async def _run_group(self, group: list[Sets]) -> None:
         """Write, journal and answer. Call it under the locks of all maps."""
-        written = [(each.held, each.write()) for each in group]
-        first_id, failure = 0, None
+        written: list[tuple[HeldMap, Sequence[EntryWrite]]] = []
+        failures: list[Exception | None] = []
+        for each in group:
+            writes, failure = _written(each)
+            written.append((each.held, writes))
+            failures.append(failure)
+        first_id = 0
         if any(writes for _, writes in written):
             try:
                 first_id = await self._commit(written)
             except Exception as error:  # noqa: BLE001 - all callers get it
-                failure = error
+                failures = [failure or error for failure in failures]
         with self._delivery():
-            for each, (_, writes) in zip(group, written, strict=True):
+            for each, (_, writes), failure in zip(group, written, failures, strict=True):
                 try:
                     each.finish(first_id, failure)
                 except Exception:  # a caller that fails keeps no other from its answer
                     log.exception("internal error in an answer to a change", map=each.held.name)
                 first_id += len(writes)
+
+
+def _written(sets: Sets) -> tuple[Sequence[EntryWrite], Exception | None]:
+    """Let sets write. What goes wrong in some keeps no others from being journalled and answered."""
+    try:
+        return sets.write(), None
+    except Exception as error:
+        log.exception("internal error in a change", map=sets.held.name)
+        return (), error

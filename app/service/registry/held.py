@@ -22,6 +22,28 @@ T = TypeVar("T", ProgramArray, Program)
 H = TypeVar("H")
 
 
+class HeldLock(asyncio.Lock):
+    """A lock that knows whether somebody waits for it: whoever waits gets it next, also where it is unlocked by now."""
+
+    def __init__(self) -> None:
+        """Make a lock that is free."""
+        super().__init__()
+        self._in_line = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether `acquire` returns at once."""
+        return not self.locked() and not self._in_line
+
+    async def acquire(self) -> Literal[True]:
+        """Wait for the lock, and take it."""
+        self._in_line += 1
+        try:
+            return await super().acquire()
+        finally:
+            self._in_line -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class MovedPin:
     """Where the pin of a held object leads, if that is another object by now, as when its loader ran again.
@@ -63,7 +85,7 @@ class Held(Generic[T]):
     announced: MovedPin | None = None
     part_of: str | None = None
     is_pinned: bool = field(default=False, init=False)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: HeldLock = field(default_factory=HeldLock)
 
     def take(self, object_: T) -> Self:
         """Hold this object from now on, and close the one before."""
