@@ -74,7 +74,7 @@ class FleetClient(HttpClient):
     Every method raises `Refused` where the server refuses, and `Unreachable` where it cannot be reached.
 
     Args:
-        url: `unix:///run/jumptable-fleet/api.sock`, `http://…` or `https://…`; by default what `default_fleet_url()` says.
+        url: `unix:///PATH`, `http://…` or `https://…`; by default what `default_fleet_url()` says.
         token: The bearer token, if one is needed.
         timeout: How long to wait for an answer, in seconds.
         transport: Another transport of httpx, for tests.

@@ -33,6 +33,7 @@ from app.fleet_store.etcd import (
     EtcdError,
     Lease,
     OutcomeUnknown,
+    Refused,
     created_in,
     delete,
     delete_prefix,
@@ -70,6 +71,13 @@ def _cut(next_step: Step, count: int) -> Step:
     return next_step._replace(opened=opened, undone=undone, finished=False)
 
 
+def _give_up(rollout: Rollout, reason: str) -> Step:
+    """Return the step of a rollout that cannot go on. A rollback is not halted, as it must not go forward again."""
+    phases = {Phase.PROGRESSING: Phase.HALTED, Phase.ROLLING_BACK: Phase.ROLLBACK_FAILED}
+    phase = phases.get(rollout.phase, rollout.phase)
+    return Step(phase, rollout.wave, reason=reason, finished=phase.finished)
+
+
 class Controller:
     """A controller. `run` takes part in the election, and drives rollouts while it leads."""
 
@@ -102,6 +110,7 @@ class Controller:
         self._clock = clock
         self._election = 0  # the revision that elected it; 0: it does not lead
         self._fixed: dict[str, _Fixed] = {}
+        self._away: dict[str, tuple[frozenset[str], float]] = {}  # by rollout: nodes that are away, and since when
         self._baking: dict[str, tuple[int, float]] = {}  # by rollout: the wave, and since when all of it is applied
 
     @property
@@ -152,6 +161,7 @@ class Controller:
         await self.mirror.load()
         self._election = elected
         self._fixed.clear()
+        self._away.clear()
         self._baking.clear()
         working = [asyncio.ensure_future(each) for each in (self._renew(lease), self._drive(), self._keep_house())]
         try:
@@ -197,15 +207,18 @@ class Controller:
         """Make the next transaction of a rollout, and return whether there may be another one."""
         known = self.mirror.rollouts.get(id_)
         if known is None or known.value.phase in {Phase.PAUSED, Phase.HALTED}:
+            self._baking.pop(id_, None)
+            self._away.pop(id_, None)
             return False
         try:
             fixed = await self._fixed_of(known.value)
-        except BadDocument as error:
-            return await self._commit(known, Step(Phase.HALTED, known.value.wave, reason=str(error)), {})
-        next_step = step(self._view(known.value, fixed))
-        if next_step is None:
-            return False
-        return await self._commit(known, *await self._values(known, fixed, next_step))
+            next_step = step(self._view(known.value, fixed))
+            if next_step is None:
+                return False
+            return await self._commit(known, *await self._values(known, fixed, next_step))
+        except (BadDocument, Refused) as error:  # the other rollouts go on
+            log.warning("a rollout cannot go on", rollout=id_, reason=str(error))
+            return await self._commit(known, _give_up(known.value, str(error)), {})
 
     def _view(self, rollout: Rollout, fixed: _Fixed) -> RolloutView:
         """Put together what is known of a rollout. Nodes that have left the fleet are left out."""
@@ -237,8 +250,20 @@ class Controller:
             max_unavailable=plan.max_unavailable,
             rolls_back=plan.on_failure == "rollback",
             baked=self._is_baked(rollout, plan, nodes.values()),
-            overdue=now - last > plan.deadline,
+            overdue=now - last > plan.deadline and self._away_for(rollout, nodes) > plan.deadline,
         )
+
+    def _away_for(self, rollout: Rollout, nodes: Mapping[str, NodeView]) -> float:
+        """Return for how many seconds the same nodes are away. A new leader begins to count anew.
+
+        Nodes that go away after a wave has baked for long get their time, too.
+        """
+        away = frozenset(name for name, node in nodes.items() if not node.alive)
+        known, since = self._away.get(rollout.id, (None, 0.0))
+        if known != away:
+            since = time.monotonic()
+            self._away[rollout.id] = away, since
+        return time.monotonic() - since
 
     def _desired_of(self, node: str, rollout: Rollout) -> Versioned[Desired] | None:
         """Return what a rollout has given a node; None: nothing."""

@@ -37,6 +37,9 @@ _SERVICE: Final = "/etcdserverpb."
 # Without it, a member that is cut off from the others keeps a stream open and tells nothing.
 _WITH_LEADER: Final = (("hasleader", "true"),)
 _NOT_CONNECTED: Final = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}
+# etcd refuses what it has received before users or roles have changed, and has not done by then. It can be sent again.
+_AUTH_CHANGED: Final = "revision of auth store is old"
+_AUTH_ATTEMPTS: Final = 10
 _AGAIN: Final = {  # answers after which another member, or the same a little later, may do better
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -644,9 +647,16 @@ class Etcd:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        result = await _translated(call(request, timeout=self._timeout))
-        self._succeeded()
-        return result
+        for _ in range(_AUTH_ATTEMPTS):
+            try:
+                result = await _translated(call(request, timeout=self._timeout))
+            except Refused as error:
+                if _AUTH_CHANGED not in str(error):
+                    raise
+            else:
+                self._succeeded()
+                return result
+        raise Unavailable("users or roles change all the time")
 
     async def _ready(self, member: "_Member") -> grpc.aio.Channel:
         """Return the connection to a member once it is there.

@@ -31,7 +31,7 @@ from app.fleet_store.documents import (
     TableState,
     TableStatus,
 )
-from app.fleet_store.etcd import Etcd, EtcdError, Snapshot, is_absent, put, unchanged
+from app.fleet_store.etcd import Etcd, EtcdError, Lease, Snapshot, is_absent, put, unchanged
 from app.fleet_store.signatures import DESIRED_TABLE, Signer, Verifier, unverified_document
 from app.fleet_store.specification import ProgramName, Specification
 from tests.fleet_store.cluster import Cluster
@@ -39,6 +39,14 @@ from tests.fleet_store.cluster import Cluster
 TABLE: Final = "jump_table"
 WAIT_SECONDS: Final = 40.0
 NOTHING: Final = 0  # what a node holds that has nothing of the fleet's
+
+
+async def renew(lease: Lease) -> None:
+    """Let a lease last until cancelled."""
+    while True:
+        await asyncio.sleep(lease.seconds / 4)
+        with contextlib.suppress(EtcdError):
+            await lease.renew()
 
 
 @dataclass
@@ -74,27 +82,24 @@ class SimulatedNode:
     async def run(self) -> None:
         """Be there until cancelled. Then the lease is given back, as if it had ended."""
         lease = await self.etcd.grant(10)
-        renewing = asyncio.create_task(self._renew(lease))
+        renewing = asyncio.create_task(renew(lease))
         try:
             await self.etcd.put(keys.alive(self.name), Presence(since=time.time()).to_bytes(), lease=lease.id)
-            async with aclosing(self.etcd.follow(keys.desired_tables(self.name))) as stream:
-                async for each in stream:
-                    items = each.items.values() if isinstance(each, Snapshot) else [e.item for e in each.events]
-                    for item in items:
-                        if item is not None and item.mod_revision > self._seen.get(item.key, 0):
-                            self._seen[item.key] = item.mod_revision
-                            await self._reach(item.value, item.mod_revision)
+            await self.follow()
         finally:
             renewing.cancel()
             with contextlib.suppress(EtcdError):
                 await lease.revoke()
 
-    @staticmethod
-    async def _renew(lease: Any) -> None:
-        while True:
-            await asyncio.sleep(2)
-            with contextlib.suppress(EtcdError):
-                await lease.renew()
+    async def follow(self) -> None:
+        """Bring tables to what is desired until cancelled."""
+        async with aclosing(self.etcd.follow(keys.desired_tables(self.name))) as stream:
+            async for each in stream:
+                items = each.items.values() if isinstance(each, Snapshot) else [e.item for e in each.events]
+                for item in items:
+                    if item is not None and item.mod_revision > self._seen.get(item.key, 0):
+                        self._seen[item.key] = item.mod_revision
+                        await self._reach(item.value, item.mod_revision)
 
     async def _reach(self, value: bytes, version: int) -> None:
         desired = DesiredTable.from_bytes(self.verifier.document(DESIRED_TABLE, value))
@@ -132,7 +137,7 @@ class SimulatedNode:
 
     async def drift(self, table: str = TABLE) -> None:
         """Somebody changes the table by hand, and the agent notices."""
-        self.holds[table] = -1
+        self.holds[table] = NOTHING
         await self.tell(table, self._seen[keys.desired_table(self.name, table)], TableState.DRIFTED)
 
 

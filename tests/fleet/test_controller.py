@@ -3,10 +3,11 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from app.fleet_store import keys
-from app.fleet_store.documents import PacketCheck, Phase, TableState
+from app.fleet_store.documents import PacketCheck, Phase, Plan, TableState
 from app.fleet_store.etcd import Compacted, delete
 from tests.fleet.simulation import NOTHING, TABLE, controlled, fleet_of, of_phases
 from tests.fleet_store.cluster import Cluster
@@ -245,6 +246,33 @@ async def test_rollout_whose_plan_is_gone_halts_and_says_so(cluster: Cluster) ->
         async with controlled(fleet):
             halted = await fleet.until_phase(rollout, Phase.HALTED)
             assert halted.reason == "its plan is not in the store"
+
+
+async def test_rollout_with_garbage_for_a_plan_does_not_hold_up_the_others(cluster: Cluster) -> None:
+    async with fleet_of(cluster, _FIVE) as fleet:
+        rollout = await fleet.start()
+        checks = tuple(PacketCheck(program="p", packet="0b" * 4096, returned=0) for _ in range(16))
+        item = await fleet.etcd.get(keys.plan(rollout))
+        assert item is not None
+        plan = msgspec.structs.replace(Plan.from_bytes(item.value), checks=checks * 10)
+        await fleet.etcd.put(keys.plan(rollout), msgspec.json.encode(plan))
+        async with controlled(fleet):
+            halted = await fleet.until_phase(rollout, Phase.HALTED)
+            assert "at most 1048576 are allowed" in halted.reason
+            await fleet.until_phase(await fleet.start(table="another_table"), Phase.COMPLETE)
+
+
+async def test_nodes_that_go_away_late_get_their_time(cluster: Cluster) -> None:
+    """The deadline begins when they go, also if the wave is watched for longer than that already."""
+    async with fleet_of(cluster, _FIVE) as fleet, controlled(fleet):
+        rollout = await fleet.start(waves=(1, "100%"), bake_seconds=4.0, deadline=2.0, max_unavailable=1)
+        await fleet.until_nodes(lambda: fleet.nodes[_FIVE[0]].told.get(TABLE) is TableState.APPLIED)
+        await asyncio.sleep(3.0)  # the last step is longer ago than the deadline
+        for name in _FIVE[3:]:
+            await fleet.go(name)
+        for name in _FIVE[3:]:
+            fleet.come(name)
+        await fleet.until_phase(rollout, Phase.COMPLETE)
 
 
 async def test_past_is_forgotten_and_what_is_left_of_removed_nodes(cluster: Cluster) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from app.access.tokens import TokenFile
 from app.agent import settings as agent
+from app.agent.status_file import STATUS_FILE
 from app.bpf.uapi import Cmd
 from app.config import Settings, load
 from app.fleet import config as fleet
@@ -119,7 +120,7 @@ def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
 def test_units_of_a_fleet_fit_the_defaults_of_the_configurations() -> None:
     server, agents = fleet.load(DEPLOY / "fleet.toml").server, agent.load(DEPLOY / "agent.toml")
     assert (server.socket, server.state_dir) == (fleet.Server().socket, fleet.Server().state_dir)
-    assert (agents.state_dir, agents.status_file) == (Path("/var/lib/jumptable-agent"), agent.STATUS_FILE)
+    assert (agents.state_dir, agents.status_file) == (Path("/var/lib/jumptable-agent"), STATUS_FILE)
     for unit, folder in ("jumptable-fleet", server.socket.parent), ("jumptable-agent", agents.status_file.parent):
         assert _values(f"{unit}.service", "RuntimeDirectory") == [folder.name]
         assert _values(f"{unit}.service", "StateDirectory") == [unit]

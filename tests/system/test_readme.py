@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.api.problems import PROBLEMS
 from app.agent import settings as agent_settings
+from app.api.problems import PROBLEMS
 from app.config import Audit, Client, Limits, Map, Objects, Peer, Program, Server, Tls, Tokens
 from tests.conftest import tool
 from tests.running import demo
