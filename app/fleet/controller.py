@@ -49,6 +49,7 @@ _STEP_BYTES: Final = 1 << 20  # of desired tables in a transaction
 _LOOK_SECONDS: Final = 0.5  # between two looks at deadlines
 _GATHER_SECONDS: Final = 0.02  # statuses that come together are looked at together
 _RETRY_SECONDS: Final = 0.5
+_REVOKE_SECONDS: Final = 1.0
 
 log = structlog.get_logger()
 
@@ -148,8 +149,9 @@ class Controller:
             await self._lead(lease, elected)
         finally:
             self._election = 0
-            with contextlib.suppress(EtcdError):  # the next one need not wait until it ends
-                await lease.revoke()
+            with contextlib.suppress(EtcdError, TimeoutError):  # the next one need not wait until it ends
+                async with asyncio.timeout(_REVOKE_SECONDS):
+                    await lease.revoke()
 
     async def _lead(self, lease: Lease, elected: int) -> None:
         """Drive rollouts for as long as the lease lasts.

@@ -29,10 +29,12 @@ from app.fleet_store import rpc_pb2 as rpc
 MAX_OPERATIONS: Final = 128  # in a transaction, and as many compares: --max-txn-ops of etcd
 MAX_REQUEST_BYTES: Final = 1_500_000  # a little less than --max-request-bytes of etcd
 
-_PAGE_SIZE: Final = 500  # keys in an answer, at most
+_FIRST_PAGE: Final = 16  # keys in the first answer to a range; those of the next depend on how large its values are
+_PAGE_BYTES: Final = 8 << 20  # about that much in an answer
+_MAX_PAGE: Final = 1000  # keys in an answer, at most
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LAST_PAUSE_SECONDS: Final = 2.0
-_MAX_ANSWER_BYTES: Final = 256 << 20
+_MAX_ANSWER_BYTES: Final = 64 << 20
 _SERVICE: Final = "/etcdserverpb."
 # Without it, a member that is cut off from the others keeps a stream open and tells nothing.
 _WITH_LEADER: Final = (("hasleader", "true"),)
@@ -320,15 +322,17 @@ class Etcd:
             EtcdError: They cannot be read.
         """
         items: dict[str, Item] = {}
-        key, end = prefix.encode(), _end_of(prefix)
+        key, end, limit = prefix.encode(), _end_of(prefix), _FIRST_PAGE
         while True:
-            request = rpc.RangeRequest(key=key, range_end=end, limit=_PAGE_SIZE, revision=revision, keys_only=keys_only)
+            request = rpc.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
             answer = await self._read("KV/Range", request, rpc.RangeResponse)
             revision = revision or answer.header.revision  # all pages are of one revision
             items.update((item.key, item) for item in map(_item, answer.kvs))
             if not answer.more:
                 return Snapshot(revision, items)
             key = answer.kvs[-1].key + b"\0"
+            average = answer.ByteSize() // len(answer.kvs)
+            limit = max(1, min(_MAX_PAGE, _PAGE_BYTES // average))
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         """Write a key whatever it holds, and return the revision. For keys that have one writer.
@@ -371,10 +375,13 @@ class Etcd:
         item = await self.get(witness)
         if item is not None and item.value == ours:
             return item.mod_revision
-        now = 0 if item is None else item.mod_revision
-        before = [each.mod_revision for each in request.compare if each.key == key and each.target == rpc.Compare.MOD]
-        if before and before[0] != now:
-            return None  # somebody else was first, so that the compare never holds again
+        modified, created = (0, 0) if item is None else (item.mod_revision, item.create_revision)
+        for compare in request.compare:
+            if compare.key == key and (
+                (compare.target == rpc.Compare.MOD and compare.mod_revision != modified)
+                or (compare.target == rpc.Compare.CREATE and compare.create_revision != created)
+            ):
+                return None  # somebody else was first, so that the compare never holds again
         raise OutcomeUnknown("the answer to a transaction did not arrive, and it is not made so far")
 
     # Watches
@@ -434,10 +441,15 @@ class Etcd:
                 response_deserializer=rpc.WatchResponse.FromString,
             )(metadata=_WITH_LEADER)
             create = rpc.WatchCreateRequest(
-                key=prefix.encode(), range_end=_end_of(prefix), start_revision=after + 1, progress_notify=True
+                key=prefix.encode(),
+                range_end=_end_of(prefix),
+                start_revision=after + 1,
+                progress_notify=True,
+                fragment=True,  # what is too large for an answer comes in several
             )
             await _translated(stream.write(rpc.WatchRequest(create_request=create)))
             answer: Any = await _translated(stream.read(), self._timeout)
+            parts: list[Event] = []
             while True:
                 if answer is grpc.aio.EOF:
                     raise Unavailable("the member has ended the watch")
@@ -446,10 +458,11 @@ class Etcd:
                 if answer.canceled:
                     raise _error(grpc.StatusCode.UNAVAILABLE, answer.cancel_reason)
                 self._succeeded()
-                if answer.events:
-                    events = tuple(map(_event, answer.events))
-                    yield Events(events[-1].revision, events)
-                elif not answer.created:
+                parts += map(_event, answer.events)
+                if parts and not answer.fragment:
+                    yield Events(parts[-1].revision, tuple(parts))
+                    parts = []
+                elif not parts and not answer.created:
                     yield Events(answer.header.revision, ())
                 answer = await _translated(stream.read())
         except EtcdError as error:

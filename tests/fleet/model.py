@@ -6,11 +6,13 @@ who pause and abort. What a controller or an agent knows may be old at any time.
 its deadline; one that is not may miss it.
 
     python -m tests.fleet.model --faults 2          # more faults than the gate tries
+    python -m tests.fleet.model --walks 1000        # random ways through a larger fleet
 """
 
 import argparse
+import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -407,9 +409,7 @@ def _check_ends(model: Model, came_from: dict[State, tuple[State, str] | None]) 
     known: set[State] = set()
     ends: dict[Phase, int] = {}
     for state in came_from:
-        nodes = zip(state.nodes, model.kinds, strict=True)
-        mended = state._replace(nodes=tuple(node._replace(linked=kind != "away") for node, kind in nodes), faults=0)
-        backlog = [mended]
+        backlog = [_mended(model, state)]
         while backlog:
             each = backlog.pop()
             if each in known:
@@ -433,6 +433,54 @@ def _way(came_from: dict[State, tuple[State, str] | None], state: State, last: l
     return "\n    ".join([violation, *reversed(way)])
 
 
+def walk(model: Model, faults: int, seed: int) -> Phase:
+    """Go one random way through a model that is too large for `check`, mend all faults, and return how it ends.
+
+    Raises:
+        Violation: Something that must not be has happened.
+    """
+    source = random.Random(seed)
+    state, way = model.initial(faults), [f"seed {seed}"]
+    for _ in range(_WALK_STEPS):
+        ways = list(model.successors(state))
+        if not ways:
+            break
+        calm = [each for each in ways if each[1].faults == state.faults and not each[0].endswith("expires")]
+        what, after = source.choice(ways if not calm or source.random() < _FAULT_SHARE else calm)
+        state = _checked(model, state, what, after, way)
+    state = _mended(model, state)
+    way.append("all faults are mended")
+    while further := [each for each in model.successors(state, healing=True) if each[1] != state]:
+        what, after = source.choice(further)
+        state = _checked(model, state, what, after, way)
+    violation = model.end_violation(state)
+    if violation is not None:
+        raise Violation("\n    ".join([violation, *way]))
+    return state.rollout[0]
+
+
+def _checked(model: Model, state: State, what: str, after: State, way: list[str]) -> State:
+    way.append(what)
+    for violation in model.violations(state, what, after):
+        raise Violation("\n    ".join([violation, *way]))
+    return after
+
+
+def _mended(model: Model, state: State) -> State:
+    nodes = zip(state.nodes, model.kinds, strict=True)
+    return state._replace(nodes=tuple(node._replace(linked=kind != "away") for node, kind in nodes), faults=0)
+
+
+_WALK_STEPS: Final = 400
+_FAULT_SHARE: Final = 0.1  # of the steps of a walk
+WALK_WAVES: Final = ((0,), (1, 2), (3, 4, 5, 6))
+
+
+def random_kinds(seed: int) -> tuple[str, ...]:
+    """Return what the nodes of a walk are like: most are fine."""
+    return tuple(random.Random(seed).choices(("ok", "refuses", "cutoff", "stuck", "away"), (30, 1, 1, 1, 1), k=7))
+
+
 WAVES: Final = ((0,), (1, 2))
 KINDS: Final = (
     ("ok", "ok", "ok"),
@@ -448,7 +496,14 @@ def main() -> None:
     """Check more than the gate does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=2, help="how many faults may come together")
+    parser.add_argument(
+        "--walks", type=int, default=0, help="instead: so many random ways of seven nodes and 12 faults"
+    )
     options = parser.parse_args()
+    if options.walks:
+        found = Counter(walk(Model(WALK_WAVES, random_kinds(seed), 2), 12, seed) for seed in range(options.walks))
+        print(f"{options.walks} walks; ends: {', '.join(f'{number} {phase}' for phase, number in found.items())}")
+        return
     for kinds in KINDS:
         for rolls_back in (True, False):
             begin = time.monotonic()

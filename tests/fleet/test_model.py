@@ -7,29 +7,40 @@ import pytest
 from app.fleet import state_machine
 from app.fleet.state_machine import NodeView, RolloutView, Step
 from app.fleet_store.documents import Phase, TableState
-from tests.fleet.model import KINDS, WAVES, Model, Rules, Violation, check
+from tests.fleet.model import KINDS, WALK_WAVES, WAVES, Model, Rules, Violation, check, random_kinds, walk
 
 _THREE = ("ok", "ok", "ok")
 
 
-@pytest.mark.parametrize("max_unavailable", [1, 2])
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("rolls_back", [True, False], ids=["rolls_back", "halts"])
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)
-def test_nothing_forbidden_can_happen_with_one_fault(
-    kinds: tuple[str, ...], max_unavailable: int, *, rolls_back: bool
-) -> None:
-    result = check(Model(WAVES, kinds, max_unavailable, rolls_back=rolls_back), faults=1)
+def test_nothing_forbidden_can_happen_with_one_fault(kinds: tuple[str, ...], *, rolls_back: bool) -> None:
+    result = check(Model(WAVES, kinds, rolls_back=rolls_back), faults=1)
     assert result.states > 50
     assert all(phase not in {Phase.PROGRESSING, Phase.ROLLING_BACK} for phase in result.ends)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kinds", [("ok", "refuses", "ok"), ("ok", "ok", "cutoff")], ids="-".join)
+@pytest.mark.parametrize("kinds", [("ok", "ok", "cutoff"), ("ok", "away", "ok")], ids="-".join)
+def test_nothing_forbidden_can_happen_when_two_nodes_may_change_at_a_time(kinds: tuple[str, ...]) -> None:
+    result = check(Model(WAVES, kinds, max_unavailable=2), faults=1)
+    assert result.ends[Phase.ROLLED_BACK]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kinds", [("ok", "refuses", "ok"), ("cutoff", "ok", "ok")], ids="-".join)
 def test_nothing_forbidden_can_happen_with_two_faults(kinds: tuple[str, ...]) -> None:
     result = check(Model(WAVES, kinds), faults=2)
-    assert result.states > 50_000
+    assert result.states > 10_000
     assert result.ends[Phase.ROLLED_BACK]
+
+
+def test_nothing_forbidden_happens_on_random_ways_through_a_larger_fleet() -> None:
+    ends = {walk(Model(WALK_WAVES, random_kinds(seed), 2), 12, seed) for seed in range(100)}
+    assert {Phase.COMPLETE, Phase.ROLLED_BACK} <= ends
 
 
 @pytest.mark.parametrize("rules", [Rules(compares_election=False), Rules(compares_desired=False)])

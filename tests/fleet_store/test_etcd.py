@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -303,6 +304,34 @@ async def test_writes_are_neither_lost_nor_repeated_while_leaders_die(cluster: C
         assert values == list(range(number + 1))
 
 
+class _Lossy(Etcd):
+    """A client to which the answers to writes do not come."""
+
+    made = True
+
+    async def _write(self, *arguments: Any) -> Any:
+        if self.made:
+            await super()._write(*arguments)
+        raise OutcomeUnknown("lost")
+
+
+async def test_witness_tells_how_a_transaction_went(cluster: Cluster) -> None:
+    async with cluster.client() as etcd, _Lossy(cluster.endpoints, cluster.files("fleet").read()) as lossy:
+        operations = [put(_KEY, b"ours"), put(f"{_PREFIX}2", b"")]
+        created = await lossy.commit([is_absent(_KEY)], operations, witness=_KEY)
+        item = await etcd.get(_KEY)
+        assert item is not None
+        assert created == item.mod_revision
+        with pytest.raises(OutcomeUnknown):  # without a witness, nobody knows
+            await lossy.commit([is_there(_KEY)], operations)
+        lossy.made = False
+        theirs = await etcd.put(_KEY, b"theirs")
+        assert await lossy.commit([is_absent(_KEY)], operations, witness=_KEY) is None
+        assert await lossy.commit([unchanged(_KEY, created)], operations, witness=_KEY) is None
+        with pytest.raises(OutcomeUnknown, match="not made so far"):  # it may be made yet
+            await lossy.commit([unchanged(_KEY, theirs)], operations, witness=_KEY)
+
+
 async def test_outcome_that_is_not_known_is_looked_up_by_its_witness(cluster: Cluster) -> None:
     async with cluster.client(timeout=0.5, patience=20.0) as etcd:
         version = await etcd.put(_KEY, b"before")
@@ -448,10 +477,20 @@ def test_later_versions_are_fine(version: str) -> None:
     assert version_warning(version, "somewhere") is None
 
 
-async def test_values_of_any_size_up_to_the_limit_are_told_by_a_watch(cluster: Cluster) -> None:
+async def test_large_values_are_read_and_told_whole(cluster: Cluster) -> None:
+    """Together they are larger than an answer may be."""
     async with cluster.client() as etcd, _reader(etcd) as reader:
-        for number in range(6):
-            await etcd.put(f"{_PREFIX}{number}", os.urandom(1_400_000))
+        begin = await etcd.put(_KEY, b"begin")
+        for number in range(60):
+            await etcd.put(f"{_PREFIX}{number:02}", os.urandom(1_400_000))
         await etcd.put(_KEY, b"end")
         await reader.until(_KEY, b"end")
         assert {len(value) for value in reader.state.values()} == {3, 1_400_000}
+        assert {key: item.value for key, item in (await etcd.range(_PREFIX)).items.items()} == reader.state
+        told: list[Event] = []
+        async with asyncio.timeout(60), aclosing(etcd.watch(_PREFIX, begin)) as past:  # as after a long pause
+            async for events in past:
+                told += events.events
+                if told[-1].key == _KEY:
+                    break
+        assert {event.key: event.item.value for event in told if event.item is not None} == reader.state
