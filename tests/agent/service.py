@@ -45,7 +45,9 @@ def main() -> None:
     Path(folder).mkdir(exist_ok=True)
     registry = Registry(MemoryKernel() if kernel == "memory" else LinuxKernel(), ["/nowhere"])
     demo.fill(registry)
-    peers = AgentOnly([PeerRule("fleet", grant_of(json.loads(said)), uid=AGENT, on_behalf=True)])
+    options = json.loads(said)
+    rule = PeerRule("fleet", grant_of(options), uid=AGENT, on_behalf=options.get("on_behalf", True))
+    peers = AgentOnly([rule])
     journal = Journal(Path(folder) / "journal.db", "process")
     state = State(registry, journal, drift_interval=0.2, authentication=Authentication(peers=peers))
     try:

@@ -1,6 +1,8 @@
 """The configuration of the agent, and what it remembers: mistakes are one line that names file, key and remedy."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,10 @@ def test_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pyt
     assert state.get("a") == Known(digest="1")
     assert [each.name for each in sorted(tmp_path.iterdir())] == ["lock", "state.json"]
     state.close()
+
+
+def test_node_without_a_fleet_needs_none_of_its_packages() -> None:
+    missing = "import sys; sys.modules.update(dict.fromkeys(['grpc', 'msgspec', 'google.protobuf', 'cryptography']))"
+    uses = "import app.cli.serve, app.cli.status, app.cli.demo, app.cli.check, app.api.app, app.cli.fleet"
+    done = subprocess.run([sys.executable, "-c", f"{missing}; {uses}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,9 +1,12 @@
 """A table is brought to what the fleet desires: dry run, change, `unconfirmed`, checks, confirmation, `applied`."""
 
+import time
 from typing import Any
 
 import pytest
 
+from app.agent.local import LocalService
+from app.client import Refused
 from app.fleet_store import keys
 from app.fleet_store.documents import MetricCheck, PacketCheck, TableState
 from app.fleet_store.etcd import delete
@@ -126,6 +129,22 @@ class TestNo:
         await until(has_worked)
         assert await fleet.status() == said
         assert (await fleet.said(await fleet.want({4: "drop"}))).state is APPLIED
+
+    async def test_service_that_cannot_work_for_long_is_a_no(
+        self, fleet: Fleet, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[float] = []
+
+        async def busy(*_: object) -> None:
+            calls.append(time.monotonic())
+            raise Refused({"status": 503, "code": "journal-unavailable", "detail": "the disk is full"})
+
+        monkeypatch.setattr(LocalService, "try_update", busy)
+        monkeypatch.setattr("app.agent.table.PATIENCE_SECONDS", 1.0)
+        status = await fleet.said(await fleet.want({3: "drop"}))
+        assert (status.state, status.code, status.detail) == (REFUSED, "journal-unavailable", "the disk is full")
+        assert len(calls) > 2
+        assert calls[-1] - calls[0] > 1
 
     async def test_other_change_that_waits_for_its_confirmation_is_a_no(self, fleet: Fleet, node: Node) -> None:
         with node.service.client() as client:

@@ -208,7 +208,7 @@ async def test_change_of_others_beyond_the_rule_can_be_neither_confirmed_nor_rev
 
 
 async def test_requests_count_against_the_agent_whoever_it_names(registry: Registry) -> None:
-    limits = Limits(event_readers=2, requests_per_second=0.001, burst=3)
+    limits = Limits(requests_per_second=0.001, burst=3)
     authentication = Authentication(peers=PEERS)
     async with started(registry, authentication=authentication, limits=limits) as app, of(app, AGENT) as agent:
         users = [{"Jumptable-Actor": f"user{number}"} for number in range(4)]

@@ -91,4 +91,4 @@ def test_every_key_of_the_configuration_is_told() -> None:
             assert re.search(rf"\b{key}\b", text), key
     for agents in (agent_settings.Settings, agent_settings.Etcd):
         for field in msgspec.structs.fields(agents):
-            assert re.search(rf"^{field.name} = ", text, re.MULTILINE), field.name
+            assert re.search(rf"^(# )?{field.name} = |^\[{field.name}\]$", text, re.MULTILINE), field.name
