@@ -8,6 +8,8 @@ import json
 import os
 import pwd
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
@@ -193,14 +195,12 @@ class GrantSection(Section):
         )
 
 
-class Peer(GrantSection):
-    """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
+class PeerSection(GrantSection):
+    """A user or group on the unix socket."""
 
     # A user or a group, by name or number: exactly one of the two.
     user: str | int | None = None
     group: str | int | None = None
-    # True: for the agent of a fleet. It names who has asked the fleet for a change, in the header Jumptable-Actor.
-    on_behalf: bool = False
 
     @model_validator(mode="after")
     def _is_a_user_or_a_group(self) -> Self:
@@ -222,7 +222,22 @@ class Peer(GrantSection):
             kind = "user" if self.user is not None else "group"
             message = f"there is no {kind} {self.user or self.group!r}: create it, or name another"
             raise ValueError(message) from error
-        return PeerRule(name, self.grant(), uid, gid, self.on_behalf)
+        return PeerRule(name, self.grant(), uid, gid)
+
+
+class Peer(PeerSection):
+    """[peers.NAME]: a user or group on the unix socket, beside root and the service's own user."""
+
+    # True: for the agent of a fleet. It names who has asked the fleet for a change, in the header Jumptable-Actor.
+    on_behalf: bool = False
+
+    def rule(self, name: str) -> PeerRule:
+        """This section with the uid or gid instead of a name.
+
+        Raises:
+            ValueError: There is no such user or group.
+        """
+        return replace(super().rule(name), on_behalf=self.on_behalf)
 
 
 class Tokens(Section):
@@ -318,7 +333,7 @@ class ServiceSettings(Section):
     """What the configuration of every service has."""
 
     server: Listening
-    peers: dict[Name, Peer] = {}
+    peers: Mapping[Name, PeerSection] = {}
     tokens: Tokens | None = None
     tls: Tls | None = None
     limits: Limits = Limits()
@@ -338,6 +353,7 @@ class Settings(ServiceSettings):
     """The whole configuration of the service of a node."""
 
     server: Server = Server()
+    peers: dict[Name, Peer] = {}
     maps: dict[Name, Map] = {}
     programs: dict[Name, Program] = {}
     objects: Objects = Objects()

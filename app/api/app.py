@@ -42,5 +42,7 @@ class _Application(Application):
     """The application of a node, which also collects metrics."""
 
     def __init__(self, state: State) -> None:
-        super().__init__(state, title="jumptable", description=_DESCRIPTION, tags=_TAGS, modules=_MODULES)
+        super().__init__(
+            state, title="jumptable", description=_DESCRIPTION, tags=_TAGS, modules=_MODULES, has_agents=True
+        )
         self.collectors = metrics.collectors(state.service)

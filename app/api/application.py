@@ -24,6 +24,7 @@ class Application(FastAPI):
         description: What it is, for the OpenAPI document.
         tags: The tags of the routes with their descriptions.
         modules: Those with the routes: each has a `router`.
+        has_agents: Agents of a fleet may be among its callers.
         **options: Further ones of FastAPI.
     """
 
@@ -35,6 +36,7 @@ class Application(FastAPI):
         description: str,
         tags: Mapping[str, str],
         modules: Iterable[ModuleType],
+        has_agents: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -49,7 +51,7 @@ class Application(FastAPI):
             **options,
         )
         self.state = cast("AnyState", state)
-        self._tags = tags
+        self._tags, self._has_agents = tags, has_agents
         self._documented: Authentication | None = None  # the one that `openapi_schema` tells of
         for module in modules:
             # Not include_router(): that would match every request twice, and hide the routes from `_allow`.
@@ -63,6 +65,8 @@ class Application(FastAPI):
         """The OpenAPI document. It is made when it is first asked for, and when there is another authentication."""
         authentication: Authentication = self.state.authentication
         if self.openapi_schema is None or self._documented is not authentication:
-            self.openapi_schema = document(self, authentication, self.state.rights, self._tags)
+            self.openapi_schema = document(
+                self, authentication, self.state.rights, self._tags, has_agents=self._has_agents
+            )
             self._documented = authentication
         return self.openapi_schema

@@ -139,7 +139,12 @@ def problems(*codes: str, in_body: str | None = None, always: Iterable[str] = _A
 
 
 def document(
-    app: FastAPI, authentication: Authentication, rights: Mapping[str, Right], tags: Mapping[str, str]
+    app: FastAPI,
+    authentication: Authentication,
+    rights: Mapping[str, Right],
+    tags: Mapping[str, str],
+    *,
+    has_agents: bool,
 ) -> dict[str, Any]:
     """Make the OpenAPI document of an application.
 
@@ -148,6 +153,7 @@ def document(
         authentication: How it knows who asks.
         rights: By operation id, the right that it needs.
         tags: The tags of its routes with their descriptions, in the order in which the document shows them.
+        has_agents: Agents of a fleet may be among its callers, and name who asks.
     """
     schema = get_openapi(
         title=app.title,
@@ -167,7 +173,7 @@ def document(
     for parameter in _parameters(schema):
         _drop_null(parameter)
     _add_security(schema, authentication, rights)
-    if authentication.peers is not None:
+    if has_agents and authentication.peers is not None:
         _add_actor_header(schema, rights)
     return schema
 

@@ -17,7 +17,7 @@ from app.config import (
     GrantSection,
     Listening,
     Name,
-    Peer,
+    PeerSection,
     Section,
     ServiceSettings,
     SocketPath,
@@ -86,7 +86,7 @@ class _FleetGrant(GrantSection):
         return Grant(grant.role, grant.maps, grant.entries, grant.programs, labels)
 
 
-class FleetPeer(_FleetGrant, Peer):
+class FleetPeer(_FleetGrant, PeerSection):
     """[peers.NAME]: a user or group on the unix socket, beside root and the server's own user."""
 
 
@@ -107,7 +107,7 @@ class FleetSettings(ServiceSettings):
     etcd: Etcd
     signing: Signing
     controller: Controller = Controller()
-    peers: dict[Name, FleetPeer] = Field(default_factory=dict)  # type: ignore[assignment]  # with labels
+    peers: dict[Name, FleetPeer] = Field(default_factory=dict)
     tls: FleetTls | None = None
 
     @model_validator(mode="after")
