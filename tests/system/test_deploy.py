@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from app.access.tokens import TokenFile
 from app.agent import settings as agent
 from app.agent.status_file import STATUS_FILE
 from app.bpf.uapi import Cmd
-from app.config import Settings, load
+from app.cli.fleet import COMMANDS
+from app.cli.fleet_file import read_fleet_tables
+from app.config import Peer, Settings, load
 from app.fleet import config as fleet
+from app.fleet.api.schemas.requests import PutFleetTable
 from app.keeper.process import KEPT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,7 +144,24 @@ def test_try_fleet_is_executable() -> None:
     assert os.access(DEPLOY / "try-fleet", os.X_OK)  # the type checker reads it as well
 
 
+def test_examples_of_the_page_about_fleets_are_accepted() -> None:
+    page = (DEPLOY / "FLEET.md").read_text()
+    [tables] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [body] = read_fleet_tables(tables, "edge.yaml").values()
+    assert PutFleetTable.model_validate(body).strategy.confirm_within == 60
+    [peers] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    rule = tomllib.loads(peers)["peers"]["fleet"]
+    assert Peer.model_validate({**rule, "user": 10002}).on_behalf
+
+
+def test_commands_of_the_page_about_fleets_exist() -> None:
+    page = (DEPLOY / "FLEET.md").read_text()
+    named = set(re.findall(r"jumptable fleet ([a-z]+)", page))
+    assert named
+    assert named <= {name for section in COMMANDS.values() for name in section}
+
+
 def test_tests_named_in_the_threat_model_exist() -> None:
-    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text())
+    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text() + (DEPLOY / "FLEET.md").read_text())
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
