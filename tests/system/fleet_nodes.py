@@ -1,4 +1,4 @@
-"""Nodes of a fleet as processes: a service with the kernel in memory and an agent each, forked within milliseconds.
+"""Nodes of a fleet as processes: a service and an agent each, forked within milliseconds.
 
 The nursery is a process that has imported both and forks them. Each of them has a process id of its own, which a test
 kills or freezes. All end with the nursery.
@@ -24,6 +24,7 @@ from tests.fleet_store.cluster import Cluster
 TABLE = "jump_table"
 _SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 
 
 @dataclass
@@ -33,11 +34,12 @@ class Node:
     name: str
     folder: Path
     nursery: "Nursery"
+    kernel: str = "memory"
     service: int = 0
     agent: int = 0
 
     def start_service(self) -> None:
-        arguments = [str(self.folder / "api.sock"), str(self.folder / "journal"), "memory", "{}"]
+        arguments = [str(self.folder / "api.sock"), str(self.folder / "journal"), self.kernel, "{}"]
         self.service = self.nursery.fork("service", self.folder / "service.log", arguments)
 
     def start_agent(self, fuse: str = "", number: signal.Signals = signal.SIGKILL) -> None:
@@ -68,6 +70,11 @@ class Node:
     def entries(self) -> dict[int, str | None]:
         with self.client() as client:
             return {each["index"]: each["program"]["name"] for each in client.list_entries(TABLE)["entries"]}
+
+    def run_packet(self, index: int) -> int:
+        """Run a packet through the jump, and return what the program behind this entry returns for it."""
+        with self.client() as client:
+            return client.run_program("entry", bytes([index, *13 * [0]]))["returned"]
 
     def changes(self) -> list[Change]:
         with self.client() as client:
@@ -118,11 +125,22 @@ class Nursery:
 
 
 @contextmanager
-def running_nodes(cluster: Cluster, folder: Path, public_key: Path, count: int) -> Iterator[list[Node]]:
-    """Run nodes `edge-01`, `edge-02`, and so on. Their agents start with `start_agent`."""
+def running_nodes(cluster: Cluster, folder: Path, public_key: Path, count: int, real: int) -> Iterator[list[Node]]:
+    """Run nodes `edge-01`, `edge-02`, and so on. Their agents start with `start_agent`.
+
+    Args:
+        cluster: etcd.
+        folder: For their files.
+        public_key: Of the fleet.
+        count: How many.
+        real: How many of them, the last ones, have the real kernel. Their services are in network namespaces of their
+            own.
+    """
     nursery = Nursery()
     try:
         nodes = [Node(f"edge-{number:02}", folder / f"edge-{number:02}", nursery) for number in range(1, count + 1)]
+        for node in nodes[len(nodes) - real :]:
+            node.kernel = "linux"
         for node in nodes:
             node.folder.mkdir()
             files = cluster.files(node.name)
@@ -194,6 +212,8 @@ def _be(kind: str, log: str, arguments: list[str], fuse: str, number: int) -> No
         if kind == "service":
             from tests.agent import service  # noqa: PLC0415
 
+            if "linux" in arguments:
+                assert ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
             service.main()
         else:
             from app.__main__ import main as jumptable  # noqa: PLC0415

@@ -1,10 +1,9 @@
-"""A whole fleet as processes: three members of etcd, two servers, twenty nodes. Whatever dies, nothing is lost.
+"""A whole fleet as processes: three members of etcd, two servers, 22 nodes. Whatever dies, nothing is lost.
 
 `deploy/try-fleet` tries the same on the real kernel, with nodes in network namespaces that packets cut off.
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -18,17 +17,20 @@ import pytest
 from app.client import Refused
 from app.client.fleet import FleetClient
 from app.client.fleet_answers import FleetRollout
+from tests.conftest import kernel_refuses
 from tests.fleet.serving import serving, write_config
 from tests.fleet_store.cluster import Cluster, running_cluster
 from tests.running import Service
 from tests.system.fleet_nodes import TABLE, Node, running_nodes, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-COUNT = int(os.environ.get("FLEET_NODES", "20"))
+REAL = 0 if kernel_refuses() else 2  # nodes on the real kernel, beside 20 with the kernel in memory
+COUNT = 20 + REAL
+XDP_DROP, XDP_TX = 1, 3
 LEASE_SECONDS = 2  # of the controller: see `tests.fleet.serving`
 STRATEGY: dict[str, Any] = {
     "waves": [1, 5, "100%"],
-    "max_unavailable": 20,
+    "max_unavailable": COUNT,
     "bake_seconds": 0,
     "confirm_within": 3,
     "deadline": 30,
@@ -127,7 +129,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         cluster = stack.enter_context(running_cluster(folder / "etcd"))
         config = write_config(cluster, folder / "one")
         servers = [stack.enter_context(serving(config)), stack.enter_context(_second(config, folder / "two"))]
-        nodes = stack.enter_context(running_nodes(cluster, folder, folder / "one" / "signing.pub", COUNT))
+        nodes = stack.enter_context(running_nodes(cluster, folder, folder / "one" / "signing.pub", COUNT, REAL))
         fleet = Fleet(cluster, servers, [], nodes)
         with fleet.clients_of_servers():
             until(fleet.leads)
@@ -166,6 +168,16 @@ def test_a_table_comes_to_all_nodes_in_waves(fleet: Fleet, record_property: Any)
     assert [each["wave"] for each in found["history"]] == [0, 1, 2, 2]
     assert fleet.holds(["pass", "drop"])
     assert {each["actor"] for node in fleet.nodes for each in node.changes()} == {"fleet:unix:root"}
+
+
+@pytest.mark.kernel
+def test_packets_of_real_nodes_jump_where_the_fleet_says(fleet: Fleet) -> None:
+    real = fleet.nodes[-2:]
+    for program, returned in ("tx", XDP_TX), ("drop", XDP_DROP):
+        fleet.ends(fleet.start(["pass", program]), "complete")
+        assert [node.run_packet(1) for node in real] == [returned, returned]
+    fleet.ends(fleet.start(["pass", "not-there"]), "rolled_back")
+    assert [node.run_packet(1) for node in real] == [XDP_DROP, XDP_DROP]
 
 
 def test_a_canary_that_refuses_keeps_the_others_as_they_are(fleet: Fleet, record_property: Any) -> None:
