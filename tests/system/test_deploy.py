@@ -148,7 +148,9 @@ def test_examples_of_the_page_about_fleets_are_accepted() -> None:
     page = (DEPLOY / "FLEET.md").read_text()
     [tables] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     [body] = read_fleet_tables(tables, "edge.yaml").values()
-    assert PutFleetTable.model_validate(body).strategy.confirm_within == 60
+    strategy = PutFleetTable.model_validate(body).strategy
+    assert strategy is not None
+    assert strategy.confirm_within == 60
     [peers] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     rule = tomllib.loads(peers)["peers"]["fleet"]
     assert Peer.model_validate({**rule, "user": 10002}).on_behalf
