@@ -96,13 +96,16 @@ def no_fd_is_left(table_programs: None) -> Iterator[None]:
     """Every test closes what it opens."""
     before = _fds()
     yield
-    if _fds().items() - before.items():
+    if _opened_since(before):
         gc.collect()  # what is in cycles of references
     deadline = time.monotonic() + _CLOSED_SECONDS
-    # What was open before may be closed meanwhile: gRPC does that for the test before.
-    while (left := _fds().items() - before.items()) and time.monotonic() < deadline:
+    while _opened_since(before) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not left, "file descriptors were left open"
+    assert not _opened_since(before), "file descriptors were left open"
+
+
+def _opened_since(before: dict[str, str]) -> dict[str, str]:
+    return dict(_fds().items() - before.items())
 
 
 def _fds() -> dict[str, str]:

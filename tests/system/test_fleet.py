@@ -19,7 +19,7 @@ from app.client.fleet import FleetClient
 from app.client.fleet_answers import FleetRollout
 from tests.conftest import kernel_refuses
 from tests.fleet.serving import serving, write_config
-from tests.fleet_store.cluster import Cluster, running_cluster
+from tests.fleet_store.cluster import Cluster
 from tests.running import Service
 from tests.system.fleet_nodes import TABLE, Node, running_nodes, until
 
@@ -121,16 +121,16 @@ def _second(config: Path, folder: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def whole(etcd_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ExitStack() as stack:
         folder = tmp_path_factory.mktemp("fleet")
-        for name in ("etcd", "one", "two"):
+        for name in ("one", "two"):
             (folder / name).mkdir()
-        cluster = stack.enter_context(running_cluster(folder / "etcd"))
-        config = write_config(cluster, folder / "one")
+        etcd_cluster.empty()
+        config = write_config(etcd_cluster, folder / "one")
         servers = [stack.enter_context(serving(config)), stack.enter_context(_second(config, folder / "two"))]
-        nodes = stack.enter_context(running_nodes(cluster, folder, folder / "one" / "signing.pub", COUNT, REAL))
-        fleet = Fleet(cluster, servers, [], nodes)
+        nodes = stack.enter_context(running_nodes(etcd_cluster, folder, folder / "one" / "signing.pub", COUNT, REAL))
+        fleet = Fleet(etcd_cluster, servers, [], nodes)
         with fleet.clients_of_servers():
             until(fleet.leads)
             for node in nodes:
