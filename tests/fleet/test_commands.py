@@ -22,6 +22,7 @@ from tests.fleet.agents import Agents, running_agents
 from tests.fleet.serving import Command, Done, command_of, serving, write_config
 from tests.fleet_store.cluster import Cluster
 from tests.running import Service
+from tests.system.fleet_nodes import until
 
 TABLE = """
 tables:
@@ -215,9 +216,7 @@ class TestMoving:
         assert "look" in jumptable("status", "jump_table-1", status=0).out
         jumptable("resume", "jump_table-1", status=0)
         assert jumptable("abort", "jump_table-1", "-o", "name", status=0).out == "jump_table-1\n"
-        for event in client.watch_events(after=1):
-            if event.type == "rollout" and event.data["phase"] == "rolled_back":
-                break
+        until(lambda: client.get_rollout("jump_table-1")["phase"] == "rolled_back")
         done = jumptable("resume", "jump_table-1", status=1)
         assert "`jumptable fleet rollout TABLE REVISION` starts another one" in done.err
 
