@@ -4,12 +4,13 @@ FROM python:3.13-slim AS build
 
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
-# The releases that uv.lock names, and no others: pip checks their hashes.
+# The releases that uv.lock names, and no others: pip checks their hashes. One image for the service, and for the agent and the
+# server of a fleet.
 # The environment gets no pip of its own. Bytecode is made here, as a read-only container cannot write it later.
 COPY pyproject.toml uv.lock ./
 RUN python -m venv --without-pip /opt/jumptable \
     && pip install --no-cache-dir 'uv~=0.13' \
-    && uv export --quiet --frozen --no-emit-project --output-file requirements.txt \
+    && uv export --quiet --frozen --extra fleet --no-emit-project --output-file requirements.txt \
     && pip --python /opt/jumptable/bin/python install --no-cache-dir --compile --require-hashes --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY app ./app

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # other kernels have no gRPC
 _CLOSED_SECONDS = 3.0  # gRPC closes its connections a little after they are given up
 
 
-def _kernel_refuses() -> str | None:
+def kernel_refuses() -> str | None:
     """Why kernel tests cannot run here; None where they can."""
     if os.geteuid() != 0:
         return "kernel tests need root: sudo .venv/bin/pytest"
@@ -66,7 +66,7 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip kernel tests where they cannot run; with KERNEL_TESTS=required or =probed they fail there instead."""
     marked = [item for item in items if item.get_closest_marker("kernel")]
-    why = _kernel_refuses() if marked else None
+    why = kernel_refuses() if marked else None
     if why is None:
         return
     for item in marked:
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def kernel_is_missing() -> None:
-    pytest.fail(f"kernel tests are required, but {_kernel_refuses()}")
+    pytest.fail(f"kernel tests are required, but {kernel_refuses()}")
 
 
 @pytest.fixture

@@ -50,6 +50,6 @@ class _FleetGroup(LazyGroup):
 def fleet_group() -> None:
     """One table on many nodes, on etcd.
 
-    The commands look for a server of the fleet at unix:///run/jumptable/fleet.sock, else at http://127.0.0.1:8090;
+    The commands look for a server of the fleet at unix:///run/jumptable-fleet/api.sock, else at http://127.0.0.1:8090;
     --url or JUMPTABLE_FLEET_URL say otherwise.
     """

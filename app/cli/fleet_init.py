@@ -113,7 +113,7 @@ def _member_file(host: str) -> str:
 def _configuration(folder: Path, endpoints: tuple[str, ...]) -> str:
     return f"""# jumptable fleet serve --config {folder / "fleet.toml"}
 [server]
-socket = "/run/jumptable/fleet.sock"   # or host and port, with [tokens]; and [tls]
+socket = "/run/jumptable-fleet/api.sock"   # or host and port, with [tokens]; and [tls]
 
 [etcd]
 endpoints = {json.dumps(list(endpoints))}

@@ -251,7 +251,7 @@ class _Follower:
     """
 
     def __init__(self, client: FleetClient, started: StartedRollout, output: str | None) -> None:
-        self._client, self._output = client, output
+        self._client, self._output, self._shown = client, output, ""
         self._rollout, self._table = str(started["rollout"]), started["table"]["table"]
         # The tag is the revision of etcd that has begun the rollout, and so the id of its first event.
         self._after = int(started["table"]["etag"].strip('"')) - 1
@@ -261,8 +261,7 @@ class _Follower:
         try:
             for event in self._client.watch_events(table=self._table, after=self._after):
                 self._after = event.id
-                if self._output is None:
-                    _show_event(event, self._rollout)
+                self._show(event)
                 if _is_end(event, self._rollout):
                     return True
         except Unreachable as error:
@@ -274,6 +273,20 @@ class _Follower:
             elif error.status != 503:  # else etcd is away, and comes back
                 raise
         return False
+
+    def _show(self, event: Event) -> None:
+        """Show where the rollout is, each time that this changes, and each no of a node."""
+        data = event.data
+        if self._output is not None:
+            return
+        if event.type == "rollout" and data["id"] == self._rollout and data["phase"] not in _ENDED:
+            reason = f": {data['reason']}" if data["reason"] else ""
+            line = f"  {data['phase'].replace('_', ' ')}, wave {data['wave'] + 1}{reason}"
+            if line != self._shown:  # an event also comes for each step within a wave
+                say(line)
+            self._shown = line
+        elif event.type == "status" and data["state"] in _BAD:
+            say(f"  {data['node']}: ", Cell(f"{data['state']}: {data['detail'] or data['code'] or ''}", "red"))
 
     def has_ended(self) -> bool:
         """Ask whether the rollout has ended, as its events may have been missed."""
@@ -289,15 +302,6 @@ class _Follower:
 
 def _is_end(event: Event, rollout: str) -> bool:
     return event.type == "rollout" and event.data["id"] == rollout and event.data["phase"] in _ENDED
-
-
-def _show_event(event: Event, rollout: str) -> None:
-    data = event.data
-    if event.type == "rollout" and data["id"] == rollout and data["phase"] not in _ENDED:
-        reason = f": {data['reason']}" if data["reason"] else ""
-        say(f"  {data['phase'].replace('_', ' ')}, wave {data['wave'] + 1}{reason}")
-    elif event.type == "status" and data["state"] in _BAD:
-        say(f"  {data['node']}: ", Cell(f"{data['state']}: {data['detail'] or data['code'] or ''}", "red"))
 
 
 def _result(client: FleetClient, rollout: str, output: str | None) -> FleetRollout:

@@ -25,7 +25,7 @@ from app.client.fleet_answers import (
 )
 from app.client.http_client import HttpClient, path_of, url_of
 
-SOCKET: Final = Path("/run/jumptable/fleet.sock")
+SOCKET: Final = Path("/run/jumptable-fleet/api.sock")
 LOOPBACK: Final = "http://127.0.0.1:8090"
 _DRY_RUN_SECONDS: Final = 30.0  # the server gives nodes 10 to answer
 
@@ -74,7 +74,7 @@ class FleetClient(HttpClient):
     Every method raises `Refused` where the server refuses, and `Unreachable` where it cannot be reached.
 
     Args:
-        url: `unix:///run/jumptable/fleet.sock`, `http://…` or `https://…`; by default what `default_fleet_url()` says.
+        url: `unix:///PATH`, `http://…` or `https://…`; by default what `default_fleet_url()` says.
         token: The bearer token, if one is needed.
         timeout: How long to wait for an answer, in seconds.
         transport: Another transport of httpx, for tests.

@@ -43,7 +43,7 @@ class Server(Listening):
     """[server]"""
 
     # The unix socket to listen on. It gets mode 0660. A socket file that nobody listens on is replaced.
-    socket: SocketPath = Path("/run/jumptable/fleet.sock")
+    socket: SocketPath = Path("/run/jumptable-fleet/api.sock")
     # The folder of the tokens.
     state_dir: AbsolutePath = Path("/var/lib/jumptable-fleet")
 

@@ -35,11 +35,15 @@ NODE, TABLE = "edge-1", "jump_table"
 @pytest.fixture(scope="session", autouse=True)
 def grpc_runs() -> Iterator[None]:
     """What gRPC keeps open for all connections of this process is open before anybody counts files."""
+    loop = asyncio.new_event_loop()  # it asks for one, which tests that ran before may have taken away
+    asyncio.set_event_loop(loop)
     grpc.aio.init_grpc_aio()
     with grpc.insecure_channel("127.0.0.1:1") as channel:  # its engine lives as long as some channel does
         channel.subscribe(lambda _: None, try_to_connect=True)
         yield
     grpc.aio.shutdown_grpc_aio()
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(autouse=True)

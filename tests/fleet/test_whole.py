@@ -12,6 +12,7 @@ from tests.agent.conftest import Service
 from tests.fleet.serving import Command, command_of, serving, write_config
 from tests.fleet_store.cluster import Cluster
 from tests.running import running
+from tests.system.fleet_nodes import until
 
 pytestmark = pytest.mark.slow
 
@@ -68,11 +69,7 @@ def whole(
             service.start()
             run("node", "add", name, "-l", "role=edge", "--pki", str(tmp_path), "--out", str(tmp_path / name), status=0)
             at_exit.enter_context(agent(tmp_path / name, service))
-        states: set[str] = set()
-        for event in client.watch_events(after=1):
-            states |= {event.data["node"]} if event.type == "facts" and event.data["ready"] else set()
-            if states == services.keys():
-                break
+        until(lambda: [node["state"] for node in client.list_nodes()["nodes"]] == ["ready", "ready"])
         yield Whole(services, client, run)
 
 

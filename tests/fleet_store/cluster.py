@@ -1,6 +1,7 @@
 """Three members of etcd with mutual TLS and users, on loopback, in a folder of their own. They end with the tests."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from app.fleet_store.etcd import Credentials, Etcd, delete_prefix
 from tests.fleet_store.etcd_binary import etcd_binary
 
 _START_SECONDS = 40.0
+_clusters = itertools.count()  # of this process
 _STARTER = ThreadPoolExecutor(max_workers=1)  # lives as long as the process
 _SERVER = "fleet"  # the user of `jumptable fleet serve`
 
@@ -203,9 +205,9 @@ class Cluster:
 
 
 def _addresses(count: int) -> list[str]:
-    """Addresses of this process's own on loopback, whose ports nobody else takes while a member is down."""
-    number = os.getpid() % (1 << 14)
-    return [f"127.{64 + number // 256}.{number % 256}.{member}" for member in range(1, count + 1)]
+    """Addresses of this cluster's own on loopback, whose ports nobody else takes while a member is down."""
+    number, first = os.getpid() % (1 << 14), 1 + 8 * (next(_clusters) % 31)
+    return [f"127.{64 + number // 256}.{number % 256}.{member}" for member in range(first, first + count)]
 
 
 @contextmanager

@@ -5,13 +5,20 @@ import os
 import re
 import subprocess
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from app.access.tokens import TokenFile
+from app.agent import settings as agent
+from app.agent.status_file import STATUS_FILE
 from app.bpf.uapi import Cmd
-from app.config import Settings, load
+from app.cli.fleet import COMMANDS
+from app.cli.fleet_file import read_fleet_tables
+from app.config import Peer, Settings, load
+from app.fleet import config as fleet
+from app.fleet.api.schemas.requests import PutFleetTable
 from app.keeper.process import KEPT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -74,7 +81,7 @@ def test_liveness_probe_equals_the_health_check_of_the_image() -> None:
     assert textwrap.dedent(probe[1]).replace("settimeout(4)", "settimeout(2)") == wanted
 
 
-@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes"])
+@pytest.mark.parametrize("name", ["try-clients", "try-containers", "try-kubernetes", "try-systemd"])
 def test_try_scripts_are_executable_and_parse(name: str) -> None:
     assert os.access(DEPLOY / name, os.X_OK)
     assert subprocess.run(["bash", "-n", DEPLOY / name], check=False).returncode == 0
@@ -114,13 +121,49 @@ def test_unit_has_a_watchdog_and_signals_only_the_listener() -> None:
     assert _values("jumptable.service", "ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
-def test_systemd_script_is_executable() -> None:
-    script = DEPLOY / "try-systemd"
-    assert script.stat().st_mode & 0o111 == 0o111
-    assert script.read_text().startswith("#!/bin/bash\n")
+def test_units_of_a_fleet_fit_the_defaults_of_the_configurations() -> None:
+    server, agents = fleet.load(DEPLOY / "fleet.toml").server, agent.load(DEPLOY / "agent.toml")
+    assert (server.socket, server.state_dir) == (fleet.Server().socket, fleet.Server().state_dir)
+    assert (agents.state_dir, agents.status_file) == (Path("/var/lib/jumptable-agent"), STATUS_FILE)
+    for unit, folder in ("jumptable-fleet", server.socket.parent), ("jumptable-agent", agents.status_file.parent):
+        assert _values(f"{unit}.service", "RuntimeDirectory") == [folder.name]
+        assert _values(f"{unit}.service", "StateDirectory") == [unit]
+        assert _values(f"{unit}.service", "User") == [unit]
+        assert _values(f"{unit}.service", "CapabilityBoundingSet") == [""]
+        assert _values(f"{unit}.service", "RestartPreventExitStatus") == ["2"]
+
+
+def test_configuration_of_the_fleet_in_pods_loads() -> None:
+    settings = fleet.load(DEPLOY / "kubernetes-fleet" / "fleet.toml")
+    assert settings.server.address == ("0.0.0.0", 8443)
+    assert settings.authenticates()
+    assert settings.tls is not None
+
+
+def test_try_fleet_is_executable() -> None:
+    assert os.access(DEPLOY / "try-fleet", os.X_OK)  # the type checker reads it as well
+
+
+def test_examples_of_the_page_about_fleets_are_accepted() -> None:
+    page = (DEPLOY / "FLEET.md").read_text()
+    [tables] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [body] = read_fleet_tables(tables, "edge.yaml").values()
+    strategy = PutFleetTable.model_validate(body).strategy
+    assert strategy is not None
+    assert strategy.confirm_within == 60
+    [peers] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    rule = tomllib.loads(peers)["peers"]["fleet"]
+    assert Peer.model_validate({**rule, "user": 10002}).on_behalf
+
+
+def test_commands_of_the_page_about_fleets_exist() -> None:
+    page = (DEPLOY / "FLEET.md").read_text()
+    named = set(re.findall(r"jumptable fleet ([a-z]+)", page))
+    assert named
+    assert named <= {name for section in COMMANDS.values() for name in section}
 
 
 def test_tests_named_in_the_threat_model_exist() -> None:
-    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text())
+    named = re.findall(r"`(tests/[^`]*)`", (DEPLOY / "THREATS.md").read_text() + (DEPLOY / "FLEET.md").read_text())
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
