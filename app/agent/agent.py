@@ -20,7 +20,7 @@ from app.agent.members import Unreachable, version_warnings
 from app.agent.report import Reporter
 from app.agent.settings import Settings
 from app.agent.state import StateFile
-from app.agent.table import TableWorker
+from app.agent.table import TableWorker, happens
 from app.client import Client, JumptableError
 from app.fleet_store import keys
 from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, BadDocument, NodeFacts, Presence, TableStatus
@@ -149,7 +149,8 @@ class Agent:
         finally:
             with contextlib.suppress(EtcdError, TimeoutError):
                 if self._lease is not None:
-                    await asyncio.wait_for(self._lease.revoke(), _REVOKE_SECONDS)
+                    async with asyncio.timeout(_REVOKE_SECONDS):
+                        await self._lease.revoke()
             await self._etcd.close()
             self._service.close()
             self.reporter.remove()
@@ -278,8 +279,7 @@ class Agent:
                     told = facts
                 except EtcdError:
                     wait = _RETRY_SECONDS
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._facts_due.wait(), wait)
+            await happens(self._facts_due, wait)
 
     async def _facts(self) -> NodeFacts:
         opened = await self._service.opened()

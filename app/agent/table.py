@@ -109,8 +109,7 @@ class TableWorker:
         pauses, busy_since = _pauses(), 0.0
         await self._changed.wait()  # until it is known what the store has
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._rest)
+            await happens(self._changed, self._rest)
             self._changed.clear()
             self._rest = _LOOK_SECONDS
             item = self._item
@@ -126,8 +125,7 @@ class TableWorker:
                     log.warning("the table gets no further", table=self.name, reason=str(error))
                 self.trouble = str(error)
                 busy_since = (busy_since or time.monotonic()) if isinstance(error, Refused) else 0.0
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), next(pauses))
+                await happens(self._changed, next(pauses))
                 self._changed.set()
             else:
                 pauses, busy_since, self.trouble = _pauses(), 0.0, ""
@@ -368,6 +366,13 @@ class TableWorker:
 
 def _without_time(status: TableStatus) -> TableStatus:
     return msgspec.structs.replace(status, at=0.0)
+
+
+async def happens(what: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most for some seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):  # wait_for() of Python 3.11 may swallow that its task is cancelled
+            await what.wait()
 
 
 def _pauses() -> Iterator[float]:
