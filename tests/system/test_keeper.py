@@ -287,6 +287,7 @@ keeper.close()
         ids = [linux.prog_info(fd).id for fd in programs]
         assert kernel.codes([*ids, 0xFFFFFFF0]) == linux.codes(ids)
         mine = set(linux.iterators())
+        kernel.loaded()  # makes those of the keeper
         listed = {each.link for each in kernel.attachments().found if each.kind == "iter"}
         assert len(listed) >= len(mine) + 2  # and those of the keeper
         for fd in (array, *programs):
