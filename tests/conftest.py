@@ -5,7 +5,6 @@ import gc
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,9 @@ from tests.probes import NOTHING_MAY_LACK, REQUIRED
 if TYPE_CHECKING:  # other kernels have no gRPC
     from tests.fleet_store.cluster import Cluster
 
+
+# Before it is imported: at a fork, gRPC would close and open files of its own, and children would start without theirs.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 _CLOSED_SECONDS = 3.0  # gRPC closes its connections a little after they are given up
 
@@ -111,13 +113,10 @@ def _opened_since(before: dict[str, str]) -> dict[str, str]:
 
 
 def _fds() -> dict[str, str]:
-    """The open files by number. Without eventfds where gRPC runs: it opens one anew whenever the process forks."""
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             found[link.name] = str(link.readlink())
-    if "grpc" in sys.modules:
-        return {number: file for number, file in found.items() if file != "anon_inode:[eventfd]"}
     return found
 
 
