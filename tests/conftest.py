@@ -108,6 +108,15 @@ def no_fd_is_left(table_programs: None) -> Iterator[None]:
     assert not _opened_since(before), "file descriptors were left open"
 
 
+@pytest.fixture(autouse=True)
+def umask_is_kept() -> Iterator[None]:
+    """Commands that serve set the umask of their process, which is that of the tests where a test calls them in it."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 def _opened_since(before: dict[str, str]) -> dict[str, str]:
     return dict(_fds().items() - before.items())
 

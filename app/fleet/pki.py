@@ -154,11 +154,12 @@ def write_new(file: Path, content: bytes, *, is_secret: bool = False) -> None:
     Args:
         file: Its path.
         content: Its content.
-        is_secret: Only its owner may read it.
+        is_secret: Only its owner may read it. All others may be read by everybody, whatever the umask is.
 
     Raises:
         OSError: It is there, or it cannot be written.
     """
-    mode = 0o600 if is_secret else 0o644
-    with open(file, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as out:
+    with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
         out.write(content)
+        if not is_secret:
+            os.fchmod(out.fileno(), 0o644)

@@ -56,7 +56,11 @@ def etcd_as_told(text: str, folder: Path) -> Iterator[None]:
 
 
 class TestFiles:
-    def test_it_makes_all_files_once_and_keeps_what_is_there(self, run: Command, tmp_path: Path, endpoint: str) -> None:
+    @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+    def test_it_makes_all_files_once_and_keeps_what_is_there(
+        self, run: Command, tmp_path: Path, endpoint: str, umask: int
+    ) -> None:
+        os.umask(umask)
         folder = tmp_path / "fleet"
         first = run("init", str(folder), "-e", endpoint, status=0)
         assert "etcd does not answer yet" in first.out
