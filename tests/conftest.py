@@ -5,6 +5,7 @@ import gc
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,8 @@ def kernel_refuses() -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Report what people ran into, a line for each."""
+    """Report what people ran into, a line for each. Children can be interrupted, also if this runs in background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(field_report)
 
 
@@ -109,12 +111,9 @@ def no_fd_is_left(table_programs: None) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def umask_is_kept() -> Iterator[None]:
-    """Commands that serve set the umask of their process, which is that of the tests where a test calls them in it."""
-    before = os.umask(0o022)
-    os.umask(before)
-    yield
-    os.umask(before)
+def usual_umask() -> None:
+    """Each test begins with it. A command that serves sets another one, also where a test calls it in this process."""
+    os.umask(0o022)
 
 
 def _opened_since(before: dict[str, str]) -> dict[str, str]:
