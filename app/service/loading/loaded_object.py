@@ -1,8 +1,9 @@
 """An object file under a name, with its versions."""
 
-import json
 from dataclasses import dataclass
 from typing import Self
+
+from pydantic_core import from_json, to_json
 
 from app.service.changes.origin import RequestContext
 from app.service.loading.version import LoadedMap, LoadedProgram, Version
@@ -53,12 +54,12 @@ class LoadedObject:
     def to_json(self) -> str:
         """Return what the journal remembers of it."""
         previous = None if self.previous is None else self.previous.to_json()
-        return json.dumps({"version": self.version.to_json(), "previous": previous})
+        return to_json({"version": self.version.to_json(), "previous": previous}).decode()
 
     @classmethod
     def of_json(cls, name: str, content: str) -> Self:
         """Return what `to_json` was made from. Nothing of it is loaded."""
-        facts = json.loads(content)
+        facts = from_json(content)
         previous = None if facts["previous"] is None else Version.of_json(facts["previous"])
         return cls(name, Version.of_json(facts["version"]), previous, reason="not loaded yet")
 

@@ -296,6 +296,7 @@ class ObjectFiles:
         after = LoadedObject(name, fresh, earlier[0] if earlier else None)
         before = [] if loaded is None else [loaded.version, loaded.previous]
         doomed = [each for each in before if each is not None and each is not after.previous]
+        await asyncio.sleep(0)
         async with AsyncExitStack() as stack:
             wanted = wanted_entries(self._registry, name, fresh, earlier, await self._registry.maps.uses())
             await self._holding.lock(stack, name, wanted.maps())
@@ -312,11 +313,13 @@ class ObjectFiles:
             await self._keep(name, after, content, context)
             self._hold(after)
             try:
+                await asyncio.sleep(0)
                 applied = await self._changes.apply_together(parts, context) if parts else []
             except BaseException:
                 await self._take_back(name, loaded, fresh, context)
                 raise
             await self._drop(doomed)
+        await asyncio.sleep(0)
         await self._holding.begin_arrays(after)
         return ObjectResult(after, loaded is None, list(zip([part.held.name for part in parts], applied, strict=True)))
 
@@ -363,6 +366,7 @@ class ObjectFiles:
         fresh = after.version
         try:
             self._pinning.pin(fresh)
+            await asyncio.sleep(0)  # here and elsewhere: other requests have their turn
             if content is not None and self._copies is not None:
                 await asyncio.to_thread(self._copies.save, fresh.digest, content)
             await self._journal.save_object(name, after.to_json(), after.events("held", context))

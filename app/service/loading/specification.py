@@ -1,7 +1,7 @@
 """What a request asks for when it loads an object file."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
 from app.bpf.uapi import PROG_TYPE_NAMES
@@ -86,13 +86,9 @@ class Specification:
         """Whether it makes the same programs and maps of the same file."""
         return replace(self, file=None, move=False, switch=None) == replace(other, file=None, move=False, switch=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as values that JSON can carry."""
-        return asdict(self)
-
     @classmethod
     def of_json(cls, facts: dict[str, Any]) -> Self:
-        """Return what `to_json` was made from."""
+        """Return the one whose members these are, from JSON."""
         return cls(
             **facts
             | {

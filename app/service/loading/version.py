@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from app.bpf.kernel import Kernel
@@ -147,19 +147,18 @@ class Version:
                 map_.object = owned_map(kernel, kernel.obj_get(map_.pin or ""), map_.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what has to be remembered of it, as values that JSON can carry."""
+        """Return what has to be remembered of it, as values of which `pydantic_core.to_json` makes JSON."""
         return {
             "number": self.number,
-            "specification": self.specification.to_json(),
+            "specification": self.specification,
             "digest": self.digest,
             "size": self.size,
             "at": self.at,
             "boot_id": self.boot_id,
-            "attach_types": dict(self.attach_types),
-            "programs": [{"facts": asdict(each.facts), "pin": each.pin} for each in self.programs.values()],
+            "attach_types": self.attach_types,
+            "programs": [{"facts": each.facts, "pin": each.pin} for each in self.programs.values()],
             "maps": [
-                {"facts": asdict(each.facts), "use": each.use, "id": each.id, "pin": each.pin}
-                for each in self.maps.values()
+                {"facts": each.facts, "use": each.use, "id": each.id, "pin": each.pin} for each in self.maps.values()
             ],
             "values": self.values,
             "unconfined": self.unconfined,
