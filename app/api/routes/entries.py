@@ -54,7 +54,7 @@ CHANGE = (
     "journal-unavailable",
 )
 WRITE = (*CHANGE, "pin-moved")
-_Set = responses.Entry | responses.EntryWithWarnings | responses.DryEntry
+_Set = responses.Entry | responses.DryEntry
 _CHANGE = (*_ENTRY, *WRITE, "malformed-header", "precondition-failed")
 REFERENCE = (
     "program-not-found",
@@ -168,7 +168,7 @@ async def _dry_answer(request: Request, held: HeldMap, index: int, result: SetRe
     registry = service_of(request).registry
     warnings = await warnings_of(request, held.name, result.entries)
     entry = entry_of(registry, held.name, result.map_id, index, result.after, waiting_of(held, index))
-    dry = responses.DryEntry(**dict(entry), fit=result.fit, entries=[], warnings=warnings).model_dump_json()
+    dry = responses.DryEntry(**dict(entry) | {"fit": result.fit, "entries": [], "warnings": warnings}).model_dump_json()
     headers = {"ETag": entry.etag, "Dry-Run": "true"}
     status = 201 if result.before is None else 200
     return responses.Answer(status, headers, b"".join(entries_chunks(dry, result.entries)))
@@ -215,8 +215,8 @@ def _with_warnings(answer: responses.Answer, warnings: list[str]) -> responses.A
     "/maps/{name}/entries/{index}",
     operation_id="get_entry",
     summary="Tell which program an entry points to",
-    response_model=responses.Entry | responses.EntryWithWarnings,
-    responses=answers(responses.Entry | responses.EntryWithWarnings, "The entry.", headers=openapi.ETAG)
+    response_model=responses.Entry,
+    responses=answers(responses.Entry, "The entry.", headers=openapi.ETAG)
     | {304: {"description": "Unchanged since If-None-Match.", "headers": openapi.ETAG}}
     | problems("entry-empty", "malformed-header", *_ENTRY),
     openapi_extra=READ_PARAMETERS,

@@ -1,9 +1,10 @@
 """The bodies of responses."""
 
 import functools
+import operator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,6 +24,20 @@ _WORSENED: Final = (
 )
 _BPF_STATS: Final = "The kernel counts it only while kernel.bpf_stats_enabled is 1."
 REASON: Final = "Why it is unavailable; null: it is held."
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+def _warnings_if_asked(description: str) -> Any:
+    # Without `warnings=true` the member is not there, and generated clients have no value for it either.
+    return Field(
+        default=[],
+        exclude_if=operator.not_,
+        json_schema_extra=_without_default,
+        description=f"{description} Only with `warnings=true`.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class Entry(BaseModel):
     waiting: Waiting | None = Field(
         description="The change of this entry that waits for its confirmation; null: the program stays."
     )
+    warnings: list[str] = _warnings_if_asked(f"{_WORSENED} A GET tells what is so because the entry is not empty.")
 
 
 class Entries(_BuiltLater):
@@ -133,17 +149,12 @@ class ChangedEntry(_BuiltLater):
     after: ChangedProgram | None
 
 
-class EntryWithWarnings(Entry):
-    """The entry, and what it makes worse for the jumps between programs: with `warnings=true`."""
+class DryEntry(Entry):
+    """The entry as it would be after the change, from a dry run."""
 
     model_config = ConfigDict(defer_build=True)
 
-    warnings: list[str] = Field(description=f"{_WORSENED} A GET tells what is so because the entry is not empty.")
-
-
-class DryEntry(EntryWithWarnings):
-    """The entry as it would be after the change, from a dry run."""
-
+    warnings: list[str] = Field(description=_WORSENED)
     fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
@@ -211,17 +222,13 @@ class Applied(_BuiltLater):
     set: int
     cleared: int
     unchanged: int
+    warnings: list[str] = _warnings_if_asked(_WORSENED)
 
 
-class AppliedWithWarnings(Applied):
-    """The result of a change of entries, and what it makes worse: with `warnings=true`."""
-
-    warnings: list[str] = Field(description=_WORSENED)
-
-
-class DryApplied(AppliedWithWarnings):
+class DryApplied(Applied):
     """The result that a change of entries would have, from a dry run."""
 
+    warnings: list[str] = Field(description=_WORSENED)
     fit: Literal["tried", "type-only"] = Field(description=FIT)
     entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
 
