@@ -95,7 +95,7 @@ def count_facts(result: TableResult) -> dict[str, object]:
 
 def _minimal(result: TableResult) -> bytes:
     change = None if result.change is None else change_facts(result.change)
-    minimal = responses.MinimalApplied.model_validate({"change": change, **_counts(result)})
+    minimal = responses.Applied.model_validate({"change": change, **_counts(result)})
     return minimal.model_dump_json().encode()
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from app.api.schemas.responses import Change, ChangeSummary
+from app.api.schemas.responses import Change
 from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
 
@@ -67,8 +67,8 @@ def change_chunks(
 
 
 def change_facts(record: ChangeRecord) -> dict[str, object]:
-    """Return the members of a `ChangeSummary`: a journalled change without its entries."""
-    return {name: getattr(record, name) for name in ChangeSummary.model_fields}
+    """Return the members of a `Change`: a journalled change without its entries."""
+    return {name: getattr(record, name) for name in Change.model_fields if name != "entries"}
 
 
 def change_headers(*, dry_run: bool, change: ChangeRecord | None = None, location: str | None = None) -> dict[str, str]:

@@ -34,7 +34,7 @@ from app.service.changes.tables import RequestedEntries, TablePrecondition, Tabl
 
 router = APIRouter(route_class=TableRoute, tags=["entries"])
 
-_Result = responses.Applied | responses.DryApplied | responses.MinimalApplied
+_Result = responses.Applied | responses.DryApplied
 _PREFER: Final = header_parameter(
     "Prefer",
     "`return=minimal` (RFC 7240): leave the entries out of the change in the answer. A dry run tells them all the "

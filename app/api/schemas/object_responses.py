@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas.responses import FIT, REASON, Change, ChangedEntry
+from app.api.schemas.responses import FIT, REASON, WOULD_CHANGE, Change, ChangedEntry, optional_list
 from app.bpf.uapi import map_type_name, prog_type_name
 from app.service.loading.loaded_object import LoadedObject
 from app.service.loading.version import LoadedMap, LoadedProgram, Version
@@ -146,7 +146,7 @@ class DryLoadedObjectFile(LoadedObjectFile):
     """What loading an object file would do, from a dry run. The kernel has taken its programs, and let go of them."""
 
     fit: Literal["tried", "type-only"] = Field(description=FIT)
-    entries: list[EntriesOfMap] = Field(description="The entries that would be changed, in this order.")
+    entries: list[EntriesOfMap] = optional_list(WOULD_CHANGE)
 
 
 def _time(version: Version) -> datetime:

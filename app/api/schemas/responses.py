@@ -17,7 +17,7 @@ FIT: Final = (
     "How it was checked whether the programs fit the array. `tried`: the kernel accepted them in a scratch array. "
     "`type-only`: only the types were compared, so the kernel may still refuse the real write."
 )
-_WOULD_CHANGE: Final = "The entries that would be changed, in this order."
+WOULD_CHANGE: Final = "The entries that would be changed, in this order."
 _WORSENED: Final = (
     "What the change makes worse, or in a dry run would, for the jumps between programs, by the graph of GET /graph: "
     "entries that are not reached, jumps to entries that are empty, cycles, and chains beyond the kernel's limit."
@@ -30,14 +30,17 @@ def _without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
 
 
-def _warnings_if_asked(description: str) -> Any:
-    # Without `warnings=true` the member is not there, and generated clients have no value for it either.
-    return Field(
-        default=[],
-        exclude_if=operator.not_,
-        json_schema_extra=_without_default,
-        description=f"{description} Only with `warnings=true`.",
-    )
+def optional_list(description: str, *, if_empty: bool = True) -> Any:
+    """Return a field for a list that the schema does not require, without a default for clients to fill in.
+
+    Some generated clients read the members of each alternative from every answer.
+
+    Args:
+        description: Of the field.
+        if_empty: Whether an empty list is told.
+    """
+    exclude_if = None if if_empty else operator.not_
+    return Field(default=[], exclude_if=exclude_if, json_schema_extra=_without_default, description=description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,9 @@ class Entry(BaseModel):
     waiting: Waiting | None = Field(
         description="The change of this entry that waits for its confirmation; null: the program stays."
     )
-    warnings: list[str] = _warnings_if_asked(f"{_WORSENED} A GET tells what is so because the entry is not empty.")
+    warnings: list[str] = optional_list(
+        f"{_WORSENED} A GET tells what is so because the entry is not empty. Only with `warnings=true`.", if_empty=False
+    )
 
 
 class Entries(_BuiltLater):
@@ -156,7 +161,7 @@ class DryEntry(Entry):
 
     warnings: list[str] = Field(description=_WORSENED)
     fit: Literal["tried", "type-only"] = Field(description=FIT)
-    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
+    entries: list[ChangedEntry] = optional_list(WOULD_CHANGE)
 
 
 class _ChangeMade(_BuiltLater):
@@ -185,6 +190,10 @@ class _ChangedEntries(_BuiltLater):
     entries: list[ChangedEntry]
 
 
+class _AppliedEntries(_BuiltLater):
+    entries: list[ChangedEntry] = optional_list("Left out for those who prefer `return=minimal`.", if_empty=False)
+
+
 class _ChangeState(_BuiltLater):
     # How large it is, and what became of it.
     entry_count: int = Field(description="How many entries it has, as far as the caller may see them.", examples=[1])
@@ -201,8 +210,8 @@ class Change(_ChangeState, _ChangedEntries, _ChangeMade):  # the fields come in 
     """A change of entries, as the journal records it."""
 
 
-class ChangeSummary(_ChangeState, _ChangeMade):
-    """A change of entries, as the journal records it, without the entries."""
+class AppliedChange(_ChangeState, _AppliedEntries, _ChangeMade):
+    """A change of entries that was just made, as the journal records it."""
 
 
 class Changes(_BuiltLater):
@@ -218,11 +227,13 @@ class Changes(_BuiltLater):
 class Applied(_BuiltLater):
     """The result of a change of entries. `set`, `cleared` and `unchanged` are numbers of entries."""
 
-    change: Change | None = Field(description="The change; null: nothing had to be written, or this was a dry run.")
+    change: AppliedChange | None = Field(
+        description="The change; null: nothing had to be written, or this was a dry run."
+    )
     set: int
     cleared: int
     unchanged: int
-    warnings: list[str] = _warnings_if_asked(_WORSENED)
+    warnings: list[str] = optional_list(f"{_WORSENED} Only with `warnings=true`.", if_empty=False)
 
 
 class DryApplied(Applied):
@@ -230,16 +241,7 @@ class DryApplied(Applied):
 
     warnings: list[str] = Field(description=_WORSENED)
     fit: Literal["tried", "type-only"] = Field(description=FIT)
-    entries: list[ChangedEntry] = Field(description=_WOULD_CHANGE)
-
-
-class MinimalApplied(_BuiltLater):
-    """The result of a change of entries, without the entries: for those who prefer `return=minimal`."""
-
-    change: ChangeSummary | None = Field(description="The change; null: nothing had to be written.")
-    set: int
-    cleared: int
-    unchanged: int
+    entries: list[ChangedEntry] = optional_list(WOULD_CHANGE)
 
 
 class Owner(_BuiltLater):
