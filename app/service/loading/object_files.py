@@ -258,6 +258,7 @@ class ObjectFiles:
             fresh = await self._loads.load(name, elf, asked, before, attach_types, dry_run=dry_run)
             tried += (attach_types, fresh.attach_types)
             try:
+                await asyncio.sleep(0)  # here and elsewhere: other requests have their turn
                 await self._check_fit(name, loaded, fresh)
             except ProgramIncompatible as error:
                 await fresh.close()
@@ -311,6 +312,7 @@ class ObjectFiles:
                 names = [part.held.name for part in parts]
                 return ObjectResult(after, loaded is None, list(zip(names, applied, strict=True)), fit)
             await self._keep(name, after, content, context)
+            await asyncio.sleep(0)
             self._hold(after)
             try:
                 await asyncio.sleep(0)
@@ -366,7 +368,7 @@ class ObjectFiles:
         fresh = after.version
         try:
             self._pinning.pin(fresh)
-            await asyncio.sleep(0)  # here and elsewhere: other requests have their turn
+            await asyncio.sleep(0)
             if content is not None and self._copies is not None:
                 await asyncio.to_thread(self._copies.save, fresh.digest, content)
             await self._journal.save_object(name, after.to_json(), after.events("held", context))
