@@ -550,6 +550,7 @@ class TestTable:
                 for header in (b"Prefer: wait=1", MINIMAL):
                     _, _, body = (await line.ask(table({"programs": ["drop", None, "tx"]}, header)))[0].partition(END)
                     assert Applied.model_validate_json(body).model_dump_json().encode() + b"\n" == body
+                    assert (b'"entries"' in body) is (header != MINIMAL and b'"change":null' not in body)
                 await line.ask(patch({0: "pass"}))
 
     async def test_end_of_the_service_waits_for_a_table(self, registry: Registry) -> None:
