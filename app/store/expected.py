@@ -17,6 +17,11 @@ _UNAPPLIED_ROWS: Final = """
     UNION ALL SELECT id, boot_id, NULL, content, NULL FROM batches WHERE id > (SELECT folded FROM bookmarks)
     ORDER BY id LIMIT ?
 """
+# The name of a map is in its batches as JSON. A few more batches may have the same text; that does no harm.
+_HAS_UNAPPLIED: Final = """
+    SELECT EXISTS (SELECT 1 FROM changes WHERE id > (SELECT folded FROM bookmarks) AND map = ?)
+        OR EXISTS (SELECT 1 FROM batches WHERE id > (SELECT folded FROM bookmarks) AND instr(content, ?))
+"""
 
 
 @dataclass(slots=True)
@@ -148,13 +153,18 @@ class ExpectedTables:
 
     def remove(self, map_: str) -> None:
         """Delete the table of a map."""
-        self.checkpoint()  # so that earlier changes do not bring it back
+        if self._database.writer.execute(_HAS_UNAPPLIED, (map_, to_json(map_))).fetchone()[0]:
+            self.checkpoint()  # so that earlier changes do not bring it back
         self._database.writer.execute("DELETE FROM arrays WHERE map = ?", (map_,))
         self._database.writer.execute("DELETE FROM recorded WHERE map = ?", (map_,))
 
-    def is_behind(self) -> bool:
-        """Tell whether there are changes that are not in the stored tables yet."""
-        return self._database.read(_UNAPPLIED_ROWS, (1,)).fetchone() is not None
+    def is_behind(self, map_: str) -> bool:
+        """Tell whether a map may have changes that are not in its stored table yet.
+
+        Raises:
+            JournalFailed: The file cannot be read.
+        """
+        return bool(self._database.read(_HAS_UNAPPLIED, (map_, to_json(map_))).fetchone()[0])
 
     def checkpoint(self, max_changes: int = -1, max_entries: int = 1 << 62) -> None:
         """Apply changes that are not in the stored tables yet, the oldest first. Compress those that are large.

@@ -371,7 +371,7 @@ class Journal:
         Raises:
             JournalFailed: The file cannot be read or written.
         """
-        if self._expected.is_behind():
+        if self._expected.is_behind(map_):
             await self._database.write(self._expected.checkpoint)
         return self._expected.load(map_, boot_id)
 

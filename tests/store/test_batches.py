@@ -214,3 +214,22 @@ def test_batches_are_pruned_once_they_are_in_the_expected_tables(
     stored = asyncio.run(journal.expected_table("a", "boot"))
     assert stored is None, "the map was never held"
     assert journal.change(kept[0].id - 1) is None
+
+
+def test_saved_table_takes_only_batches_that_came_after_it(opened: Callable[[], Journal]) -> None:
+    """Those before it are applied first where they name the map, and only there: they may be very many."""
+    journal = opened()
+    folded = "SELECT folded FROM bookmarks"
+
+    async def save(map_: str) -> None:
+        await journal.save_expected_table(map_, Array(41, "boot"), table_of({}).resized(4))
+
+    asyncio.run(journal.append_batch(1.0, "boot", PROGRAMS, writes(3)))
+    asyncio.run(save("other"))
+    assert journal._database.read(folded).fetchone()[0] == 0, "no batch names this map"
+    asyncio.run(save("a"))
+    assert journal._database.read(folded).fetchone()[0] == 3
+    asyncio.run(journal.append_batch(2.0, "boot", PROGRAMS, [EntryWrite("a", 41, 1, 7, 8, "token:x", "r", None)]))
+    stored = asyncio.run(journal.expected_table("a", "boot"))
+    assert stored is not None
+    assert entries_of(stored[1]) == {1: PROGRAMS[8]}

@@ -156,11 +156,13 @@ class ReplacedPrograms:
 
     def discard(self, ids: Collection[int]) -> None:
         """Keep these programs for no change any more: what they need besides is gone, so they must not be put back."""
+        doomed = self._uses.keys() & ids
+        if not doomed:  # most often: then there is no need to look at 10,000 changes
+            return
         for change_id, (changes, kept) in self._by_change.items():
-            gone = [id_ for id_ in kept if id_ in ids]
-            if gone:
-                self._by_change[change_id] = changes, [id_ for id_ in kept if id_ not in ids]
-                self.release(gone)
+            if not doomed.isdisjoint(kept):
+                self._by_change[change_id] = changes, [id_ for id_ in kept if id_ not in doomed]
+                self.release([id_ for id_ in kept if id_ in doomed])
 
     def close(self) -> None:
         """Close everything."""
