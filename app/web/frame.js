@@ -110,7 +110,8 @@ function Title({ application, name, path }) {
 /** @param {{application: Application}} props */
 function Page({ application }) {
   const { path, query } = route.value;
-  const name = path[0] ?? "";
+  const [first = "", ...rest] = path;
+  const name = rest.length ? first : (application.parents[first] ?? first); // #/maps is where the maps are
   const isSignedOut = index.value !== null && (index.value.caller === null || askForToken.value !== null);
 
   const badge = application.badge?.() ?? "";
@@ -148,7 +149,7 @@ function Page({ application }) {
             ${application.above && html`<${application.above} />`}
             ${index.value === null
               ? html`<${Loading} what="who you are" />`
-              : html`<${View} application=${application} name=${name} path=${path.slice(1)} query=${query} />`}
+              : html`<${View} application=${application} name=${name} path=${rest} query=${query} />`}
           </main>`}
     <${Message} />
   `;

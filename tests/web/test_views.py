@@ -121,6 +121,12 @@ class TestAccessibility:
 
 
 class TestRoutesThatAreNotThere:
+    @pytest.mark.parametrize(("path", "heading"), [("maps", "Maps"), ("nowhere", "No such view")])
+    def test_address_of_no_view_leads_on(self, watched: Watched, path: str, heading: str) -> None:
+        """The maps are on the first view."""
+        page = watched.open(path)
+        expect(page.locator("main")).to_contain_text(heading)
+
     def test_graph_and_objects_that_the_service_does_not_have_are_told_plainly(self, watched: Watched) -> None:
         problem = {"code": "not-found", "title": "No such resource", "status": 404, "detail": "there is no resource"}
         for path in ("/graph", "/objects"):
