@@ -17,7 +17,7 @@ const AROUND = 6; // rows beyond those in sight
 /**
  * What is said of an entry beside its program.
  *
- * @typedef {{waiting: Set<number>, drift: Set<number>, isLocked: (index: number) => boolean,
+ * @typedef {{waiting: Set<number>, drift: Set<number>, isLocked: (index: number) => boolean, isHidden: (index: number) => boolean,
  *   draft: ReadonlyMap<number, Target>}} Marks
  * @typedef {{row: number, columns: number, height: number, isTiled: boolean, data: TableData, marks: Marks, cursor: number,
  *   first: number, last: number, stamp: string}} RowProps `stamp` changes with anything that the row shows.
@@ -47,12 +47,12 @@ class Row extends Component {
     const { isTiled, data, marks, cursor, first, last } = this.props;
     const program = data.entries.get(index) ?? null;
     const target = marks.draft.get(index);
-    const isKnown = data.isKnown(index);
-    const name = isKnown ? programName(program) : "not read yet";
+    const [isKnown, isHidden] = [data.isKnown(index), marks.isHidden(index)];
+    const name = isHidden ? "hidden" : isKnown ? programName(program) : "not read yet";
     const [waits, drifts, isLocked] = [marks.waiting.has(index), marks.drift.has(index), marks.isLocked(index)];
     let notes = "";
     let look = `cell ${program === null ? "empty" : colour(program)}`;
-    if (!isKnown) look += " unknown";
+    if (!isKnown || isHidden) look += " unknown";
     if (index === cursor) look += " cursor";
     if (target !== undefined) {
       notes += `, to become ${target === null ? "empty" : target.label}`;

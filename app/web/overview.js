@@ -6,6 +6,7 @@ import { Problem, get } from "./api.js";
 import { colour } from "./colours.js";
 import { bytes, count, duration, plural } from "./format.js";
 import { Ago, Fill, Icon, Loading, StateBadge, Summary } from "./parts.js";
+import { isHidden, visibleCount } from "./rights.js";
 import { link } from "./route.js";
 import { tellProblem, tenSeconds } from "./session.js";
 import { loadProblem, loadRecent, maps, notReady, onChange, programs, recent, version } from "./state.js";
@@ -61,7 +62,7 @@ function Strip({ map }) {
   if (entries === null) return html`<span class="strip"></span>`;
   const cells = Array.from({ length: size }, (_, index) => entries.get(index) ?? null);
   return html`<span class="strip" aria-hidden="true">
-    ${cells.map((program, index) => html`<i key=${index} class=${program === null ? "empty" : colour(program)}></i>`)}
+    ${cells.map((program, index) => html`<i key=${index} class=${isHidden(index) ? "unknown" : program === null ? "empty" : colour(program)}></i>`)}
   </span>`;
 }
 
@@ -80,7 +81,7 @@ function MapRow({ map }) {
     </td>
     <td>
       ${map.state === "held"
-        ? html`<${Fill} used=${map.used ?? 0} size=${map.max_entries ?? 0} /><${Strip} map=${map} />`
+        ? html`<${Fill} used=${map.used ?? 0} size=${visibleCount(map.max_entries ?? 0)} /><${Strip} map=${map} />`
         : html`<span class="badge bad">unavailable</span>`}
     </td>
     <td class="wide">${map.owner ? map.owner.program_type : html`<span class="muted">any</span>`}</td>

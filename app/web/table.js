@@ -9,7 +9,7 @@ import { clock, count, plural, programName, ranges } from "./format.js";
 import { Grid } from "./grid.js";
 import { Action, Ago, Countdown, Difference, Icon, Loading, ProblemBox, ProgramChip, StateBadge } from "./parts.js";
 import { Review } from "./review.js";
-import { entryRefusal } from "./rights.js";
+import { beyond, entryRefusal, isHidden, visibleCount } from "./rights.js";
 import { go, link } from "./route.js";
 import { index as service, refusal } from "./session.js";
 import { maps, onChange, programs } from "./state.js";
@@ -26,11 +26,13 @@ const MOST_SELECTED = 4096;
 
 /** @param {{map: HeldMap}} props */
 function Head({ map }) {
+  const [used, size] = [count(map.used ?? 0), map.max_entries ?? 0];
+  const visible = visibleCount(size);
   return html`<header class="head">
     <h1>${map.name}</h1>
     <p class="muted">
       ${[
-        map.state === "held" && `${count(map.used ?? 0)} of ${count(map.max_entries ?? 0)} entries used`,
+        map.state === "held" && `${used} of ${count(visible)} entries used${visible < size ? ` that you may see, of ${count(size)}` : ""}`,
         map.owner ? `${map.owner.program_type} programs` : "programs of any type",
         map.id !== null && `map ${map.id}`,
         map.pins[0] ?? "pinned nowhere",
@@ -230,7 +232,9 @@ function Panel({ map, data, first, last, cursor }) {
   }
   const waiting = map.waiting.find((each) => each.entries.includes(cursor));
   const drift = map.drift.find((each) => each.index === cursor);
-  return html`<h2>Entry ${cursor} <span class="muted mono">0x${cursor.toString(16)}</span></h2>
+  const title = html`<h2>Entry ${cursor} <span class="muted mono">0x${cursor.toString(16)}</span></h2>`;
+  if (isHidden(cursor)) return html`${title}<p class="note"><${Icon} name="lock" /><span>You may not see it: ${beyond()}.</span></p>`;
+  return html`${title}
     <${ProgramFacts} data=${data} index=${cursor} />
     ${waiting &&
     html`<div class="note warn stack">
@@ -318,6 +322,7 @@ function Table({ map, query }) {
   const marks = {
     waiting: new Set(map.waiting.flatMap((each) => each.entries)),
     drift: new Set(map.drift.map((each) => each.index)),
+    isHidden,
     isLocked: (/** @type {number} */ index) => entryRefusal(map.name, index) !== null && entryRefusal(map.name, null) === null,
     draft: draftOf(map.name),
   };

@@ -91,8 +91,15 @@ class TestRoles:
     def test_bounded_writer_changes_what_is_within_its_bounds(self, browser: Browser, guarded: Guarded) -> None:
         token = guarded.token("writer", maps=["jump_table"], entries=["0-1", "8-15"], programs=["drop", "entry"])
         with Watched(browser, guarded.service.url) as watched:
-            page = sign_in(watched, token, "maps/jump_table?entry=5")
-            expect(page.locator(".panel .note")).to_contain_text("beyond the bounds")
+            with guarded.service.client() as client:
+                client.headers["Authorization"] = f"Bearer {guarded.token('admin')}"
+                client.put("/maps/jump_table/entries/5", json={"program": "drop"}).raise_for_status()
+            page = sign_in(watched, token)
+            expect(page.locator(".maps .fill")).to_have_text("0 of 10")
+            page.click("text=jump_table")
+            page.click("#entry-5")
+            expect(page.locator("#entry-5")).to_contain_text("hidden")  # and not "empty", which it is not
+            expect(page.locator(".panel")).to_contain_text("You may not see it: it is beyond the bounds")
             page.click("#entry-1")
             expect(page.locator(".panel .note")).to_contain_text("only an admin may change it")
             page.click("#entry-9")
@@ -101,7 +108,7 @@ class TestRoles:
             page.locator(".target", has_text="drop").click()
             page.click(".draft button.primary")
             page.click("dialog button.primary:not([aria-disabled=true])")
-            expect(page.locator(".waiting")).to_contain_text("Change 1")
+            expect(page.locator(".waiting")).to_contain_text("Change 2")
             page.click(".waiting button:has-text('Confirm')")
             expect(page.locator(".waiting")).to_have_count(0)
             expect(page.locator("#entry-9")).to_contain_text("drop")
