@@ -12,7 +12,7 @@ from app.agent import status_file
 from app.cli.options import connects, outputs
 from app.cli.output import MAX_ENTRIES_TOLD, Cell, ago, entries_text, entry_text, length, plural, say, show, table
 from app.client import Client
-from app.client.answers import Change, ChangedEntry, Drift, HeldMap, Program
+from app.client.answers import CallerRights, Change, ChangedEntry, Drift, HeldMap, Program
 from app.client.client import SOCKET
 
 _MAX_ROWS: Final = 8  # of each table, so that all of it fits on a screen
@@ -24,7 +24,7 @@ _LAST_CHANGES: Final = 5
 @outputs("json", "yaml")
 def status_command(client: Client, output: str | None) -> None:
     """Show the node on one screen. Exit 1: it is not ready."""
-    version, readiness = client.get_version(), client.get_readiness()
+    version, readiness, caller = client.get_version(), client.get_readiness(), client.get_index()["caller"]
     maps, programs = client.list_maps(), client.list_programs()
     waiting = client.list_changes(state="unconfirmed", order="desc", entries=MAX_ENTRIES_TOLD)["changes"]
     last = client.list_changes(order="desc", limit=_LAST_CHANGES, entries=MAX_ENTRIES_TOLD)["changes"]
@@ -34,6 +34,7 @@ def status_command(client: Client, output: str | None) -> None:
         "ready": readiness.ready,
         "reasons": readiness.reasons,
         "version": version,
+        "caller": caller,
         "maps": maps,
         "programs": programs,
         "waiting": waiting,
@@ -50,6 +51,7 @@ def status_command(client: Client, output: str | None) -> None:
         say(state, f"   jumptable {version['version']} on {node}, {kernel}", *_since(version))
         for reason in readiness.reasons:
             say(Cell(f"  {reason}", "red"))
+        _show_bounds(caller)
         if agent is not None:
             _show_fleet(agent)
         _show_maps(maps)
@@ -66,6 +68,19 @@ def _since(version: Mapping[str, Any]) -> list[str | Cell]:
     uptime, keeper = version.get("uptime_seconds"), version.get("keeper")
     since: list[str | Cell] = [] if uptime is None else [f", up {length(uptime)}"]
     return since if keeper is None else [*since, ", keeper ", Cell(keeper, "green" if keeper == "running" else "red")]
+
+
+def _show_bounds(caller: CallerRights | None) -> None:
+    """Show what of the node the caller sees, where that is not all of it."""
+    if caller is None:
+        return
+    bounds = [
+        f"{what} {', '.join(bound)}"
+        for what, bound in (("maps", caller["maps"]), ("entries", caller["entries"]))
+        if bound is not None
+    ]
+    if bounds:
+        say(f"  {caller['actor']} sees only the {' and the '.join(bounds)}")
 
 
 def _show_fleet(agent: Mapping[str, Any]) -> None:

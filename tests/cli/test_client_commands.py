@@ -141,6 +141,17 @@ class TestSeeing:
         monkeypatch.setattr(Client, "get_version", lambda _: told)
         assert command("status").out.splitlines()[0].endswith(", up 2 h, keeper failing")
 
+    def test_status_says_what_a_bounded_caller_sees(
+        self, command: Command, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise it looks as if there were no more: the service leaves out what the caller may not see."""
+        assert "sees only" not in command("status").out
+        caller = {"actor": "token:edit", "role": "writer", "maps": ["a", "b"], "entries": ["8-15"], "programs": None}
+        told = {**client.get_index(), "caller": caller}
+        monkeypatch.setattr(Client, "get_index", lambda _: told)
+        assert command("status").out.splitlines()[1] == "  token:edit sees only the maps a, b and the entries 8-15"
+        assert json.loads(command("status", "-o", "json").out)["caller"] == caller
+
     def test_drift_is_shown_with_what_ends_it(
         self, command: Command, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
