@@ -24,19 +24,10 @@ from app.agent.table import TableWorker, happens
 from app.client import Client, JumptableError
 from app.fleet_store import keys
 from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, BadDocument, NodeFacts, Presence, TableStatus
-from app.fleet_store.etcd import (
-    Credentials,
-    Etcd,
-    EtcdError,
-    Item,
-    Lease,
-    PermissionDenied,
-    Snapshot,
-    VersionRefused,
-    delete,
-    put,
-    unchanged,
-)
+from app.fleet_store.errors import EtcdError, PermissionDenied, VersionRefused
+from app.fleet_store.etcd import Credentials, Etcd, Lease
+from app.fleet_store.items import Item, Snapshot
+from app.fleet_store.operations import delete, put, unchanged
 from app.fleet_store.signatures import Verifier
 
 LEASE_SECONDS: Final = 15

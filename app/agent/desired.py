@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from app.fleet_store import keys
 from app.fleet_store.documents import BadDocument, Check, DesiredTable
-from app.fleet_store.etcd import Item
+from app.fleet_store.items import Item
 from app.fleet_store.signatures import DESIRED_TABLE, BadSignature, Verifier
 from app.fleet_store.specification import BadSpecification, Specification
 

@@ -11,7 +11,9 @@ from app.agent.local import LocalService, differing
 from app.client import JumptableError, Refused
 from app.fleet_store import keys
 from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, BadDocument, DryRunAnswer
-from app.fleet_store.etcd import Etcd, EtcdError, Item
+from app.fleet_store.errors import EtcdError
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.items import Item
 from app.fleet_store.signatures import DRY_RUN, Verifier
 
 _KEPT_SECONDS: Final = 120  # for the fleet to read an answer

@@ -9,7 +9,7 @@ import ssl
 from typing import Final
 
 from app.agent.settings import Etcd as EtcdSettings
-from app.fleet_store.etcd import version_warning
+from app.fleet_store.versions import version_warning
 
 _SECONDS: Final = 3.0
 _MAX_BYTES: Final = 4096

@@ -26,7 +26,8 @@ from app.agent.state import Known, StateFile
 from app.client import JumptableError, Refused
 from app.client.answers import Change
 from app.fleet_store.documents import MAX_DETAIL_CHARACTERS, TableState, TableStatus
-from app.fleet_store.etcd import EtcdError, Item
+from app.fleet_store.errors import EtcdError
+from app.fleet_store.items import Item
 from app.fleet_store.signatures import DESIRED_TABLE, Verifier
 
 _MAX_INDEXES: Final = 10  # of entries that have drifted, that are told

@@ -13,7 +13,8 @@ from app.cli.fleet_node import FOLDER
 from app.cli.output import say
 from app.fleet.pki import Authority, Issued, PkiError, write_new
 from app.fleet_store import accounts
-from app.fleet_store.etcd import Credentials, Etcd, EtcdError, Unavailable, VersionRefused
+from app.fleet_store.errors import EtcdError, Unavailable, VersionRefused
+from app.fleet_store.etcd import Credentials, Etcd
 from app.fleet_store.signatures import Signer
 
 _SERVER_USER: Final = "jumptable-fleet"

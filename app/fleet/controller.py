@@ -28,19 +28,9 @@ from app.fleet_store.documents import (
     Rollout,
     TableRevision,
 )
-from app.fleet_store.etcd import (
-    Etcd,
-    EtcdError,
-    Lease,
-    OutcomeUnknown,
-    Refused,
-    created_in,
-    delete,
-    delete_prefix,
-    is_absent,
-    put,
-    unchanged,
-)
+from app.fleet_store.errors import EtcdError, OutcomeUnknown, Refused
+from app.fleet_store.etcd import Etcd, Lease
+from app.fleet_store.operations import created_in, delete, delete_prefix, is_absent, put, unchanged
 from app.fleet_store.signatures import DESIRED_TABLE, Signer
 
 LEASE_SECONDS: Final = 5

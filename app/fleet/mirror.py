@@ -13,7 +13,9 @@ import structlog
 
 from app.fleet_store import keys
 from app.fleet_store.documents import BadDocument, Rollout, TableStatus
-from app.fleet_store.etcd import Compacted, Etcd, EtcdError, Item
+from app.fleet_store.errors import Compacted, EtcdError
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.items import Item
 from app.fleet_store.signatures import unverified_document
 
 _PREFIXES: Final = (keys.ROLLOUTS, keys.ACTIVE, keys.NODES, keys.STATUS, keys.DESIRED)

@@ -14,7 +14,8 @@ from app.fleet.api.authorization import RIGHTS
 from app.fleet.api.state import FleetState
 from app.fleet.config import FleetSettings
 from app.fleet.controller import Controller
-from app.fleet_store.etcd import Credentials, Etcd, EtcdError, VersionRefused
+from app.fleet_store.errors import EtcdError, VersionRefused
+from app.fleet_store.etcd import Credentials, Etcd
 from app.fleet_store.signatures import BadKey, Signer
 from app.server import assemble
 from app.server.listen import Listener

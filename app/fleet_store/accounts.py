@@ -1,7 +1,8 @@
 """Users and roles in etcd: what a node and the fleet's server may do there. Every call may be repeated."""
 
 from app.fleet_store import keys
-from app.fleet_store.etcd import Etcd, delete, delete_prefix
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.operations import delete, delete_prefix
 
 _ROOT = "root"  # etcd's own name of the user and of the role that may do everything
 

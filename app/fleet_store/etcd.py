@@ -12,7 +12,6 @@ Thread rule: one event loop, in which the object is made and closed.
 import asyncio
 import contextlib
 import random
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -25,6 +24,17 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from app.fleet_store import rpc_pb2 as rpc
+from app.fleet_store.errors import (
+    Compacted,
+    EtcdError,
+    OutcomeUnknown,
+    PermissionDenied,
+    Refused,
+    Unavailable,
+)
+from app.fleet_store.items import Event, Events, Item, Snapshot
+from app.fleet_store.operations import end_of
+from app.fleet_store.versions import version_warning
 
 MAX_OPERATIONS: Final = 128  # in a transaction, and as many compares: --max-txn-ops of etcd
 MAX_REQUEST_BYTES: Final = 1_500_000  # a little less than --max-request-bytes of etcd
@@ -49,49 +59,9 @@ _AGAIN: Final = {  # answers after which another member, or the same a little la
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
 }
-# Versions of etcd by (major, minor). Before these, a node can write the keys of another by a nested transaction:
-_FIRST_SAFE_WRITES: Final = {(3, 4): 42, (3, 5): 28, (3, 6): 9}
-# Before these, it can read the keys of others by a watch up to the end of all keys:
-_FIRST_SAFE_READS: Final = {(3, 5): 33, (3, 6): 14, (3, 7): 1}
 
 _Answer = TypeVar("_Answer", bound=Message)
 _Result = TypeVar("_Result")
-
-
-class EtcdError(Exception):
-    """The root of all errors of the client. The text is one line."""
-
-
-class Unavailable(EtcdError):
-    """No member answers in time, or there is no leader."""
-
-
-class OutcomeUnknown(Unavailable):
-    """A write was sent, and its answer did not arrive: it may have been made, or be made yet. Read before more."""
-
-
-class PermissionDenied(EtcdError):
-    """The certificate's user may not do this."""
-
-
-class Compacted(EtcdError):
-    """The revision from which to go on is no longer there: read everything anew.
-
-    Attributes:
-        revision: The oldest revision that is there.
-    """
-
-    def __init__(self, revision: int) -> None:
-        super().__init__(f"what was before revision {revision} is compacted")
-        self.revision = revision
-
-
-class Refused(EtcdError):
-    """Etcd refuses the request for another reason, such as a value that is too large or a full disk."""
-
-
-class VersionRefused(EtcdError):
-    """A member's version lets nodes write the keys of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,61 +86,6 @@ class Credentials:
             OSError: One cannot be read.
         """
         return cls(ca.read_bytes(), certificate.read_bytes(), key.read_bytes())
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A key with its value.
-
-    Attributes:
-        key: The key.
-        value: Its value.
-        create_revision: The revision of the store in which it was created.
-        mod_revision: The revision of the store in which it was written last.
-        lease: The lease that it hangs on; 0: none.
-    """
-
-    key: str
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    lease: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All keys of a prefix, as they were in one revision of the store."""
-
-    revision: int
-    items: dict[str, Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A key was written, or removed.
-
-    Attributes:
-        key: The key.
-        item: What it holds since; None: it was removed.
-        revision: The revision of the store that did it.
-    """
-
-    key: str
-    item: Item | None
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What happened after the snapshot or the events before. Events of one revision come together.
-
-    Attributes:
-        revision: The revision up to which everything is told by now.
-        events: In order. Empty if etcd only tells how far it is.
-    """
-
-    revision: int
-    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,47 +120,6 @@ class MemberStatus:
     revision: int
     leader: int
     database_bytes: int
-
-
-def unchanged(key: str, mod_revision: int) -> rpc.Compare:
-    """Compare: the key was last written in this revision. 0: it is not there."""
-    return rpc.Compare(key=key.encode(), target=rpc.Compare.MOD, result=rpc.Compare.EQUAL, mod_revision=mod_revision)
-
-
-def created_in(key: str, revision: int) -> rpc.Compare:
-    """Compare: the key was created in this revision, and is there since. 0: it is not there."""
-    return rpc.Compare(key=key.encode(), target=rpc.Compare.CREATE, result=rpc.Compare.EQUAL, create_revision=revision)
-
-
-def is_absent(key: str) -> rpc.Compare:
-    """Compare: the key is not there."""
-    return created_in(key, 0)
-
-
-def is_there(key: str) -> rpc.Compare:
-    """Compare: the key is there."""
-    return rpc.Compare(key=key.encode(), target=rpc.Compare.VERSION, result=rpc.Compare.GREATER, version=0)
-
-
-def put(key: str, value: bytes, lease: int = 0) -> rpc.RequestOp:
-    """Operation: write a key."""
-    return rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value, lease=lease))
-
-
-def delete(key: str) -> rpc.RequestOp:
-    """Operation: remove a key, if it is there."""
-    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key.encode()))
-
-
-def delete_prefix(prefix: str) -> rpc.RequestOp:
-    """Operation: remove all keys that begin so."""
-    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix.encode(), range_end=_end_of(prefix)))
-
-
-def _end_of(prefix: str) -> bytes:
-    """Return the first key after all those that begin with `prefix`, whose last character is ASCII."""
-    key = prefix.encode()
-    return key[:-1] + bytes([key[-1] + 1])
 
 
 class Etcd:
@@ -322,7 +196,7 @@ class Etcd:
             EtcdError: They cannot be read.
         """
         items: dict[str, Item] = {}
-        key, end, limit = prefix.encode(), _end_of(prefix), _FIRST_PAGE
+        key, end, limit = prefix.encode(), end_of(prefix), _FIRST_PAGE
         while True:
             request = rpc.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
             answer = await self._read("KV/Range", request, rpc.RangeResponse)
@@ -442,7 +316,7 @@ class Etcd:
             )(metadata=_WITH_LEADER)
             create = rpc.WatchCreateRequest(
                 key=prefix.encode(),
-                range_end=_end_of(prefix),
+                range_end=end_of(prefix),
                 start_revision=after + 1,
                 progress_notify=True,
                 fragment=True,  # what is too large for an answer comes in several
@@ -606,7 +480,7 @@ class Etcd:
             EtcdError: It was not let.
         """
         kind = rpc.Permission.READWRITE if read and write else rpc.Permission.WRITE if write else rpc.Permission.READ
-        permission = rpc.Permission(permType=kind, key=prefix.encode(), range_end=_end_of(prefix))
+        permission = rpc.Permission(permType=kind, key=prefix.encode(), range_end=end_of(prefix))
         request = rpc.AuthRoleGrantPermissionRequest(name=role, perm=permission)
         await self._read("Auth/RoleGrantPermission", request, rpc.AuthRoleGrantPermissionResponse)
 
@@ -788,36 +662,6 @@ class Lease:
         if self._stream is not None:
             self._stream[1].cancel()
             self._stream = None
-
-
-def version_warning(version: str, endpoint: str) -> str | None:
-    """Return a warning if this version of etcd lets nodes read the keys of others; None: it does not.
-
-    Args:
-        version: Such as `3.5.30`.
-        endpoint: The member that has it, for the text.
-
-    Raises:
-        VersionRefused: It lets nodes write the keys of others, or is no version.
-    """
-    try:
-        major, minor, patch = map(int, re.split(r"[-+]", version, maxsplit=1)[0].split("."))
-    except ValueError as error:
-        message = f"{endpoint}: {version!r} is no version of etcd"
-        raise VersionRefused(message) from error
-    series = (major, minor)
-    if series < (3, 4) or patch < _FIRST_SAFE_WRITES.get(series, 0):
-        message = (
-            f"{endpoint} runs etcd {version}, which lets each node write the keys of all others; "
-            "upgrade it to 3.4.42, 3.5.28, 3.6.9 or later"
-        )
-        raise VersionRefused(message)
-    if series < (3, 5) or patch < _FIRST_SAFE_READS.get(series, 0):
-        return (
-            f"{endpoint} runs etcd {version}, which lets each node read the keys of all others; "
-            "upgrade it to 3.5.33, 3.6.14, 3.7.1 or later"
-        )
-    return None
 
 
 def _pauses() -> Iterator[float]:

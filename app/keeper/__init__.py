@@ -5,8 +5,9 @@ keeper for everything that needs a capability or a file of root, and gets file d
 
 Who asks what, over which channel, and what is checked where:
 
-- `client` runs in the listener. `KeeperKernel` is the kernel port on top of `KeeperClient`: it works on open fds by
-  itself and asks the keeper only to open, create, pin and unpin. It checks nothing, as an attacker could bypass it.
+- `client` runs in the listener, and asks. It checks nothing, as an attacker could bypass it.
+- `kernel` is the kernel port on top of it: it works on open fds by itself and asks the keeper only to open, create, pin
+  and unpin. `loader` loads object files by way of the keeper.
 - `messages` has the protocol: one datagram per question and per answer over a socketpair, with at most one fd each.
 - `process` runs in the keeper. It checks every question against the `KeeperConfig` that it got before it answered the
   first one, and passes on fds of program arrays and programs only.

@@ -18,7 +18,9 @@ from app.bpf.linux import LinuxKernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.config import Map, ServiceSettings, Settings
 from app.config import Tls as TlsSection
-from app.keeper.client import KeeperClient, KeeperKernel, KeeperLoader
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
+from app.keeper.loader import KeeperLoader
 from app.keeper.messages import Op
 from app.loader.client import DirectLoader
 from app.sandbox.abilities import abilities

@@ -11,7 +11,6 @@ answers to the requests before it, and closes the connection.
 
 import asyncio
 import fcntl
-import os
 import socket
 import termios
 from array import array
@@ -42,7 +41,6 @@ from app.server.framing import (
     with_target_host,
 )
 from app.server.hot_step import FastRequest
-from app.server.tls import Tls
 
 _UNREAD_ANSWER_TIMEOUT_SECONDS: Final = 30.0
 _UNREAD_BYTES_RETRY_SECONDS: Final = 1.0  # when a connection is idle by the clock, but has bytes to read
@@ -671,53 +669,3 @@ class Connection(asyncio.Protocol):
             )
         else:
             self.close()  # the client has sent nothing since it connected
-
-
-class TlsHandshake(asyncio.Protocol):
-    """A connection until its TLS handshake is complete. Then a `Connection` takes its place.
-
-    The handshake is not left to the server of asyncio, which tells nobody of one that has begun or failed. Here it
-    counts as a connection from its beginning, and has as much time as the head of a request.
-
-    Attributes:
-        tls: Makes the TLS context.
-    """
-
-    tls: Tls
-
-    def __init__(
-        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
-    ) -> None:
-        self._connection = Connection(config, server_state, app_state, _loop)
-        self._connection.is_admitted = True
-        self._connections: set[Any] = server_state.connections
-        self._task: asyncio.Task[None]
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the handshake. Abort if there are too many connections."""
-        if len(self._connections) < Connection.bounds.connections:
-            # The event loop makes another transport for the same socket.
-            accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-            self._connections.add(self)
-            self._task = asyncio.get_running_loop().create_task(self._run(accepted))
-        transport.abort()
-
-    def shutdown(self) -> None:
-        """End the handshake: the service stops."""
-        self._task.cancel()
-
-    async def _run(self, accepted: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._connection,
-                accepted,
-                ssl=self.tls.context,
-                ssl_handshake_timeout=Connection.bounds.header_seconds,
-            )
-        except (
-            OSError,
-            asyncio.CancelledError,
-        ):  # the client is gone, slow, or speaks no TLS
-            accepted.close()
-        finally:
-            self._connections.discard(self)

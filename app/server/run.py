@@ -23,13 +23,14 @@ from app.api.state import State
 from app.bpf.linux import LinuxKernel
 from app.sandbox.abilities import counts_map_memory
 from app.server import late_imports, logging
-from app.server.connection import Connection, TlsHandshake
+from app.server.connection import Connection
 from app.server.fast_path import FastPath
 from app.server.keeper_watch import KeeperWatch
 from app.server.listen import ListenError
 from app.server.reload import Reload
 from app.server.systemd import Notifier
 from app.server.tls import Tls
+from app.server.tls_handshake import TlsHandshake
 
 _GRACE_SECONDS: Final = 10  # for requests that are being answered when the service stops
 _STREAM_GRACE_SECONDS: Final = 1.0  # for streams of events

@@ -22,7 +22,8 @@ from app.agent.state import StateFile
 from app.client import Client, JumptableError
 from app.fleet_store import accounts, keys
 from app.fleet_store.documents import DesiredTable, TableState, TableStatus
-from app.fleet_store.etcd import Etcd, OutcomeUnknown
+from app.fleet_store.errors import OutcomeUnknown
+from app.fleet_store.etcd import Etcd
 from app.fleet_store.signatures import DESIRED_TABLE, Signer
 from app.fleet_store.specification import ProgramName, Specification
 from tests.fleet_store.cluster import Cluster, running_cluster

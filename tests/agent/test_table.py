@@ -9,7 +9,7 @@ from app.agent.local import LocalService
 from app.client import Refused
 from app.fleet_store import keys
 from app.fleet_store.documents import MetricCheck, PacketCheck, TableState
-from app.fleet_store.etcd import delete
+from app.fleet_store.operations import delete
 from app.fleet_store.specification import ProgramName, Specification
 from tests.agent.conftest import NODE, TABLE, Fleet, Node, until
 

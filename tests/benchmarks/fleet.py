@@ -21,7 +21,7 @@ import structlog
 
 from app.fleet_store import keys
 from app.fleet_store.documents import Node, Phase, Presence, TableState
-from app.fleet_store.etcd import put
+from app.fleet_store.operations import put
 from tests.fleet.simulation import Fleet, SimulatedNode, controlled, controller_process, fleet_of, renew
 from tests.fleet_store.cluster import Cluster, running_cluster
 

@@ -20,7 +20,9 @@ from app.fleet_store.documents import (
     TableState,
     TableStatus,
 )
-from app.fleet_store.etcd import Etcd, Events, Item, delete, put
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.items import Events, Item
+from app.fleet_store.operations import delete, put
 from app.fleet_store.signatures import unverified_document
 from tests.fleet_store.cluster import Cluster
 

@@ -31,7 +31,10 @@ from app.fleet_store.documents import (
     TableState,
     TableStatus,
 )
-from app.fleet_store.etcd import Etcd, EtcdError, Lease, Snapshot, is_absent, put, unchanged
+from app.fleet_store.errors import EtcdError
+from app.fleet_store.etcd import Etcd, Lease
+from app.fleet_store.items import Snapshot
+from app.fleet_store.operations import is_absent, put, unchanged
 from app.fleet_store.signatures import DESIRED_TABLE, Signer, Verifier, unverified_document
 from app.fleet_store.specification import ProgramName, Specification
 from tests.fleet_store.cluster import Cluster

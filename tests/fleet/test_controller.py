@@ -8,7 +8,8 @@ import pytest
 
 from app.fleet_store import keys
 from app.fleet_store.documents import PacketCheck, Phase, Plan, TableState
-from app.fleet_store.etcd import Compacted, delete
+from app.fleet_store.errors import Compacted
+from app.fleet_store.operations import delete
 from tests.fleet.simulation import NOTHING, TABLE, controlled, fleet_of, of_phases
 from tests.fleet_store.cluster import Cluster
 

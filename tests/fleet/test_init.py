@@ -19,7 +19,8 @@ from app.agent import settings as agent_settings
 from app.fleet.pki import Authority, PkiError
 from app.fleet_store import keys
 from app.fleet_store.documents import NodeFacts
-from app.fleet_store.etcd import Credentials, Etcd, PermissionDenied
+from app.fleet_store.errors import PermissionDenied
+from app.fleet_store.etcd import Credentials, Etcd
 from app.fleet_store.signatures import Signer, Verifier
 from tests.fleet.serving import Command, command_of
 from tests.fleet_store.etcd_binary import etcd_binary

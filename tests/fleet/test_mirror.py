@@ -10,7 +10,7 @@ import pytest
 from app.fleet.mirror import Mirror
 from app.fleet_store import keys
 from app.fleet_store.documents import Leader, Node, Presence, TableState, TableStatus
-from app.fleet_store.etcd import delete, put
+from app.fleet_store.operations import delete, put
 from tests.fleet_store.cluster import Cluster
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,8 @@ import grpc
 import trustme
 
 from app.fleet_store import accounts, keys
-from app.fleet_store.etcd import Credentials, Etcd, delete_prefix
+from app.fleet_store.etcd import Credentials, Etcd
+from app.fleet_store.operations import delete_prefix
 from tests.fleet_store.etcd_binary import etcd_binary
 
 _START_SECONDS = 40.0

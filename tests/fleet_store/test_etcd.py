@@ -11,25 +11,11 @@ from typing import Any
 import pytest
 
 from app.fleet_store import accounts, keys
-from app.fleet_store.etcd import (
-    Compacted,
-    Etcd,
-    Event,
-    Events,
-    OutcomeUnknown,
-    PermissionDenied,
-    Refused,
-    Snapshot,
-    Unavailable,
-    VersionRefused,
-    created_in,
-    delete,
-    is_absent,
-    is_there,
-    put,
-    unchanged,
-    version_warning,
-)
+from app.fleet_store.errors import Compacted, OutcomeUnknown, PermissionDenied, Refused, Unavailable, VersionRefused
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.items import Event, Events, Snapshot
+from app.fleet_store.operations import created_in, delete, is_absent, is_there, put, unchanged
+from app.fleet_store.versions import version_warning
 from tests.fleet_store.cluster import Cluster
 
 pytestmark = pytest.mark.anyio

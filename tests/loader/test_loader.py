@@ -12,7 +12,8 @@ import pytest
 
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType
-from app.keeper.client import KeeperClient, KeeperLoader
+from app.keeper.client import KeeperClient
+from app.keeper.loader import KeeperLoader
 from app.keeper.messages import KeeperConfig
 from app.loader import libbpf
 from app.loader.client import DirectLoader, RunningLoader
@@ -91,7 +92,7 @@ LIMITS = ObjectLimits(upload=True, timeout=WAIT_SECONDS)
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """An emulated machine needs longer to start a keeper."""
-    monkeypatch.setattr("app.keeper.client._TIMEOUT_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr("app.keeper.client.TIMEOUT_SECONDS", WAIT_SECONDS)
 
 
 @pytest.fixture

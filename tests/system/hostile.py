@@ -19,7 +19,8 @@ from app.bpf import asm, iterators
 from app.bpf.linux import LinuxKernel
 from app.bpf.syscall import NUMBER
 from app.bpf.uapi import MapType, ProgType
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import REQUEST, Op
 
 _PTRACE_ATTACH, _CLONE_NEWNS, _CLONE_NEWUSER = 16, 0x20000, 0x10000000

@@ -25,7 +25,8 @@ from app.bpf import asm
 from app.bpf.kernel import MapState
 from app.bpf.linux import LinuxKernel
 from app.bpf.uapi import MapType, ProgType
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import MAX_TEXT, REPLY, REQUEST, KeeperConfig, Op
 from app.sandbox.abilities import abilities
 from app.sandbox.channel import receive, send
@@ -188,7 +189,8 @@ from app.bpf import asm
 from app.bpf.bulk import programs as in_kernel
 from app.sandbox.seccomp import install_filter
 from app.sandbox.capabilities import switch_user, effective_capabilities, drop_capabilities
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import KeeperConfig
 keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
@@ -234,7 +236,8 @@ keeper.close()
 from array import array
 import asyncio
 from app.sandbox.capabilities import drop_capabilities
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import KeeperConfig
 drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
 keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
@@ -257,7 +260,8 @@ import errno
 from app.bpf import iterators
 from app.sandbox.seccomp import install_filter
 from app.sandbox.capabilities import switch_user, drop_capabilities
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import KeeperConfig
 keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))
 kernel = KeeperKernel(keeper, None)
@@ -304,7 +308,8 @@ keeper.close()
         code = f"""
 import errno
 from app.sandbox.capabilities import drop_capabilities
-from app.keeper.client import KeeperClient, KeeperKernel
+from app.keeper.client import KeeperClient
+from app.keeper.kernel import KeeperKernel
 from app.keeper.messages import KeeperConfig
 drop_capabilities(["CAP_BPF", "CAP_DAC_OVERRIDE"])
 keeper = KeeperClient(KeeperConfig.load({config.dump()!r}))

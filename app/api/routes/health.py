@@ -17,7 +17,7 @@ from app.api.error_responses import problem
 from app.api.openapi import answers, problems
 from app.api.routing import StrictRoute
 from app.api.scope import REQUEST_ID
-from app.keeper.client import KeeperKernel
+from app.keeper.kernel import KeeperKernel
 from app.service.registry.held import HeldMap, HeldProgram
 from app.service.registry.pins import moved_warning
 

@@ -39,16 +39,9 @@ from app.fleet_store.documents import (
     TableRevision,
     Transition,
 )
-from app.fleet_store.etcd import (
-    MAX_OPERATIONS,
-    MAX_REQUEST_BYTES,
-    Etcd,
-    Item,
-    delete,
-    is_absent,
-    put,
-    unchanged,
-)
+from app.fleet_store.etcd import MAX_OPERATIONS, MAX_REQUEST_BYTES, Etcd
+from app.fleet_store.items import Item
+from app.fleet_store.operations import delete, is_absent, put, unchanged
 from app.fleet_store.specification import Specification
 
 _ATTEMPTS: Final = 8  # to change a rollout while its controller changes it as well

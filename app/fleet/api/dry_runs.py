@@ -17,7 +17,9 @@ from app.fleet.api.reading import StoredNode
 from app.fleet.api.schemas.responses import FleetDiffEntry, NodeDryRun, TableDryRun
 from app.fleet_store import keys
 from app.fleet_store.documents import BadDocument, DesiredTable, DryRunAnswer
-from app.fleet_store.etcd import MAX_REQUEST_BYTES, Etcd, EtcdError, put
+from app.fleet_store.errors import EtcdError
+from app.fleet_store.etcd import MAX_REQUEST_BYTES, Etcd
+from app.fleet_store.operations import put
 from app.fleet_store.signatures import DRY_RUN, Signer
 
 ANSWER_SECONDS: Final = 10.0  # that nodes have to answer

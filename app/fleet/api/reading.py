@@ -23,7 +23,8 @@ from app.fleet_store.documents import (
     TableState,
     TableStatus,
 )
-from app.fleet_store.etcd import Etcd, Item, Snapshot
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.items import Item, Snapshot
 from app.fleet_store.signatures import unverified_document
 
 _D = TypeVar("_D", bound=Document)

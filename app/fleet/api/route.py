@@ -13,7 +13,7 @@ from app.api.openapi import problems as problems_of
 from app.api.problems import HttpProblem
 from app.api.routing import Handler, StrictRoute, read_json
 from app.fleet_store.documents import BadDocument
-from app.fleet_store.etcd import EtcdError, OutcomeUnknown, PermissionDenied, Refused, VersionRefused
+from app.fleet_store.errors import EtcdError, OutcomeUnknown, PermissionDenied, Refused, VersionRefused
 
 MAX_TABLE_BYTES: Final = 8 << 20  # of the body of a table
 

@@ -12,7 +12,8 @@ from app.api.authorization import Authentication, admit
 from app.api.base_state import BaseState
 from app.api.limits import Limits
 from app.fleet.api.authorization import RIGHTS, check_table
-from app.fleet_store.etcd import Etcd, VersionRefused
+from app.fleet_store.errors import VersionRefused
+from app.fleet_store.etcd import Etcd
 from app.fleet_store.signatures import Signer
 from app.service.counters import Timing
 

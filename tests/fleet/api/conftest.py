@@ -23,7 +23,8 @@ from app.fleet_store.documents import (
     TableState,
     TableStatus,
 )
-from app.fleet_store.etcd import Etcd, delete, put
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.operations import delete, put
 from app.fleet_store.signatures import DESIRED_TABLE, Signer
 from tests.fleet_store.cluster import Cluster
 

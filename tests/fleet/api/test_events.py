@@ -17,7 +17,8 @@ from app.fleet.api.routes import events
 from app.fleet.api.routes.events import _stream, _View
 from app.fleet_store import keys
 from app.fleet_store.documents import Leader, Phase, Rollout, TableState
-from app.fleet_store.etcd import Etcd, delete
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.operations import delete
 from app.fleet_store.specification import Run, Specification
 from tests.fleet.api.conftest import BODY, TABLE, Nodes, assert_problem
 

@@ -8,7 +8,8 @@ import pytest
 
 from app.fleet_store import keys
 from app.fleet_store.documents import OpenMap, Rollout, TableState
-from app.fleet_store.etcd import Etcd, PermissionDenied
+from app.fleet_store.errors import PermissionDenied
+from app.fleet_store.etcd import Etcd
 from app.fleet_store.specification import Run, Specification
 from tests.fleet.api.conftest import BODY, TABLE, Nodes, assert_problem
 from tests.fleet_store.cluster import Cluster

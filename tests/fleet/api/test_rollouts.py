@@ -7,7 +7,8 @@ import pytest
 
 from app.fleet_store import keys
 from app.fleet_store.documents import Phase, Rollout, TableState
-from app.fleet_store.etcd import Etcd, put, unchanged
+from app.fleet_store.etcd import Etcd
+from app.fleet_store.operations import put, unchanged
 from app.fleet_store.specification import ProgramName, Run, Specification
 from tests.fleet.api.conftest import BODY, TABLE, Nodes, assert_problem
 

@@ -12,7 +12,8 @@ from app.fleet import serve
 from app.fleet.api.routes.service import PROBLEM_TYPES
 from app.fleet_store import keys
 from app.fleet_store.documents import Leader
-from app.fleet_store.etcd import Etcd, OutcomeUnknown, VersionRefused
+from app.fleet_store.errors import OutcomeUnknown, VersionRefused
+from app.fleet_store.etcd import Etcd
 from tests.fleet.api.conftest import BODY, TABLE, Nodes, assert_problem, client_of, served
 from tests.fleet_store.cluster import Cluster
 

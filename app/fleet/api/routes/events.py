@@ -38,7 +38,8 @@ from app.fleet_store.documents import (
     TableHead,
     TableStatus,
 )
-from app.fleet_store.etcd import Compacted, Event, Events, Refused
+from app.fleet_store.errors import Compacted, Refused
+from app.fleet_store.items import Event, Events
 from app.fleet_store.signatures import unverified_document
 
 router = APIRouter(route_class=FleetRoute, tags=["events"])
