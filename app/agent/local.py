@@ -150,7 +150,7 @@ class LocalService:
 
     async def programs(self) -> dict[str, Program]:
         """Return the held programs by name, as far as they are open to the fleet."""
-        return {each["name"]: each for each in await self.call(self._client.list_programs)}
+        return {each["name"]: each for each in await self.call(self._client.list_programs, uses=0)}
 
     async def table(self, name: str) -> Table:
         """Return what a map holds. It is read in pages, which are all of one state of the map."""

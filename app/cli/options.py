@@ -171,7 +171,7 @@ def held_names(client: Client, kind: str) -> list[str]:
     if kind == "map":
         return [each["name"] for each in client.list_maps()]
     if kind == "program":
-        return [each["name"] for each in client.list_programs()]
+        return [each["name"] for each in client.list_programs(uses=0)]
     return [each["name"] for each in client.list_objects()]
 
 

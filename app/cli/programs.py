@@ -8,6 +8,7 @@ from app.cli.status import state_cell
 from app.client import Client
 from app.client.answers import Program
 
+_MAX_USES = 100  # that are named
 _MIN_PACKET_BYTES = 14  # an Ethernet header; BPF_PROG_TEST_RUN refuses shorter packets
 
 
@@ -18,10 +19,10 @@ _MIN_PACKET_BYTES = 14  # an Ethernet header; BPF_PROG_TEST_RUN refuses shorter 
 def programs_command(client: Client, name: str | None, output: str | None) -> None:
     """List the held programs, or show one in full."""
     if name is not None:
-        program = client.get_program(name)
+        program = client.get_program(name, uses=_MAX_USES if output is None else None)
         show(output, program, lambda: [name], lambda: _show_program(program))
         return
-    programs = client.list_programs()
+    programs = client.list_programs(uses=0 if output is None else None)
 
     def people() -> None:
         if not programs:
@@ -34,7 +35,7 @@ def programs_command(client: Client, name: str | None, output: str | None) -> No
                 "" if each["id"] is None else str(each["id"]),
                 each["tag"] or "",
                 ago(each["loaded_at"]),
-                plural(len(each["used_by"]), "entry") if each["used_by"] else Cell("none", "dim"),
+                plural(each["use_count"], "entry") if each["use_count"] else Cell("none", "dim"),
                 state_cell(each),
             )
             for each in programs
@@ -46,6 +47,8 @@ def programs_command(client: Client, name: str | None, output: str | None) -> No
 
 def _show_program(program: Program) -> None:
     uses = ", ".join(f"{use['map']} {use['index']}" for use in program["used_by"])
+    if program["use_count"] > len(program["used_by"]):
+        uses += f", and {program['use_count'] - len(program['used_by']):,} more"
     count, nanoseconds = program["run_count"], program["run_time_ns"]
     runs = (
         f"{count:,}, {(nanoseconds or 0) / count:,.0f} ns each" if count else "not counted (kernel.bpf_stats_enabled)"

@@ -25,7 +25,7 @@ _LAST_CHANGES: Final = 5
 def status_command(client: Client, output: str | None) -> None:
     """Show the node on one screen. Exit 1: it is not ready."""
     version, readiness, caller = client.get_version(), client.get_readiness(), client.get_index()["caller"]
-    maps, programs = client.list_maps(), client.list_programs()
+    maps, programs = client.list_maps(), client.list_programs(uses=0)
     waiting = client.list_changes(state="unconfirmed", order="desc", entries=MAX_ENTRIES_TOLD)["changes"]
     last = client.list_changes(order="desc", limit=_LAST_CHANGES, entries=MAX_ENTRIES_TOLD)["changes"]
     agent = status_file.read() if client.url.startswith("unix:") else None  # that of this machine
@@ -168,7 +168,7 @@ def _show_waiting(waiting: list[Change]) -> None:
 def _show_programs(programs: list[Program]) -> None:
     click.echo()
     wrong = [each for each in programs if each["state"] == "unavailable"]
-    unused = sum(not each["used_by"] for each in programs)
+    unused = sum(not each["use_count"] for each in programs)
     say(f"{plural(len(programs), 'program')} held, {unused} of them in no entry")
     for each in wrong[:_MAX_ROWS]:
         say(f"  {each['name']}  ", state_cell(each))

@@ -206,6 +206,7 @@ class Program(TypedDict):
     state: Literal["held", "unavailable"]
     reason: str | None
     used_by: list[Use]
+    use_count: int
     pins: list[str]
     warnings: list[str]
 

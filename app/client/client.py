@@ -284,13 +284,13 @@ class Client(HttpClient):
 
     # Programs
 
-    def list_programs(self) -> list[Program]:
-        """Return all held programs."""
-        return cast("list[Program]", self._get("/programs")["programs"])
+    def list_programs(self, *, uses: int | None = None) -> list[Program]:
+        """Return all held programs. `uses`: the most entries in `used_by` of each. None: all."""
+        return cast("list[Program]", self._get("/programs", {"uses": uses})["programs"])
 
-    def get_program(self, name: str) -> Program:
-        """Return a held program."""
-        return cast("Program", self._get(path_of("programs", name)))
+    def get_program(self, name: str, *, uses: int | None = None) -> Program:
+        """Return a held program. `uses`: the most entries in `used_by`. None: all."""
+        return cast("Program", self._get(path_of("programs", name), {"uses": uses}))
 
     def hold_program(
         self, name: str, *, pinned: str | None = None, id: int | None = None, **options: Unpack[DryRun]  # noqa: A002

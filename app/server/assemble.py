@@ -160,7 +160,7 @@ def _object_options(settings: Settings, keeper: KeeperClient | None, copies: Cop
     loader: ObjectLoader | None = None
     if settings.server.kernel == "linux":
         loader = DirectLoader(limits) if keeper is None else KeeperLoader(keeper, limits)
-    return ObjectOptions(loader, section.max_bytes, section.upload, copies)
+    return ObjectOptions(loader, section.max_bytes, section.upload, copies, limits.object_dirs)
 
 
 def bounded_limits(settings: Settings, files: OpenFiles | None) -> tuple[int, int]:

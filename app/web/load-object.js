@@ -160,11 +160,12 @@ async function unchanged(name) {
 /**
  * The form that loads an object file, or a new version.
  *
- * @param {{objects: ObjectFile[], chosen: ObjectFile | null, onLeave: () => void, onLoaded: () => void}} props
+ * @param {{listed: import("./types.d.ts").ObjectFiles, chosen: ObjectFile | null, onLeave: () => void, onLoaded: () => void}} props
  *   `chosen`: the object file of which it is a new version; null: any.
  */
-export function LoadForm({ objects, chosen, onLeave, onLoaded }) {
-  const [isSent, setSent] = useState(chosen === null || chosen.file === null);
+export function LoadForm({ listed, chosen, onLeave, onLoaded }) {
+  const { objects, upload, object_dirs: folders } = listed;
+  const [isSent, setSent] = useState(chosen === null ? upload : chosen.file === null);
   const [file, setFile] = useState(/** @type {File | null} */ (null));
   const [path, setPath] = useState(chosen?.file ?? "");
   const [typed, setName] = useState("");
@@ -189,8 +190,12 @@ export function LoadForm({ objects, chosen, onLeave, onLoaded }) {
   } catch (error) {
     wrong = /** @type {Error} */ (error).message;
   }
+  const where = isSent
+    ? upload ? null : "the service takes no file that is sent: objects.upload of its configuration is not set"
+    : folders.length > 0 ? null : "the service may read no file: objects.object_dirs of its configuration is not set";
   const why =
     refusal("admin") ??
+    where ??
     (busy ? "it is under way" : isSent && file === null ? "no file is chosen" : !isSent && !path.startsWith("/") ? "the path of the file is not absolute" : null) ??
     (NAME.test(name) ? wrong : "a name has 1 to 64 characters of A-Z a-z 0-9 _ . -");
   const whyLoad = why ?? (would === null ? "it is not verified yet" : null);
@@ -267,13 +272,14 @@ export function LoadForm({ objects, chosen, onLeave, onLoaded }) {
               />
             </label>`
           : html`<label class="long">
-              <span>Path, below one of objects.object_dirs</span>
-              <input name="path" value=${path} placeholder="/etc/jumptable/objects/parser.o" spellcheck="false" autocomplete="off" onInput=${(/** @type {any} */ event) => edit(() => setPath(event.target.value.trim()))} onChange=${(/** @type {any} */ event) => propose(event.target.value)} />
+              <span>Path${folders.length > 0 && html` <span class="muted">(below ${folders.join(" or ")})</span>`}</span>
+              <input name="path" value=${path} placeholder=${`${folders[0] ?? ""}/parser.o`} spellcheck="false" autocomplete="off" onInput=${(/** @type {any} */ event) => edit(() => setPath(event.target.value.trim()))} onChange=${(/** @type {any} */ event) => propose(event.target.value)} />
             </label>`}
         ${chosen === null &&
         html`<label><span>Name</span><input name="name" value=${typed} spellcheck="false" autocomplete="off" onInput=${(/** @type {any} */ event) => edit(() => setName(event.target.value))} /></label>`}
         <label><span>Why <span class="muted">(kept with changes of entries)</span></span><input name="note" value=${note} maxlength="1000" autocomplete="off" onInput=${(/** @type {any} */ event) => setNote(event.target.value)} /></label>
       </div>
+      ${where !== null && html`<p class="note"><${Icon} name="lock" /><span>Nothing can be loaded so: ${where}.</span></p>`}
       <details class="how"><summary>How it is loaded: <span class="muted">${summary(options)}</span></summary>
         <${Options} options=${options} known=${known} onChange=${(/** @type {any} */ next) => edit(() => setOptions(next))} />
       </details>

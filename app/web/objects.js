@@ -91,14 +91,14 @@ function Row({ object, isChosen, onChoose, onUnload }) {
 }
 
 export function View() {
-  const [objects, setObjects] = useState(/** @type {ObjectFile[] | null} */ (null));
+  const [listed, setListed] = useState(/** @type {import("./types.d.ts").ObjectFiles | null} */ (null));
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
   const [leaving, setLeaving] = useState(/** @type {ObjectFile | null} */ (null));
   const [chosen, setChosen] = useState(/** @type {ObjectFile | null} */ (null));
   const read = () =>
     get("/objects").then(
       (found) => {
-        setObjects(found.objects);
+        setListed(found);
         setProblem(null);
       },
       (error) => setProblem(error),
@@ -115,7 +115,8 @@ export function View() {
         : problem.status === 403
           ? html`<p class="note"><${Icon} name="lock" /><span>You may not see them: ${refusal("admin") ?? problem.message}.</span></p>`
           : html`<${ProblemBox} error=${problem} />`}`;
-  if (objects === null) return html`<h1>Objects</h1><${Loading} what="the objects" />`;
+  if (listed === null) return html`<h1>Objects</h1><${Loading} what="the objects" />`;
+  const { objects } = listed;
   return html`<h1>Objects</h1>
     <section class="card" aria-labelledby="loaded">
       <h2 id="loaded">Loaded object files</h2>
@@ -134,7 +135,7 @@ export function View() {
     </section>
     <${LoadForm}
       key=${chosen?.name ?? ""}
-      objects=${objects}
+      listed=${listed}
       chosen=${chosen}
       onLeave=${() => setChosen(null)}
       onLoaded=${() => {

@@ -19,9 +19,10 @@ function Uses({ program }) {
     else byMap.set(map, [index]);
   }
   if (byMap.size === 0) return html`<span class="muted">no entry</span>`;
-  return [...byMap].map(
+  const more = program.use_count - program.used_by.length;
+  return html`${[...byMap].map(
     ([map, indexes]) => html`<p key=${map}><a href=${link(["maps", map], { entry: indexes[0] })}>${map}</a> <span class="mono">${ranges(indexes.sort((a, b) => a - b))}</span></p>`,
-  );
+  )}${more > 0 && html`<p class="muted">and ${count(more)} more</p>`}`;
 }
 
 /** @param {{program: Program}} props */

@@ -13,6 +13,7 @@ const SETTLE_MS = 120; // after an event, before what it may have changed is ask
 const RECENT = 50;
 /** How many entries of a change lists show: one of a whole table has many. */
 export const FIRST_ENTRIES = 3;
+const USES = 256; // that are told of each program
 
 export const version = signal(/** @type {import("./types.d.ts").Version | null} */ (null));
 /** null: it is not known; []: ready; else why not. */
@@ -55,7 +56,7 @@ export async function loadMaps() {
 
 export async function loadPrograms() {
   /** @type {import("./types.d.ts").Program[]} */
-  const found = (await get("/programs")).programs;
+  const found = (await get("/programs", { uses: USES })).programs;
   batch(() => {
     giveColours(found.map((each) => each.name), programs.value === null);
     programs.value = found;

@@ -107,7 +107,7 @@ function Runs({ name }) {
   useEffect(() => {
     let before = /** @type {{count: number, at: number} | null} */ (null);
     const read = () =>
-      get(`/programs/${name}`).then(
+      get(`/programs/${name}`, { uses: 0 }).then(
         ({ run_count: total }) => {
           const now = { count: total ?? 0, at: performance.now() };
           setRate({ total: now.count, each: before && ((now.count - before.count) * 1000) / (now.at - before.at) });

@@ -105,6 +105,7 @@ export interface Program {
   state: "held" | "unavailable";
   reason: string | null;
   used_by: { map: string; index: number }[];
+  use_count: number;
   pins: string[];
   warnings: string[];
 }
@@ -180,6 +181,12 @@ export interface Graph {
   cycles: { programs: number[]; certain: boolean }[];
   longest_chain: { programs: number[]; jumps: number; limit: number; exceeds_limit: boolean } | null;
   unseen: string[];
+}
+
+export interface ObjectFiles {
+  objects: ObjectFile[];
+  upload: boolean;
+  object_dirs: string[];
 }
 
 export interface ObjectFile {

@@ -405,6 +405,7 @@ class TestBoundsOfReading:
         one = (await asker.get("/programs/drop", headers=bounded)).json()
         (listed,) = (await asker.get("/programs", headers=bounded)).json()["programs"]
         assert one["used_by"] == listed["used_by"] == [{"map": "jump_table", "index": 10}]
+        assert one["use_count"] == listed["use_count"] == 1
 
     async def test_program_outside_and_an_unknown_one_are_refused_alike(
         self, registry: Registry, asker: httpx.AsyncClient, bounded: dict[str, str]

@@ -183,3 +183,17 @@ class TestRefused:
             refused = await large.put(LARGE, json={"entries": entries})
             assert_problem(refused, 422, "validation")
             assert refused.json()["errors"][0]["loc"].startswith(told)
+
+
+class TestUses:
+    async def test_program_tells_all_its_uses_or_the_first_of_them(self, large: httpx.AsyncClient) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        uses = [{"map": "large", "index": index} for index, name in enumerate(programs(0)) if name == "drop"]
+        whole = (await large.get("/programs/drop")).json()
+        assert whole["used_by"] == uses
+        assert whole in (await large.get("/programs")).json()["programs"]
+        for most in (0, 5, 4096, 4097, 1_000_000):
+            told = (await large.get(f"/programs/drop?uses={most}")).json()
+            assert told == {**whole, "used_by": uses[:most], "use_count": len(uses)}
+            assert told in (await large.get(f"/programs?uses={most}")).json()["programs"]
+        assert_problem(await large.get("/programs?uses=-1"), 422, "validation")

@@ -196,6 +196,7 @@ class TestPrograms:
         assert (told["name"], told["type"], told["kernel_name"], told["state"]) == ("entry", "xdp", "entry", "held")
         assert told["map_ids"] == [registry.maps.get("jump_table").opened().id]
         assert told["used_by"] == [{"map": "jump_table", "index": 3}]
+        assert told["use_count"] == 1
         assert (told["gpl"], told["reason"]) == (True, None)
         listed = (await client.get("/programs")).json()["programs"]
         assert [each["name"] for each in listed] == ["count", "drop", "entry", "pass", "tx"]

@@ -55,7 +55,8 @@ def files(tmp_path: Path) -> Path:
 def options(files: Path, **limits: Any) -> ObjectOptions:
     """How object files are loaded: below `files`, and from requests."""
     bounds = ObjectLimits(object_dirs=[str(files)], upload=True, **{"timeout": WAIT_SECONDS, **limits})
-    return ObjectOptions(DirectLoader(bounds), bounds.max_bytes, upload=True, copies=Copies(files.parent / "copies"))
+    copies = Copies(files.parent / "copies")
+    return ObjectOptions(DirectLoader(bounds), bounds.max_bytes, bounds.upload, copies, bounds.object_dirs)
 
 
 @pytest.fixture
@@ -163,7 +164,8 @@ class TestLoading:
         told = await client.get(PARSER)
         assert told.json() == loaded.json()["object"]
         assert told.headers["etag"] == loaded.headers["etag"] == told.json()["etag"]
-        assert (await client.get("/objects")).json() == {"objects": [told.json()]}
+        listed = (await client.get("/objects")).json()
+        assert listed == {"objects": [told.json()], "upload": True, "object_dirs": [str(files)]}
 
     async def test_conditions_on_the_version_are_kept(self, client: httpx.AsyncClient, files: Path) -> None:
         body = {"file": str(files / "parser.o")}

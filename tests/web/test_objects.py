@@ -1,5 +1,7 @@
 """Object files on the page, against the real routes: from the verifier's answer to what a packet meets."""
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, FilePayload, Page, expect
@@ -71,6 +73,15 @@ class TestSent:
         expect(line).to_contain_text("R2 offset is outside of the packet")
         expect(page.locator("button:text-is('Load')")).to_have_attribute("title", "it is not verified yet")
         assert client.get("/objects").json()["objects"] == []
+
+    def test_what_the_configuration_lets_nobody_load_cannot_be_pressed_and_says_why(self, watched: Watched) -> None:
+        """The demo takes files that are sent, and reads none of the machine."""
+        page = watched.open("objects")
+        expect(page.locator(".upload")).not_to_contain_text("Nothing can be loaded so")
+        page.check("text=on the machine of the service")
+        page.fill("input[name=path]", "/tmp/parser.o")
+        expect(page.locator(".upload")).to_contain_text("Nothing can be loaded so: the service may read no file")
+        expect(page.locator("button:text-is('Verify')")).to_have_attribute("title", re.compile("objects.object_dirs"))
 
     def test_file_is_loaded_with_variables_replaced_by_a_version_and_unloaded(
         self, watched: Watched, client: httpx.Client

@@ -45,8 +45,10 @@ _CHANGING = (
 )
 async def list_objects(request: Request) -> Response:
     """List the object files that are loaded, by name. Those that could not be loaded again yet are among them."""
-    told = [object_responses.ObjectFile.of(each) for each in service_of(request).objects]
-    return Json(object_responses.ObjectFiles(objects=told))
+    objects = service_of(request).objects
+    told = [object_responses.ObjectFile.of(each) for each in objects]
+    upload, object_dirs = objects.options.upload, list(objects.options.object_dirs)
+    return Json(object_responses.ObjectFiles(objects=told, upload=upload, object_dirs=object_dirs))
 
 
 @router.get(

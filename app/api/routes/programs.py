@@ -1,6 +1,8 @@
 """Held programs: /programs."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -9,7 +11,8 @@ from app.api import openapi
 from app.api.authorization import grant_of
 from app.api.dependencies import DryRun, add_audit_facts, check_holdable, context_of, service_of
 from app.api.encoding.changes import change_headers
-from app.api.encoding.responses import Json
+from app.api.encoding.programs import program_chunks, programs_chunks
+from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
@@ -23,13 +26,29 @@ from app.service.registry.programs import Uses
 router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
-def _program(service: Service, held: HeldProgram, uses: Uses, grant: Grant) -> responses.Program:
+UsesShown = Annotated[
+    int | None,
+    Query(ge=0, description="The most entries in `used_by`; `use_count` tells how many there are. Left out: all."),
+]
+
+
+def _told(
+    service: Service, held: HeldProgram, uses: Uses, grant: Grant
+) -> tuple[responses.Program, list[tuple[str, int]]]:
+    """Return a program as it is told, but for its uses, and those of them that the caller may see."""
+    found = [] if held.object is None else uses.get(held.object.id, [])
+    if grant.maps is not None or grant.entries is not None:
+        found = [(map_, index) for map_, index in found if grant.has_map(map_) and grant.has_entry(index)]
+    return _program(service, held, len(found)), found
+
+
+def _program(service: Service, held: HeldProgram, use_count: int) -> responses.Program:
     warnings = service.registry.programs.warnings(held)
     if held.object is None:
         return responses.Program(
             name=held.name, id=None, type=None, tag=None, kernel_name=None, loaded_at=None, uid=None, map_ids=[],
             gpl=None, run_count=None, run_time_ns=None, state="unavailable", reason=held.reason, used_by=[],
-            pins=held.pins, warnings=warnings,
+            use_count=0, pins=held.pins, warnings=warnings,
         )  # fmt: skip
     info = held.object.info()
     return responses.Program(
@@ -46,11 +65,8 @@ def _program(service: Service, held: HeldProgram, uses: Uses, grant: Grant) -> r
         run_time_ns=info.run_time,
         state="held",
         reason=None,
-        used_by=[
-            responses.Use(map=name, index=index)
-            for name, index in uses.get(info.id, [])
-            if grant.has_map(name) and grant.has_entry(index)
-        ],
+        used_by=[],
+        use_count=use_count,
         pins=held.pins,
         warnings=warnings,
     )
@@ -63,15 +79,15 @@ def _program(service: Service, held: HeldProgram, uses: Uses, grant: Grant) -> r
     response_model=responses.Programs,
     responses=answers(responses.Programs, "All of them, by name.") | problems(*KERNEL),
 )
-async def list_programs(request: Request) -> Response:
+async def list_programs(request: Request, uses: UsesShown = None) -> Response:
     """List the held programs, by name. Programs that could not be opened yet are among them."""
     service, grant = service_of(request), grant_of(request.scope)
     for each in service.registry.programs:
         await service.pins.check(each)
-    uses = await service.registry.maps.uses()
+    used = await service.registry.maps.uses()
     held = [each for each in service.registry.programs if grant.has_program(each.name)]
-    told = [_program(service, each, uses, grant) for each in sorted(held, key=lambda each: each.name)]
-    return Json(responses.Programs(programs=told))
+    told = [_told(service, each, used, grant) for each in sorted(held, key=lambda each: each.name)]
+    return long_json(programs_chunks((program, found[:uses]) for program, found in told))
 
 
 @router.get(
@@ -81,12 +97,13 @@ async def list_programs(request: Request) -> Response:
     response_model=responses.Program,
     responses=answers(responses.Program, "The program.") | problems("program-unknown", *KERNEL),
 )
-async def get_program(request: Request, name: parameters.ProgramName) -> Response:
+async def get_program(request: Request, name: parameters.ProgramName, uses: UsesShown = None) -> Response:
     """Return a program: its type, its maps, the entries that point to it, and whether its pin leads to another one."""
     service = service_of(request)
     await service.pins.check(service.registry.programs.get(name))
-    uses = await service.registry.maps.uses()
-    return Json(_program(service, service.registry.programs.get(name), uses, grant_of(request.scope)))
+    used = await service.registry.maps.uses()
+    program, found = _told(service, service.registry.programs.get(name), used, grant_of(request.scope))
+    return long_json(program_chunks(program, found[:uses]))
 
 
 @router.put(
@@ -124,14 +141,14 @@ async def hold_program(
     service, context = service_of(request), context_of(request.scope)
     held, is_new = await service.holds.hold_program(name, body.source(), context, dry_run=dry_run)
     try:
-        answer = _program(service, held, await service.registry.maps.uses(), grant_of(request.scope))
+        program, found = _told(service, held, await service.registry.maps.uses(), grant_of(request.scope))
     finally:
         if dry_run:
             held.release()
     if not dry_run:
-        add_audit_facts(request.scope, program=name, program_id=answer.id)
+        add_audit_facts(request.scope, program=name, program_id=program.id)
     headers = change_headers(dry_run=dry_run, location=f"/programs/{name}" if is_new else None)
-    return Json(answer, 201 if is_new else 200, headers)
+    return Json(b"".join(program_chunks(program, found)), 201 if is_new else 200, headers)
 
 
 @router.delete(

@@ -126,6 +126,8 @@ class ObjectFiles(BaseModel):
     """All object files that are loaded."""
 
     objects: list[ObjectFile]
+    upload: bool = Field(description="Whether a request may bring an object file.")
+    object_dirs: list[str] = Field(description="The folders in which files may be that requests name.")
 
 
 class LoadedObjectFile(BaseModel):

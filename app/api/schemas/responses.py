@@ -335,7 +335,8 @@ class Program(_BuiltLater):
     run_time_ns: int | None = Field(description=f"How long it has run in all, in nanoseconds. {_BPF_STATS}")
     state: Literal["held", "unavailable"]
     reason: str | None = Field(description=REASON)
-    used_by: list[Use]
+    used_by: list[Use] = Field(description="The entries that point to the program, or the first of them: see `uses`.")
+    use_count: int = Field(description="How many entries point to the program.", examples=[1])
     pins: list[str] = Field(description="The path at which the service opened the program.")
     warnings: list[str]
 

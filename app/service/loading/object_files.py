@@ -51,12 +51,14 @@ class ObjectOptions:
         max_bytes: The largest file.
         upload: Whether a request may bring a file.
         copies: Keeps copies of files that requests bring. None: they cannot be loaded again.
+        object_dirs: The folders in which files may be that requests name.
     """
 
     loader: ObjectLoader | None = None
     max_bytes: int = 8 << 20
     upload: bool = False
     copies: Copies | None = None
+    object_dirs: Sequence[str] = ()
 
 
 NO_LOADER: Final = ObjectOptions()
