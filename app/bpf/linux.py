@@ -367,7 +367,8 @@ class LinuxKernel(LinuxBpffs):
         OBJ_GET_INFO_BY_FD does not tell them apart: it fills in struct bpf_map_info for a map and struct bpf_prog_info
         for a program, whichever the caller expects.
         """
-        return str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix("anon_inode:").removeprefix("bpf-")
+        target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - a Path takes five times as long
+        return target.removeprefix("anon_inode:").removeprefix("bpf-")
 
     def dup(self, fd: int) -> int:
         """Return another fd for the same object (F_DUPFD_CLOEXEC)."""
