@@ -150,10 +150,25 @@ class TableRoute(StrictRoute):
 
 
 class ObjectRoute(StrictRoute):
-    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and `options` is the JSON."""
+    """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and `options` is the JSON.
+
+    Its requests take long in any case, so others have their turn before the body is read and before the answer is sent.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """Return what handles a request."""
+        handle = super().get_route_handler()
+
+        async def handle_in_steps(request: Request) -> Response:
+            response = await handle(request)
+            await asyncio.sleep(0)
+            return response
+
+        return handle_in_steps
 
     async def read_body(self, request: Request) -> Any:
         """Read the body of a request, and parse it; of an object file, parse the query parameter `options`."""
+        await asyncio.sleep(0)
         media_type = _media_type(request)
         if media_type == _JSON:
             return await super().read_body(request)
