@@ -12,6 +12,7 @@ from app.bpf.kernel import Kernel
 from app.bpf.memory.kernel import MemoryKernel
 from app.cli import demo
 from app.service.objects.opening import make_array
+from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
 from tests.api.conftest import assert_problem, client_on_registry
 from tests.conftest import load
@@ -197,3 +198,16 @@ class TestUses:
             assert told == {**whole, "used_by": uses[:most], "use_count": len(uses)}
             assert told in (await large.get(f"/programs?uses={most}")).json()["programs"]
         assert_problem(await large.get("/programs?uses=-1"), 422, "validation")
+
+    async def test_uses_of_some_programs_are_those_among_all_uses(
+        self, registry: Registry, large: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await large.put(LARGE, json={"programs": programs(0)})
+        all_uses, maps = await registry.maps.uses(), registry.maps
+        ids = {name: registry.programs.get(name).opened().id for name in (*NAMES, "entry")}
+        assert {len(all_uses[ids[name]]) for name in NAMES} == {3300}
+        for chosen in ({"drop"}, {"pass", "tx"}, {"entry"}):
+            wanted = [ids[name] for name in chosen]
+            assert await maps.uses(wanted) == {id_: all_uses[id_] for id_ in wanted if id_ in all_uses}
+        monkeypatch.setattr(HeldMap, "read", None)
+        assert await maps.uses([]) == {}, "and nothing is read"

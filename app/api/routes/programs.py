@@ -42,6 +42,10 @@ def _told(
     return _program(service, held, len(found)), found
 
 
+async def _uses_of(service: Service, held: HeldProgram) -> Uses:
+    return await service.registry.maps.uses([] if held.object is None else [held.object.id])
+
+
 def _program(service: Service, held: HeldProgram, use_count: int) -> responses.Program:
     warnings = service.registry.programs.warnings(held)
     if held.object is None:
@@ -101,7 +105,8 @@ async def get_program(request: Request, name: parameters.ProgramName, uses: Uses
     """Return a program: its type, its maps, the entries that point to it, and whether its pin leads to another one."""
     service = service_of(request)
     await service.pins.check(service.registry.programs.get(name))
-    used = await service.registry.maps.uses()
+    held = service.registry.programs.get(name)
+    used = await _uses_of(service, held)
     program, found = _told(service, service.registry.programs.get(name), used, grant_of(request.scope))
     return long_json(program_chunks(program, found[:uses]))
 
@@ -141,7 +146,7 @@ async def hold_program(
     service, context = service_of(request), context_of(request.scope)
     held, is_new = await service.holds.hold_program(name, body.source(), context, dry_run=dry_run)
     try:
-        program, found = _told(service, held, await service.registry.maps.uses(), grant_of(request.scope))
+        program, found = _told(service, held, await _uses_of(service, held), grant_of(request.scope))
     finally:
         if dry_run:
             held.release()

@@ -29,6 +29,7 @@ from app.service.loading.pinning import Pinning
 from app.service.loading.restoring import Restoring
 from app.service.loading.specification import Specification
 from app.service.loading.version import Version
+from app.service.registry.programs import Uses
 from app.service.registry.registry import Registry
 from app.store.journal import Journal, JournalFailed
 from app.store.records import EntryChanges
@@ -277,7 +278,7 @@ class ObjectFiles:
 
     async def _check_fit(self, name: str, loaded: LoadedObject | None, fresh: Version) -> None:
         earlier = [] if loaded is None else loaded.versions
-        wanted = wanted_entries(self._registry, name, fresh, earlier, await self._registry.maps.uses())
+        wanted = wanted_entries(self._registry, name, fresh, earlier, await self._uses_of(earlier))
         for map_, entries in wanted.entries.items():
             held = self._registry.maps.get(map_)
             for each in entries.values():
@@ -301,7 +302,7 @@ class ObjectFiles:
         doomed = [each for each in before if each is not None and each is not after.previous]
         await asyncio.sleep(0)
         async with AsyncExitStack() as stack:
-            wanted = wanted_entries(self._registry, name, fresh, earlier, await self._registry.maps.uses())
+            wanted = wanted_entries(self._registry, name, fresh, earlier, await self._uses_of(earlier))
             await self._holding.lock(stack, name, wanted.maps())
             self._holding.check_names(after)
             self._check_releasable(name, fresh, doomed)
@@ -335,8 +336,7 @@ class ObjectFiles:
         version = replace(loaded.version, specification=asked)
         earlier = loaded.versions[1:]
         async with AsyncExitStack() as stack:
-            uses = await self._registry.maps.uses()
-            wanted = wanted_entries(self._registry, loaded.name, version, earlier, uses)
+            wanted = wanted_entries(self._registry, loaded.name, version, earlier, await self._uses_of(earlier))
             for map_ in sorted(wanted.maps()):
                 await stack.enter_async_context(self._registry.maps.get(map_).lock)
             parts = parts_of(self._registry, wanted, await self._read(wanted))
@@ -350,6 +350,10 @@ class ObjectFiles:
         return ObjectResult(loaded, is_new=False, applied=list(zip(names, applied, strict=True)), fit=fit)
 
     # The steps of holding a version
+
+    async def _uses_of(self, versions: Sequence[Version]) -> Uses:
+        """Return which entries of held maps point to programs of these versions."""
+        return await self._registry.maps.uses([id_ for each in versions for id_ in each.program_ids()])
 
     async def _read(self, wanted: WantedEntries) -> dict[str, "array[int]"]:
         return {map_: await self._registry.maps.get(map_).read() for map_ in wanted.entries}
@@ -442,7 +446,7 @@ class ObjectFiles:
             loaded = self.get(name)
             precondition(loaded.etag)
             await self._holding.lock(stack, name)
-            check_unused(self._registry, name, loaded.versions, await self._registry.maps.uses())
+            check_unused(self._registry, name, loaded.versions, await self._uses_of(loaded.versions))
             self._check_releasable(name, None, loaded.versions)
             if dry_run:
                 return
