@@ -54,6 +54,22 @@ async def test_changes_of_several_maps_in_one_turn_share_a_commit(service: Servi
     assert commits(service) == before + 1
 
 
+async def test_group_after_one_of_several_waits_for_a_pass_of_the_event_loop(service: Service) -> None:
+    """Clients that were answered together send again at about the same time. One that is alone waits for nobody."""
+
+    async def commits_of_two_in_turn(program: str) -> int:
+        before = commits(service)
+        first = asyncio.create_task(put(service, "jump_table", 1, program))
+        await asyncio.sleep(0)  # it is in the queue now
+        second = asyncio.create_task(put(service, "jump_table", 2, program))
+        await asyncio.gather(first, second)
+        return commits(service) - before
+
+    assert await commits_of_two_in_turn("drop") == 2
+    await asyncio.gather(put(service, "jump_table", 3, "drop"), put(service, "other", 3, "drop"))
+    assert await commits_of_two_in_turn("pass") == 1
+
+
 async def test_one_that_is_refused_leaves_the_others_alone(service: Service) -> None:
     first, second, third = await asyncio.gather(
         put(service, "jump_table", 1, "drop"),

@@ -103,6 +103,7 @@ class GroupCommit:
         self._commit = commit
         self._delivery = delivery
         self._queue: list[Sets] = []
+        self._came_together = False  # the last group had several writes
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
 
@@ -142,12 +143,15 @@ class GroupCommit:
         return task
 
     async def _run_groups(self) -> None:
+        is_first = True
         try:
             while self._queue:
-                group, self._queue = self._queue, []
+                # Those who were answered together send again at about the same time, and can share a row again. And
+                # whoever waits for a lock that was just released takes it first.
+                if self._came_together or not is_first:
+                    await asyncio.sleep(0)
+                group, self._queue, is_first = self._queue, [], False
                 await self._run_free(group)
-                if self._queue:
-                    await asyncio.sleep(0)  # whoever waits for a lock that was just released takes it first
         finally:
             self._runner = None
 
@@ -182,6 +186,7 @@ class GroupCommit:
             written.append((each.held, writes))
             failures.append(failure)
         first_id = 0
+        self._came_together = sum(len(writes) for _, writes in written) > 1
         if any(writes for _, writes in written):
             try:
                 first_id = await self._commit(written)
