@@ -16,7 +16,7 @@ from app.api.encoding.responses import Json, long_json
 from app.api.openapi import BODY, KERNEL, answers, no_content, problems
 from app.api.problems import HttpProblem
 from app.api.routing import StrictRoute
-from app.api.schemas import parameters, requests, responses
+from app.api.schemas import fields, parameters, requests, responses
 from app.service.lifecycle import Service
 from app.service.objects.program import loaded_at
 from app.service.program_runs import run_program as run_held_program
@@ -27,8 +27,8 @@ router = APIRouter(route_class=StrictRoute, tags=["programs"])
 
 
 UsesShown = Annotated[
-    int | None,
-    Query(ge=0, description="The most entries in `used_by`; `use_count` tells how many there are. Left out: all."),
+    fields.Decimal | None,
+    Query(description="The most entries in `used_by`; `use_count` tells how many there are. Left out: all."),
 ]
 
 
