@@ -129,14 +129,16 @@ class SimulatedNode:
         status = TableStatus(
             seen=version, state=state, at=time.time(), revision=self.holds.get(table) or None, detail=self.detail
         )
-        while True:
+        key, revision = keys.table_status(self.name, table), None
+        while revision is None:
             try:
-                await self.etcd.put(keys.table_status(self.name, table), status.to_bytes())
-            except EtcdError:  # only this node writes it, so that it may be written twice
+                item = await self.etcd.get(key)
+                # As an agent does: a member that was frozen may still make an older write that it got before.
+                compares = [unchanged(key, 0 if item is None else item.mod_revision)]
+                revision = await self.etcd.commit(compares, [put(key, status.to_bytes())], witness=key)
+            except EtcdError:
                 await asyncio.sleep(0.1)
-            else:
-                self.told[table] = state
-                return
+        self.told[table] = state
 
     async def drift(self, table: str = TABLE) -> None:
         """Somebody changes the table by hand, and the agent notices."""
