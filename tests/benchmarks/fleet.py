@@ -8,6 +8,7 @@ Times are from the transaction that starts the rollout, or from the kill, until 
 
 import argparse
 import asyncio
+import contextlib
 import resource
 import signal
 import statistics
@@ -21,8 +22,10 @@ import structlog
 
 from app.fleet_store import keys
 from app.fleet_store.documents import Node, Phase, Presence, TableState
+from app.fleet_store.errors import EtcdError
+from app.fleet_store.etcd import Lease
 from app.fleet_store.operations import put
-from tests.fleet.simulation import Fleet, SimulatedNode, controlled, controller_process, fleet_of, renew
+from tests.fleet.simulation import Fleet, SimulatedNode, controlled, controller_process, fleet_of
 from tests.fleet_store.cluster import Cluster, running_cluster
 
 _ROUNDS: Final = 5
@@ -112,11 +115,19 @@ class Agents:
                 await etcd.put(keys.alive(name), Presence(since=time.time()).to_bytes(), lease=lease.id)
             node = SimulatedNode(name, etcd, self.fleet.signer.verifier())
             self.fleet.nodes[name] = node
-            renewing = asyncio.create_task(renew(lease))
+            renewing = asyncio.create_task(_renew(lease))
             try:
                 await node.follow()
             finally:
                 renewing.cancel()
+
+
+async def _renew(lease: Lease) -> None:
+    """Let a lease last until cancelled."""
+    while True:
+        await asyncio.sleep(lease.seconds / 4)
+        with contextlib.suppress(EtcdError):
+            await lease.renew()
 
 
 def _etcd_cpu(cluster: Cluster) -> float:

@@ -41,15 +41,8 @@ from tests.fleet_store.cluster import Cluster
 
 TABLE: Final = "jump_table"
 WAIT_SECONDS: Final = 40.0
+_PRESENT_SECONDS: Final = 10
 NOTHING: Final = 0  # what a node holds that has nothing of the fleet's
-
-
-async def renew(lease: Lease) -> None:
-    """Let a lease last until cancelled."""
-    while True:
-        await asyncio.sleep(lease.seconds / 4)
-        with contextlib.suppress(EtcdError):
-            await lease.renew()
 
 
 @dataclass
@@ -81,18 +74,28 @@ class SimulatedNode:
     detail: str = ""
     _before: dict[str, int] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)
+    _lease: Lease | None = None
 
     async def run(self) -> None:
         """Be there until cancelled. Then the lease is given back, as if it had ended."""
-        lease = await self.etcd.grant(10)
-        renewing = asyncio.create_task(renew(lease))
+        present = asyncio.create_task(self._be_present())
         try:
-            await self.etcd.put(keys.alive(self.name), Presence(since=time.time()).to_bytes(), lease=lease.id)
             await self.follow()
         finally:
-            renewing.cancel()
+            present.cancel()
             with contextlib.suppress(EtcdError):
-                await lease.revoke()
+                if self._lease is not None:
+                    await self._lease.revoke()
+
+    async def _be_present(self) -> None:
+        """Keep the leased key, also where the lease has ended while etcd was away."""
+        while True:
+            with contextlib.suppress(EtcdError):
+                if self._lease is None or not await self._lease.renew():
+                    self._lease, lease = None, await self.etcd.grant(_PRESENT_SECONDS)
+                    await self.etcd.put(keys.alive(self.name), Presence(since=time.time()).to_bytes(), lease=lease.id)
+                    self._lease = lease
+            await asyncio.sleep(_PRESENT_SECONDS / 4)
 
     async def follow(self) -> None:
         """Bring tables to what is desired until cancelled."""
