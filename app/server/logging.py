@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final
 
 import structlog
 from pydantic_core import from_json, to_json
@@ -43,6 +43,19 @@ class _Stderr:
 
     def flush(self) -> None:
         """Do nothing: the writer does."""
+
+
+class _Logger:
+    """Hands the lines of structlog to the writer.
+
+    It has no lock, as the loggers of structlog do: the writer logs that lines were dropped, within a line that it gets.
+    """
+
+    def msg(self, text: str) -> None:
+        """Write a line."""
+        _writer.put(f"{text}\n".encode(errors="backslashreplace"))
+
+    debug = info = warning = error = critical = msg
 
 
 class _Repetitions:
@@ -178,7 +191,7 @@ def configure() -> None:
     structlog.configure(
         processors=[_repetitions.process, *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
+        logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_Stderr())

@@ -224,3 +224,20 @@ def test_long_texts_are_cut() -> None:
     assert len(cut["path"]) < 1100
     assert len(cut["exception"]) < 8200
     assert cut["exception"].endswith("the end")
+
+
+def test_line_that_comes_after_dropped_ones_is_written_also_without_the_thread() -> None:
+    """As at the end of the service: whoever logs is told to log that lines were dropped, within that line."""
+    script = """
+import structlog
+from app.server import logging
+logging.configure()
+logging._writer._drop(b"1\\n2\\n")
+structlog.get_logger().info("the last line")
+logging.finish()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == [
+        "the last line",
+        "lines of the log were dropped: nobody read it, or it could not be written",
+    ]
