@@ -534,12 +534,14 @@ class Etcd:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
+        pauses = _pauses()
         for _ in range(_AUTH_ATTEMPTS):
             try:
                 result = await _translated(call(request, timeout=self._timeout))
             except Refused as error:
                 if _AUTH_CHANGED not in str(error):
                     raise
+                await asyncio.sleep(next(pauses))
             else:
                 self._succeeded()
                 return result
