@@ -146,8 +146,8 @@ class GroupCommit:
         is_first = True
         try:
             while self._queue:
-                # Those who were answered together send again at about the same time, and can share a row again. And
-                # whoever waits for a lock that was just released takes it first.
+                # One pass of the event loop gives two others their turn: clients that were answered together, whose
+                # next changes can share a row again; and a task that waits for a lock which was just released.
                 if self._came_together or not is_first:
                     await asyncio.sleep(0)
                 group, self._queue, is_first = self._queue, [], False
