@@ -307,6 +307,14 @@ class KeeperClient:
         return self._process.poll() is not None
 
     @property
+    def ended_by(self) -> str | None:
+        """How the process of the keeper has ended: "exit status 1" or "SIGKILL"; None while it runs."""
+        status = self._process.poll()
+        if status is None or status >= 0:
+            return None if status is None else f"exit status {status}"
+        return signal.Signals(-status).name
+
+    @property
     def degraded_reason(self) -> str | None:
         """The reason why the keeper cannot be asked, with a remedy; None while it can."""
         if self.has_ended or self._channel.fileno() < 0:

@@ -48,8 +48,12 @@ class KeeperWatch:
                     log.info("the keeper answers again")
             polls += 1
             await asyncio.sleep(_POLL_SECONDS)
+        ended_by = self._keeper.ended_by
         if not self._is_restarted:
-            log.error("the keeper has ended: what is held is served, and nothing can be opened: restart the service")
+            log.error(
+                "the keeper has ended: what is held is served, and nothing can be opened: restart the service",
+                ended_by=ended_by,
+            )
             return
         reported: list[str] | None = None
         while lost := await self._registry.held_here_alone():
@@ -58,9 +62,13 @@ class KeeperWatch:
                     "the keeper has ended, and the service goes on without it: its end would lose what is pinned "
                     "nowhere; release that, and the service ends, or pin it and restart the service",
                     unpinned=lost,
+                    ended_by=ended_by,
                 )
                 reported = lost
             await asyncio.sleep(_POLL_SECONDS)
-        log.error("the keeper has ended: the service ends as well, so that systemd starts both; all it holds is pinned")
+        log.error(
+            "the keeper has ended: the service ends as well, so that systemd starts both; all it holds is pinned",
+            ended_by=ended_by,
+        )
         self.has_ended_service = True
         stop()

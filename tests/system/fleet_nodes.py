@@ -174,7 +174,10 @@ def until(is_so: Callable[[], object], seconds: float = _SECONDS, what: Callable
 
 
 def main() -> None:
-    """Run the nursery: a process for each line of JSON on stdin."""
+    """Run the nursery: a process for each line of JSON on stdin. They end with it (PR_SET_PDEATHSIG).
+
+    It kills nobody by id: the id of one that has ended may be that of another process by then.
+    """
     import app.agent.agent  # noqa: PLC0415 - what the children would import each
     import app.cli.fleet_agent  # noqa: PLC0415
     import app.server.run  # noqa: F401, PLC0415
@@ -182,20 +185,13 @@ def main() -> None:
     import tests.agent.service  # noqa: F401, PLC0415
     from app.api import app as application  # noqa: F401, PLC0415
 
-    children: list[int] = []
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         kind, log, arguments, fuse, number = json.loads(line)
         child = os.fork()
         if child == 0:
             _be(kind, log, arguments, fuse, number)
-        children.append(child)
         print(child, flush=True)
-    for child in children:
-        try:
-            os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def _be(kind: str, log: str, arguments: list[str], fuse: str, number: int) -> None:

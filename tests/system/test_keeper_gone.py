@@ -118,7 +118,8 @@ class TestEnd:
                 assert put.status_code == (201, 200)[round_], "what was written is there after the restart"
                 os.kill(keeper, signal.SIGKILL)
                 assert service.process.wait(20) == 1
-                assert len([line for line in service.lines if "the keeper has ended" in line]) == 1
+                [line] = [line for line in service.lines if "the keeper has ended" in line]
+                assert json.loads(line)["ended_by"] == "SIGKILL"
         unit = Path(__file__).parents[2] / "deploy" / "jumptable.service"
         assert "\nRestart=on-failure\n" in unit.read_text()
 

@@ -96,7 +96,7 @@ class World:
         except httpx.TransportError:
             self._is_killed(self.nursery.wait())
             return None
-        assert answer.is_success, answer.text
+        assert answer.is_success, f"{answer.text}\n{(self.folder / 'log').read_text()[-5000:]}"
         told = answer.json()
         if isinstance(told, dict) and (change := told.get("change")) is not None:
             self.answered.append(change["id"])
