@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Protocol
 from fastapi import Query
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -152,7 +153,8 @@ class TableRoute(StrictRoute):
 class ObjectRoute(StrictRoute):
     """A route whose body is JSON, or an object file: then `scope[CONTENT]` is the file, and `options` is the JSON.
 
-    Its requests take long in any case, so others have their turn before the body is read and before the answer is sent.
+    Its requests take long in any case, so others have their turn before the body is read, and before and after the
+    answer is sent.
     """
 
     def get_route_handler(self) -> Handler:
@@ -161,6 +163,7 @@ class ObjectRoute(StrictRoute):
 
         async def handle_in_steps(request: Request) -> Response:
             response = await handle(request)
+            response.background = BackgroundTask(asyncio.sleep, 0)
             await asyncio.sleep(0)
             return response
 

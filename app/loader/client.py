@@ -38,7 +38,7 @@ _ROOT: Final = str(Path(__file__).parents[2])
 _BUFFER_BYTES: Final = 1 << 18  # of the channel: one answer has to fit
 _END_SECONDS: Final = 0.5  # that a process which has closed its channel, or was killed, has to be gone
 _SELF_END_SECONDS: Final = 1.0  # after its deadline, it ends by itself
-_NICENESS: Final = 10  # more than that of the process that starts it: other requests come first
+_NICENESS: Final = 15  # more than that of the process that starts it: other requests come first
 _MOST_NICENESS: Final = 19
 _TIME_SIGNALS: Final = {signal.SIGALRM, signal.SIGXCPU}
 

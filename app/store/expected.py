@@ -99,7 +99,7 @@ class PackedTable:
         """
         if len(self._places).bit_length() > self._stored_programs.bit_length():
             self._remove_unused_programs()
-        programs = [(*astuple(record), boot_id) for record, boot_id in self._places]
+        programs = [(each.name, each.id, each.tag, each.pinned, boot_id) for each, boot_id in self._places]
         return to_json(programs).decode(), self._numbers.tobytes()
 
     def _remove_unused_programs(self) -> None:

@@ -92,6 +92,7 @@ class DriftDetector:
                     stored = stored[0], stored[1].resized(len(found))
                 table = self._as_found(found) if stored is None else self._recognised(*stored, identity, found)
                 if stored is None or stored != (identity, table):
+                    await asyncio.sleep(0)  # others have their turn
                     await self._journal.save_expected_table(held.name, identity, table)
             except (JournalFailed, ServiceError) as error:
                 self.troubles.begin(_NOT_KNOWN, held.name, str(error))

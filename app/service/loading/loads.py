@@ -288,7 +288,7 @@ class Loads:
         error = refusal_of(answer)
         if error is not None:
             raise error
-        return self._version(elf, asked, taking_places, attach_types, answer, fds)
+        return await self._version(elf, asked, taking_places, attach_types, answer, fds)
 
     def _misfit(self, program: RefusedProgram, taking_places: Mapping[str, Replacement]) -> JumpIncompatible:
         """Return the error for a program that fits none of the arrays that it may have to do with."""
@@ -331,7 +331,7 @@ class Loads:
                 raise LoaderUnavailable("others are being loaded; send the request again in a moment") from error
             raise kernel_failure("LOAD_OBJECT", error) from error
 
-    def _version(
+    async def _version(
         self,
         elf: SealedFile,
         asked: Specification,
@@ -340,7 +340,7 @@ class Loads:
         answer: LoadAnswer,
         fds: Sequence[int],
     ) -> Version:
-        """Make a version of the answer, and take over the fds."""
+        """Make a version of the answer, and take over the fds. Others have their turn after each program and map."""
         kernel, left = self._registry.kernel, list(fds)
         version = Version(0, asked, elf.digest, elf.size, time.time(), kernel.boot_id, attach_types)
         version.values, version.unconfined = list(answer.values), tuple(answer.unconfined)
@@ -349,8 +349,10 @@ class Loads:
                 if facts.is_loaded:
                     version.programs[facts.name] = LoadedProgram(facts)
                     version.programs[facts.name].open(Program(kernel, left.pop(0)))
+                    await asyncio.sleep(0)
             for map_facts in answer.maps:
                 replacement = taking_places.get(map_facts.name)
+                await asyncio.sleep(0)
                 if replacement is None:
                     fd = left.pop(0)
                     id_ = kernel.map_info(fd).id

@@ -377,7 +377,9 @@ class ObjectFiles:
             await asyncio.sleep(0)
             if content is not None and self._copies is not None:
                 await asyncio.to_thread(self._copies.save, fresh.digest, content)
-            await self._journal.save_object(name, after.to_json(), after.events("held", context))
+            stored, events = after.to_json(), after.events("held", context)
+            await asyncio.sleep(0)
+            await self._journal.save_object(name, stored, events)
         except BaseException as error:
             self._pinning.unpin(fresh)
             self._clean_copies()
