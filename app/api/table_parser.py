@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from app.api.json_members import MESSAGE, RepeatedMembers, check_members
 from app.api.schemas.requests import MAX_MEMBERS
 from app.api.schemas.table_requests import ListedEntries, ListedProgram, ListedPrograms, PieceValidator
-from app.store.records import NUMBERS
+from app.store.number_arrays import NUMBERS
 
 _PIECE_BYTES: Final = 1 << 16  # of the body that are parsed at a time, about 1 ms; no entry may be longer
 _MAX_PROGRAMS: Final = 1 << 16  # different ones in a body; each would be opened

@@ -12,7 +12,8 @@ from typing import Any
 from app.access.rights import Grant
 from app.service.drift.detector import DriftedEntry
 from app.service.graph.graph import Graph
-from app.store.records import NUMBERS, Change, Event
+from app.store.number_arrays import NUMBERS
+from app.store.records import Change, Event
 
 
 def visible_change(grant: Grant, change: Change) -> Change | None:

@@ -8,7 +8,8 @@ from typing import Final
 from pydantic_core import from_json, to_json
 
 from app.store.database import Database
-from app.store.records import EMPTY, NUMBERS, Array, Batch, EntryChanges, Indexes, ProgramRecord, Programs, numbered
+from app.store.number_arrays import NUMBERS, consecutive, distinct, mapped
+from app.store.records import EMPTY, Array, Batch, EntryChanges, Indexes, ProgramRecord, Programs, numbered
 
 _UNAPPLIED_ROWS: Final = """
     SELECT id, boot_id, map, entries,
@@ -83,10 +84,11 @@ class PackedTable:
         for number, record in programs.items():
             place_of[number] = self._places.setdefault((record, boot_id), len(self._places) + 1)
         table = self._numbers
-        table.frombytes(bytes(4 * max(0, max(indexes, default=-1) + 1 - len(table))))
-        consecutive = _as_range(indexes)
-        if consecutive is not None:  # assigning a slice takes half the time
-            table[consecutive.start : consecutive.stop] = array(NUMBERS, map(place_of.__getitem__, numbers))
+        together = _as_range(indexes)
+        stop = max(indexes, default=-1) + 1 if together is None else together.stop
+        table.frombytes(bytes(4 * max(0, stop - len(table))))
+        if together is not None:  # assigning a slice takes a small part of the time
+            table[together.start : together.stop] = mapped(numbers, place_of)
             return
         for index, number in zip(indexes, numbers, strict=True):
             table[index] = place_of[number]
@@ -103,17 +105,17 @@ class PackedTable:
         return to_json(programs).decode(), self._numbers.tobytes()
 
     def _remove_unused_programs(self) -> None:
-        used = sorted(set(self._numbers) - {EMPTY})
+        used = sorted(distinct(self._numbers) - {EMPTY})
         new_place = {EMPTY: EMPTY} | {place: number for number, place in enumerate(used, 1)}
         self._places = {program: new_place[place] for program, place in self._places.items() if place in new_place}
-        self._numbers = array(NUMBERS, map(new_place.__getitem__, self._numbers))
+        self._numbers = mapped(self._numbers, new_place)
 
     def table(self, boot_id: str) -> Table:
         """Unpack it for use in this boot. Records of programs of another boot get the id 0."""
         records = [record if boot == boot_id else replace(record, id=0) for record, boot in self._places]
         programs = numbered(records)
         number_of = [EMPTY, *(number for number, _ in programs)]
-        return Table(array(NUMBERS, map(number_of.__getitem__, self._numbers)), dict(programs))
+        return Table(mapped(self._numbers, dict(enumerate(number_of))), dict(programs))
 
 
 class ExpectedTables:
@@ -241,5 +243,5 @@ def _as_range(indexes: Indexes) -> range | None:
     """The indexes as a range if they are consecutive, as when a whole table is written. None if they are not."""
     if isinstance(indexes, range) or not indexes or indexes[-1] - indexes[0] != len(indexes) - 1:
         return indexes if isinstance(indexes, range) and indexes.step == 1 else None
-    consecutive = range(indexes[0], indexes[-1] + 1)
-    return consecutive if array(NUMBERS, consecutive).tobytes() == indexes.tobytes() else None
+    found = range(indexes[0], indexes[-1] + 1)
+    return found if consecutive(found) == indexes else None

@@ -9,13 +9,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic_core import from_json, to_json
 
+from app.store.number_arrays import NUMBERS, consecutive
+
 # A program's number stands for the program in arrays of entries. It is one of these:
 # - EMPTY: the entry holds no program.
 # - The program's id. The kernel gives ids from 1 to INT_MAX - 1.
 #   Kernel: bpf_prog_alloc_id() in kernel/bpf/syscall.c, since Linux 4.13.
 # - _UNKNOWN_ID_BASE plus a place in a list, for a program of an earlier boot whose present id is not known.
 EMPTY: Final = 0
-NUMBERS: Final = "I"  # type code of arrays of such numbers, and of arrays of indexes: u32
 _UNKNOWN_ID_BASE: Final = 1 << 31
 _MIN_COMPRESSED_BYTES: Final = 4096  # smaller contents are not worth the time
 MAX_BATCH_SIZE: Final = 512  # changes in a batch
@@ -148,7 +149,7 @@ class EntryChanges:
         if self._packed is not None:
             return self._packed
         programs = [(each.name, each.id, each.tag, each.pinned) for each in self.programs.values()]
-        indexes = array(NUMBERS, self.indexes) if isinstance(self.indexes, range) else self.indexes
+        indexes = consecutive(self.indexes) if isinstance(self.indexes, range) else self.indexes
         return b"".join((to_json(programs), b"\n", indexes, self.before, self.after))
 
     @staticmethod

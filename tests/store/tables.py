@@ -3,7 +3,8 @@
 from array import array
 
 from app.store.expected import Table
-from app.store.records import EMPTY, NUMBERS, ProgramRecord, numbered
+from app.store.number_arrays import NUMBERS
+from app.store.records import EMPTY, ProgramRecord, numbered
 
 
 def table_of(entries: dict[int, ProgramRecord]) -> Table:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from app.store import history
 from app.store import journal as journal_module
 from app.store.journal import Journal
+from app.store.number_arrays import NUMBERS
 from app.store.records import (
     EMPTY,
     MAX_BATCH_SIZE,
-    NUMBERS,
     Array,
     Batch,
     Change,

@@ -39,7 +39,8 @@ from app.service.graph.reader import in_slices
 from app.service.lifecycle import Service
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
-from app.store.records import EMPTY, NUMBERS, EntryChanges
+from app.store.number_arrays import NUMBERS
+from app.store.records import EMPTY, EntryChanges
 
 router = APIRouter(route_class=StrictRoute, tags=["entries"])
 

@@ -27,7 +27,7 @@ from app.api.schemas.fields import U32
 from app.api.schemas.requests import Input, ProgramObject, ProgramReference, schema_with, schema_without
 from app.api.schemas.responses import EntryProgram
 from app.service.objects.source import checked_name
-from app.store.records import NUMBERS
+from app.store.number_arrays import NUMBERS
 
 # The program of one entry; None: the entry is to be empty.
 ListedProgram = str | ProgramObject | EntryProgram | None
@@ -203,11 +203,13 @@ def _validate_programs_together(
         known: Those that were validated before, which this adds to.
     """
     known = {} if known is None else known
+    with contextlib.suppress(TypeError):  # objects
+        names = set(programs)
+        if set(map(type, names)) <= {str, type(None)}:
+            for name in names - known.keys():
+                known[name] = None if name is None else checked_name(name)
+            return programs
     types = set(map(type, programs))
-    if types <= {str, type(None)}:
-        for name in set(programs) - known.keys():
-            known[name] = None if name is None else checked_name(name)
-        return list(map(known.__getitem__, programs))
     objects = programs if types == {dict} else [_as_object(each) for each in programs]
     if set().union(*objects) - ProgramObject.model_fields.keys():
         return None

@@ -39,9 +39,9 @@ from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.service.registry.registry import Registry
 from app.store.journal import MAX_ENTRIES_PER_PAGE, Journal, JournalFailed
+from app.store.number_arrays import NUMBERS, distinct
 from app.store.records import (
     EMPTY,
-    NUMBERS,
     Change,
     ChangeFilter,
     ChangeKind,
@@ -563,7 +563,7 @@ class Changes:
         else:
             table = held.opened()
             held.writing = writing = IndexSet(undone.indexes)
-            replaced = self.replaced_programs.acquire(set(undone.before) - {EMPTY})
+            replaced = self.replaced_programs.acquire(distinct(undone.before) - {EMPTY})
             try:
                 if table.id == change.map_id:
                     left = set(await self._write_back(table, pending))

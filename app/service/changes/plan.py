@@ -8,7 +8,8 @@ from itertools import chain, compress
 from app.service.changes.origin import RequestContext
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
-from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, EntryChanges, Indexes, ProgramRecord
+from app.store.number_arrays import NUMBERS, distinct
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, Indexes, ProgramRecord
 
 
 @dataclass(eq=False, slots=True)
@@ -66,7 +67,7 @@ class WritePlan:
     def replaced(self) -> frozenset[int]:
         """The ids of the programs that it overwrites or clears."""
         if self._replaced is None:
-            self._replaced = frozenset(self.before) - {EMPTY}
+            self._replaced = distinct(self.before) - {EMPTY}
         return self._replaced
 
     def to_change(

@@ -16,7 +16,8 @@ from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
 from app.service.registry.index_sets import IndexSet
 from app.store.journal import JournalFailed
-from app.store.records import EMPTY, NUMBERS, Change
+from app.store.number_arrays import NUMBERS, distinct, mapped
+from app.store.records import EMPTY, Change
 
 _NO_LIMIT: Final = 1 << 62  # above every id of a change
 _MAX_LOOKUPS: Final = 512  # entries that are looked up at a stretch; for more, the whole table is read in slices
@@ -83,7 +84,7 @@ def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
     """
     entries = change.entries
     programs, pinned, ids = dict[int, Program](), dict[int, str](), {EMPTY: EMPTY}
-    for number in set(entries.before) - {EMPTY}:
+    for number in distinct(entries.before) - {EMPTY}:
         record = entries.programs[number]
         program = changes.replaced_programs.find(record)
         if program is None:
@@ -94,7 +95,7 @@ def _plan(changes: Changes, change: Change, stack: ExitStack) -> WritePlan:
         ids[number] = program.id
         if record.pinned is not None:
             pinned[program.id] = record.pinned
-    after = array(NUMBERS, map(ids.__getitem__, reversed(entries.before)))
+    after = mapped(entries.before[::-1], ids)
     indexes = array(NUMBERS, reversed(entries.indexes))
     return WritePlan(indexes, entries.after[::-1], after, programs, pinned)
 

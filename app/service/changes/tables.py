@@ -26,7 +26,8 @@ from app.service.objects.program import Program
 from app.service.objects.source import ById, Pinned
 from app.service.registry.held import HeldMap
 from app.service.registry.programs import ByName, ProgramRef, Programs
-from app.store.records import EMPTY, NUMBERS, Change, ChangeKind, EntryChanges, Indexes
+from app.store.number_arrays import NUMBERS, distinct, mapped
+from app.store.records import EMPTY, Change, ChangeKind, EntryChanges, Indexes
 
 _NO_ID: Final = -1
 _SMALL: Final = 8  # references: for so few, a search through the table is faster than making a set of it
@@ -134,7 +135,7 @@ async def change_table(
         with _naming_entries(requested):
             _check_indexes(requested.indexes, table.max_entries)
         found = await held.read()
-        in_table = found if len(requested.refs) <= _SMALL else set(found)
+        in_table = found if len(requested.refs) <= _SMALL else distinct(found)
         with _naming_entries(requested), ExitStack() as stack:
             programs = _open(changes, requested, found, in_table, context, stack)
             check_not_moved(held, context)
@@ -308,7 +309,7 @@ def _listed(requested: RequestedEntries, opened: Mapping[int, Program], found: "
     return WritePlan(
         requested.indexes,
         _held_by(requested.indexes, found),
-        array(NUMBERS, map(ids.__getitem__, requested.places)),
+        mapped(requested.places, dict(enumerate(ids))),
         {program.id: program for program in opened.values()},
         {ids[place]: ref.path for place, ref in enumerate(requested.refs) if isinstance(ref, Pinned)},
     )

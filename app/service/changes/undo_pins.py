@@ -13,6 +13,7 @@ from app.service.objects.opening import check_pinnable, open_program, pin_failur
 from app.service.objects.program import Program
 from app.service.objects.source import Made, Pinned
 from app.service.registry.held import HeldMap
+from app.store.number_arrays import distinct
 from app.store.records import EMPTY, Change, PendingConfirmation, ProgramRecord
 
 log = structlog.get_logger()
@@ -20,7 +21,7 @@ log = structlog.get_logger()
 
 def programs_before(change: Change) -> dict[int, ProgramRecord]:
     """Return the programs that the undo of a change puts back, by id."""
-    records = (change.entries.programs[number] for number in set(change.entries.before) - {EMPTY})
+    records = (change.entries.programs[number] for number in distinct(change.entries.before) - {EMPTY})
     return {record.id: record for record in records}
 
 

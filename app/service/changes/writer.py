@@ -12,7 +12,8 @@ from app.service.changes.plan import WritePlan
 from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.objects.program import Program
 from app.service.objects.program_array import CLEAR, ProgramArray
-from app.store.records import EMPTY, NUMBERS
+from app.store.number_arrays import NUMBERS, consecutive, is_among, mapped
+from app.store.records import EMPTY
 
 _MAX_INLINE_SETS: Final = (
     64  # are written in the event loop: a thread would take longer. Clears may wait in the kernel.
@@ -132,12 +133,13 @@ def _write_in_slices(
 ) -> tuple[int, ServiceError | None]:
     """Return how many entries were written, and why the next one was not."""
     fds, done = _fds(plan.programs), 0
-    size = _FIRST_SLICE if EMPTY in plan.after else _MAX_INLINE_SETS  # a clear may take 1,000 times as long
+    size = _FIRST_SLICE if is_among(EMPTY, plan.after) else _MAX_INLINE_SETS  # a clear may take 1,000 times as long
     while done < len(plan):
         if is_stopping():
             return done, Stopping()
         began = time.monotonic()
-        indexes = array(NUMBERS, plan.indexes[done : done + size])
+        part = plan.indexes[done : done + size]
+        indexes = consecutive(part) if isinstance(part, range) else part
         written, number = table.write_many(indexes, _values(plan.after, done, size, fds))
         done += written
         if number:
@@ -186,4 +188,4 @@ def _fds(programs: Mapping[int, Program]) -> dict[int, int]:
 
 def _values(ids: "array[int]", start: int, count: int, fds: Mapping[int, int]) -> "array[int]":
     """Return what ProgramArray.write_many takes for a part of a plan."""
-    return array("i", map(fds.__getitem__, ids[start : start + count]))
+    return mapped(ids[start : start + count], fds, "i")

@@ -16,7 +16,8 @@ from app.service.registry.registry import Registry
 from app.service.troubles import Troubles
 from app.store.expected import Table
 from app.store.journal import Journal, JournalFailed
-from app.store.records import EMPTY, NUMBERS, Array, ProgramRecord, numbered
+from app.store.number_arrays import NUMBERS, distinct
+from app.store.records import EMPTY, Array, ProgramRecord, numbered
 
 _ENTRIES_PER_SLICE: Final = 256  # entries that are looked at closely, about 2 ms, before others have their turn
 _MAX_ENTRIES_TOLD: Final = 100  # entries in one drift event
@@ -104,7 +105,7 @@ class DriftDetector:
         return True
 
     def _as_found(self, found: "array[int]") -> Table:
-        return Table(found[:], {id_: self._registry.programs.record(id_) for id_ in set(found) - {EMPTY}})
+        return Table(found[:], {id_: self._registry.programs.record(id_) for id_ in distinct(found) - {EMPTY}})
 
     def _recognised(self, was: Array, table: Table, identity: Array, found: "array[int]") -> Table:
         """Return the stored table, with the programs as they are now.
@@ -118,7 +119,7 @@ class DriftDetector:
         programs = self._replaced_programs
         find = programs.find if was == identity else programs.find_for_new_array
         again: dict[int, ProgramRecord] = {}
-        for number in set(table.numbers) - {EMPTY}:
+        for number in distinct(table.numbers) - {EMPTY}:
             record = table.programs[number]
             program = find(record)
             again[number] = replace(record, id=0)

@@ -26,7 +26,8 @@ from app.service.errors import (
 )
 from app.service.objects.program import Program
 from app.service.registry.held import HeldMap
-from app.store.records import EMPTY, NUMBERS, EntryChange, EntryChanges, ProgramRecord
+from app.store.number_arrays import NUMBERS
+from app.store.records import EMPTY, EntryChange, EntryChanges, ProgramRecord
 
 _MAX_REASONS: Final = 20  # entries for which an error says why they cannot be restored
 _RESTORE_RETRY_SECONDS: Final = 30.0  # after the journal could not be written

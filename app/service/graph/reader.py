@@ -15,7 +15,8 @@ from app.service.errors import MapUnavailable, MapUnknown, ServiceError
 from app.service.graph.graph import ArrayNode, Edge, Graph, ProgramNode
 from app.service.objects.program_array import ProgramArray
 from app.service.registry.registry import Registry
-from app.store.records import EMPTY, NUMBERS
+from app.store.number_arrays import NUMBERS
+from app.store.records import EMPTY
 
 _SLICE_SECONDS: Final = 0.001  # in the event loop, before others have their turn
 _PROGRAMS_PER_SLICE: Final = 50  # of which the graph is put together at once

@@ -20,7 +20,7 @@ from app.service.loading.specification import Switch
 from app.service.loading.version import LoadedProgram, Version
 from app.service.registry.programs import Uses
 from app.service.registry.registry import Registry
-from app.store.records import NUMBERS
+from app.store.number_arrays import NUMBERS
 
 _MAX_ENTRIES_TOLD: Final = 20  # in one problem
 

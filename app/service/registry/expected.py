@@ -8,6 +8,7 @@ from operator import ne
 from typing import Final
 
 from app.store.expected import Table
+from app.store.number_arrays import distinct
 from app.store.records import Array, EntryChanges, EntryWrite, ProgramRecord, Programs
 
 _ENTRIES_PER_COMPARISON: Final = 256  # entries that are compared at once; where they differ, one by one
@@ -77,7 +78,7 @@ class ExpectedTable:
             if record.id:  # other numbers mean something within their change alone, and no entry gets one
                 known[number] = record
         if len(known) > self._max_programs:
-            used = set(self.table.numbers)
+            used = distinct(self.table.numbers)
             self.table.programs = {number: record for number, record in known.items() if number in used}
             self._max_programs = max(_MIN_PROGRAMS, 2 * len(self.table.programs))
 

@@ -14,7 +14,7 @@ from app.service.objects.program_array import ProgramArray
 from app.service.objects.source import Pinned, Source
 from app.service.registry.expected import ExpectedTable
 from app.service.registry.index_sets import UnconfirmedEntries
-from app.store.records import NUMBERS
+from app.store.number_arrays import NUMBERS
 
 _LOOKUPS_PER_SLICE: Final = 2048  # entries that are read in the event loop, at most 5 ms, before others have their turn
 
