@@ -153,8 +153,7 @@ def table_chunks(
     for start in range(0, len(indexes), ENTRIES_PER_CHUNK):
         if start:
             yield text.encode()
-            text = ","
-        text += encoder.encode(indexes[start : start + ENTRIES_PER_CHUNK], ids)
+        text = encoder.encode("," if start else text, indexes[start : start + ENTRIES_PER_CHUNK], ids)
     yield f"{text}]{after}".encode()
 
 
@@ -181,18 +180,26 @@ class _EntryEncoder(dict[int, str]):
         self[program_id] = f",{after_index}".removeprefix(f"{start_of_etag}0") + "," + self._start_of_entry
         return self[program_id]
 
-    def encode(self, indexes: "array[int]", ids: "array[int]") -> str:
-        """Return the entries with these indexes, separated by commas. `ids`: the id of the program, by index."""
+    def encode(self, before: str, indexes: "array[int]", ids: "array[int]") -> str:
+        """Return the entries with these indexes, separated by commas.
+
+        Args:
+            before: The text before them. To join it with them takes less time than to put it before them.
+            indexes: The indexes, rising.
+            ids: By index, the id of the program.
+        """
         texts = [""] * (4 * len(indexes))
+        first, last = indexes[0], indexes[-1]
+        has_gaps = last - first >= len(indexes)
         # This comes first, because `__missing__` sets the two texts that are used below.
-        texts[3::4] = map(self.__getitem__, map(ids.__getitem__, indexes))
+        texts[3::4] = map(self.__getitem__, map(ids.__getitem__, indexes) if has_gaps else ids[first : last + 1])
         texts[0::4] = map(str, indexes)
         texts[1::4] = [self._start_of_etag] * len(indexes)
         texts[2::4] = map("%x".__mod__, indexes)
         if self._held.unconfirmed is not None:
             self._tell_waiting(texts, indexes)
         texts[-1] = texts[-1].removesuffix("," + self._start_of_entry)
-        return self._start_of_entry + "".join(texts)
+        return "".join((before, self._start_of_entry, *texts))
 
     def _tell_waiting(self, texts: list[str], indexes: "array[int]") -> None:
         """Put the changes that wait for their confirmation in the place of null, at the end of their entries."""
