@@ -14,6 +14,7 @@ NUMBERS: Final = "I"  # type code of arrays of u32
 _BYTES: Final = 4  # of each number
 _PREPARED: Final = 1 << 16  # numbers that are prepared
 _MASK: Final = (1 << 8 * _BYTES) - 1
+_INVERTED: Final = bytes(reversed(range(256)))
 # So many numbers are looked up in the time that it takes to prepare to translate them. In most tables they have every
 # different one among them.
 _MANY: Final = 256
@@ -44,7 +45,7 @@ def distinct(numbers: "array[int]") -> frozenset[int]:
     if len(numbers) <= _MANY:
         return sample
     place = _telling_byte(sample)
-    # What is not in the sample becomes another number.
+    # A number that is not in the sample would not stay as it is.
     if place is not None and _translated(numbers, place, {each: each for each in sample}) == numbers.tobytes():
         return sample
     return frozenset(numbers)
@@ -71,13 +72,21 @@ def _telling_byte(numbers: Collection[int]) -> int | None:
 
 
 def _translated(numbers: "array[int]", place: int, to: Mapping[int, int]) -> bytes:
-    """Return the bytes of what each number becomes. The keys of `to` differ in the byte at this place."""
+    """Return the bytes of what each number becomes. A number that is no key of `to` does not stay as it is.
+
+    Args:
+        numbers: The numbers.
+        place: Of a byte in which the keys of `to` differ.
+        to: By number, what it becomes.
+    """
     told = numbers.tobytes()[place::_BYTES]
-    keys = bytes(_bytes_of(number)[place] for number in to)
-    columns = zip(*map(_bytes_of, to.values()), strict=True)
+    keys = [_bytes_of(number)[place] for number in to]
     result = bytearray(_BYTES * len(numbers))
-    for at, column in enumerate(columns):
-        result[at::_BYTES] = told.translate(bytes.maketrans(keys, bytes(column)))
+    for at, column in enumerate(zip(*map(_bytes_of, to.values()), strict=True)):
+        table = bytearray(_INVERTED)
+        for key, byte in zip(keys, column, strict=True):
+            table[key] = byte
+        result[at::_BYTES] = told.translate(table)
     return bytes(result)
 
 

@@ -32,7 +32,7 @@ class TestWholeArrays:
         assert distinct(numbers) == set(numbers)
 
     def test_number_that_comes_once_late_is_distinct(self, choices: list[int], count: int) -> None:
-        for late in (70_003, 70_001 + (1 << 24), 7 << 8):
+        for late in (70_003, 70_001 + (1 << 24), 7 << 8, 0, 0x09090909):
             assert distinct(_array(choices, count) + array(NUMBERS, [late])) == {*_array(choices, count), late}
 
     @pytest.mark.parametrize("type_code", [NUMBERS, "i"])
