@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
+from app.api.encoding.lists import list_chunks
 from app.api.schemas.responses import Change
 from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
@@ -103,15 +104,7 @@ def entries_chunks(text: str, entries: EntryChanges | None, prebuilt: EntriesPre
     if entries is None:
         yield text.encode()
         return
-    # This text cannot occur within a string, where its quotes would be escaped.
-    before, _, after = text.partition('"entries":[]')
-    chunks = _entry_chunks(entries) if prebuilt is None else prebuilt.take(entries)
-    # Each chunk is held back until the next one exists, so that the last one can carry the end of the object.
-    text = f'{before}"entries":[{next(chunks, "")}'
-    for following in chunks:
-        yield text.encode()
-        text = following
-    yield f"{text}]{after}".encode()
+    yield from list_chunks(text, "entries", _entry_chunks(entries) if prebuilt is None else prebuilt.take(entries))
 
 
 def _entry_chunks(entries: EntryChanges) -> Iterator[str]:

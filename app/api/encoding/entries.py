@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from app.api.encoding.lists import list_chunks
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
 from app.service.registry.held import HeldMap
@@ -147,14 +148,12 @@ def table_chunks(
     Returns:
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 2 ms.
     """
-    before, _, after = table.model_dump_json().partition('"entries":[]')
     encoder = _EntryEncoder(registry, held, map_id)
-    text = f'{before}"entries":['
-    for start in range(0, len(indexes), ENTRIES_PER_CHUNK):
-        if start:
-            yield text.encode()
-        text = encoder.encode("," if start else text, indexes[start : start + ENTRIES_PER_CHUNK], ids)
-    yield f"{text}]{after}".encode()
+    parts = (
+        encoder.encode("," if start else "", indexes[start : start + ENTRIES_PER_CHUNK], ids)
+        for start in range(0, len(indexes), ENTRIES_PER_CHUNK)
+    )
+    return list_chunks(table.model_dump_json(), "entries", parts)
 
 
 class _EntryEncoder(dict[int, str]):

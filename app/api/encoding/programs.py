@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from app.api.encoding.lists import list_chunks
 from app.api.schemas.responses import Program
 
 _USES_PER_CHUNK: Final = 4096  # about 1 ms to encode
@@ -19,16 +20,14 @@ def program_chunks(program: Program, uses: Sequence[tuple[str, int]]) -> Iterato
     Returns:
         Chunks of one JSON object. Each is encoded when it is asked for, which takes about 1 ms.
     """
-    # This text cannot occur within a string, where its quotes would be escaped. Names of maps need no escapes.
-    before, _, after = program.model_dump_json().partition('"used_by":[]')
-    text = f'{before}"used_by":['
+    return list_chunks(program.model_dump_json(), "used_by", _uses_parts(uses))
+
+
+def _uses_parts(uses: Sequence[tuple[str, int]]) -> Iterator[str]:
     for start in range(0, len(uses), _USES_PER_CHUNK):
-        if start:
-            yield text.encode()
-            text = ","
         part = uses[start : start + _USES_PER_CHUNK]
-        text += ",".join([f'{{"map":"{map_}","index":{index}}}' for map_, index in part])
-    yield f"{text}]{after}".encode()
+        # Names of maps need no escapes.
+        yield ("," if start else "") + ",".join([f'{{"map":"{map_}","index":{index}}}' for map_, index in part])
 
 
 def programs_chunks(programs: Iterable[tuple[Program, Sequence[tuple[str, int]]]]) -> Iterator[bytes]:
