@@ -1,5 +1,6 @@
 """What an operator does on the page, from the first click to what a packet meets."""
 
+import re
 import time
 from pathlib import Path
 
@@ -80,7 +81,8 @@ class TestChanging:
         expect(watching.locator(".waiting")).to_contain_text("Change 2")
         left = watching.locator(".waiting .countdown strong")
         shown = int(left.inner_text().split()[0])
-        expect(left).to_have_text(f"{shown - 2} s")
+        later = "|".join(map(str, range(1, shown - 1)))
+        expect(left).to_have_text(re.compile(rf"^({later}) s$"))
         expect(watching.locator(".waiting")).to_have_count(0, timeout=20_000)
         expect(watching.locator("tr", has_text="undone: expired")).to_contain_text("pass")
         assert client.get(f"{TABLE}/3").json()["program"]["name"] == "pass"
