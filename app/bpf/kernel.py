@@ -110,8 +110,8 @@ class Kernel(Inventory, Protocol):
         """`linux` or `memory`."""
 
     @property
-    def degraded_reason(self) -> str | None:
-        """The reason why some methods fail at present, with a remedy; None while all work."""
+    def failure(self) -> OSError | None:
+        """What some methods raise at present: `strerror` is the reason, with a remedy. None while all work."""
 
     @property
     def abilities(self) -> Sequence[Ability]:

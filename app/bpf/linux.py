@@ -86,7 +86,7 @@ class LinuxKernel(LinuxBpffs):
     """`Kernel` on the running Linux. Thread rule: any thread may call any method."""
 
     name = "linux"
-    degraded_reason: str | None = None
+    failure: OSError | None = None
     abilities: Sequence[Ability] = ()  # set by who starts the service: app.sandbox.abilities asks for them
 
     # False makes `map_ids` and `map_write` use one command per entry even where the programs of `bulk` could be had.

@@ -26,8 +26,9 @@ from app.keeper.messages import MAX_REPLY, MAX_SEQUENCE, REPLY, REQUEST, KeeperC
 from app.sandbox.channel import receive, send
 
 TIMEOUT_SECONDS: Final = 10.0  # for the start, and for an answer to a thread that may wait
-_LOOP_TIMEOUT_SECONDS: Final = 0.2  # for an answer to a thread that runs an event loop, which stands still meanwhile
-_SLOW_SECONDS: Final = 1.0  # a keeper that needs longer for an answer is told to be hanging
+# A keeper that needs longer for an answer is told to be hanging. So long an event loop stands still for it, once: on a
+# busy machine a keeper that works well may need a few tenths of it.
+_SLOW_SECONDS: Final = 1.0
 _CODE: Final = "import sys; sys.path.append(sys.argv[3]); from app.keeper.process import main; main(*sys.argv[1:3])"
 # The keeper stops working where so many of its answers wait that they do not fit into the channel; it has 200 KB.
 MAX_UNANSWERED: Final = 32
@@ -92,7 +93,7 @@ class KeeperClient:
     def ask(self, op: Op, number: int = 0, text: str = "", fd: int | None = None) -> tuple[bytes, int | None]:
         """Ask one question, and wait for the answer.
 
-        A thread that runs an event loop waits at most 0.2 s, and any other at most 10 s. Whatever asks while an older
+        A thread that runs an event loop waits at most 1 s, and any other at most 10 s. Whatever asks while an older
         question has had no answer for that long fails at once, so a keeper that hangs costs that time only once.
 
         Args:
@@ -108,7 +109,7 @@ class KeeperClient:
             OSError: The errno with which the keeper refuses; EPIPE if it has ended; ETIMEDOUT if it does not answer in
                 time. It may then still do what it was asked, but a pin that it makes too late is removed again.
         """
-        patience, now = _LOOP_TIMEOUT_SECONDS if _is_in_event_loop() else TIMEOUT_SECONDS, time.monotonic()
+        patience, now = _SLOW_SECONDS if _is_in_event_loop() else TIMEOUT_SECONDS, time.monotonic()
         asked_at = self._asked_at  # of this or any other thread
         turn = now + patience if asked_at is None else max(now, asked_at + patience)
         if not self._lock.acquire(timeout=turn - now):
@@ -171,7 +172,7 @@ class KeeperClient:
         if passed is not None:
             os.close(passed)
         if op == Op.PIN_ARRAY and not error:  # whoever asked for the pin was told that there is none
-            self._exchange(Op.UNPIN, 0, text, None, max(deadline, time.monotonic() + _LOOP_TIMEOUT_SECONDS))
+            self._exchange(Op.UNPIN, 0, text, None, max(deadline, time.monotonic() + _SLOW_SECONDS))
 
     def ask_all(self, questions: Sequence[tuple[Op, int, str]]) -> "list[tuple[bytes, int | None] | OSError]":
         """Ask several questions at once: the keeper works on them while this process sends and receives.
@@ -315,28 +316,29 @@ class KeeperClient:
         return signal.Signals(-status).name
 
     @property
-    def degraded_reason(self) -> str | None:
-        """The reason why the keeper cannot be asked, with a remedy; None while it can."""
+    def failure(self) -> OSError | None:
+        """What `ask` raises as the keeper cannot be asked: `strerror` has a remedy. None while it can."""
+        ended, hangs = OSError(errno.EPIPE, KEEPER_ENDED), OSError(errno.ETIMEDOUT, KEEPER_HANGS)
         if self.has_ended or self._channel.fileno() < 0:
-            return KEEPER_ENDED
+            return ended
         asked_at = self._asked_at
         if asked_at is None:
             return None
         if not self._lock.acquire(blocking=False):  # a thread waits for the answer
-            return KEEPER_HANGS if self._is_late or time.monotonic() - asked_at > _SLOW_SECONDS else None
+            return hangs if self._is_late or time.monotonic() - asked_at > _SLOW_SECONDS else None
         try:
             self._drop_late_answer(0.0)
         except (BrokenPipeError, ConnectionResetError):
-            return KEEPER_ENDED
+            return ended
         except (TimeoutError, BlockingIOError):
-            return KEEPER_HANGS
+            return hangs
         finally:
             self._lock.release()
         return None
 
     def close(self) -> None:
-        """Close the channel, upon which the keeper ends, and wait for its end: up to 10 s, or 0.2 s if it hangs."""
-        seconds = TIMEOUT_SECONDS if self.degraded_reason is None else _LOOP_TIMEOUT_SECONDS
+        """Close the channel, upon which the keeper ends, and wait for its end: up to 10 s, or 1 s if it hangs."""
+        seconds = TIMEOUT_SECONDS if self.failure is None else _SLOW_SECONDS
         self._channel.close()
         with self._fds_lock:
             fds = *(self._programs or ()), *(self._iterators or ()), self._keep_dir

@@ -50,9 +50,9 @@ class KeeperKernel(LinuxKernel):
         self._described: dict[int, tuple[str, MapInfo | None]] = {}  # kind and info, by the fd of /dev/null
 
     @property
-    def degraded_reason(self) -> str | None:  # type: ignore[override]
-        """The reason why the keeper cannot be asked, with a remedy; None while it can."""
-        return self._keeper.degraded_reason
+    def failure(self) -> OSError | None:  # type: ignore[override]
+        """Why the keeper cannot be asked, with a remedy; None while it can."""
+        return self._keeper.failure
 
     def table_programs(self) -> TablePrograms:
         """Return the programs that `map_ids` and `map_write` run, which the keeper has loaded."""

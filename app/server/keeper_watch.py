@@ -39,11 +39,11 @@ class KeeperWatch:
         while not self._keeper.has_ended:
             if polls % _POLLS_PER_PIN_CHECK == 0:
                 await self._registry.check_pins()
-            reason = self._keeper.degraded_reason
-            if (reason is not None) != is_hanging and not self._keeper.has_ended:
-                is_hanging = reason is not None
-                if is_hanging:
-                    log.warning("the keeper does not answer", reason=reason)
+            failure = self._keeper.failure
+            if (failure is not None) != is_hanging and not self._keeper.has_ended:
+                is_hanging = failure is not None
+                if failure is not None:
+                    log.warning("the keeper does not answer", reason=failure.strerror)
                 else:
                     log.info("the keeper answers again")
             polls += 1

@@ -246,7 +246,7 @@ table, drop = kernel.obj_get("{pins}/table"), kernel.obj_get("{pins}/drop")
 assert kernel.table_programs() == (None, None)
 assert kernel.map_write(table, array("I", [1]), array("i", [drop])) == (1, 0)
 assert list(kernel.map_ids(table, 0, 3)) == [0, kernel.prog_info(drop).id, 0]
-assert keeper.degraded_reason is None
+assert keeper.failure is None
 keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -322,7 +322,7 @@ else:
     raise AssertionError("it was listed")
 assert kernel.owner_of(1) is None and kernel.codes([1, 2]) == {{}}
 assert any("links could not be listed" in each for each in kernel.attachments().unseen)
-assert keeper.degraded_reason is None
+assert keeper.failure is None
 keeper.close()
 """
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -450,10 +450,10 @@ class TestLifetime:
         assert not Path(f"/proc/{keeper.pid}/fd/0").exists()
 
     def test_caller_gets_an_error_once_the_keeper_is_dead(self, keeper: KeeperClient, kernel: KeeperKernel) -> None:
-        assert not kernel.degraded_reason
+        assert kernel.failure is None
         os.kill(keeper.pid, signal.SIGKILL)
         assert [errno_of(kernel.obj_get, "/x") for _ in range(2)] == [EPIPE, EPIPE]
-        assert "restart the service" in str(kernel.degraded_reason)
+        assert "restart the service" in str(kernel.failure)
 
     def test_keeper_has_only_the_needed_capabilities(self, keeper: KeeperClient) -> None:
         status = Path(f"/proc/{keeper.pid}/status").read_text()
@@ -487,7 +487,7 @@ class TestLifetime:
     def test_empty_datagram_does_not_end_the_keeper(self, keeper: KeeperClient) -> None:
         keeper._channel.send(b"")
         assert REPLY.unpack(receive(keeper._channel, 100)[0])[0] == EMSGSIZE
-        assert keeper.degraded_reason is None
+        assert keeper.failure is None
 
     def test_too_long_message_is_refused(self, keeper: KeeperClient) -> None:
         for size in (MAX_TEXT + 1, 1 << 16):
@@ -506,20 +506,20 @@ def stopped(keeper: KeeperClient) -> Iterator[KeeperClient]:
 
 def _answers(keeper: KeeperClient) -> bool:
     deadline = time.monotonic() + 20
-    while keeper.degraded_reason is not None and time.monotonic() < deadline:
+    while keeper.failure is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    return keeper.degraded_reason is None
+    return keeper.failure is None
 
 
 @pytest.mark.field
 class TestHanging:
     async def test_event_loop_waits_once_and_shortly(self, stopped: KeeperClient, anyio_backend: str) -> None:
-        """Field 30: a keeper that hangs costs the event loop 0.2 s in all, however often it is asked."""
+        """Field 30: a keeper that hangs costs the event loop 1 s in all, however often it is asked."""
         began = time.monotonic()
         for _ in range(20):
             assert errno_of(stopped.ask, Op.TOKEN, 0, "0" * 64) == ETIMEDOUT
-        assert 0.15 < time.monotonic() - began < 2
-        assert "does not answer" in str(stopped.degraded_reason)
+        assert 0.9 < time.monotonic() - began < 3
+        assert "does not answer" in str(stopped.failure)
 
     async def test_event_loop_does_not_wait_for_a_thread_that_waits(
         self, stopped: KeeperClient, anyio_backend: str

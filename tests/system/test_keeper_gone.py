@@ -170,6 +170,27 @@ class TestEnd:
 
 @pytest.mark.field
 class TestHanging:
+    def test_change_whose_undo_needs_the_keeper_says_that_it_does_not_answer(self, ours: Path, tmp_path: Path) -> None:
+        """Its entry holds a program that the service could open by its id only."""
+        kernel = LinuxKernel()
+        table = kernel.obj_get(str(ours / "table"))
+        lonely = kernel.prog_load(ProgType.XDP, asm.returns(3), "lonely")
+        kernel.map_update(table, 1, lonely)
+        for fd in (table, lonely):
+            kernel.close(fd)
+        with serving(ours, tmp_path, f'keep_dir = "{ours.parent}/keep"') as (service, client, keeper):
+            os.kill(keeper, signal.SIGSTOP)
+            try:
+                refused = client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"})
+                told = refused.json()
+                assert (refused.status_code, told["code"], told["errno"]) == (503, "keeper-unavailable", "ETIMEDOUT")
+                assert "does not answer" in told["detail"]
+            finally:
+                os.kill(keeper, signal.SIGCONT)
+            until(lambda: client.get("/readyz").status_code == 200)
+            assert client.put(f"{ENTRY}?confirm_within=60", json={"program": "pass"}).status_code == 200
+            assert service.stop() == 0
+
     def test_service_answers_while_its_keeper_is_stopped_and_uses_it_when_it_goes_on(
         self, ours: Path, tmp_path: Path
     ) -> None:

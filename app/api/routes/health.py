@@ -102,8 +102,9 @@ async def get_readiness(request: Request) -> Response:
     await service.pins.check_all()
     moved = [held for held in (*registry.maps, *registry.programs) if held.moved is not None]
     reasons += [warning for warning in map(moved_warning, moved) if warning is not None]
-    if registry.kernel.degraded_reason is not None:
-        reasons.append(registry.kernel.degraded_reason)
+    failure = registry.kernel.failure
+    if failure is not None:
+        reasons.append(str(failure.strerror))
     tokens = request.app.state.authentication.tokens
     if tokens is not None and tokens.degraded_reason is not None:
         reasons.append(f"tokens cannot be checked: {tokens.degraded_reason}")
@@ -137,7 +138,7 @@ async def get_version(request: Request) -> Response:
     kernel = service.registry.kernel
     keeper: Literal["running", "failing"] | None = None
     if isinstance(kernel, KeeperKernel):
-        keeper = "running" if kernel.degraded_reason is None else "failing"
+        keeper = "running" if kernel.failure is None else "failing"
     return Json(
         Version(
             version=__version__,

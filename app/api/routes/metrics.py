@@ -97,7 +97,7 @@ class Collector:
             "jumptable_keeper_failing",
             "1: the keeper has ended, or does not answer.",
             (),
-            {(): registry.kernel.degraded_reason is not None},
+            {(): registry.kernel.failure is not None},
         )
         yield gauge("jumptable_event_readers", "Readers of /events.", (), {(): self._service.feed.readers})
 

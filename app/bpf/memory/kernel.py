@@ -75,7 +75,7 @@ class MemoryKernel(OneCallPerEntry, MemoryBpffs):
     """`Kernel` in memory. Thread rule: any thread may call any method; one lock guards all objects."""
 
     name = "memory"
-    degraded_reason: str | None = None
+    failure: OSError | None = None
     abilities: Sequence[Ability] = (Ability("memory", can=True, detail="this kernel is a simulation in memory"),)
 
     def __init__(self) -> None:

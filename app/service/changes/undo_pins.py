@@ -8,7 +8,7 @@ import structlog
 
 from app.bpf.bpffs import KEPT_PIN
 from app.bpf.kernel import Kernel
-from app.service.errors import KeeperGone, NotRestorable, PinUnusable, ServiceError
+from app.service.errors import KeeperGone, NotRestorable, PinUnusable, ServiceError, kernel_failure
 from app.service.objects.opening import check_pinnable, open_program, pin_failure
 from app.service.objects.program import Program
 from app.service.objects.source import Made, Pinned
@@ -52,8 +52,9 @@ class UndoPins:
             for record in needed.values()
             if (reason := self._why_not(held, record, replaced)) is not None
         ]
-        if wrong and self._kernel.degraded_reason is not None:
-            raise KeeperGone("PROG_GET_FD_BY_ID", "EPIPE")
+        failure = self._kernel.failure if wrong else None
+        if failure is not None:
+            raise kernel_failure("PROG_GET_FD_BY_ID", failure)
         if wrong:
             raise NotRestorable(held.name, f"program {wrong[0]['program']!r}: {wrong[0]['reason']}", wrong)
         if needed and self._folder is not None and not isinstance(held.source, Made):

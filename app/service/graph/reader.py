@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import time
 from array import array
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
@@ -59,8 +58,9 @@ class GraphReader:
                 unseen.append(_ONLY_HELD)
                 loaded = await asyncio.to_thread(_load_held, kernel, tables, self._held_programs())
             try:
-                if kernel.degraded_reason is not None:
-                    raise OSError(errno.EPIPE, kernel.degraded_reason)
+                failure = kernel.failure
+                if failure is not None:
+                    raise failure
                 codes = await asyncio.to_thread(self._read_codes, loaded)
                 attachments = await asyncio.to_thread(kernel.attachments)
                 others = [each for each in loaded.arrays.values() if each.id not in tables]
