@@ -8,7 +8,7 @@ from typing import Final
 from pydantic_core import from_json, to_json
 
 from app.store.database import Database
-from app.store.number_arrays import NUMBERS, consecutive, distinct, mapped
+from app.store.number_arrays import NUMBERS, as_range, distinct, mapped
 from app.store.records import EMPTY, Array, Batch, EntryChanges, Indexes, ProgramRecord, Programs, numbered
 
 _UNAPPLIED_ROWS: Final = """
@@ -84,7 +84,7 @@ class PackedTable:
         for number, record in programs.items():
             place_of[number] = self._places.setdefault((record, boot_id), len(self._places) + 1)
         table = self._numbers
-        together = _as_range(indexes)
+        together = as_range(indexes)
         stop = max(indexes, default=-1) + 1 if together is None else together.stop
         table.frombytes(bytes(4 * max(0, stop - len(table))))
         if together is not None:  # assigning a slice takes a small part of the time
@@ -237,11 +237,3 @@ class _StoredTables(dict[str, PackedTable]):
             named = {id_: self._programs[id_] for id_ in set(after)}
             self[map_].apply(EntryChanges(indexes, after, after, named), self._boot_id)
         self._gathered, self._programs = {}, {}
-
-
-def _as_range(indexes: Indexes) -> range | None:
-    """The indexes as a range if they are consecutive, as when a whole table is written. None if they are not."""
-    if isinstance(indexes, range) or not indexes or indexes[-1] - indexes[0] != len(indexes) - 1:
-        return indexes if isinstance(indexes, range) and indexes.step == 1 else None
-    found = range(indexes[0], indexes[-1] + 1)
-    return found if consecutive(found) == indexes else None

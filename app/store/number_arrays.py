@@ -30,6 +30,16 @@ def _first() -> "array[int]":
     return array(NUMBERS, range(_PREPARED))
 
 
+def as_range(numbers: "array[int] | range") -> range | None:
+    """Return the numbers as a range with step 1 if they are consecutive. None: they are not, or there are none."""
+    if isinstance(numbers, range):
+        return numbers if numbers and numbers.step == 1 else None
+    if not numbers or numbers[-1] - numbers[0] != len(numbers) - 1:
+        return None
+    found = range(numbers[0], numbers[-1] + 1)
+    return found if consecutive(found) == numbers else None
+
+
 def is_among(number: int, numbers: "array[int]") -> bool:
     """Return whether an array has a number."""
     sought, content = _bytes_of(number), numbers.tobytes()

@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from app.store.number_arrays import NUMBERS, consecutive, distinct, is_among, mapped
+from app.store.number_arrays import NUMBERS, as_range, consecutive, distinct, is_among, mapped
 
 FEW = [70_001, 70_002, 0, (1 << 32) - 1]
 ALIKE = [0x01010000, 0x01000001, 0x00010001, 0x00000000, 0x01010101]  # no byte tells all of them apart
@@ -58,3 +58,16 @@ class TestWholeArrays:
 def test_number_is_among_others(numbers: list[int], is_there: bool) -> None:
     """Bytes of two numbers that look like the one that is sought are not it."""
     assert is_among(0, array(NUMBERS, numbers)) == is_there
+
+
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [([3, 4, 5], range(3, 6)), ([7], range(7, 8)), ([], None), ([1, 3, 2, 4], None), ([5, 4, 3], None), ([1, 3], None)],
+)
+def test_consecutive_numbers_are_a_range(numbers: list[int], found: range | None) -> None:
+    assert as_range(array(NUMBERS, numbers)) == found
+
+
+def test_ranges_with_step_1_are_ranges() -> None:
+    assert as_range(range(3, 9)) == range(3, 9)
+    assert as_range(range(3, 9, 2)) is None

@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from app.api.encoding.lists import list_chunks
+from app.api.encoding.numerals import numerals
 from app.api.schemas.responses import Change
 from app.store.records import EMPTY, EntryChanges, ProgramRecord
 from app.store.records import Change as ChangeRecord
@@ -121,7 +122,7 @@ def _entry_chunks(entries: EntryChanges) -> Iterator[str]:
         stop = start + ENTRIES_PER_CHUNK
         indexes = entries.indexes[start:stop]
         texts = [""] * (3 * len(indexes))
-        texts[0::3] = map(str, indexes)
+        texts[0::3] = numerals(indexes)
         texts[1::3] = map(befores.__getitem__, entries.before[start:stop])
         texts[2::3] = map(afters.__getitem__, entries.after[start:stop])
         texts[-1] = texts[-1].removesuffix("," + start_of_entry)

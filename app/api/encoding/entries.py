@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from app.api.encoding.lists import list_chunks
+from app.api.encoding.numerals import numerals
 from app.api.schemas import responses
 from app.service.objects.program import ProgramSummary
 from app.service.registry.held import HeldMap
 from app.service.registry.registry import Registry
+from app.store.number_arrays import as_range
 
 ENTRIES_PER_CHUNK: Final = 4096  # about 2 ms to encode
 _MAX_TEMPLATES: Final = 4096
@@ -159,9 +161,9 @@ def table_chunks(
 class _EntryEncoder(dict[int, str]):
     """Encodes entries of one map. Each program is encoded only once.
 
-    The text of an entry is its index, the text up to the index within its tag, that index in hex, and the rest. The
-    rest is the same for all entries with the same program. It also has the comma and the beginning of the next entry,
-    so that four strings for each entry are joined and not six. As a dict, the encoder maps a program id to that rest.
+    The text of an entry is its index, the text up to the end of the index within its tag, and the rest. The rest is the
+    same for all entries with the same program. It also has the comma and the beginning of the next entry, so that three
+    strings for each entry are joined and not five. As a dict, the encoder maps a program id to that rest.
     """
 
     def __init__(self, registry: Registry, held: HeldMap, map_id: int) -> None:
@@ -187,14 +189,13 @@ class _EntryEncoder(dict[int, str]):
             indexes: The indexes, rising.
             ids: By index, the id of the program.
         """
-        texts = [""] * (4 * len(indexes))
-        first, last = indexes[0], indexes[-1]
-        has_gaps = last - first >= len(indexes)
+        texts = [""] * (3 * len(indexes))
+        together = as_range(indexes)
+        held = map(ids.__getitem__, indexes) if together is None else ids[together.start : together.stop]
         # This comes first, because `__missing__` sets the two texts that are used below.
-        texts[3::4] = map(self.__getitem__, map(ids.__getitem__, indexes) if has_gaps else ids[first : last + 1])
-        texts[0::4] = map(str, indexes)
-        texts[1::4] = [self._start_of_etag] * len(indexes)
-        texts[2::4] = map("%x".__mod__, indexes)
+        texts[2::3] = map(self.__getitem__, held)
+        texts[0::3] = numerals(indexes)
+        texts[1::3] = numerals(indexes, "x", self._start_of_etag)
         if self._held.unconfirmed is not None:
             self._tell_waiting(texts, indexes)
         texts[-1] = texts[-1].removesuffix("," + self._start_of_entry)
@@ -206,5 +207,5 @@ class _EntryEncoder(dict[int, str]):
         for place, index in enumerate(indexes):
             waiting = waiting_of(self._held, index)
             if waiting is not None:
-                before = texts[4 * place + 3].removesuffix("null" + after)
-                texts[4 * place + 3] = before + waiting.model_dump_json() + after
+                before = texts[3 * place + 2].removesuffix("null" + after)
+                texts[3 * place + 2] = before + waiting.model_dump_json() + after
