@@ -48,7 +48,8 @@ _EVENTS_PER_MAINTENANCE: Final = 1024
 _MANY_ENTRIES: Final = 4096
 _MAX_WAITING_ENTRIES: Final = 1 << 22
 _QUIET_SECONDS: Final = 0.25
-# How many entries one maintenance moves into the expected tables, about 13 ms; more if one change has more.
+_PAUSE_SECONDS: Final = 0.05  # between one maintenance and the next
+# How many entries one maintenance moves into the expected tables, about 8 ms; more if one change has more.
 _ENTRIES_PER_MAINTENANCE: Final = 1 << 16
 # What one maintenance prunes at most; more if changes with many entries were written.
 _MAX_PRUNED_ROWS: Final = 1024
@@ -135,14 +136,20 @@ class Journal:
         """Close the file."""
         if self._quiet_timer is not None:
             self._quiet_timer.cancel()
+        if self._quiet_task is not None:
+            self._quiet_task.cancel()
         self._database.close()
 
     # Transactions
 
+    @property
+    def _waiting_entries(self) -> int:
+        return self._history.written_entries - self._maintained_entries
+
     def _maintain(self) -> None:
         """Do maintenance if it is due and cannot wait."""
         events = self._history.written_event - self._maintained_event
-        waiting = self._history.written_entries - self._maintained_entries
+        waiting = self._waiting_entries
         if self._is_quiet or events >= _EVENTS_PER_MAINTENANCE or waiting >= _MAX_WAITING_ENTRIES:
             self._is_quiet = False
             self._maintain_now(max(events, 1), waiting)
@@ -176,7 +183,7 @@ class Journal:
     def _publish(self) -> None:
         """Tell of what is committed. Let maintenance of many entries come when nobody waits for it."""
         self._history.publish()
-        if self._history.written_entries - self._maintained_entries >= _MANY_ENTRIES:
+        if self._waiting_entries >= _MANY_ENTRIES and (self._quiet_task is None or self._quiet_task.done()):
             self._maintain_later()
 
     def _maintain_later(self) -> None:
@@ -195,10 +202,18 @@ class Journal:
         self._quiet_task = asyncio.create_task(self._maintain_while_quiet())
 
     async def _maintain_while_quiet(self) -> None:
-        """Do one maintenance, after an empty transaction in its turn. The rest comes after another quiet time."""
-        self._is_quiet = True
-        with suppress(JournalFailed):
-            await self._database.write(lambda: None)
+        """Do one maintenance after another, each after an empty transaction, until another change of many comes."""
+        written = self._history.written_entries
+        while self._waiting_entries >= _MANY_ENTRIES:
+            self._is_quiet = True
+            try:
+                await self._database.write(lambda: None)
+            except JournalFailed:
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
+            if self._history.written_entries - written >= _MANY_ENTRIES:
+                self._maintain_later()
+                return
 
     # Changes and events
 
