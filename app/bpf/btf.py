@@ -7,7 +7,7 @@ kernel. Kernel: /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF, Linux 5.4); form
 import mmap
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -67,8 +67,8 @@ def layout(
     # Anonymous memory instead of bytes: malloc would raise its threshold and keep blocks of this size from then on.
     with VMLINUX.open("rb") as file, mmap.mmap(-1, max(VMLINUX.stat().st_size, _HEADER.size)) as data:
         file.readinto(data)
-        types = _Types(data)
-        for kind, name, id_ in types.named({types.name(each): each for each in (*structures, *functions)}):
+        types = _Types(data, [*structures, *functions])
+        for kind, name, id_ in types.named:
             if name in structures and kind == _STRUCT:
                 ids[name], sizes[name] = id_, types.size(id_)
                 for field, offset in types.fields(id_):
@@ -84,10 +84,14 @@ def layout(
 
 
 class _Types:
-    """The parsed types of a BTF file."""
+    """The parsed types of a BTF file.
 
-    def __init__(self, data: mmap.mmap) -> None:
-        """Find where each type begins.
+    Attributes:
+        named: (kind, name, id) of each type that has one of the names that were asked for.
+    """
+
+    def __init__(self, data: mmap.mmap, names: Iterable[str]) -> None:
+        """Find where each type begins, and those with these names, in one pass: there are about 130,000.
 
         Raises:
             LookupError: The data are no BTF in the byte order of this machine.
@@ -98,27 +102,24 @@ class _Types:
         self._data, self._strings = data, header + strings
         self._strings_end = self._strings + strings_size
         self._starts = array("I", [0])  # offset of each type by its id; id 0 is void
-        once = [_BYTES_ONCE.get(kind, 0) for kind in range(32)]
+        self.named: list[tuple[int, str, int]] = []
+        wanted = {self._offset(name): name for name in names}
+        wanted.pop(0, None)  # a name that no type has
+        fixed = [_TYPE.size + _BYTES_ONCE.get(kind, 0) for kind in range(32)]
         each = [_BYTES_PER_PART.get(kind, 0) for kind in range(32)]
-        at, end, add, info_at = header + at, header + at + size, self._starts.append, struct.Struct("<4xI").unpack_from
+        at, end, add, read = header + at, header + at + size, self._starts.append, struct.Struct("<2I").unpack_from
         while at < end:
-            add(at)
-            (info,) = info_at(data, at)
+            name, info = read(data, at)
             kind = info >> 24 & 31
-            at += 12 + once[kind] + each[kind] * (info & 0xFFFF)
+            if name in wanted:
+                self.named.append((kind, wanted[name], len(self._starts)))
+            add(at)
+            at += fixed[kind] + each[kind] * (info & 0xFFFF)
 
-    def name(self, text: str) -> int:
+    def _offset(self, text: str) -> int:
         """Return the offset of a name in the table of strings; 0 where it is not there."""
         at = self._data.find(b"\0%s\0" % text.encode(), self._strings, self._strings_end)
         return 0 if at < 0 else at + 1 - self._strings
-
-    def named(self, names: Mapping[int, str]) -> Iterator[tuple[int, str, int]]:
-        """Yield (kind, name, id) of each type that has one of these names; `names` is by offset, as from `name`."""
-        data, read = self._data, _TYPE.unpack_from
-        for id_, start in enumerate(self._starts):
-            name, info, _ = read(data, start)
-            if name in names and id_:
-                yield info >> 24 & 31, names[name], id_
 
     def size(self, id_: int) -> int:
         """Return the size of a structure in bytes."""
