@@ -4,6 +4,7 @@ The certificate's CommonName is the user in etcd, so there are no passwords and 
 
 - Reads are tried again, on the next member, until `patience` is over.
 - Writes are sent once. If the answer does not arrive, whether they were made is not known: `OutcomeUnknown`. Then read.
+- A request that etcd refuses as users have changed meanwhile is sent again, until `patience` is over: nothing was done.
 - Watches go on by themselves, from the revision after the last that they have told.
 
 Thread rule: one event loop, in which the object is made and closed.
@@ -51,7 +52,6 @@ _WITH_LEADER: Final = (("hasleader", "true"),)
 _NOT_CONNECTED: Final = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}
 # etcd refuses what it has received before users or roles have changed, and has not done by then. It can be sent again.
 _AUTH_CHANGED: Final = "revision of auth store is old"
-_AUTH_ATTEMPTS: Final = 10
 _AGAIN: Final = {  # answers after which another member, or the same a little later, may do better
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -140,7 +140,7 @@ class Etcd:
             endpoints: The members, as `host:port`. It begins with any of them, so that clients spread.
             credentials: Certificates; None: without TLS, for trying.
             timeout: Seconds for one attempt of a request.
-            patience: Seconds for all attempts of a read together.
+            patience: Seconds for all attempts of a read together, or of a request that changes of users refuse.
             keepalive: Seconds without traffic after which a ping asks whether the member still lives. etcd closes
                 connections that ask more often than every 5 s.
         """
@@ -534,18 +534,18 @@ class Etcd:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        pauses = _pauses()
-        for _ in range(_AUTH_ATTEMPTS):
+        deadline = time.monotonic() + self._patience
+        while True:
             try:
                 result = await _translated(call(request, timeout=self._timeout))
             except Refused as error:
-                if _AUTH_CHANGED not in str(error):
+                if _AUTH_CHANGED not in str(error) or time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(next(pauses))
             else:
                 self._succeeded()
                 return result
-        raise Unavailable("users or roles change all the time")
+            # Nothing was done, and this passes as soon as the change of users is applied.
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS * random.random())  # noqa: S311 - no secret
 
     async def _ready(self, member: "_Member") -> grpc.aio.Channel:
         """Return the connection to a member once it is there.
