@@ -51,7 +51,7 @@ class KeeperWatch:
         ended_by = self._keeper.ended_by
         if not self._is_restarted:
             log.error(
-                "the keeper has ended: what is held is served, and nothing can be opened: restart the service",
+                "the keeper has ended, so nothing can be opened; what is held is still served; restart the service",
                 ended_by=ended_by,
             )
             return

@@ -20,8 +20,10 @@ _INVERTED: Final = bytes(reversed(range(256)))
 _MANY: Final = 256
 
 
-def consecutive(numbers: range) -> "array[int]":
-    """Return the numbers of a range, which has step 1, as an array."""
+def as_array(numbers: "array[int] | range") -> "array[int]":
+    """Return the numbers of a range with step 1 as a new array, and an array as it is."""
+    if not isinstance(numbers, range):
+        return numbers
     return _first()[numbers.start : numbers.stop] if numbers.stop <= _PREPARED else array(NUMBERS, numbers)
 
 
@@ -37,7 +39,7 @@ def as_range(numbers: "array[int] | range") -> range | None:
     if not numbers or numbers[-1] - numbers[0] != len(numbers) - 1:
         return None
     found = range(numbers[0], numbers[-1] + 1)
-    return found if consecutive(found) == numbers else None
+    return found if as_array(found) == numbers else None
 
 
 def is_among(number: int, numbers: "array[int]") -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic_core import from_json, to_json
 
-from app.store.number_arrays import NUMBERS, consecutive
+from app.store.number_arrays import NUMBERS, as_array
 
 # A program's number stands for the program in arrays of entries. It is one of these:
 # - EMPTY: the entry holds no program.
@@ -149,8 +149,7 @@ class EntryChanges:
         if self._packed is not None:
             return self._packed
         programs = [(each.name, each.id, each.tag, each.pinned) for each in self.programs.values()]
-        indexes = consecutive(self.indexes) if isinstance(self.indexes, range) else self.indexes
-        return b"".join((to_json(programs), b"\n", indexes, self.before, self.after))
+        return b"".join((to_json(programs), b"\n", as_array(self.indexes), self.before, self.after))
 
     @staticmethod
     def compressed(content: bytes) -> bytes:

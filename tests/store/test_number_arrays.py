@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from app.store.number_arrays import NUMBERS, as_range, consecutive, distinct, is_among, mapped
+from app.store.number_arrays import NUMBERS, as_array, as_range, distinct, is_among, mapped
 
 FEW = [70_001, 70_002, 0, (1 << 32) - 1]
 ALIKE = [0x01010000, 0x01000001, 0x00010001, 0x00000000, 0x01010101]  # no byte tells all of them apart
@@ -18,10 +18,10 @@ def _array(choices: list[int], count: int) -> "array[int]":
 
 @pytest.mark.parametrize("numbers", [range(0), range(3, 7), range(65_536), range(65_530, 65_600), range(9, 9)])
 def test_consecutive_numbers(numbers: range) -> None:
-    found = consecutive(numbers)
+    found = as_array(numbers)
     assert found == array(NUMBERS, numbers)
     found.append(5)  # it is the caller's
-    assert consecutive(numbers) == array(NUMBERS, numbers)
+    assert as_array(numbers) == array(NUMBERS, numbers)
 
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 5000])

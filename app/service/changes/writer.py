@@ -12,7 +12,7 @@ from app.service.changes.plan import WritePlan
 from app.service.errors import EntryEmpty, ServiceError, Stopping
 from app.service.objects.program import Program
 from app.service.objects.program_array import CLEAR, ProgramArray
-from app.store.number_arrays import NUMBERS, consecutive, is_among, mapped
+from app.store.number_arrays import NUMBERS, as_array, is_among, mapped
 from app.store.records import EMPTY
 
 _MAX_INLINE_SETS: Final = (
@@ -138,8 +138,7 @@ def _write_in_slices(
         if is_stopping():
             return done, Stopping()
         began = time.monotonic()
-        part = plan.indexes[done : done + size]
-        indexes = consecutive(part) if isinstance(part, range) else part
+        indexes = as_array(plan.indexes[done : done + size])
         written, number = table.write_many(indexes, _values(plan.after, done, size, fds))
         done += written
         if number:
